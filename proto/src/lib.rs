@@ -1,0 +1,18 @@
+//! The gRPC API of Votestream, package `votestream.v1`.
+//!
+//! Owns the wire: the generated messages and services, the descriptors for server reflection, and [`VotesMessage`], which
+//! reads votes in place instead of copying every string. Must never hold a rule of the domain: what a valid vote is, is
+//! decided in `votestream-core`, and these types end in the services.
+
+mod votes;
+
+pub use votes::{MalformedMessage, VoteBytes, VotesMessage};
+
+/// Generated from `votestream/v1/*.proto`; the documentation of every field is there.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("votestream.v1");
+}
+
+/// The encoded `FileDescriptorSet` of the API, for server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

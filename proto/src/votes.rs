@@ -1,0 +1,285 @@
+//! A message of votes that is read where it was received.
+//!
+//! `CastVoteRequest`, `CastVotesRequest` and `StreamVotesRequest` have the same wire form: votes in field 1. Decoding them
+//! into strings costs three allocations a vote, and one id that is not UTF-8 would fail the whole message. [`VotesMessage`]
+//! keeps the received bytes instead; [`VotesMessage::votes`] walks them and yields slices. Checking the slices is the
+//! caller's business: nothing here knows what a valid id is.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::{
+    DecodeError, Message,
+    encoding::{DecodeContext, WireType, encode_varint, encoded_len_varint, skip_field},
+};
+
+/// Field number 1, wire type 2: `votes` in the requests, `poll_id` in a vote.
+const TAG_1: u8 = (1 << 3) | 2;
+/// Field number 2, wire type 2: `user_id`.
+const TAG_2: u8 = (2 << 3) | 2;
+/// Field number 3, wire type 2: `option_id`.
+const TAG_3: u8 = (3 << 3) | 2;
+
+/// A request that holds votes, as it stands on the wire.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VotesMessage {
+    /// Received messages are one shared slice of the connection's buffer.
+    received: Bytes,
+    /// Messages under construction grow here. Never both non-empty, except for votes pushed onto a received message.
+    built: BytesMut,
+}
+
+/// One vote of a message, unchecked: the bytes may be empty, too long, or no text at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VoteBytes<'a> {
+    /// `Vote.poll_id`.
+    pub poll_id: &'a [u8],
+    /// `Vote.user_id`.
+    pub user_id: &'a [u8],
+    /// `Vote.option_id`.
+    pub option_id: &'a [u8],
+}
+
+/// The bytes are not a protobuf message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedMessage;
+
+impl std::fmt::Display for MalformedMessage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("not a valid protobuf message")
+    }
+}
+
+impl std::error::Error for MalformedMessage {}
+
+impl VotesMessage {
+    /// An empty message with room for `bytes` bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { received: Bytes::new(), built: BytesMut::with_capacity(bytes) }
+    }
+
+    /// Appends a vote.
+    pub fn push(&mut self, poll_id: &str, user_id: &str, option_id: &str) {
+        let field = |value: &str| match value.len() {
+            0 => 0,
+            len => 1 + encoded_len_varint(len as u64) + len,
+        };
+        let len = field(poll_id) + field(user_id) + field(option_id);
+        self.built.put_u8(TAG_1);
+        encode_varint(len as u64, &mut self.built);
+        for (tag, value) in [(TAG_1, poll_id), (TAG_2, user_id), (TAG_3, option_id)] {
+            if !value.is_empty() {
+                self.built.put_u8(tag);
+                encode_varint(value.len() as u64, &mut self.built);
+                self.built.put_slice(value.as_bytes());
+            }
+        }
+    }
+
+    /// Size on the wire, in bytes.
+    pub fn wire_len(&self) -> usize {
+        self.received.len() + self.built.len()
+    }
+
+    /// Whether nothing was received and nothing pushed. A message of unknown fields is not empty, though it holds no vote.
+    pub fn is_empty(&self) -> bool {
+        self.wire_len() == 0
+    }
+
+    /// The votes in their order. An item is an error if that vote alone cannot be read, or if the rest of the message
+    /// cannot; in the second case it is the last item.
+    pub fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
+        Votes { rest: &self.received }.chain(Votes { rest: &self.built })
+    }
+}
+
+struct Votes<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Votes<'a> {
+    type Item = Result<VoteBytes<'a>, MalformedMessage>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.rest.is_empty() {
+            match next_field(&mut self.rest) {
+                Ok(Some((1, vote))) => return Some(read_vote(vote)),
+                Ok(_) => {}
+                Err(malformed) => {
+                    self.rest = &[];
+                    return Some(Err(malformed));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn read_vote(mut bytes: &[u8]) -> Result<VoteBytes<'_>, MalformedMessage> {
+    let mut vote = VoteBytes::default();
+    while !bytes.is_empty() {
+        match next_field(&mut bytes)? {
+            Some((1, value)) => vote.poll_id = value,
+            Some((2, value)) => vote.user_id = value,
+            Some((3, value)) => vote.option_id = value,
+            _ => {}
+        }
+    }
+    Ok(vote)
+}
+
+/// Takes one field off the front: its number and value if it is length-delimited, `None` if it is of another kind.
+#[inline]
+fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, MalformedMessage> {
+    // Nearly every field has a one-byte tag and a one-byte length.
+    if let [tag, len, rest @ ..] = *bytes
+        && tag & 0x87 == 2
+        && *len < 0x80
+        && rest.len() >= usize::from(*len)
+    {
+        let (value, rest) = rest.split_at(usize::from(*len));
+        *bytes = rest;
+        return Ok(Some((u32::from(tag >> 3), value)));
+    }
+    let (number, wire_type) = prost::encoding::decode_key(bytes).map_err(|_| MalformedMessage)?;
+    if wire_type != WireType::LengthDelimited {
+        skip_field(wire_type, number, bytes, DecodeContext::default()).map_err(|_| MalformedMessage)?;
+        return Ok(None);
+    }
+    let len = prost::encoding::decode_varint(bytes).map_err(|_| MalformedMessage)?;
+    let len = usize::try_from(len).map_err(|_| MalformedMessage)?;
+    if len > bytes.len() {
+        return Err(MalformedMessage);
+    }
+    let (value, rest) = bytes.split_at(len);
+    *bytes = rest;
+    Ok(Some((number, value)))
+}
+
+impl Message for VotesMessage {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        buf.put_slice(&self.received);
+        buf.put_slice(&self.built);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        // Only reached when a VotesMessage stands inside another message, which none of ours does.
+        if tag == 1 && wire_type == WireType::LengthDelimited {
+            let mut value = Vec::new();
+            prost::encoding::bytes::merge(wire_type, &mut value, buf, ctx)?;
+            self.built.put_u8(TAG_1);
+            encode_varint(value.len() as u64, &mut self.built);
+            self.built.put_slice(&value);
+            Ok(())
+        } else {
+            skip_field(wire_type, tag, buf, ctx)
+        }
+    }
+
+    fn merge(&mut self, mut buf: impl Buf) -> Result<(), DecodeError> {
+        // Of a tonic decode buffer this is a reference count, not a copy.
+        self.received = buf.copy_to_bytes(buf.remaining());
+        Ok(())
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.wire_len()
+    }
+
+    fn clear(&mut self) {
+        self.received = Bytes::new();
+        self.built.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What prost generates for the same messages.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Reference {
+        #[prost(message, repeated, tag = "1")]
+        votes: Vec<ReferenceVote>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct ReferenceVote {
+        #[prost(string, tag = "1")]
+        poll_id: String,
+        #[prost(string, tag = "2")]
+        user_id: String,
+        #[prost(string, tag = "3")]
+        option_id: String,
+    }
+
+    fn read(message: &VotesMessage) -> Vec<Result<ReferenceVote, MalformedMessage>> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        message
+            .votes()
+            .map(|vote| {
+                vote.map(|vote| ReferenceVote {
+                    poll_id: text(vote.poll_id),
+                    user_id: text(vote.user_id),
+                    option_id: text(vote.option_id),
+                })
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_prost(votes in prop::collection::vec((".{0,9}", ".{0,200}", ".{0,9}"), 0..20)) {
+            let reference = Reference {
+                votes: votes
+                    .iter()
+                    .cloned()
+                    .map(|(poll_id, user_id, option_id)| ReferenceVote { poll_id, user_id, option_id })
+                    .collect(),
+            };
+            let mut built = VotesMessage::default();
+            for (poll, user, option) in &votes {
+                built.push(poll, user, option);
+            }
+            prop_assert_eq!(built.encode_to_vec(), reference.encode_to_vec());
+            let received = VotesMessage::decode(&reference.encode_to_vec()[..]).unwrap();
+            let read: Result<Vec<_>, _> = read(&received).into_iter().collect();
+            prop_assert_eq!(read.unwrap(), reference.votes);
+        }
+
+        #[test]
+        fn never_panics_and_always_ends(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let message = VotesMessage::decode(&bytes[..]).unwrap();
+            prop_assert!(message.votes().count() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn one_unreadable_vote_does_not_hide_the_next() {
+        let mut message = VotesMessage::default();
+        message.push("p", "u", "o");
+        let mut bytes = message.encode_to_vec();
+        let good = bytes.clone();
+        // A vote whose inner length points past its end.
+        bytes.extend([TAG_1, 2, TAG_2, 9]);
+        bytes.extend(&good);
+        let read = read(&VotesMessage::decode(&bytes[..]).unwrap());
+        assert_eq!(read.len(), 3);
+        assert!(read[0].is_ok() && read[1].is_err() && read[2].is_ok());
+    }
+
+    #[test]
+    fn unknown_fields_are_skipped() {
+        let mut message = VotesMessage::default();
+        message.push("p", "u", "o");
+        let mut bytes = vec![(9 << 3), 1, (10 << 3) | 2, 1, 0];
+        bytes.extend(message.encode_to_vec());
+        assert_eq!(read(&VotesMessage::decode(&bytes[..]).unwrap()).len(), 1);
+    }
+}
