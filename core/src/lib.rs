@@ -1,1 +1,28 @@
-//! Placeholder.
+//! The domain and the protocol of Votestream.
+//!
+//! Owns every decision: what a valid vote is, how votes become batches, which votes count, when a result is final. Must
+//! never name an engine, open a socket or a file, or read a clock other than through [`time::Clock`]; engines are reached
+//! through the traits in [`port`]. The argument behind the protocol is in ARCHITECTURE.md.
+//!
+//! # Words
+//!
+//! - **vote**: (poll, user, option), as submitted. **batch**: the votes of one stream **record**, all of one shard.
+//! - **position**: sequence number of the record and index of the vote in it; the only order between votes.
+//! - **lane**: the ingest side of one shard. **window**: a run of consecutive records that a consumer commits as a unit.
+//! - **group**: the consumers of one service. **watermark**: all votes that arrived before it have been committed.
+//! - **submitted**: every accepted vote. **counted**: one vote per user, the last one.
+
+pub mod batch;
+pub mod group;
+pub mod limits;
+pub mod poll;
+pub mod port;
+pub mod routing;
+pub mod sequence;
+pub mod time;
+pub mod window;
+
+pub use poll::{Poll, PollId, PollOption, PollSource};
+pub use routing::{HashRange, HashRanges, ShardId, vote_hash};
+pub use sequence::{Position, SequenceNumber};
+pub use time::{Clock, TimeBounds, Timestamp};

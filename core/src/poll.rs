@@ -1,0 +1,221 @@
+//! Polls and the ids that clients choose, with their limits.
+//!
+//! Owns what a valid id and a valid poll is. Bad input ends here, with an error that names the field and the limit.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    limits::{OPTION_ID_BYTES_MAX, OPTIONS_MAX, POLL_ID_BYTES_MAX, TITLE_BYTES_MAX, USER_ID_BYTES_MAX},
+    time::Timestamp,
+};
+
+/// Why a field is invalid. The text is for the client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidField {
+    /// The field is empty.
+    #[error("{0} is empty")]
+    Empty(&'static str),
+    /// The field is too long.
+    #[error("{field} is {len} bytes long, the limit is {max}")]
+    TooLong {
+        /// Name of the field, as in the .proto files.
+        field: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The field is not UTF-8.
+    #[error("{0} is not valid UTF-8")]
+    NotUtf8(&'static str),
+    /// The field holds control characters.
+    #[error("{0} holds a control character")]
+    ControlCharacter(&'static str),
+    /// The poll id holds a character outside its alphabet.
+    #[error("poll_id may hold ASCII letters, digits and \"-\", \"_\", \".\", \"~\" only")]
+    PollIdAlphabet,
+    /// No options, or too many.
+    #[error("options holds {0} entries, the limits are 1 and {OPTIONS_MAX}")]
+    OptionCount(usize),
+    /// Two options have one id.
+    #[error("options names {0:?} twice")]
+    DuplicateOption(String),
+    /// The poll would close before it opens.
+    #[error("closes_at must be later than opens_at")]
+    ClosesBeforeOpening,
+}
+
+/// Checks an id that may hold any text: not empty, within `max` bytes, UTF-8, no control characters.
+pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Result<&'a str, InvalidField> {
+    if bytes.is_empty() {
+        return Err(InvalidField::Empty(field));
+    }
+    if bytes.len() > max {
+        return Err(InvalidField::TooLong { field, len: bytes.len(), max });
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| InvalidField::NotUtf8(field))?;
+    // ASCII control characters are single bytes; U+0080 to U+009F are C2 80 to C2 9F.
+    if bytes.iter().any(|byte| *byte < 0x20 || *byte == 0x7f)
+        || (!bytes.is_ascii() && text.chars().any(char::is_control))
+    {
+        return Err(InvalidField::ControlCharacter(field));
+    }
+    Ok(text)
+}
+
+/// Checks a user id.
+pub fn check_user_id(bytes: &[u8]) -> Result<&str, InvalidField> {
+    check_text("user_id", bytes, USER_ID_BYTES_MAX)
+}
+
+/// Checks an option id.
+pub fn check_option_id(bytes: &[u8]) -> Result<&str, InvalidField> {
+    check_text("option_id", bytes, OPTION_ID_BYTES_MAX)
+}
+
+/// Id of a poll: 1 to 64 bytes of ASCII letters, digits and `-_.~`, so that it fits into URLs and composite keys.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PollId(Arc<str>);
+
+impl PollId {
+    /// Checks the id.
+    pub fn new(id: &str) -> Result<Self, InvalidField> {
+        Self::check(id.as_bytes()).map(|id| Self(id.into()))
+    }
+
+    /// Checks the bytes of an id without keeping them.
+    pub fn check(bytes: &[u8]) -> Result<&str, InvalidField> {
+        let id = check_text("poll_id", bytes, POLL_ID_BYTES_MAX)?;
+        if !bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte)) {
+            return Err(InvalidField::PollIdAlphabet);
+        }
+        Ok(id)
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PollId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One choice of a poll.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PollOption {
+    /// The id that votes name.
+    pub id: Arc<str>,
+    /// Title for people; may be empty.
+    pub title: String,
+}
+
+/// Where the votes of a poll come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PollSource {
+    /// From the ingest service.
+    #[default]
+    Ingest,
+    /// From other producers that write to the stream themselves.
+    Stream,
+}
+
+/// A poll as stored. Only `closes_at` (to an earlier time), `needs_recount` and `final_result` ever change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// Unique id.
+    pub id: PollId,
+    /// Title for people.
+    pub title: String,
+    /// Choices in the order in which they are shown.
+    pub options: Vec<PollOption>,
+    /// First moment at which a vote is accepted.
+    pub opens_at: Timestamp,
+    /// First moment at which a vote is no longer accepted.
+    pub closes_at: Timestamp,
+    /// Where votes come from.
+    pub source: PollSource,
+    /// Votes per second that the poll was sized for.
+    pub expected_peak: u64,
+    /// Over how many partitions the poll's votes are spread.
+    pub buckets: u32,
+    /// Set when stored data contradicted itself; the poll does not become final before a recount.
+    pub needs_recount: bool,
+    /// The final result, once it is known.
+    pub final_result: Option<FinalResult>,
+}
+
+/// The final result of a poll.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinalResult {
+    /// Votes per option, in the poll's order of options.
+    pub votes: Vec<u64>,
+    /// When it became final.
+    pub finalized_at: Timestamp,
+}
+
+/// Writes per second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for partition keys").
+const PARTITION_WRITES_PER_SECOND: u64 = 1_000;
+/// Most buckets of a poll: a recount queries each.
+const BUCKETS_MAX: u32 = 4_096;
+
+impl Poll {
+    /// Checks the definition of a new poll, and derives its buckets from the expected peak.
+    pub fn new(
+        id: PollId,
+        title: String,
+        options: Vec<PollOption>,
+        opens_at: Timestamp,
+        closes_at: Timestamp,
+        source: PollSource,
+        expected_peak: u64,
+    ) -> Result<Self, InvalidField> {
+        let title_max = |field, title: &str| match title.len() {
+            len if len > TITLE_BYTES_MAX => Err(InvalidField::TooLong { field, len, max: TITLE_BYTES_MAX }),
+            _ => Ok(()),
+        };
+        title_max("title", &title)?;
+        if options.is_empty() || options.len() > OPTIONS_MAX {
+            return Err(InvalidField::OptionCount(options.len()));
+        }
+        let mut seen = std::collections::HashSet::new();
+        for option in &options {
+            check_option_id(option.id.as_bytes())?;
+            title_max("options.title", &option.title)?;
+            if !seen.insert(&*option.id) {
+                return Err(InvalidField::DuplicateOption(option.id.to_string()));
+            }
+        }
+        if closes_at <= opens_at {
+            return Err(InvalidField::ClosesBeforeOpening);
+        }
+        let buckets = expected_peak.div_ceil(PARTITION_WRITES_PER_SECOND).clamp(1, u64::from(BUCKETS_MAX)) as u32;
+        Ok(Self {
+            id,
+            title,
+            options,
+            opens_at,
+            closes_at,
+            source,
+            expected_peak,
+            buckets,
+            needs_recount: false,
+            final_result: None,
+        })
+    }
+
+    /// Whether both are the same definition, whatever has happened to them since. `closes_at` is part of the definition
+    /// only as long as nobody has closed the poll early.
+    pub fn same_definition(&self, other: &Self) -> bool {
+        (&self.id, &self.title, &self.options, self.opens_at, self.source, self.expected_peak)
+            == (&other.id, &other.title, &other.options, other.opens_at, other.source, other.expected_peak)
+    }
+
+    /// Index of an option.
+    pub fn option_index(&self, option_id: &str) -> Option<usize> {
+        self.options.iter().position(|option| &*option.id == option_id)
+    }
+}

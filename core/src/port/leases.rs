@@ -1,0 +1,122 @@
+//! Shard rows: who owns a shard in a group, and how far it has come.
+
+use async_trait::async_trait;
+
+use super::{Group, PortError};
+use crate::{
+    routing::{HashRange, ShardId},
+    sequence::SequenceNumber,
+    time::Timestamp,
+};
+
+/// The last batch number of one producer for one range of hashes, as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredProducer {
+    /// Id of the producer, random per start of an ingest process.
+    pub producer: u128,
+    /// The hashes that the number is for.
+    pub range: HashRange,
+    /// The last batch number that was processed.
+    pub number: u64,
+    /// The shard clock when it was processed.
+    pub arrived_at: Timestamp,
+}
+
+/// How far a shard has been processed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// End of the last window that is committed.
+    pub checkpoint: SequenceNumber,
+    /// End of the window that is being applied; equal to `checkpoint` if none is.
+    pub window_end: SequenceNumber,
+    /// Producer memory at the checkpoint.
+    pub memory: Vec<StoredProducer>,
+    /// Shard clock at the checkpoint, which is also the watermark: the largest arrival timestamp up to it.
+    pub watermark: Timestamp,
+    /// The shard is closed and everything in it is committed.
+    pub ended: bool,
+}
+
+/// Ownership of a shard in a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// Who owns it, if anybody.
+    pub owner: Option<String>,
+    /// Raised by the owner as a sign of life, written alone.
+    pub counter: u64,
+    /// Raised by each take-over: the fencing token of all progress.
+    pub epoch: u64,
+    /// Who has asked the owner to hand over.
+    pub wanted_by: Option<String>,
+}
+
+/// The row of one shard in one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardRow {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its hashes.
+    pub range: HashRange,
+    /// Its parents.
+    pub parents: Vec<ShardId>,
+    /// Whether it may be processed: all parents had ended and their state was inherited. Until then `progress` is blank.
+    pub started: bool,
+    /// Who owns it.
+    pub lease: Lease,
+    /// How far it has come.
+    pub progress: Progress,
+}
+
+/// What a conditional write did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// The condition held, the write took place.
+    Stored,
+    /// The condition failed; this is the row as it stands (strongly consistent), if there is one.
+    Refused(Option<Box<ShardRow>>),
+}
+
+/// Shard rows. Every read is strongly consistent; every write is conditional.
+#[async_trait]
+pub trait LeaseStore: Send + Sync + 'static {
+    /// All rows of a group.
+    async fn list(&self, group: Group) -> Result<Vec<ShardRow>, PortError>;
+
+    /// Stores a blank row, or with `started` the row of a shard without parents, unless there is one.
+    async fn create(&self, group: Group, row: &ShardRow) -> Result<(), PortError>;
+
+    /// Fills in what a child inherits and makes it startable, on the condition that it is not. Succeeds if it already was.
+    async fn start(&self, group: Group, shard: &ShardId, inherited: &Progress) -> Result<(), PortError>;
+
+    /// Takes the shard: owner, epoch + 1, counter + 1, no `wanted_by`; on the condition that epoch and counter are the ones
+    /// of `observed` and the row is started and not ended. Returns the row that this very write produced, or `None` if the
+    /// condition failed.
+    async fn take(
+        &self,
+        group: Group,
+        shard: &ShardId,
+        observed: &Lease,
+        owner: &str,
+    ) -> Result<Option<ShardRow>, PortError>;
+
+    /// Raises the counter, on the condition that the epoch is this one and there is an owner. Returns the lease as it
+    /// stands, or `None` if the condition failed.
+    async fn renew(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<Option<Lease>, PortError>;
+
+    /// Clears the owner, on the condition that the epoch is this one. A lost condition is no error.
+    async fn release(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<(), PortError>;
+
+    /// Sets `wanted_by`, on the condition that the epoch is this one and nobody else has asked.
+    async fn request(&self, group: Group, shard: &ShardId, epoch: u64, by: &str) -> Result<(), PortError>;
+
+    /// Writes progress, on the condition that the epoch is this one, the stored (checkpoint, window_end) are `previous`, and
+    /// the shard has not ended.
+    async fn write_progress(
+        &self,
+        group: Group,
+        shard: &ShardId,
+        epoch: u64,
+        previous: (SequenceNumber, SequenceNumber),
+        progress: &Progress,
+    ) -> Result<WriteOutcome, PortError>;
+}

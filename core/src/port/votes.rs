@@ -1,0 +1,62 @@
+//! Stored votes: one per user and poll.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::PortError;
+use crate::{
+    poll::{Poll, PollId},
+    sequence::Position,
+    time::Timestamp,
+};
+
+/// A vote to store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VoteWrite {
+    /// The poll.
+    pub poll_id: PollId,
+    /// The bucket of the user in this poll, below the poll's bucket count.
+    pub bucket: u32,
+    /// The user.
+    pub user_id: Arc<str>,
+    /// The option.
+    pub option_id: Arc<str>,
+    /// Where the vote stands in the stream.
+    pub position: Position,
+    /// When ingest accepted it.
+    pub accepted_at: Timestamp,
+}
+
+/// What became of one vote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VoteOutcome {
+    /// The user had no vote: stored, without a previous option.
+    Inserted,
+    /// The stored vote was older: replaced, and its option kept as `previous_option`.
+    Replaced {
+        /// Option of the vote that was replaced.
+        previous: Arc<str>,
+    },
+    /// The stored vote has this very position: an earlier attempt stored it. Nothing was changed.
+    AlreadyStored {
+        /// The stored `previous_option`, if that attempt replaced a vote.
+        previous: Option<Arc<str>>,
+    },
+    /// The stored vote stands later in the stream. Nothing was changed.
+    Superseded,
+}
+
+/// Stored votes.
+#[async_trait]
+pub trait VoteStore: Send + Sync + 'static {
+    /// Stores votes, each on the condition that the stored vote of the same (poll, user) stands earlier in the stream.
+    /// Returns one outcome a vote, in the same order. No two votes of a call have one (poll, user).
+    ///
+    /// Each vote is atomic, the call is not: after an error some may be stored, and the call is simply repeated.
+    async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError>;
+
+    /// Counts the stored votes of a poll anew: one number per option, in the poll's order. Votes for an option that the poll
+    /// does not have are an error. Strongly consistent, though not a snapshot.
+    async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError>;
+}
