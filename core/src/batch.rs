@@ -4,10 +4,12 @@
 //! bound on any input: records of other producers come through here.
 
 mod codec;
+mod open;
 
 use std::sync::Arc;
 
-pub use codec::{DecodeError, decode, encode_marker};
+pub use codec::{DecodeError, decode, encode, encode_marker};
+pub use open::{OpenBatch, OpenVote};
 
 use crate::{poll::PollId, routing::HashRanges, time::Timestamp};
 
