@@ -19,6 +19,7 @@ pub mod poll;
 pub mod port;
 pub mod routing;
 pub mod sequence;
+pub mod tally;
 pub mod time;
 pub mod window;
 

@@ -27,6 +27,12 @@ pub fn vote_hash(poll_id: &str, user_id: &str) -> u128 {
     }
 }
 
+/// Bucket of a user among `buckets` of a poll: `xxh3_64(user_id)` modulo the count. Must never change: it is part of the key
+/// under which a vote is stored, so another value would find no earlier vote of the user.
+pub fn bucket(user_id: &str, buckets: u32) -> u32 {
+    (xxhash_rust::xxh3::xxh3_64(user_id.as_bytes()) % u64::from(buckets.max(1))) as u32
+}
+
 /// Name of a shard, as the stream calls it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(Arc<str>);
@@ -205,5 +211,14 @@ mod tests {
             let joined = [poll.as_bytes(), &[0], user.as_bytes()].concat();
             prop_assert_eq!(vote_hash(&poll, &user), xxhash_rust::xxh3::xxh3_128(&joined));
         }
+    }
+
+    #[test]
+    fn buckets_stay_where_they_are() {
+        assert_eq!(
+            ["", "alice", "00000000-0000-4000-8000-000000000000"].map(|user| bucket(user, 1_000)),
+            [138, 80, 607]
+        );
+        assert_eq!(bucket("alice", 0), 0);
     }
 }
