@@ -23,6 +23,7 @@ pub struct BatchId {
 }
 
 /// What a record holds.
+#[expect(clippy::large_enum_variant, reason = "made once a record, and nearly always a batch")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordBody {
     /// Votes of the ingest service.

@@ -14,6 +14,7 @@
 
 pub mod batch;
 pub mod group;
+pub mod lane;
 pub mod limits;
 pub mod poll;
 pub mod port;

@@ -1,1 +1,33 @@
-//! Placeholder.
+//! What every Votestream service shares: the gRPC server's settings, health, reflection and drain.
+//!
+//! Owns the shell of a process. Must never know what a vote is.
+
+mod grpc;
+
+pub use grpc::{DrainReport, serve};
+
+/// Why a service ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The gRPC server failed.
+    #[error("gRPC server: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// Reflection could not be set up: the built-in descriptors are broken.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A task that the service cannot do without ended.
+    #[error("{task} ended: {reason}")]
+    Task {
+        /// What the task does.
+        task: &'static str,
+        /// Why it ended.
+        reason: String,
+    },
+}
+
+impl ServiceError {
+    /// An essential task ended.
+    pub fn task(task: &'static str, reason: impl std::fmt::Display) -> Self {
+        Self::Task { task, reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,160 @@
+//! One lane's queue: batches that still take votes, and whom to tell about each vote.
+
+use std::{collections::VecDeque, iter, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+use super::{AcceptedVote, LaneConfig, Outcome, Settle};
+use crate::{
+    batch::OpenBatch,
+    routing::{HashRange, ShardId},
+    time::Timestamp,
+};
+
+/// The lane of one shard.
+pub(super) struct Lane {
+    pub(super) shard: ShardId,
+    pub(super) range: HashRange,
+    pub(super) state: Mutex<LaneState>,
+    /// Woken when a vote arrives in an empty queue, a batch is full, or the lane is retired.
+    pub(super) wake: Notify,
+}
+
+#[derive(Default)]
+pub(super) struct LaneState {
+    pub(super) queue: VecDeque<QueuedBatch>,
+    /// Its shard is closed; the queue has moved to other lanes.
+    pub(super) retired: bool,
+}
+
+/// A batch that is not sealed.
+pub(super) struct QueuedBatch {
+    pub(super) votes: OpenBatch,
+    pub(super) parts: Parts,
+    pub(super) opened_at: Instant,
+}
+
+/// Whom to tell about the votes of a batch, in the order of the batch.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Per vote, its index in its message.
+    indices: Vec<u32>,
+    /// Runs of votes of one message: the message, and where its run ends.
+    runs: Vec<(Arc<dyn Settle>, usize)>,
+}
+
+impl Lane {
+    pub(super) fn new(shard: ShardId, range: HashRange) -> Self {
+        Self { shard, range, state: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// Appends votes of one message.
+    pub(super) fn append<'a>(
+        &self,
+        config: &LaneConfig,
+        message: &Arc<dyn Settle>,
+        votes: impl Iterator<Item = &'a AcceptedVote<'a>>,
+        accepted_at: Timestamp,
+    ) {
+        let mut state = self.state.lock();
+        let batches_before = state.queue.len();
+        for vote in votes {
+            state.push(config, message, vote, accepted_at);
+        }
+        if state.queue.len() != batches_before || state.queue.front().is_some_and(|batch| batch.is_full(config)) {
+            drop(state);
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl LaneState {
+    pub(super) fn push(
+        &mut self,
+        config: &LaneConfig,
+        message: &Arc<dyn Settle>,
+        vote: &AcceptedVote<'_>,
+        accepted_at: Timestamp,
+    ) {
+        if self.queue.back().is_none_or(|batch| batch.is_full(config)) {
+            self.queue.push_back(QueuedBatch {
+                votes: OpenBatch::default(),
+                parts: Parts::default(),
+                opened_at: Instant::now(),
+            });
+        }
+        if let Some(batch) = self.queue.back_mut() {
+            let entry = batch.votes.entry(vote.poll_id, vote.option_id);
+            batch.votes.push(entry, vote.user_id, vote.hash, accepted_at);
+            batch.parts.push(message, vote.index);
+        }
+    }
+}
+
+impl QueuedBatch {
+    pub(super) fn is_full(&self, config: &LaneConfig) -> bool {
+        self.votes.len() >= config.batch_votes_max || self.votes.bytes() >= config.batch_bytes_max
+    }
+
+    /// Moves every vote, in order, to where `lane_of` says.
+    pub(super) fn move_to<'a>(&self, config: &LaneConfig, lane_of: impl Fn(u128) -> &'a Lane) {
+        for (at, (message, index)) in self.parts.iter().enumerate() {
+            let vote = self.votes.vote(at);
+            let (poll_id, option_id) = vote.choice;
+            let accepted = AcceptedVote { poll_id, option_id, user_id: vote.user_id, hash: vote.hash, index };
+            lane_of(vote.hash).append(config, message, iter::once(&accepted), vote.accepted_at);
+        }
+    }
+
+    /// The votes for which `keep` holds.
+    pub(super) fn retain(&self, keep: impl Fn(usize) -> bool) -> Self {
+        let mut parts = Parts::default();
+        for (at, (message, index)) in self.parts.iter().enumerate() {
+            if keep(at) {
+                parts.push(message, index);
+            }
+        }
+        let votes = self.votes.subset((0..self.votes.len()).filter(|&at| keep(at)));
+        Self { votes, parts, opened_at: self.opened_at }
+    }
+}
+
+impl Parts {
+    fn push(&mut self, message: &Arc<dyn Settle>, index: u32) {
+        self.indices.push(index);
+        let end = self.indices.len();
+        match self.runs.last_mut() {
+            Some((last, last_end)) if Arc::ptr_eq(last, message) => *last_end = end,
+            _ => self.runs.push((message.clone(), end)),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&Arc<dyn Settle>, u32)> {
+        let mut start = 0;
+        self.runs.iter().flat_map(move |(message, end)| {
+            let run = &self.indices[std::mem::replace(&mut start, *end)..*end];
+            run.iter().map(move |&index| (message, index))
+        })
+    }
+
+    /// Tells the messages about the votes for which there is an outcome. Returns how many those were.
+    pub(super) fn settle(&self, outcome_of: impl Fn(usize) -> Option<Outcome>) -> usize {
+        let (mut start, mut settled) = (0, 0);
+        for (message, end) in &self.runs {
+            // Nearly always the whole run has one outcome.
+            let mut from = start;
+            while from < *end {
+                let outcome = outcome_of(from);
+                let same = (from..*end).find(|&at| outcome_of(at) != outcome).unwrap_or(*end);
+                if let Some(outcome) = outcome {
+                    message.settle(&self.indices[from..same], outcome);
+                    settled += same - from;
+                }
+                from = same;
+            }
+            start = *end;
+        }
+        settled
+    }
+}

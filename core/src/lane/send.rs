@@ -1,0 +1,245 @@
+//! Sealing batches and bringing them into the stream, one at a time a lane.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Outcome, Producer,
+    queue::{Lane, QueuedBatch},
+};
+use crate::{
+    batch::{self, BatchId},
+    port::Effect,
+    routing::{HashRange, HashRanges, ShardId},
+};
+
+/// First and longest pause before a retry. Each pause is drawn between half of its length and its whole length.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+/// How long a lane sleeps when nothing wakes it.
+const WAKE_AT_LATEST: Duration = Duration::from_secs(3_600);
+
+/// The hash ranges of batches that are sealed and neither stored nor given up.
+///
+/// A lane seals nothing while a batch whose range overlaps its own is pending: that batch may hold older votes of its users.
+#[derive(Default)]
+pub(super) struct PendingBatches {
+    ranges: Mutex<Vec<(u64, HashRanges)>>,
+    changed: Notify,
+    token: AtomicU64,
+}
+
+/// Takes the batch off the list when it ends, however it ends.
+struct Pending<'a> {
+    batches: &'a PendingBatches,
+    token: u64,
+}
+
+impl PendingBatches {
+    fn overlaps(&self, range: &HashRange) -> bool {
+        self.ranges.lock().iter().any(|(_, pending)| pending.overlaps(range))
+    }
+
+    fn add(&self, range: HashRange) -> Pending<'_> {
+        let token = self.token.fetch_add(1, Ordering::Relaxed);
+        self.ranges.lock().push((token, range.into()));
+        Pending { batches: self, token }
+    }
+}
+
+impl Pending<'_> {
+    fn narrow(&self, left: &HashRanges) {
+        let mut ranges = self.batches.ranges.lock();
+        if let Some((_, range)) = ranges.iter_mut().find(|(token, _)| *token == self.token) {
+            range.clone_from(left);
+        }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.batches.ranges.lock().retain(|(token, _)| *token != self.token);
+        self.batches.changed.notify_waiters();
+    }
+}
+
+/// Brings a lane's batches into the stream until its shard is closed.
+pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped: CancellationToken) {
+    loop {
+        let Some(producer) = producer.upgrade() else { return };
+        let linger = match lane.next_step(&producer) {
+            Step::Send(batch, pending, number) => {
+                producer.send(&lane, *batch, pending, number).await;
+                continue;
+            }
+            Step::Blocked => {
+                let changed = producer.pending.changed.notified();
+                if producer.pending.overlaps(&lane.range) {
+                    tokio::select! {
+                        () = stopped.cancelled() => return,
+                        () = changed => {}
+                    }
+                }
+                continue;
+            }
+            Step::Retired => return,
+            Step::Wait(linger) => linger,
+        };
+        // Waits without a strong reference, so that dropping the producer ends its lanes.
+        drop(producer);
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = lane.wake.notified() => {}
+            () = tokio::time::sleep(linger.unwrap_or(WAKE_AT_LATEST)) => {}
+        }
+    }
+}
+
+enum Step<'a> {
+    Send(Box<QueuedBatch>, Pending<'a>, u64),
+    /// Wait for a vote, or at most this long for the linger to end.
+    Wait(Option<Duration>),
+    /// Wait for an overlapping batch of a closed shard's lane.
+    Blocked,
+    Retired,
+}
+
+impl Lane {
+    fn next_step<'a>(&self, producer: &'a Producer) -> Step<'a> {
+        let mut state = self.state.lock();
+        let Some(front) = state.queue.front() else {
+            return if state.retired { Step::Retired } else { Step::Wait(None) };
+        };
+        let linger = producer.config.linger.saturating_sub(front.opened_at.elapsed());
+        if !linger.is_zero() && !front.is_full(&producer.config) {
+            return Step::Wait(Some(linger));
+        }
+        if producer.pending.overlaps(&self.range) {
+            return Step::Blocked;
+        }
+        // Sealed under the lane's lock: a refresh finds the batch either in the queue or among the pending ones.
+        match state.queue.pop_front() {
+            Some(batch) => {
+                let number = producer.number.fetch_add(1, Ordering::Relaxed) + 1;
+                Step::Send(Box::new(batch), producer.pending.add(self.range), number)
+            }
+            None => Step::Wait(None),
+        }
+    }
+}
+
+impl Producer {
+    /// Sends one sealed batch until every vote of it is settled.
+    async fn send(self: &Arc<Self>, lane: &Lane, batch: QueuedBatch, pending: Pending<'_>, number: u64) {
+        let deadline = self.config.bounds.answer_deadline;
+        let id = BatchId { producer: self.config.producer, number };
+
+        // Votes that waited too long in the queue were certainly never sent.
+        let now = self.clock.now();
+        let expired = |at: usize| now.since(batch.votes.vote(at).accepted_at) >= deadline;
+        let mut left = if (0..batch.votes.len()).any(expired) {
+            self.settle(&batch.parts, |at| expired(at).then_some(Outcome::NotStored));
+            batch.retain(|at| !expired(at))
+        } else {
+            batch
+        };
+
+        let mut ranges = HashRanges::from(lane.range);
+        let mut record = None;
+        let mut outcome_if_given_up = Outcome::NotStored;
+        let mut pause = BACKOFF.0;
+        while let Some(oldest) = left.votes.oldest() {
+            let time_left = deadline.saturating_sub(self.clock.now().since(oldest));
+            if time_left.is_zero() {
+                break;
+            }
+            let data = record
+                .get_or_insert_with(|| batch::encode(&left.votes.to_batch(id, ranges.clone(), String::new())))
+                .clone();
+            let hash = left.votes.hashes()[0];
+            match tokio::time::timeout(time_left, self.stream.put(hash, data)).await {
+                Ok(Ok(stored)) => {
+                    let Some(range) = self.range_of(&stored.shard, time_left).await else {
+                        outcome_if_given_up = Outcome::Unknown;
+                        break;
+                    };
+                    let now = self.clock.now();
+                    let outcome = |at: usize| {
+                        let vote = left.votes.vote(at);
+                        let in_time = now.since(vote.accepted_at) < deadline;
+                        let outcome = if in_time { Outcome::Durable } else { Outcome::Unknown };
+                        range.contains(vote.hash).then_some(outcome)
+                    };
+                    self.settle(&left.parts, outcome);
+                    ranges = ranges.without(&range);
+                    if left.votes.hashes().iter().all(|&hash| range.contains(hash)) {
+                        return;
+                    }
+                    // Stored by a shard that took over a part of the lane's hashes: the other votes are sent again, as the
+                    // same batch with the range that is left.
+                    left = left.retain(|at| !range.contains(left.votes.hashes()[at]));
+                    pending.narrow(&ranges);
+                    record = None;
+                    continue;
+                }
+                Ok(Err(error)) => {
+                    if error.effect == Effect::Unknown {
+                        outcome_if_given_up = Outcome::Unknown;
+                    }
+                    if !error.retryable {
+                        tracing::error!(%error, shard = %lane.shard, "the stream refuses a batch");
+                        break;
+                    }
+                    tracing::debug!(%error, shard = %lane.shard, "put failed, trying again");
+                }
+                Err(_) => {
+                    outcome_if_given_up = Outcome::Unknown;
+                    break;
+                }
+            }
+            let jitter = self.jitter.lock().random_range(0.5..=1.0);
+            tokio::time::sleep(pause.mul_f64(jitter)).await;
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+        if !left.votes.is_empty() {
+            tracing::warn!(shard = %lane.shard, votes = left.votes.len(), outcome = ?outcome_if_given_up, "gave a batch up");
+            self.settle(&left.parts, |_| Some(outcome_if_given_up));
+        }
+    }
+
+    /// Range of the shard that stored a record. A shard that is not known yet was made by a split or merge: the map is read
+    /// until it shows.
+    async fn range_of(self: &Arc<Self>, shard: &ShardId, patience: Duration) -> Option<HashRange> {
+        let known = || {
+            let map = self.map.read();
+            if map.is_open(shard) { map.range(shard) } else { None }
+        };
+        if let Some(range) = known() {
+            return Some(range);
+        }
+        let search = async {
+            loop {
+                if let Err(error) = self.refresh().await {
+                    tracing::warn!(%error, "cannot refresh the shard map");
+                }
+                // Closed again already? Then its range is known all the same.
+                let range = self.map.read().range(shard);
+                if range.is_some() {
+                    return range;
+                }
+                tokio::time::sleep(BACKOFF.1).await;
+            }
+        };
+        tokio::time::timeout(patience, search).await.ok().flatten()
+    }
+}
