@@ -1,0 +1,80 @@
+//! The crate graph is the architecture: an arrow that ARCHITECTURE.md does not draw fails here.
+
+use std::{collections::BTreeMap, path::Path, process::Command};
+
+/// Which of our crates each crate may depend on. Tests may use more.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("votestream-proto", &[]),
+    ("votestream-core", &[]),
+    ("votestream-embedded", &["votestream-core"]),
+    ("votestream-service", &["votestream-core", "votestream-proto"]),
+    ("votestream-ingest", &["votestream-core", "votestream-proto", "votestream-service"]),
+    ("votestream-persist", &["votestream-core", "votestream-service"]),
+    ("votestream-tally", &["votestream-core", "votestream-proto", "votestream-service"]),
+];
+
+/// Crates of engines and transports that `core` must never reach, and engines that only their adapter may name.
+const ENGINES: &[(&str, &[&str])] = &[
+    ("fjall", &["votestream-embedded"]),
+    ("tonic", &["votestream-proto", "votestream-service", "votestream-ingest", "votestream-tally"]),
+];
+
+fn metadata(arguments: &[&str]) -> serde_json::Value {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
+        .arg(manifest)
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Normal dependencies of each crate of the workspace.
+fn dependencies() -> BTreeMap<String, Vec<String>> {
+    let metadata = metadata(&["--no-deps"]);
+    let packages = metadata["packages"].as_array().unwrap();
+    let of = |package: &serde_json::Value| {
+        let all = package["dependencies"].as_array().unwrap();
+        let normal = all.iter().filter(|dependency| dependency["kind"].is_null());
+        normal.map(|dependency| dependency["name"].as_str().unwrap().to_owned()).collect()
+    };
+    packages.iter().map(|package| (package["name"].as_str().unwrap().to_owned(), of(package))).collect()
+}
+
+#[test]
+fn crates_depend_only_on_what_the_architecture_says() {
+    let dependencies = dependencies();
+    for (name, allowed) in ALLOWED {
+        let ours = dependencies[*name].iter().filter(|dependency| dependency.starts_with("votestream"));
+        for dependency in ours {
+            assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn engines_stay_behind_their_adapters() {
+    let dependencies = dependencies();
+    for (engine, may_name_it) in ENGINES {
+        for (name, _) in ALLOWED.iter().filter(|(name, _)| !may_name_it.contains(name)) {
+            assert!(
+                !dependencies[*name].iter().any(|dependency| dependency == engine),
+                "{name} must not name {engine}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_command_line_tool_does_not_compile_the_aws_sdk() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--prefix", "none", "-p", "votestream", "--manifest-path"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && tree.contains("tonic"), "cargo tree printed no tree");
+    assert!(!tree.lines().any(|line| line.starts_with("aws-")), "the AWS SDK is in the tree of `votestream`");
+}
