@@ -1,1 +1,73 @@
-//! Placeholder.
+//! ingest-svc: takes votes over gRPC and brings them into the vote stream.
+//!
+//! Owns the admission of votes: validation against the polls, backpressure by bytes, and the answer to each vote. Must
+//! never answer for a vote before its lane has settled it, and never hold more unsettled bytes than configured.
+
+mod admission;
+mod rpc;
+mod session;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use votestream_core::{
+    TimeBounds,
+    lane::{LaneConfig, Producer},
+    limits::MESSAGE_BYTES_MAX,
+    poll_cache::PollCache,
+    port::Ports,
+};
+use votestream_proto::v1::ingest_service_server::IngestServiceServer;
+use votestream_service::{DrainReport, ServiceError};
+
+/// Settings of the ingest service.
+#[derive(Clone, Copy, Debug)]
+pub struct IngestConfig {
+    /// The protocol's time limits.
+    pub bounds: TimeBounds,
+    /// The lanes.
+    pub lanes: LaneConfig,
+    /// Most bytes of votes, as received, that are not settled yet. More of them wait in the clients.
+    pub unsettled_bytes_max: usize,
+    /// How long a single vote waits for room before it is refused with RESOURCE_EXHAUSTED.
+    pub unary_patience: Duration,
+    /// How long calls under way may take to end once shutdown has begun. At least D, so that every vote can be answered.
+    pub drain: Duration,
+}
+
+impl IngestConfig {
+    /// Settings for engines in the same process.
+    pub fn one_machine() -> Self {
+        let bounds = TimeBounds::ONE_MACHINE;
+        Self {
+            bounds,
+            lanes: LaneConfig::one_machine(),
+            unsettled_bytes_max: 64 << 20,
+            unary_patience: Duration::from_millis(500),
+            drain: bounds.answer_deadline + Duration::from_secs(2),
+        }
+    }
+}
+
+/// Serves `IngestService` on the listener until shutdown; then finishes the streams, flushes the lanes, answers everybody.
+pub async fn run(
+    config: IngestConfig,
+    ports: Ports,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<DrainReport, ServiceError> {
+    let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
+        .await
+        .map_err(|error| ServiceError::task("reading the shard map", error))?;
+    let polls = PollCache::new(ports.polls.clone(), config.bounds.poll_cache_life);
+    let admission = Arc::new(admission::Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
+    let service = rpc::Ingest::new(admission, shutdown.clone());
+    let service = IngestServiceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let routes = tonic::service::Routes::new(service);
+    let report =
+        votestream_service::serve("votestream.v1.IngestService", routes, listener, shutdown, config.drain).await?;
+    // Votes of calls that were cut off are still on their way; they are settled within D.
+    producer.drain().await;
+    Ok(report)
+}

@@ -1,0 +1,219 @@
+//! Poll facts, cached for a time that the protocol allows.
+//!
+//! Owns how old a poll definition may be when a vote is judged by it. Age counts from the start of the read, on the
+//! monotonic clock. Must never answer with an older one because the store is down, and never remember that a poll is
+//! unknown: it may exist by now.
+
+use std::{
+    collections::{HashMap, hash_map},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    poll::{Poll, PollId},
+    port::{PollStore, PortError},
+    time::TimeBounds,
+};
+
+/// Most polls that are kept; beyond, the one read longest ago goes.
+const POLLS_MAX: usize = 10_000;
+/// Most reads at a time; beyond, lookups fail at once, so that made-up poll ids cannot pile up.
+const READS_MAX: usize = 1_024;
+/// Longest wait for one read.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A cache of polls. Clones share it.
+#[derive(Clone)]
+pub struct PollCache {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn PollStore>,
+    life: Duration,
+    polls: RwLock<HashMap<PollId, Cached>>,
+    reads: Mutex<HashMap<PollId, Read>>,
+}
+
+#[derive(Clone)]
+struct Cached {
+    poll: Arc<Poll>,
+    read_at: Instant,
+}
+
+/// A read under way, which every caller who needs the same poll waits for.
+#[derive(Clone)]
+struct Read {
+    started: Instant,
+    answer: watch::Receiver<Option<Answer>>,
+}
+
+type Answer = Result<Option<Arc<Poll>>, Failure>;
+
+/// A [`PortError`] that several callers receive.
+#[derive(Clone)]
+struct Failure(Arc<PortError>);
+
+impl From<Failure> for PortError {
+    fn from(Failure(error): Failure) -> Self {
+        Self { retryable: error.retryable, effect: error.effect, message: error.message.clone() }
+    }
+}
+
+impl PollCache {
+    /// An empty cache over a store.
+    pub fn new(store: Arc<dyn PollStore>, bounds: TimeBounds) -> Self {
+        let life = bounds.poll_cache_life;
+        Self { inner: Arc::new(Inner { store, life, polls: RwLock::default(), reads: Mutex::default() }) }
+    }
+
+    /// The poll, if it is cached and young enough. Never waits. Past half of its life it is read anew in the background.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn peek(&self, id: &PollId) -> Option<Arc<Poll>> {
+        self.peek_at(id, Instant::now())
+    }
+
+    fn peek_at(&self, id: &PollId, now: Instant) -> Option<Arc<Poll>> {
+        let cached = self.inner.polls.read().get(id).filter(|cached| cached.read_at + self.inner.life >= now).cloned()?;
+        if cached.read_at + self.inner.life / 2 < now {
+            // Too many reads: then the entry is read when it is too old.
+            drop(self.join_read(id));
+        }
+        Some(cached.poll)
+    }
+
+    /// The poll, no older than the cache life at the moment of the answer: for judging a vote by the clock.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, or not fast enough. The caller must not fall back on older facts.
+    pub async fn get(&self, id: &PollId) -> Result<Option<Arc<Poll>>, PortError> {
+        let since = Instant::now();
+        if let Some(poll) = self.peek_at(id, since) {
+            return Ok(Some(poll));
+        }
+        let (poll, read_at) = self.read_since(id, since).await?;
+        if poll.is_some() && read_at + self.inner.life < Instant::now() {
+            return Err(PortError::refused("reading the poll took longer than its definition stays valid"));
+        }
+        Ok(poll)
+    }
+
+    /// The poll, no older than the cache life at `since`: for judging votes that arrived before `since`. The answer may take
+    /// longer than the cache life: votes that arrived earlier are judged rightly by what is read later.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub async fn get_since(&self, id: &PollId, since: Instant) -> Result<Option<Arc<Poll>>, PortError> {
+        if let Some(poll) = self.peek_at(id, since) {
+            return Ok(Some(poll));
+        }
+        Ok(self.read_since(id, since).await?.0)
+    }
+
+    /// Reads, or joins a read that is under way if it is not too old for `since`.
+    async fn read_since(&self, id: &PollId, since: Instant) -> Result<(Option<Arc<Poll>>, Instant), PortError> {
+        loop {
+            let Some(mut read) = self.join_read(id) else {
+                return Err(PortError::refused(format!("{READS_MAX} polls are being read already")));
+            };
+            let answer = match read.answer.wait_for(Option::is_some).await {
+                Ok(answer) => answer.clone(),
+                Err(_) => None,
+            };
+            let poll = match answer {
+                Some(answer) => answer?,
+                None => return Err(PortError::refused("the task that read the poll was stopped")),
+            };
+            // At most one read can be too old: the next one starts after `since`.
+            if read.started + self.inner.life >= since {
+                return Ok((poll, read.started));
+            }
+        }
+    }
+
+    /// The read of this poll that is under way, or a new one; none if there are too many.
+    fn join_read(&self, id: &PollId) -> Option<Read> {
+        let mut reads = self.inner.reads.lock();
+        if let Some(read) = reads.get(id) {
+            return Some(read.clone());
+        }
+        if reads.len() >= READS_MAX {
+            return None;
+        }
+        let (sender, answer) = watch::channel(None);
+        let read = Read { started: Instant::now(), answer };
+        reads.insert(id.clone(), read.clone());
+        // A task of its own: a caller that goes away must not take the others' answer along.
+        let task = ReadTask { inner: self.inner.clone(), id: id.clone() };
+        tokio::spawn(task.run(read.started, sender));
+        Some(read)
+    }
+}
+
+/// Forgets the read when it is over, however it ends.
+struct ReadTask {
+    inner: Arc<Inner>,
+    id: PollId,
+}
+
+impl ReadTask {
+    async fn run(self, started: Instant, sender: watch::Sender<Option<Answer>>) {
+        let answer = match timeout(READ_TIMEOUT, self.inner.store.get(&self.id)).await {
+            Ok(Ok(poll)) => Ok(poll.map(Arc::new)),
+            Ok(Err(error)) => Err(Failure(Arc::new(error))),
+            Err(_) => Err(Failure(Arc::new(PortError::refused("reading the poll timed out")))),
+        };
+        match &answer {
+            Ok(Some(poll)) => self.inner.keep(&self.id, Cached { poll: poll.clone(), read_at: started }),
+            Ok(None) => {
+                self.inner.polls.write().remove(&self.id);
+            }
+            Err(_) => {}
+        }
+        // Forgotten before it is answered: whoever finds the answer too old must start a new read.
+        drop(self);
+        sender.send_replace(Some(answer));
+    }
+}
+
+impl Drop for ReadTask {
+    fn drop(&mut self) {
+        self.inner.reads.lock().remove(&self.id);
+    }
+}
+
+impl Inner {
+    fn keep(&self, id: &PollId, cached: Cached) {
+        let mut polls = self.polls.write();
+        if polls.len() >= POLLS_MAX && !polls.contains_key(id) {
+            let now = Instant::now();
+            polls.retain(|_, cached| cached.read_at + self.life >= now);
+            let oldest = polls.iter().min_by_key(|(_, cached)| cached.read_at).map(|(id, _)| id.clone());
+            if let Some(oldest) = oldest.filter(|_| polls.len() >= POLLS_MAX) {
+                polls.remove(&oldest);
+            }
+        }
+        match polls.entry(id.clone()) {
+            hash_map::Entry::Occupied(mut slot) => {
+                if slot.get().read_at <= cached.read_at {
+                    slot.insert(cached);
+                }
+            }
+            hash_map::Entry::Vacant(slot) => {
+                slot.insert(cached);
+            }
+        }
+    }
+}

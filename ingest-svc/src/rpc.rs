@@ -1,0 +1,205 @@
+//! `IngestService`: the three ways in which votes arrive and answers leave.
+//!
+//! Owns the mapping from outcomes to gRPC. Reading and answering are two tasks, so that acknowledgements flow while votes
+//! wait for room, and a client that hangs up cuts nothing in half.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
+use votestream_core::limits::MESSAGE_BYTES_MAX;
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        CastVoteResponse, CastVotesResponse, RejectionCode, StreamVotesResponse, ingest_service_server::IngestService,
+    },
+};
+
+use crate::{admission::Admission, session::Session};
+
+/// Most rejections in a CastVotesResponse.
+const REJECTIONS_LISTED_MAX: usize = 100;
+/// Responses that may wait for a client to read them; what is settled meanwhile goes into the next one.
+const RESPONSES_WAITING_MAX: usize = 2;
+/// When a refused client may try again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// The service.
+pub(crate) struct Ingest {
+    admission: Arc<Admission>,
+    shutdown: CancellationToken,
+}
+
+impl Ingest {
+    pub(crate) fn new(admission: Arc<Admission>, shutdown: CancellationToken) -> Self {
+        Self { admission, shutdown }
+    }
+
+    /// Reads a client's stream into the session until it ends, fails, or the service shuts down. Runs on its own: what has
+    /// been read is settled whether or not the client is still there.
+    fn read(
+        &self,
+        mut inbound: Streaming<VotesMessage>,
+    ) -> (Arc<Session>, tokio::task::JoinHandle<Result<(), Status>>) {
+        let session = Arc::new(Session::default());
+        let (admission, shutdown) = (self.admission.clone(), self.shutdown.clone());
+        let reading = session.clone();
+        let reader = tokio::spawn(async move {
+            let session = reading;
+            // Clients get half of the drain time to finish by themselves.
+            let cut_off = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(admission.drain / 2).await;
+            };
+            let read = async {
+                let mut first = 0;
+                while let Some(message) = inbound.message().await.map_err(|status| inbound_error(&status, first))? {
+                    session.ready().await;
+                    let room = admission.room(&message).await;
+                    first += admission.admit(&session, first, &message, room).await;
+                }
+                Ok(())
+            };
+            let result = tokio::select! {
+                result = read => result,
+                () = cut_off => Err(Status::unavailable(
+                    "the service is shutting down; votes after durable_through were not accepted",
+                )),
+            };
+            session.close();
+            result
+        });
+        (session, reader)
+    }
+}
+
+/// How the reader ended.
+async fn ended(reader: tokio::task::JoinHandle<Result<(), Status>>) -> Result<(), Status> {
+    match reader.await {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(%error, "the task that reads a client's stream failed");
+            Err(Status::internal("internal error"))
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl IngestService for Ingest {
+    async fn cast_vote(&self, request: Request<VotesMessage>) -> Result<Response<CastVoteResponse>, Status> {
+        let message = request.into_inner();
+        let votes = message.votes().take(2).count();
+        if votes != 1 {
+            return Err(Status::invalid_argument(if votes == 0 { "vote is missing" } else { "vote is given twice" }));
+        }
+        let room = tokio::time::timeout(self.admission.unary_patience, self.admission.room(&message));
+        let room = room.await.map_err(|_| {
+            let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+            Status::with_error_details(Code::ResourceExhausted, "too many votes are waiting; retry later", details)
+        })?;
+        let session = Arc::new(Session::default());
+        // Detached, so that a client that hangs up does not cut the call in half.
+        let (admission, admitted) = (self.admission.clone(), session.clone());
+        let admit = tokio::spawn(async move { admission.admit(&admitted, 0, &message, room).await });
+        if let Err(error) = admit.await {
+            tracing::error!(%error, "admitting a vote failed");
+            return Err(Status::internal("internal error"));
+        }
+        session.close();
+        match session.settled().await.and_then(|settled| settled.rejections.into_iter().next()) {
+            None => Ok(Response::new(CastVoteResponse {})),
+            Some(rejection) => Err(Status::new(code_of(rejection.code()), rejection.reason)),
+        }
+    }
+
+    async fn cast_votes(
+        &self,
+        request: Request<Streaming<VotesMessage>>,
+    ) -> Result<Response<CastVotesResponse>, Status> {
+        let (session, reader) = self.read(request.into_inner());
+        // Detached: if the client hangs up, what it sent is settled all the same.
+        let answer = tokio::spawn(async move {
+            let mut response = CastVotesResponse::default();
+            let mut through = 0;
+            while let Some(settled) = session.settled().await {
+                through = settled.through;
+                response.rejected += settled.rejections.len() as u64;
+                let room = REJECTIONS_LISTED_MAX - response.rejections.len();
+                response.rejections.extend(settled.rejections.into_iter().take(room));
+            }
+            response.accepted = through - response.rejected;
+            match ended(reader).await {
+                Ok(()) => Ok(Response::new(response)),
+                Err(status) => Err(Status::new(
+                    status.code(),
+                    format!(
+                        "{}; of the {through} votes before, {} are durable and {} were rejected",
+                        status.message(),
+                        response.accepted,
+                        response.rejected
+                    ),
+                )),
+            }
+        });
+        answer.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the task that answers a client's stream failed");
+            Err(Status::internal("internal error"))
+        })
+    }
+
+    type StreamVotesStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<StreamVotesResponse, Status>> + Send>>;
+
+    async fn stream_votes(
+        &self,
+        request: Request<Streaming<VotesMessage>>,
+    ) -> Result<Response<Self::StreamVotesStream>, Status> {
+        let (session, reader) = self.read(request.into_inner());
+        let (answers, outbound) = mpsc::channel(RESPONSES_WAITING_MAX);
+        tokio::spawn(async move {
+            while let Some(settled) = session.settled().await {
+                let response = StreamVotesResponse { durable_through: settled.through, rejections: settled.rejections };
+                if answers.send(Ok(response)).await.is_err() {
+                    // The client is gone. The votes go on; their answers have nobody to go to.
+                    while session.settled().await.is_some() {}
+                    return;
+                }
+            }
+            if let Err(status) = ended(reader).await
+                && answers.send(Err(status)).await.is_err()
+            {
+                tracing::debug!("the client left before it was told why its stream ended");
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
+    }
+}
+
+/// Status code of a rejected single vote.
+fn code_of(code: RejectionCode) -> Code {
+    match code {
+        RejectionCode::Malformed | RejectionCode::OptionNotFound => Code::InvalidArgument,
+        RejectionCode::PollNotFound => Code::NotFound,
+        RejectionCode::PollNotOpen | RejectionCode::PollClosed | RejectionCode::WrongSource => Code::FailedPrecondition,
+        RejectionCode::Unavailable => Code::Unavailable,
+        RejectionCode::OutcomeUnknown => Code::DeadlineExceeded,
+        RejectionCode::Unspecified => Code::Internal,
+    }
+}
+
+/// What the client is told when its stream cannot be read on.
+fn inbound_error(status: &Status, first: u64) -> Status {
+    let code = status.code();
+    if [Code::OutOfRange, Code::ResourceExhausted].contains(&code) {
+        // tonic's answer to a message above the limit.
+        Status::invalid_argument(format!(
+            "the message after vote {first} is larger than {MESSAGE_BYTES_MAX} bytes, the limit of a message"
+        ))
+    } else if [Code::Internal, Code::Unknown].contains(&code) {
+        Status::invalid_argument(format!("the message after vote {first} cannot be read: {}", status.message()))
+    } else {
+        Status::new(code, status.message())
+    }
+}

@@ -1,0 +1,160 @@
+//! One client stream: which of its votes are settled, in order.
+//!
+//! Owns the ledger between the task that reads votes and the one that answers. Must never pass a message before all of its
+//! votes are settled, and never grow with a client that does not read its answers.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use votestream_core::lane::{Outcome, Settle};
+use votestream_proto::v1::{Rejection, RejectionCode};
+
+/// Most messages of one stream that are read and not yet answered.
+const UNANSWERED_MESSAGES_MAX: usize = 16_384;
+
+/// The messages of one stream that are read and not yet answered.
+#[derive(Default)]
+pub(crate) struct Session {
+    messages: Mutex<VecDeque<Arc<Message>>>,
+    /// Woken when a message is settled, answered, or the last one has been read.
+    changed: Notify,
+    closed: AtomicBool,
+}
+
+/// One message of a stream.
+pub(crate) struct Message {
+    /// Weak, since the session holds its messages.
+    session: Weak<Session>,
+    /// Index of its first vote in the stream.
+    first: u64,
+    /// Index after its last vote.
+    end: u64,
+    /// Votes that are not settled, plus one until all of them have been appended.
+    unsettled: AtomicUsize,
+    rejections: Mutex<Vec<Rejection>>,
+    /// Its share of the bytes that may be unsettled. Given back when it is settled, not when it is answered.
+    room: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+/// A settled run of votes.
+pub(crate) struct Settled {
+    /// Index after the last vote of the run.
+    pub(crate) through: u64,
+    /// Votes of the run that are not durable, in index order.
+    pub(crate) rejections: Vec<Rejection>,
+}
+
+impl Session {
+    /// Waits until there is room for another unanswered message.
+    pub(crate) async fn ready(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.messages.lock().len() < UNANSWERED_MESSAGES_MAX {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Enters a message with `accepted` votes on their way and the others rejected.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        first: u64,
+        accepted: usize,
+        rejections: Vec<Rejection>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Arc<Message> {
+        let message = Arc::new(Message {
+            session: Arc::downgrade(self),
+            first,
+            end: first + (accepted + rejections.len()) as u64,
+            unsettled: AtomicUsize::new(accepted),
+            rejections: Mutex::new(rejections),
+            room: Mutex::new(room),
+        });
+        self.messages.lock().push_back(message.clone());
+        if accepted == 0 {
+            message.done();
+        }
+        message
+    }
+
+    /// No more messages will be entered.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for the next votes to be settled and takes them off the ledger; `None` once everything is settled and the
+    /// session is closed.
+    pub(crate) async fn settled(&self) -> Option<Settled> {
+        loop {
+            let changed = self.changed.notified();
+            let closed = self.closed.load(Ordering::Acquire);
+            let mut settled: Option<Settled> = None;
+            let empty = {
+                let mut messages = self.messages.lock();
+                while let Some(message) = messages.front()
+                    && message.unsettled.load(Ordering::Acquire) == 0
+                {
+                    let run = settled.get_or_insert_with(|| Settled { through: 0, rejections: Vec::new() });
+                    run.through = message.end;
+                    let mut rejections = std::mem::take(&mut *message.rejections.lock());
+                    rejections.sort_unstable_by_key(|rejection| rejection.index);
+                    run.rejections.append(&mut rejections);
+                    messages.pop_front();
+                }
+                messages.is_empty()
+            };
+            if settled.is_some() {
+                self.changed.notify_waiters();
+                return settled;
+            }
+            if closed && empty {
+                return None;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Message {
+    fn done(&self) {
+        self.room.lock().take();
+        if let Some(session) = self.session.upgrade() {
+            session.changed.notify_waiters();
+        }
+    }
+}
+
+impl Settle for Message {
+    fn settle(&self, indices: &[u32], outcome: Outcome) {
+        let rejection = match outcome {
+            Outcome::Durable => None,
+            Outcome::NotStored => {
+                Some((RejectionCode::Unavailable, "the vote stream is unavailable; the vote was not stored, retry it"))
+            }
+            Outcome::Unknown => Some((
+                RejectionCode::OutcomeUnknown,
+                "no answer from the vote stream in time; whether the vote was stored is unknown",
+            )),
+        };
+        if let Some((code, reason)) = rejection {
+            self.rejections.lock().extend(indices.iter().map(|&index| Rejection {
+                index: self.first + u64::from(index),
+                code: code.into(),
+                reason: reason.into(),
+            }));
+        }
+        if self.unsettled.fetch_sub(indices.len(), Ordering::AcqRel) == indices.len() {
+            self.done();
+        }
+    }
+}
