@@ -249,10 +249,12 @@ mod tests {
         }
     }
 
+    type StoredVote = (Position, Arc<str>, Option<Arc<str>>);
+
     /// The contracts of the stores, as maps.
     #[derive(Default)]
     struct Stores {
-        votes: HashMap<(PollId, Arc<str>), (Position, Arc<str>, Option<Arc<str>>)>,
+        votes: HashMap<(PollId, Arc<str>), StoredVote>,
         tallies: HashMap<PollId, (SequenceNumber, HashMap<Arc<str>, i64>)>,
     }
 

@@ -1,1 +1,46 @@
-//! Placeholder.
+//! Stores one vote per user and poll, the last one, and keeps the exact tallies that final results are made of.
+//!
+//! Owns how a window is applied to the votes and to the `persist` tallies. Must never add to a tally before every vote of
+//! the window is stored, and never judge a vote anew: what counts was decided when the window was built.
+
+mod applier;
+mod group;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use votestream_core::port::{Group, Ports};
+use votestream_service::ServiceError;
+
+use crate::group::GroupConfig;
+
+pub use applier::{PersistApplier, PersistAppliers};
+
+/// What the persist service can be told.
+#[derive(Clone, Debug)]
+pub struct PersistConfig {
+    /// Leases and windows of the `persist` group.
+    pub group: GroupConfig,
+}
+
+impl PersistConfig {
+    /// For one process on one machine.
+    pub fn one_machine() -> Self {
+        Self { group: GroupConfig::one_machine(Group::Persist) }
+    }
+}
+
+/// Runs the `persist` group until `shutdown`.
+///
+/// # Errors
+///
+/// If the group cannot go on, for example because a shard's checkpoint has left the stream's retention.
+pub async fn run(config: PersistConfig, ports: Ports, shutdown: CancellationToken) -> Result<(), ServiceError> {
+    let appliers = Arc::new(PersistAppliers::new(ports.votes.clone(), ports.tallies.clone()));
+    let ended = group::run(config.group, ports, appliers, shutdown.clone()).await;
+    match ended {
+        Ok(()) if shutdown.is_cancelled() => Ok(()),
+        Ok(()) => Err(ServiceError::task("the persist group", "it stopped without being told to")),
+        Err(error) => Err(ServiceError::task("the persist group", error)),
+    }
+}

@@ -1,1 +1,121 @@
-//! Placeholder.
+//! Counts as fast as votes come in, and serves polls, interim results and final results.
+//!
+//! Owns the `tally` group's sums, the APIs `PollService` and `ResultsService`, and the moment at which a result becomes
+//! final. Must never make a result final from anything but the `persist` rows and tallies that the stores hold.
+
+mod applier;
+mod cache;
+mod convert;
+mod finalizer;
+mod group;
+mod polls;
+mod results;
+mod snapshot;
+mod status;
+#[cfg(test)]
+mod testing;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use votestream_core::port::{Group, Ports};
+use votestream_proto::v1::{poll_service_server::PollServiceServer, results_service_server::ResultsServiceServer};
+use votestream_service::ServiceError;
+
+pub use applier::{TallyApplier, TallyAppliers};
+
+use crate::{finalizer::Finalizer, group::GroupConfig, polls::Polls, results::Results, snapshot::Snapshots};
+
+/// How often an embedded deployment writes its sums.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
+/// How old an interim result may be.
+const CACHE_LIFE: Duration = Duration::from_millis(100);
+/// How long calls under way may take once the service is told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Largest request: a poll with the most options, the longest ids and titles takes 650 KB.
+const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Name under which the health service answers for this server.
+const SERVICE_NAME: &str = "votestream.v1.ResultsService";
+
+/// What the tally service can be told.
+#[derive(Clone, Debug)]
+pub struct TallyConfig {
+    /// Leases, windows and time limits of the `tally` group.
+    pub group: GroupConfig,
+    /// How long a window collects votes before its sums are written.
+    pub flush_interval: Duration,
+    /// How old interim results may be; however many callers ask, the stores are read once in this time.
+    pub cache_life: Duration,
+    /// How long calls under way may take once the service is told to stop.
+    pub drain: Duration,
+}
+
+impl TallyConfig {
+    /// For one process on one machine.
+    pub fn one_machine() -> Self {
+        Self {
+            group: GroupConfig::one_machine(Group::Tally),
+            flush_interval: FLUSH_INTERVAL,
+            cache_life: CACHE_LIFE,
+            drain: DRAIN,
+        }
+    }
+}
+
+/// Runs the `tally` group, the gRPC server and the finalizer until `shutdown`.
+///
+/// # Errors
+///
+/// If one of them ends by itself: the others are then stopped too, so that a process that does half its work is not taken
+/// for a healthy one.
+pub async fn run(
+    config: TallyConfig,
+    ports: Ports,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), ServiceError> {
+    let mut group = config.group;
+    group.window.linger = config.flush_interval;
+    let bounds = group.bounds;
+
+    let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, config.cache_life));
+    let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
+    let stop = shutdown.child_token();
+    let polls = Polls::new(ports.clone(), bounds, finalizer.clone(), snapshots.clone());
+    let results = Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone());
+    let routes = Routes::new(PollServiceServer::new(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(ResultsServiceServer::new(results).max_decoding_message_size(REQUEST_BYTES_MAX));
+
+    let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
+    let (grouped, served, finalized) = tokio::join!(
+        essential("the tally group", &stop, async {
+            group::run(group, ports, appliers, stop.clone())
+                .await
+                .map_err(|error| ServiceError::task("the tally group", error))
+        }),
+        essential("the gRPC server", &stop, async {
+            votestream_service::serve(SERVICE_NAME, routes, listener, stop.clone(), config.drain).await.map(|_| ())
+        }),
+        essential("the finalizer", &stop, async {
+            finalizer.run(stop.clone()).await;
+            Ok(())
+        }),
+    );
+    grouped.and(served).and(finalized)
+}
+
+/// Runs a task that the service cannot do without. When it ends, the others are told to.
+async fn essential(
+    name: &'static str,
+    stop: &CancellationToken,
+    task: impl Future<Output = Result<(), ServiceError>>,
+) -> Result<(), ServiceError> {
+    let ended = task.await;
+    if stop.is_cancelled() {
+        return ended;
+    }
+    stop.cancel();
+    ended.and(Err(ServiceError::task(name, "it stopped without being told to")))
+}

@@ -1,0 +1,452 @@
+//! Makes the results of closed polls final.
+//!
+//! A poll is final once the `persist` rows whose watermark has passed `closes_at + L` cover the whole hash range: no vote
+//! that could still count is on its way. Must read the rows before the tallies, both strongly consistent, and must never
+//! take a missing row for an empty shard. Several processes may do this at once: the store keeps the first result.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use votestream_core::{
+    HashRange, Poll, PollId, TimeBounds, Timestamp,
+    batch::encode_marker,
+    poll::FinalResult,
+    port::{Group, Ports, ShardRow},
+    routing::HashRanges,
+    tally::sums,
+};
+
+use crate::{convert::timestamp, status::Failure};
+
+/// How often due polls are looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// How often idle shards get a marker while a poll waits for them.
+const MARKER_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the stored polls are listed, for those that other processes have created or closed.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a poll rests after a failure.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Most polls in memory. Those that close last are left out; a later listing finds them again.
+const UNFINISHED_MAX: usize = 10_000;
+/// Polls of one call to the store.
+const PAGE: usize = 100;
+/// Most polls that one tick finishes.
+const FINISHED_PER_TICK_MAX: usize = 64;
+/// Markers under way at once.
+const MARKERS_AT_ONCE: usize = 16;
+/// Most shards that a progress message names.
+const SHARDS_NAMED_MAX: usize = 20;
+
+/// The latest time up to which the rows, ended ones included, have committed everything over the whole hash range.
+pub(crate) fn horizon(rows: &[ShardRow]) -> Option<Timestamp> {
+    let mut started: Vec<&ShardRow> = rows.iter().filter(|row| row.started).collect();
+    started.sort_unstable_by_key(|row| std::cmp::Reverse(row.progress.watermark));
+    let covers = |count: usize| HashRanges::union_of(started[..count].iter().map(|row| row.range)).is_all();
+    if !covers(started.len()) {
+        return None;
+    }
+    // The shortest prefix that covers everything: more rows never cover less.
+    let (mut short, mut long) = (0, started.len());
+    while long - short > 1 {
+        let middle = short + (long - short) / 2;
+        if covers(middle) { long = middle } else { short = middle }
+    }
+    started.get(long - 1).map(|row| row.progress.watermark)
+}
+
+/// What is missing before a poll can become final, for people.
+pub(crate) fn progress(poll: &Poll, rows: &[ShardRow], now: Timestamp, bounds: &TimeBounds) -> String {
+    let required = poll.closes_at.plus(bounds.late_after());
+    if now < poll.closes_at {
+        return format!(
+            "the poll closes at {} and can be final after {}",
+            timestamp(poll.closes_at),
+            timestamp(required)
+        );
+    }
+    let mut text = format!("the poll closed at {}", timestamp(poll.closes_at));
+    let mut say = |part: std::fmt::Arguments<'_>| text.push_str(&part.to_string());
+    if poll.needs_recount {
+        say(format_args!("; stored data contradicted itself, so the votes must be recounted first"));
+    }
+    let done = |row: &&ShardRow| row.started && row.progress.watermark >= required;
+    let mut missing = HashRanges::from(HashRange::ALL);
+    for row in rows.iter().filter(done) {
+        missing = missing.without(&row.range);
+    }
+    if missing.is_empty() {
+        if !poll.needs_recount {
+            say(format_args!("; all votes are counted, the result is about to be stored"));
+        }
+        return text;
+    }
+    say(format_args!("; all shards must have been processed up to {}", timestamp(required)));
+    let behind = || rows.iter().filter(|row| !done(row) && missing.overlaps(&row.range));
+    for row in behind().take(SHARDS_NAMED_MAX) {
+        match row.started {
+            true => say(format_args!("; {} has come to {}", row.shard, timestamp(row.progress.watermark))),
+            false => say(format_args!("; {} waits for its parents", row.shard)),
+        }
+    }
+    let unnamed = behind().count().saturating_sub(SHARDS_NAMED_MAX);
+    if unnamed > 0 {
+        say(format_args!("; and {unnamed} more shards"));
+    }
+    if !HashRanges::union_of(rows.iter().map(|row| row.range)).is_all() {
+        say(format_args!("; some shards are not being processed at all yet"));
+    }
+    text
+}
+
+/// A poll that is not final, as far as this process knows.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    closes_at: Timestamp,
+    needs_recount: bool,
+    /// Not before this moment, after a failure.
+    retry_at: Option<Instant>,
+}
+
+/// When this process last did what it does at intervals.
+#[derive(Default)]
+struct Last {
+    scan: Option<Instant>,
+    marker: Option<(Instant, Timestamp)>,
+}
+
+/// See the module.
+pub(crate) struct Finalizer {
+    ports: Ports,
+    bounds: TimeBounds,
+    unfinished: Mutex<BTreeMap<PollId, Unfinished>>,
+}
+
+impl Finalizer {
+    pub(crate) fn new(ports: Ports, bounds: TimeBounds) -> Self {
+        Self { ports, bounds, unfinished: Mutex::default() }
+    }
+
+    /// Takes note of a poll as stored, so that it becomes final without waiting for the next listing.
+    pub(crate) fn note(&self, poll: &Poll) {
+        let mut unfinished = self.unfinished.lock();
+        if poll.final_result.is_some() {
+            unfinished.remove(&poll.id);
+            return;
+        }
+        let retry_at = unfinished.get(&poll.id).and_then(|known| known.retry_at);
+        let (closes_at, needs_recount) = (poll.closes_at, poll.needs_recount);
+        unfinished.insert(poll.id.clone(), Unfinished { closes_at, needs_recount, retry_at });
+        if unfinished.len() > UNFINISHED_MAX {
+            let last = unfinished.iter().max_by_key(|(_, poll)| poll.closes_at).map(|(id, _)| id.clone());
+            if let Some(last) = last {
+                unfinished.remove(&last);
+            }
+        }
+    }
+
+    /// Makes due polls final until `shutdown`. Every step may be cut off and repeated.
+    pub(crate) async fn run(&self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = Last::default();
+        let steps = async {
+            loop {
+                ticks.tick().await;
+                if self.step(&mut last).await.is_err() {
+                    // The failure is logged where it was made.
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
+            }
+        };
+        shutdown.run_until_cancelled(steps).await;
+    }
+
+    async fn step(&self, last: &mut Last) -> Result<(), Failure> {
+        if last.scan.is_none_or(|at| at.elapsed() >= RESCAN_INTERVAL) {
+            self.scan().await?;
+            last.scan = Some(Instant::now());
+        }
+        let due = self.due(self.ports.clock.now());
+        let Some(latest) = due.iter().map(|(_, required)| *required).max() else {
+            return Ok(());
+        };
+        // The rows before the tallies: what the rows say is committed is in the tallies that are read later.
+        let rows = self.ports.leases.list(Group::Persist).await?;
+        let horizon = horizon(&rows).unwrap_or(Timestamp::ZERO);
+        let covered = due.iter().filter(|(_, required)| *required <= horizon);
+        for (id, _) in covered.take(FINISHED_PER_TICK_MAX) {
+            if self.finish(id, horizon).await.is_err()
+                && let Some(poll) = self.unfinished.lock().get_mut(id)
+            {
+                poll.retry_at = Some(Instant::now() + RETRY_AFTER);
+            }
+        }
+        // A marker that arrived before the latest poll was due has not moved its shard far enough.
+        let marked = last.marker.is_some_and(|(at, stamp)| stamp >= latest && at.elapsed() < MARKER_INTERVAL);
+        if horizon < latest && !marked {
+            last.marker = Some((Instant::now(), self.ports.clock.now()));
+            self.put_markers().await?;
+        }
+        Ok(())
+    }
+
+    /// Polls whose result may be stored as soon as everything is committed up to the time given, those that closed first
+    /// in front.
+    fn due(&self, now: Timestamp) -> Vec<(PollId, Timestamp)> {
+        let unfinished = self.unfinished.lock();
+        let rested = |poll: &Unfinished| poll.retry_at.is_none_or(|at| at <= Instant::now());
+        let mut due: Vec<_> = unfinished
+            .iter()
+            .filter(|(_, poll)| !poll.needs_recount && rested(poll))
+            .map(|(id, poll)| (id.clone(), poll.closes_at.plus(self.bounds.late_after())))
+            .filter(|(_, required)| *required <= now)
+            .collect();
+        due.sort_by_key(|(_, required)| *required);
+        due
+    }
+
+    async fn scan(&self) -> Result<(), Failure> {
+        let mut after = None;
+        loop {
+            let page = self.ports.polls.list(after.as_ref(), PAGE).await?;
+            page.iter().for_each(|poll| self.note(poll));
+            match page.last() {
+                Some(last) if page.len() >= PAGE => after = Some(last.id.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Stores the final result of a poll, given that everything up to `horizon` is committed.
+    async fn finish(&self, id: &PollId, horizon: Timestamp) -> Result<(), Failure> {
+        let Some(poll) = self.ports.polls.get(id).await? else {
+            self.unfinished.lock().remove(id);
+            return Ok(());
+        };
+        self.note(&poll);
+        if poll.final_result.is_some() || poll.needs_recount {
+            return Ok(());
+        }
+        if poll.closes_at.plus(self.bounds.late_after()) > horizon {
+            return Ok(());
+        }
+        let tallies = self.ports.tallies.read(id).await?;
+        let votes = sums(&poll, Group::Persist, &tallies)?;
+        let result = FinalResult { votes, finalized_at: self.ports.clock.now() };
+        match self.ports.polls.finish(id, &result).await? {
+            Some(stored) => {
+                if stored.final_result.is_some() {
+                    tracing::info!(poll_id = %id, "the result is final");
+                }
+                self.note(&stored);
+            }
+            None => {
+                self.unfinished.lock().remove(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a record without votes into every open shard: its arrival is what moves the watermark of an idle shard.
+    async fn put_markers(&self) -> Result<(), Failure> {
+        let shards = self.ports.stream.list_shards().await?;
+        let marker = encode_marker();
+        let stream = Arc::clone(&self.ports.stream);
+        let puts = futures::stream::iter(shards.into_iter().filter(|shard| shard.open))
+            .map(|shard| {
+                let (stream, marker) = (stream.clone(), marker.clone());
+                async move { stream.put(shard.range.start, marker).await }
+            })
+            .buffer_unordered(MARKERS_AT_ONCE);
+        let failures: Vec<_> = puts.filter_map(|put| std::future::ready(put.err())).collect().await;
+        failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use votestream_core::port::PollStore;
+
+    use super::*;
+    use crate::testing::{Fake, poll, row};
+
+    const BOUNDS: TimeBounds = TimeBounds::ONE_MACHINE;
+    const L: i64 = 6_000;
+    const MIDDLE: u128 = u128::MAX / 2;
+
+    fn halves(left: i64, right: i64) -> Vec<ShardRow> {
+        vec![row("left", (0, MIDDLE), left), row("right", (MIDDLE + 1, u128::MAX), right)]
+    }
+
+    proptest! {
+        #[test]
+        fn horizon_is_the_latest_time_that_is_covered(
+            rows in prop::collection::vec((0u128..5, 0u128..5, 1i64..6, prop::bool::weighted(0.9)), 0..9)
+        ) {
+            let hash = |x: u128| if x == 5 { u128::MAX } else { x * (u128::MAX / 5) };
+            let rows: Vec<_> = rows
+                .into_iter()
+                .map(|(a, b, watermark, started)| {
+                    let end = if a.max(b) == 4 { u128::MAX } else { hash(a.max(b) + 1) - 1 };
+                    ShardRow { started, ..row("s", (hash(a.min(b)), end), watermark) }
+                })
+                .collect();
+            let covered = |at: i64| {
+                let passed = |row: &&ShardRow| row.started && row.progress.watermark >= Timestamp(at);
+                HashRanges::union_of(rows.iter().filter(passed).map(|row| row.range)).is_all()
+            };
+            let latest = (1..6).rev().find(|at| covered(*at)).map(Timestamp);
+            prop_assert_eq!(horizon(&rows), latest);
+        }
+    }
+
+    #[test]
+    fn ended_rows_count_and_missing_rows_are_gaps() {
+        assert_eq!(horizon(&[]), None);
+        assert_eq!(horizon(&halves(5, 3)), Some(Timestamp(3)));
+        assert_eq!(horizon(&halves(5, 3)[..1]), None);
+        // A parent that ended early, and a child that has gone on.
+        let mut split = halves(5, 9);
+        split[0].progress.ended = true;
+        split.push(ShardRow { started: false, ..row("blank", (0, MIDDLE), 0) });
+        assert_eq!(horizon(&split), Some(Timestamp(5)));
+        split.push(row("child", (0, MIDDLE), 7));
+        assert_eq!(horizon(&split), Some(Timestamp(7)));
+    }
+
+    #[test]
+    fn progress_names_what_is_missing() {
+        let stored = poll("p", 0, 10_000);
+        let at = |rows: &[ShardRow], now| progress(&stored, rows, Timestamp(now), &BOUNDS);
+        let rows = halves(10_000 + L, 3_000);
+        assert_eq!(
+            at(&rows, 9_999),
+            "the poll closes at 1970-01-01T00:00:10Z and can be final after 1970-01-01T00:00:16Z",
+        );
+        let closed = "the poll closed at 1970-01-01T00:00:10Z";
+        let shards = format!("{closed}; all shards must have been processed up to 1970-01-01T00:00:16Z");
+        assert_eq!(at(&rows, 20_000), format!("{shards}; right has come to 1970-01-01T00:00:03Z"));
+        assert_eq!(at(&rows[..1], 20_000), format!("{shards}; some shards are not being processed at all yet"));
+        let done = halves(20_000, 20_000);
+        assert_eq!(at(&done, 20_000), format!("{closed}; all votes are counted, the result is about to be stored"));
+        let flagged = Poll { needs_recount: true, ..stored.clone() };
+        assert_eq!(
+            progress(&flagged, &done, Timestamp(20_000), &BOUNDS),
+            format!("{closed}; stored data contradicted itself, so the votes must be recounted first"),
+        );
+    }
+
+    /// A finalizer over a stored poll that closed at 10 s, at the time given.
+    async fn finalizer(now: i64) -> (Arc<Fake>, Finalizer) {
+        let fake = Arc::new(Fake::default());
+        fake.set_now(now);
+        fake.create(&poll("p", 0, 10_000)).await.unwrap();
+        fake.tally("p", Group::Persist, "parent", &[("x", 5), ("y", -1)]);
+        fake.tally("p", Group::Persist, "left", &[("x", -2), ("y", 4)]);
+        fake.tally("p", Group::Tally, "left", &[("x", 99)]);
+        let finalizer = Finalizer::new(fake.ports(), BOUNDS);
+        (fake, finalizer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn final_only_once_due_and_covered() {
+        let (fake, finalizer) = finalizer(10_000 + L - 1).await;
+        let mut last = Last::default();
+        fake.set_rows(halves(10_000 + L, 10_000 + L));
+        finalizer.step(&mut last).await.unwrap();
+        assert_eq!((fake.final_result("p"), fake.markers()), (None, 0), "not due");
+
+        fake.set_now(10_000 + L);
+        for rows in [halves(10_000 + L, 10_000 + L - 1), halves(99_999, 0)[..1].to_vec(), vec![]] {
+            fake.set_rows(rows);
+            finalizer.step(&mut last).await.unwrap();
+            assert_eq!(fake.final_result("p"), None);
+        }
+        assert_eq!(fake.markers(), 2, "one for each open shard, and not again at once");
+        tokio::time::advance(MARKER_INTERVAL).await;
+        finalizer.step(&mut last).await.unwrap();
+        assert_eq!(fake.markers(), 4);
+
+        let mut rows = halves(10_000 + L, 10_000 + L);
+        rows[0].progress.ended = true;
+        fake.set_rows(rows);
+        finalizer.step(&mut last).await.unwrap();
+        let result = FinalResult { votes: vec![3, 3], finalized_at: Timestamp(10_000 + L) };
+        assert_eq!(fake.final_result("p"), Some(result.clone()));
+
+        fake.tally("p", Group::Persist, "left", &[("x", 1)]);
+        fake.set_now(99_999);
+        tokio::time::advance(RESCAN_INTERVAL).await;
+        finalizer.step(&mut last).await.unwrap();
+        assert_eq!(fake.final_result("p"), Some(result), "final is final");
+        assert_eq!(fake.markers(), 4, "nothing is left to wait for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flagged_poll_waits_for_its_recount() {
+        let (fake, finalizer) = finalizer(60_000).await;
+        fake.set_rows(halves(50_000, 50_000));
+        let id = PollId::new("p").unwrap();
+        fake.set_needs_recount(&id, true).await.unwrap();
+        let mut last = Last::default();
+        finalizer.step(&mut last).await.unwrap();
+        // Flagged by another process after it was listed.
+        finalizer.note(&poll("p", 0, 10_000));
+        finalizer.step(&mut last).await.unwrap();
+        assert_eq!(fake.final_result("p"), None);
+
+        fake.set_needs_recount(&id, false).await.unwrap();
+        tokio::time::advance(RESCAN_INTERVAL).await;
+        finalizer.step(&mut last).await.unwrap();
+        assert!(fake.final_result("p").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn contradicting_tallies_and_failing_stores_make_nothing_final() {
+        let (fake, finalizer) = finalizer(60_000).await;
+        fake.set_rows(halves(50_000, 50_000));
+        fake.tally("p", Group::Persist, "parent", &[("x", -100)]);
+        let mut last = Last::default();
+        finalizer.step(&mut last).await.unwrap();
+        assert_eq!(fake.final_result("p"), None);
+
+        fake.tally("p", Group::Persist, "parent", &[("x", 100)]);
+        tokio::time::advance(RETRY_AFTER).await;
+        fake.fail_next(1);
+        assert!(finalizer.step(&mut last).await.is_err());
+        finalizer.step(&mut last).await.unwrap();
+        assert!(fake.final_result("p").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_runs_by_itself_and_stops_when_told() {
+        let (fake, finalizer) = finalizer(60_000).await;
+        let (finalizer, shutdown) = (Arc::new(finalizer), CancellationToken::new());
+        let running = tokio::spawn({
+            let (finalizer, shutdown) = (finalizer.clone(), shutdown.clone());
+            async move { finalizer.run(shutdown).await }
+        });
+        tokio::time::sleep(TICK * 3).await;
+        assert_eq!(fake.markers(), 2);
+        fake.set_rows(halves(50_000, 50_000));
+        tokio::time::sleep(TICK * 2).await;
+        assert!(fake.final_result("p").is_some());
+        shutdown.cancel();
+        running.await.unwrap();
+    }
+
+    #[test]
+    fn the_polls_in_memory_are_bounded() {
+        let fake = Arc::new(Fake::default());
+        let finalizer = Finalizer::new(fake.ports(), BOUNDS);
+        for closes_at in 1..=UNFINISHED_MAX as i64 + 3 {
+            finalizer.note(&poll(&closes_at.to_string(), 0, closes_at));
+        }
+        assert_eq!(finalizer.unfinished.lock().len(), UNFINISHED_MAX);
+        assert!(finalizer.unfinished.lock().contains_key(&PollId::new("1").unwrap()));
+    }
+}

@@ -1,0 +1,359 @@
+//! `PollService`: creates, lists and closes polls.
+//!
+//! Must never overwrite a poll, and never move `closes_at` to a later time: votes are judged by what is stored.
+
+use std::{sync::Arc, time::Duration};
+
+use tonic::{Request, Response, Status};
+use votestream_core::{
+    Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp,
+    port::{Created, Ports},
+};
+use votestream_proto::v1::{self, poll_service_server::PollService};
+
+use crate::{
+    convert::{self, poll_id_of, timestamp_of},
+    finalizer::Finalizer,
+    snapshot::Snapshots,
+    status::Failure,
+};
+
+/// How far ahead a poll may close.
+const CLOSES_WITHIN: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// `expected_peak` of a poll that names none, in votes per second.
+const EXPECTED_PEAK: u64 = 1_000;
+/// Polls of a page that names no size.
+const PAGE_SIZE: usize = 100;
+/// Most polls of a page.
+const PAGE_SIZE_MAX: usize = 1_000;
+/// Largest page, in bytes: well below the 4 MiB that gRPC clients take by default. One poll takes 650 KB at the most.
+const PAGE_BYTES_MAX: usize = 2 << 20;
+/// Polls of one call to the store.
+const READ_AT_ONCE: usize = 100;
+
+/// The service.
+pub(crate) struct Polls {
+    ports: Ports,
+    bounds: TimeBounds,
+    finalizer: Arc<Finalizer>,
+    snapshots: Arc<Snapshots>,
+}
+
+impl Polls {
+    pub(crate) fn new(ports: Ports, bounds: TimeBounds, finalizer: Arc<Finalizer>, snapshots: Arc<Snapshots>) -> Self {
+        Self { ports, bounds, finalizer, snapshots }
+    }
+
+    async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, Failure> {
+        let now = self.ports.clock.now();
+        let id = poll_id_of(&request.poll_id)?;
+        let source = source_of(request.source)?;
+        let closes_at = request.closes_at.as_ref().ok_or_else(|| Failure::field("closes_at", "is missing"))?;
+        let closes_at = timestamp_of("closes_at", closes_at)?;
+        let opens_at = request.opens_at.as_ref().map(|at| timestamp_of("opens_at", at)).transpose()?;
+        let earliest = match source {
+            PollSource::Ingest => now,
+            PollSource::Stream => now.plus(self.bounds.close_margin()),
+        };
+        let options = request.options.into_iter();
+        let options = options.map(|option| PollOption { id: option.option_id.into(), title: option.title }).collect();
+        let expected_peak = if request.expected_peak == 0 { EXPECTED_PEAK } else { request.expected_peak };
+
+        // What depends on the present moment must not stand in the way of a repeated call.
+        let stored = self.ports.polls.get(&id).await?;
+        let default_opening = stored.as_ref().map_or(earliest, |stored| stored.opens_at);
+        let opens = opens_at.unwrap_or(default_opening);
+        let poll = Poll::new(id, request.title, options, opens, closes_at, source, expected_peak);
+        if let Some(stored) = stored {
+            // Closed early, the stored poll may even close before it opens; the repeated definition does not.
+            return self.same(poll?, opens_at.is_none(), stored);
+        }
+        if closes_at <= now {
+            return Err(Failure::field("closes_at", "must be in the future"));
+        }
+        if closes_at > now.plus(CLOSES_WITHIN) {
+            return Err(Failure::field("closes_at", "must be within the next 366 days"));
+        }
+        if source == PollSource::Stream && opens < earliest {
+            let margin = self.bounds.close_margin().as_millis();
+            let reason = format!("must be at least {margin} ms ahead for a poll that takes its votes from the stream");
+            return Err(Failure::field("opens_at", reason));
+        }
+        let poll = poll?;
+        match self.ports.polls.create(&poll).await? {
+            Created::New => {
+                self.stored(&poll);
+                Ok(poll)
+            }
+            Created::Existing(stored) => self.same(poll, opens_at.is_none(), *stored),
+        }
+    }
+
+    /// The stored poll, if the request defines the same one.
+    fn same(&self, mut poll: Poll, opens_by_default: bool, stored: Poll) -> Result<Poll, Failure> {
+        if opens_by_default {
+            poll.opens_at = stored.opens_at;
+        }
+        // Only ClosePoll moves `closes_at`, to an earlier time, and never further ahead than the margin.
+        let margin = self.bounds.close_margin().saturating_add(self.bounds.clock_skew_max.saturating_mul(2));
+        let maybe_closed = stored.closes_at < poll.closes_at && stored.closes_at <= self.ports.clock.now().plus(margin);
+        if !poll.same_definition(&stored) || !(poll.closes_at == stored.closes_at || maybe_closed) {
+            return Err(Failure::OtherDefinition(stored.id));
+        }
+        self.stored(&stored);
+        Ok(stored)
+    }
+
+    async fn get(&self, id: &str) -> Result<Poll, Failure> {
+        let id = poll_id_of(id)?;
+        self.ports.polls.get(&id).await?.ok_or(Failure::PollNotFound(id))
+    }
+
+    async fn close(&self, id: &str) -> Result<Poll, Failure> {
+        let id = poll_id_of(id)?;
+        let closes_at = self.ports.clock.now().plus(self.bounds.close_margin());
+        let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(Failure::PollNotFound(id))?;
+        self.stored(&poll);
+        Ok(poll)
+    }
+
+    async fn list(&self, request: v1::ListPollsRequest) -> Result<v1::ListPollsResponse, Failure> {
+        use prost::Message;
+
+        let size = match request.page_size as usize {
+            0 => PAGE_SIZE,
+            size => size.min(PAGE_SIZE_MAX),
+        };
+        let mut after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(PollId::new(token).map_err(|_| Failure::field("page_token", "is not one of this service"))?),
+        };
+        let (mut polls, mut bytes) = (Vec::new(), 0);
+        let now = self.ports.clock.now();
+        loop {
+            // One more than needed tells whether there is a next page.
+            let limit = READ_AT_ONCE.min(size - polls.len() + 1);
+            let read = self.ports.polls.list(after.as_ref(), limit).await?;
+            let more = read.len() >= limit;
+            for stored in read {
+                let poll = convert::poll(&stored, now);
+                bytes += poll.encoded_len();
+                if polls.len() == size || (bytes > PAGE_BYTES_MAX && !polls.is_empty()) {
+                    let next_page_token = after.map_or_else(String::new, |id| id.to_string());
+                    return Ok(v1::ListPollsResponse { polls, next_page_token });
+                }
+                polls.push(poll);
+                after = Some(stored.id);
+            }
+            if !more {
+                return Ok(v1::ListPollsResponse { polls, next_page_token: String::new() });
+            }
+        }
+    }
+
+    /// Tells the rest of the process about a poll as it is stored now.
+    fn stored(&self, poll: &Poll) {
+        self.finalizer.note(poll);
+        self.snapshots.forget(&poll.id);
+    }
+
+    fn now(&self) -> Timestamp {
+        self.ports.clock.now()
+    }
+}
+
+fn source_of(source: i32) -> Result<PollSource, Failure> {
+    match v1::PollSource::try_from(source) {
+        Ok(v1::PollSource::Unspecified | v1::PollSource::Ingest) => Ok(PollSource::Ingest),
+        Ok(v1::PollSource::Stream) => Ok(PollSource::Stream),
+        Err(_) => Err(Failure::field("source", "is not one of INGEST and STREAM")),
+    }
+}
+
+#[tonic::async_trait]
+impl PollService for Polls {
+    async fn create_poll(
+        &self,
+        request: Request<v1::CreatePollRequest>,
+    ) -> Result<Response<v1::CreatePollResponse>, Status> {
+        let poll = self.create(request.into_inner()).await?;
+        Ok(Response::new(v1::CreatePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
+    }
+
+    async fn get_poll(&self, request: Request<v1::GetPollRequest>) -> Result<Response<v1::GetPollResponse>, Status> {
+        let poll = self.get(&request.into_inner().poll_id).await?;
+        Ok(Response::new(v1::GetPollResponse { poll: Some(convert::poll(&poll, self.now())) }))
+    }
+
+    async fn list_polls(
+        &self,
+        request: Request<v1::ListPollsRequest>,
+    ) -> Result<Response<v1::ListPollsResponse>, Status> {
+        Ok(Response::new(self.list(request.into_inner()).await?))
+    }
+
+    async fn close_poll(
+        &self,
+        request: Request<v1::ClosePollRequest>,
+    ) -> Result<Response<v1::ClosePollResponse>, Status> {
+        let poll = self.close(&request.into_inner().poll_id).await?;
+        Ok(Response::new(v1::ClosePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+    use crate::{convert::timestamp, testing::Fake};
+
+    const NOW: i64 = 1_000_000;
+    const DAY: i64 = 86_400_000;
+
+    fn service() -> (Arc<Fake>, Polls) {
+        let fake = Arc::new(Fake::default());
+        fake.set_now(NOW);
+        let (ports, bounds) = (fake.ports(), TimeBounds::ONE_MACHINE);
+        let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
+        let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, Duration::from_millis(100)));
+        (fake, Polls::new(ports, bounds, finalizer, snapshots))
+    }
+
+    fn request(id: &str) -> v1::CreatePollRequest {
+        let option = |id: &str| v1::PollOption { option_id: id.into(), title: String::new() };
+        v1::CreatePollRequest {
+            poll_id: id.into(),
+            title: "Who wins?".into(),
+            options: vec![option("x"), option("y")],
+            closes_at: Some(timestamp(Timestamp(NOW + DAY))),
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn every_limit_is_named() {
+        let (_, polls) = service();
+        let stream = i32::from(v1::PollSource::Stream);
+        let at = |ms| Some(timestamp(Timestamp(ms)));
+        type Change = Box<dyn Fn(&mut v1::CreatePollRequest)>;
+        let rows: Vec<(Change, &str)> = vec![
+            (Box::new(|r| r.poll_id.clear()), "poll_id is empty"),
+            (Box::new(|r| r.poll_id = "p".repeat(65)), "poll_id is 65 bytes long, the limit is 64"),
+            (Box::new(|r| r.poll_id = "a b".into()), "poll_id may hold ASCII"),
+            (Box::new(|r| r.title = "t".repeat(513)), "title is 513 bytes long, the limit is 512"),
+            (Box::new(|r| r.options.clear()), "options holds 0 entries"),
+            (Box::new(|r| r.options = vec![r.options[0].clone(); 2]), "options names \"x\" twice"),
+            (Box::new(|r| r.options[1].option_id.clear()), "option_id is empty"),
+            (Box::new(|r| r.options[1].title = "t".repeat(513)), "options.title is 513 bytes long"),
+            (Box::new(|r| r.closes_at = None), "closes_at is missing"),
+            (Box::new(move |r| r.closes_at = at(NOW)), "closes_at must be in the future"),
+            (Box::new(move |r| r.closes_at = at(NOW + 366 * DAY + 1)), "closes_at must be within the next 366 days"),
+            (Box::new(move |r| r.closes_at = at(-1)), "closes_at must lie between"),
+            (Box::new(move |r| r.opens_at = at(-5_000)), "opens_at must lie between"),
+            (Box::new(move |r| r.opens_at = at(NOW + DAY)), "closes_at must be later than opens_at"),
+            (Box::new(|r| r.source = 17), "source is not one of"),
+            (
+                Box::new(move |r| {
+                    r.source = stream;
+                    r.opens_at = at(NOW + 2_499);
+                }),
+                "opens_at must be at least 2500 ms ahead",
+            ),
+        ];
+        for (change, message) in rows {
+            let mut request = request("p");
+            change(&mut request);
+            let status = polls.create_poll(Request::new(request)).await.unwrap_err();
+            assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+            assert!(status.message().starts_with(message), "{message}: {status}");
+        }
+        let last = v1::CreatePollRequest { closes_at: at(NOW + 366 * DAY), ..request("p") };
+        assert!(polls.create_poll(Request::new(last)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn creating_again_changes_nothing() {
+        let (fake, polls) = service();
+        let first = polls.create(request("p")).await.unwrap();
+        assert_eq!((first.opens_at, first.expected_peak), (Timestamp(NOW), EXPECTED_PEAK));
+        fake.set_now(NOW + 5_000);
+        assert_eq!(polls.create(request("p")).await.unwrap(), first);
+
+        let closes = |ms| v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(ms))), ..request("p") };
+        let other = [
+            v1::CreatePollRequest { title: "Who loses?".into(), ..request("p") },
+            v1::CreatePollRequest { expected_peak: 7, ..request("p") },
+            v1::CreatePollRequest { opens_at: Some(timestamp(Timestamp(NOW + 1))), ..request("p") },
+            closes(NOW + DAY + 1),
+            closes(NOW + DAY - 1),
+        ];
+        for request in other {
+            let status = polls.create_poll(Request::new(request)).await.unwrap_err();
+            assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+        }
+        // Closed early, and even after it was over.
+        let closed = polls.close("p").await.unwrap();
+        assert_eq!(polls.create(request("p")).await.unwrap(), closed);
+        fake.set_now(NOW + 2 * DAY);
+        assert_eq!(polls.create(request("p")).await.unwrap(), closed);
+    }
+
+    #[tokio::test]
+    async fn stream_polls_open_after_the_margin() {
+        let (_, polls) = service();
+        let stream = v1::CreatePollRequest { source: v1::PollSource::Stream.into(), ..request("s") };
+        let poll = polls.create(stream).await.unwrap();
+        assert_eq!((poll.opens_at, poll.source), (Timestamp(NOW + 2_500), PollSource::Stream));
+    }
+
+    #[tokio::test]
+    async fn closing_only_ever_moves_to_an_earlier_time() {
+        let (fake, polls) = service();
+        polls.create(request("p")).await.unwrap();
+        assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 2_500));
+        fake.set_now(NOW + 1_000);
+        assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 2_500));
+        let soon = v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(NOW + 1_500))), ..request("q") };
+        polls.create(soon).await.unwrap();
+        assert_eq!(polls.close("q").await.unwrap().closes_at, Timestamp(NOW + 1_500));
+        let missing = polls.close_poll(Request::new(v1::ClosePollRequest { poll_id: "none".into() })).await;
+        assert_eq!(missing.unwrap_err().code(), Code::NotFound);
+    }
+
+    #[tokio::test]
+    async fn pages_hold_every_poll_once() {
+        let (_, polls) = service();
+        for id in 0..250 {
+            polls.create(request(&format!("{id:03}"))).await.unwrap();
+        }
+        for page_size in [0, 1, 99, 100, 125, 250, 4_000] {
+            let (mut ids, mut page_token) = (Vec::new(), String::new());
+            loop {
+                let page = polls.list(v1::ListPollsRequest { page_size, page_token }).await.unwrap();
+                assert!(!page.polls.is_empty());
+                ids.extend(page.polls.into_iter().map(|poll| poll.poll_id));
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    break;
+                }
+            }
+            assert_eq!(ids, (0..250).map(|id| format!("{id:03}")).collect::<Vec<_>>(), "{page_size}");
+        }
+        let bad = v1::ListPollsRequest { page_token: "no token".into(), page_size: 1 };
+        assert_eq!(polls.list_polls(Request::new(bad)).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+
+    #[tokio::test]
+    async fn pages_are_bounded_in_bytes() {
+        let (_, polls) = service();
+        let option = |id| v1::PollOption { option_id: format!("{id:0128}"), title: "t".repeat(512) };
+        for id in 0..8 {
+            let options = (0..1_000).map(option).collect();
+            let request = v1::CreatePollRequest { options, ..request(&id.to_string()) };
+            polls.create(request).await.unwrap();
+        }
+        let page = polls.list(v1::ListPollsRequest::default()).await.unwrap();
+        assert_eq!((page.polls.len(), page.next_page_token.as_str()), (3, "2"));
+    }
+}

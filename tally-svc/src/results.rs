@@ -1,0 +1,411 @@
+//! `ResultsService`: interim results, the final result, and the recount that proves it.
+//!
+//! Must never answer GetFinalResults with anything but the stored result.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::{Stream, stream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use votestream_core::{
+    Poll, PollId,
+    poll::FinalResult,
+    port::{Group, Ports},
+    tally::sums,
+};
+use votestream_proto::v1::{self, results_service_server::ResultsService};
+
+use crate::{
+    convert::{poll_id_of, timestamp},
+    finalizer::Finalizer,
+    snapshot::{Snapshot, Snapshots},
+    status::{Failure, shared},
+};
+
+/// How often a watched or awaited poll is looked at; the cache shares the reads.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Looks in a row that may fail before a watching or waiting call ends with the failure.
+const FAILURES_MAX: u32 = 20;
+/// Recounts under way at once: each reads all votes of a poll.
+const RECOUNTS_MAX: usize = 2;
+
+/// The service.
+pub(crate) struct Results {
+    ports: Ports,
+    finalizer: Arc<Finalizer>,
+    snapshots: Arc<Snapshots>,
+    recounts: Semaphore,
+    shutdown: CancellationToken,
+}
+
+impl Results {
+    pub(crate) fn new(
+        ports: Ports,
+        finalizer: Arc<Finalizer>,
+        snapshots: Arc<Snapshots>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { ports, finalizer, snapshots, recounts: Semaphore::new(RECOUNTS_MAX), shutdown }
+    }
+
+    async fn final_results(&self, id: &PollId, wait: bool) -> Result<v1::GetFinalResultsResponse, Status> {
+        let mut failures = 0;
+        loop {
+            match self.snapshots.get(id).await {
+                Ok(snapshot) => {
+                    failures = 0;
+                    if let Some(result) = &snapshot.poll.final_result {
+                        return Ok(final_response(&snapshot.poll, result));
+                    }
+                    if !wait {
+                        let progress = self.snapshots.progress(&snapshot.poll).await.map_err(shared)?;
+                        return Err(Failure::NotFinal(progress).into());
+                    }
+                }
+                Err(failure) => {
+                    failures += 1;
+                    if !wait || !may_pass(&failure) || failures >= FAILURES_MAX {
+                        return Err(shared(failure));
+                    }
+                }
+            }
+            pause(&self.shutdown).await?;
+        }
+    }
+
+    async fn recount(&self, id: PollId) -> Result<v1::RecountResponse, Failure> {
+        let _permit = self.recounts.try_acquire().map_err(|_| Failure::Busy("recounts"))?;
+        let mut poll = self.ports.polls.get(&id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
+        // Before the counts: once everything is committed, no later vote moves either of them.
+        let complete = self.snapshots.complete(&poll).await?;
+        let rows = self.ports.tallies.read(&id).await?;
+        let counted = sums(&poll, Group::Persist, &rows)?;
+        let recounted = self.ports.votes.recount(&poll).await?;
+        if recounted.len() != poll.options.len() {
+            tracing::error!(poll_id = %id, "the recount does not have one number an option");
+            return Err(Failure::Internal);
+        }
+        let matches = counted == recounted && poll.final_result.as_ref().is_none_or(|result| result.votes == recounted);
+        if poll.needs_recount && complete && matches {
+            self.ports.polls.set_needs_recount(&id, false).await?;
+            poll.needs_recount = false;
+            self.finalizer.note(&poll);
+            self.snapshots.forget(&id);
+        }
+        let progress = self.snapshots.progress(&poll).await.map_err(|_| Failure::Unavailable)?;
+        let options = poll.options.iter().zip(counted.into_iter().zip(recounted));
+        Ok(v1::RecountResponse {
+            poll_id: id.to_string(),
+            options: options
+                .map(|(option, (counted, recounted))| v1::RecountOption {
+                    option_id: option.id.to_string(),
+                    counted,
+                    recounted,
+                })
+                .collect(),
+            matches,
+            r#final: poll.final_result.is_some(),
+            progress,
+        })
+    }
+}
+
+/// Whether a failure may pass while a call waits.
+fn may_pass(failure: &Failure) -> bool {
+    matches!(failure, Failure::Unavailable)
+}
+
+/// Waits until it is time to look again.
+async fn pause(shutdown: &CancellationToken) -> Result<(), Failure> {
+    match shutdown.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await {
+        Some(()) => Ok(()),
+        None => Err(Failure::ShuttingDown),
+    }
+}
+
+fn total(counts: &[u64]) -> u64 {
+    counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
+}
+
+fn interim_response(snapshot: &Snapshot) -> v1::GetInterimResultsResponse {
+    let counts = snapshot.submitted.iter().zip(&snapshot.counted);
+    let options = snapshot.poll.options.iter().zip(counts);
+    v1::GetInterimResultsResponse {
+        poll_id: snapshot.poll.id.to_string(),
+        options: options
+            .map(|(option, (submitted, counted))| v1::InterimOption {
+                option_id: option.id.to_string(),
+                submitted: *submitted,
+                counted: *counted,
+            })
+            .collect(),
+        total_submitted: total(&snapshot.submitted),
+        total_counted: total(&snapshot.counted),
+        as_of: Some(timestamp(snapshot.as_of)),
+    }
+}
+
+fn final_response(poll: &Poll, result: &FinalResult) -> v1::GetFinalResultsResponse {
+    let options = poll.options.iter().zip(&result.votes);
+    v1::GetFinalResultsResponse {
+        poll_id: poll.id.to_string(),
+        options: options
+            .map(|(option, votes)| v1::FinalOption { option_id: option.id.to_string(), votes: *votes })
+            .collect(),
+        total_votes: total(&result.votes),
+        closed_at: Some(timestamp(poll.closes_at)),
+        finalized_at: Some(timestamp(result.finalized_at)),
+    }
+}
+
+/// One watching call. It holds the counts that it sent last and nothing else: what the client does not take is not made.
+struct Watch {
+    id: PollId,
+    snapshots: Arc<Snapshots>,
+    shutdown: CancellationToken,
+    sent: Option<(Vec<u64>, Vec<u64>)>,
+    ended: bool,
+}
+
+impl Watch {
+    /// The next response, or `None` after the final counts have been sent.
+    async fn next(&mut self) -> Result<Option<v1::WatchInterimResultsResponse>, Status> {
+        let mut failures = 0;
+        while !self.ended {
+            if self.sent.is_some() || failures > 0 {
+                pause(&self.shutdown).await?;
+            }
+            match self.snapshots.get(&self.id).await {
+                Ok(snapshot) => {
+                    failures = 0;
+                    self.ended = snapshot.poll.final_result.is_some();
+                    let counts = (snapshot.submitted.clone(), snapshot.counted.clone());
+                    if self.sent.as_ref() == Some(&counts) {
+                        continue;
+                    }
+                    self.sent = Some(counts);
+                    let v1::GetInterimResultsResponse { poll_id, options, total_submitted, total_counted, as_of } =
+                        interim_response(&snapshot);
+                    let response =
+                        v1::WatchInterimResultsResponse { poll_id, options, total_submitted, total_counted, as_of };
+                    return Ok(Some(response));
+                }
+                Err(failure) => {
+                    failures += 1;
+                    if !may_pass(&failure) || failures >= FAILURES_MAX {
+                        return Err(shared(failure));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn into_stream(self) -> impl Stream<Item = Result<v1::WatchInterimResultsResponse, Status>> {
+        stream::unfold(self, |mut watch| async move {
+            let item = watch.next().await.transpose()?;
+            watch.ended |= item.is_err();
+            Some((item, watch))
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl ResultsService for Results {
+    type WatchInterimResultsStream =
+        Pin<Box<dyn Stream<Item = Result<v1::WatchInterimResultsResponse, Status>> + Send>>;
+
+    async fn get_interim_results(
+        &self,
+        request: Request<v1::GetInterimResultsRequest>,
+    ) -> Result<Response<v1::GetInterimResultsResponse>, Status> {
+        let id = poll_id_of(&request.into_inner().poll_id)?;
+        let snapshot = self.snapshots.get(&id).await.map_err(shared)?;
+        Ok(Response::new(interim_response(&snapshot)))
+    }
+
+    async fn watch_interim_results(
+        &self,
+        request: Request<v1::WatchInterimResultsRequest>,
+    ) -> Result<Response<Self::WatchInterimResultsStream>, Status> {
+        let id = poll_id_of(&request.into_inner().poll_id)?;
+        // A poll that does not exist is the call's own error, not the first item's.
+        self.snapshots.get(&id).await.map_err(shared)?;
+        let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
+        let watch = Watch { id, snapshots, shutdown, sent: None, ended: false };
+        Ok(Response::new(Box::pin(watch.into_stream())))
+    }
+
+    async fn get_final_results(
+        &self,
+        request: Request<v1::GetFinalResultsRequest>,
+    ) -> Result<Response<v1::GetFinalResultsResponse>, Status> {
+        let request = request.into_inner();
+        let id = poll_id_of(&request.poll_id)?;
+        Ok(Response::new(self.final_results(&id, request.wait).await?))
+    }
+
+    async fn recount(&self, request: Request<v1::RecountRequest>) -> Result<Response<v1::RecountResponse>, Status> {
+        let id = poll_id_of(&request.into_inner().poll_id)?;
+        Ok(Response::new(self.recount(id).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use tonic::Code;
+    use votestream_core::{
+        TimeBounds, Timestamp,
+        port::{PollStore, ShardRow},
+    };
+
+    use super::*;
+    use crate::testing::{Fake, poll, row};
+
+    async fn service() -> (Arc<Fake>, Results) {
+        let fake = Arc::new(Fake::default());
+        fake.set_now(5_000);
+        fake.create(&poll("p", 0, 10_000)).await.unwrap();
+        fake.tally("p", Group::Persist, "a", &[("x", 5), ("y", -1)]);
+        fake.tally("p", Group::Persist, "b", &[("y", 3)]);
+        fake.tally("p", Group::Tally, "a", &[("x", 8), ("y", 2)]);
+        let (ports, bounds) = (fake.ports(), TimeBounds::ONE_MACHINE);
+        let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
+        let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, Duration::from_millis(100)));
+        (fake, Results::new(ports, finalizer, snapshots, CancellationToken::new()))
+    }
+
+    fn all(watermark: i64) -> Vec<ShardRow> {
+        vec![row("s", (0, u128::MAX), watermark)]
+    }
+
+    fn id() -> PollId {
+        PollId::new("p").unwrap()
+    }
+
+    fn result(votes: &[u64]) -> FinalResult {
+        FinalResult { votes: votes.to_vec(), finalized_at: Timestamp(17_000) }
+    }
+
+    fn interim(id: &str) -> Request<v1::GetInterimResultsRequest> {
+        Request::new(v1::GetInterimResultsRequest { poll_id: id.into() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn interim_results_are_the_sums_of_both_groups() {
+        let (fake, results) = service().await;
+        let response = results.get_interim_results(interim("p")).await.unwrap().into_inner();
+        let option = |id: &str, submitted, counted| v1::InterimOption { option_id: id.into(), submitted, counted };
+        let expected = v1::GetInterimResultsResponse {
+            poll_id: "p".into(),
+            options: vec![option("x", 8, 5), option("y", 2, 2)],
+            total_submitted: 10,
+            total_counted: 7,
+            as_of: Some(timestamp(Timestamp(5_000))),
+        };
+        assert_eq!(response, expected);
+        for _ in 0..1_000 {
+            results.get_interim_results(interim("p")).await.unwrap();
+        }
+        assert_eq!(fake.tally_reads(), 1);
+        assert_eq!(results.get_interim_results(interim("q")).await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(results.get_interim_results(interim("")).await.unwrap_err().code(), Code::InvalidArgument);
+
+        fake.tally("p", Group::Persist, "b", &[("y", -3)]);
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(results.get_interim_results(interim("p")).await.unwrap_err().code(), Code::Internal);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn final_results_wait_and_never_change() {
+        let (fake, results) = service().await;
+        let ask = |wait| Request::new(v1::GetFinalResultsRequest { poll_id: "p".into(), wait });
+        let early = results.get_final_results(ask(false)).await.unwrap_err();
+        assert_eq!(early.code(), Code::FailedPrecondition);
+        assert!(early.message().contains("closes at 1970-01-01T00:00:10Z"), "{early}");
+
+        let waiting = results.get_final_results(ask(true));
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        fake.finish(&id(), &result(&[5, 2])).await.unwrap();
+        let response = waiting.await.unwrap().into_inner();
+        assert_eq!(response.options.iter().map(|option| option.votes).collect::<Vec<_>>(), [5, 2]);
+        assert_eq!((response.total_votes, response.finalized_at), (7, Some(timestamp(Timestamp(17_000)))));
+
+        fake.tally("p", Group::Persist, "b", &[("y", 9)]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(results.get_final_results(ask(false)).await.unwrap().into_inner(), response);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends_with_the_server() {
+        let (_, results) = service().await;
+        results.shutdown.cancel();
+        let ask = Request::new(v1::GetFinalResultsRequest { poll_id: "p".into(), wait: true });
+        assert_eq!(results.get_final_results(ask).await.unwrap_err().code(), Code::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watching_sends_changes_and_ends_with_the_final_counts() {
+        let (fake, results) = service().await;
+        let watch = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
+        let mut watch = results.watch_interim_results(watch).await.unwrap().into_inner();
+        assert_eq!(watch.next().await.unwrap().unwrap().total_submitted, 10);
+        {
+            let quiet = tokio::time::timeout(Duration::from_secs(3), watch.next());
+            assert!(quiet.await.is_err(), "nothing has changed");
+        }
+        fake.tally("p", Group::Tally, "b", &[("x", 1)]);
+        assert_eq!(watch.next().await.unwrap().unwrap().total_submitted, 11);
+
+        // A store that is away for a moment does not end the call.
+        fake.fail_next(3);
+        fake.tally("p", Group::Persist, "b", &[("x", 1)]);
+        assert_eq!(watch.next().await.unwrap().unwrap().total_counted, 8);
+
+        fake.tally("p", Group::Persist, "b", &[("x", 1)]);
+        fake.finish(&id(), &result(&[7, 2])).await.unwrap();
+        assert_eq!(watch.next().await.unwrap().unwrap().total_counted, 9);
+        assert!(watch.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watching_ends_with_the_server() {
+        let (_, results) = service().await;
+        let watch = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
+        let mut watch = results.watch_interim_results(watch).await.unwrap().into_inner();
+        assert!(watch.next().await.unwrap().is_ok());
+        results.shutdown.cancel();
+        assert_eq!(watch.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
+        assert!(watch.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_recount_clears_the_flag_only_if_it_proves_the_tallies() {
+        let (fake, results) = service().await;
+        fake.set_needs_recount(&id(), true).await.unwrap();
+        fake.set_now(20_000);
+        let flagged = || async { fake.get(&id()).await.unwrap().unwrap().needs_recount };
+        // Not committed far enough; committed, but another count; both.
+        for (watermark, recount, matches, cleared) in
+            [(15_999, [5, 2], true, false), (16_000, [5, 3], false, false), (16_000, [5, 2], true, true)]
+        {
+            fake.set_rows(all(watermark));
+            fake.set_recount(&recount);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let response = results.recount(id()).await.unwrap();
+            assert_eq!((response.matches, response.r#final), (matches, false));
+            assert!(!response.progress.is_empty());
+            assert_eq!(
+                response.options[1],
+                v1::RecountOption { option_id: "y".into(), counted: 2, recounted: recount[1] }
+            );
+            assert_eq!(!flagged().await, cleared, "{watermark} {recount:?}");
+        }
+        fake.finish(&id(), &result(&[5, 2])).await.unwrap();
+        let response = results.recount(id()).await.unwrap();
+        assert!(response.r#final && response.matches && response.progress.is_empty());
+    }
+}

@@ -1,0 +1,125 @@
+//! What a call can fail with, and the one map from there to gRPC status codes.
+//!
+//! Must never let the text of an engine's error reach a client: it is logged where the failure is made.
+
+use std::sync::Arc;
+
+use tonic::{Code, Status};
+use votestream_core::{PollId, poll::InvalidField, port::PortError, tally::InconsistentTallies};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// A field breaks a limit of the domain.
+    #[error(transparent)]
+    Invalid(#[from] InvalidField),
+    /// A field has a value that cannot be used here.
+    #[error("{field} {reason}")]
+    Field { field: &'static str, reason: String },
+    /// There is no such poll.
+    #[error("there is no poll \"{0}\"")]
+    PollNotFound(PollId),
+    /// Another poll has this id.
+    #[error("another poll is stored under the id \"{0}\"")]
+    OtherDefinition(PollId),
+    /// The poll has no final result yet; the text says what is missing.
+    #[error("{0}")]
+    NotFinal(String),
+    /// Too many such calls are under way.
+    #[error("too many {0} are under way, try again later")]
+    Busy(&'static str),
+    /// This process is about to end.
+    #[error("this server is shutting down, call again")]
+    ShuttingDown,
+    /// A store or the stream did not answer.
+    #[error("a store did not answer, call again")]
+    Unavailable,
+    /// A failure that a retry does not mend; the log has the reason.
+    #[error("internal error, see the log of the server")]
+    Internal,
+}
+
+impl Failure {
+    pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Field { field, reason: reason.into() }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) | Self::Field { .. } => Code::InvalidArgument,
+            Self::PollNotFound(_) => Code::NotFound,
+            Self::OtherDefinition(_) => Code::AlreadyExists,
+            Self::NotFinal(_) => Code::FailedPrecondition,
+            Self::Busy(_) => Code::ResourceExhausted,
+            Self::ShuttingDown | Self::Unavailable => Code::Unavailable,
+            Self::Internal => Code::Internal,
+        }
+    }
+}
+
+impl From<PortError> for Failure {
+    fn from(error: PortError) -> Self {
+        // Every call of these services may be repeated, so whether it took effect makes no difference to the client.
+        if error.retryable {
+            tracing::warn!(%error, effect = ?error.effect, "an engine failed");
+            Self::Unavailable
+        } else {
+            tracing::error!(%error, "an engine failed for good");
+            Self::Internal
+        }
+    }
+}
+
+impl From<InconsistentTallies> for Failure {
+    fn from(error: InconsistentTallies) -> Self {
+        tracing::error!(%error, "stored tallies contradict the protocol");
+        Self::Internal
+    }
+}
+
+impl From<&Failure> for Status {
+    fn from(failure: &Failure) -> Self {
+        Self::new(failure.code(), failure.to_string())
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        (&failure).into()
+    }
+}
+
+/// A failure that several callers share.
+pub(crate) fn shared(failure: Arc<Failure>) -> Status {
+    (&*failure).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use votestream_core::port::Group;
+
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_map() {
+        let id = || PollId::new("p").unwrap();
+        let negative = InconsistentTallies::Negative { group: Group::Persist, option: "secret".into(), sum: -1 };
+        let rows: Vec<(Failure, Code, &str)> = vec![
+            (InvalidField::Empty("poll_id").into(), Code::InvalidArgument, "poll_id is empty"),
+            (Failure::field("closes_at", "is missing"), Code::InvalidArgument, "closes_at is missing"),
+            (Failure::PollNotFound(id()), Code::NotFound, "there is no poll \"p\""),
+            (Failure::OtherDefinition(id()), Code::AlreadyExists, "another poll is stored under the id \"p\""),
+            (Failure::NotFinal("closes at 7".into()), Code::FailedPrecondition, "closes at 7"),
+            (Failure::Busy("recounts"), Code::ResourceExhausted, "too many recounts are under way, try again later"),
+            (Failure::ShuttingDown, Code::Unavailable, "this server is shutting down, call again"),
+            (PortError::unknown("secret").into(), Code::Unavailable, "a store did not answer, call again"),
+            (PortError::refused("secret").into(), Code::Unavailable, "a store did not answer, call again"),
+            (PortError::permanent("secret").into(), Code::Internal, "internal error, see the log of the server"),
+            (negative.into(), Code::Internal, "internal error, see the log of the server"),
+        ];
+        for (failure, code, message) in rows {
+            let status = Status::from(&failure);
+            assert_eq!((status.code(), status.message()), (code, message), "{failure:?}");
+        }
+    }
+}
