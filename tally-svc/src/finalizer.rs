@@ -110,11 +110,21 @@ struct Unfinished {
     retry_at: Option<Instant>,
 }
 
+/// A poll that closed at least L ago.
+struct Due {
+    id: PollId,
+    /// `closes_at + L`.
+    required: Timestamp,
+    needs_recount: bool,
+}
+
 /// When this process last did what it does at intervals.
 #[derive(Default)]
 struct Last {
     scan: Option<Instant>,
     marker: Option<(Instant, Timestamp)>,
+    /// The latest horizon that was seen.
+    horizon: Timestamp,
 }
 
 /// See the module.
@@ -169,15 +179,16 @@ impl Finalizer {
             self.scan().await?;
             last.scan = Some(Instant::now());
         }
-        let due = self.due(self.ports.clock.now());
-        let Some(latest) = due.iter().map(|(_, required)| *required).max() else {
+        let due = self.due(self.ports.clock.now(), last.horizon);
+        let Some(latest) = due.iter().map(|poll| poll.required).max() else {
             return Ok(());
         };
         // The rows before the tallies: what the rows say is committed is in the tallies that are read later.
         let rows = self.ports.leases.list(Group::Persist).await?;
         let horizon = horizon(&rows).unwrap_or(Timestamp::ZERO);
-        let covered = due.iter().filter(|(_, required)| *required <= horizon);
-        for (id, _) in covered.take(FINISHED_PER_TICK_MAX) {
+        last.horizon = last.horizon.max(horizon);
+        let covered = due.iter().filter(|poll| poll.required <= horizon && !poll.needs_recount);
+        for Due { id, .. } in covered.take(FINISHED_PER_TICK_MAX) {
             if self.finish(id, horizon).await.is_err()
                 && let Some(poll) = self.unfinished.lock().get_mut(id)
             {
@@ -194,17 +205,21 @@ impl Finalizer {
     }
 
     /// Polls whose result may be stored as soon as everything is committed up to the time given, those that closed first
-    /// in front.
-    fn due(&self, now: Timestamp) -> Vec<(PollId, Timestamp)> {
+    /// in front. A poll that waits for a recount is among them until then: the recount proves nothing before.
+    fn due(&self, now: Timestamp, seen: Timestamp) -> Vec<Due> {
         let unfinished = self.unfinished.lock();
         let rested = |poll: &Unfinished| poll.retry_at.is_none_or(|at| at <= Instant::now());
         let mut due: Vec<_> = unfinished
             .iter()
-            .filter(|(_, poll)| !poll.needs_recount && rested(poll))
-            .map(|(id, poll)| (id.clone(), poll.closes_at.plus(self.bounds.late_after())))
-            .filter(|(_, required)| *required <= now)
+            .filter(|(_, poll)| rested(poll))
+            .map(|(id, poll)| Due {
+                id: id.clone(),
+                required: poll.closes_at.plus(self.bounds.late_after()),
+                needs_recount: poll.needs_recount,
+            })
+            .filter(|poll| poll.required <= now && !(poll.needs_recount && poll.required <= seen))
             .collect();
-        due.sort_by_key(|(_, required)| *required);
+        due.sort_by_key(|poll| poll.required);
         due
     }
 
@@ -389,11 +404,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flagged_poll_waits_for_its_recount() {
         let (fake, finalizer) = finalizer(60_000).await;
-        fake.set_rows(halves(50_000, 50_000));
         let id = PollId::new("p").unwrap();
         fake.set_needs_recount(&id, true).await.unwrap();
         let mut last = Last::default();
         finalizer.step(&mut last).await.unwrap();
+        assert_eq!(fake.markers(), 2, "the recount, too, waits for every shard");
+        fake.set_rows(halves(50_000, 50_000));
+        finalizer.step(&mut last).await.unwrap();
+        tokio::time::advance(MARKER_INTERVAL).await;
+        fake.fail_next(1);
+        finalizer.step(&mut last).await.unwrap();
+        assert_eq!(fake.markers(), 2, "nothing is read or marked while people have yet to act");
+        fake.fail_next(0);
         // Flagged by another process after it was listed.
         finalizer.note(&poll("p", 0, 10_000));
         finalizer.step(&mut last).await.unwrap();
