@@ -72,18 +72,9 @@ impl ProducerMemory {
         entries.into_iter().flatten().any(|entry| entry.number >= number && ranges.overlaps(&entry.range))
     }
 
-    /// Remembers a batch for these hashes: raises their number, never lowers it, and renews their arrival.
-    ///
-    /// # Errors
-    ///
-    /// If the memory is beyond its bound afterwards. It is then of no use any more.
-    pub fn record(
-        &mut self,
-        producer: u128,
-        ranges: &HashRanges,
-        number: u64,
-        clock: Timestamp,
-    ) -> Result<(), MemoryFull> {
+    /// Remembers a batch for these hashes: raises their number, never lowers it, and renews their arrival. The caller
+    /// expires and then checks.
+    pub fn record(&mut self, producer: u128, ranges: &HashRanges, number: u64, clock: Timestamp) {
         for &range in ranges.as_slice() {
             // Renewing the arrival even where the number stays: that is what the model does.
             self.merge(producer, Entry { range, number, arrived_at: clock }, |old, new| Entry {
@@ -92,7 +83,6 @@ impl ProducerMemory {
                 arrived_at: new.arrived_at,
             });
         }
-        self.check()
     }
 
     /// The memory as a child of this range inherits it.
@@ -269,7 +259,7 @@ mod tests {
                 match op {
                     Op::Record(producer, ranges, number) => {
                         let ranges = HashRanges::union_of(ranges);
-                        memory.record(producer, &ranges, number, clock).unwrap();
+                        memory.record(producer, &ranges, number, clock);
                         for hash in all_hashes().filter(|&hash| ranges.contains(hash)) {
                             let kept = model.entry((producer, hash)).or_insert((0, clock));
                             *kept = (kept.0.max(number), clock);
@@ -321,7 +311,7 @@ mod tests {
     fn neighbours_that_are_equal_become_one() {
         let mut memory = ProducerMemory::default();
         for range in HashRange::split_evenly(8) {
-            memory.record(1, &range.into(), 7, Timestamp(5)).unwrap();
+            memory.record(1, &range.into(), 7, Timestamp(5));
         }
         assert_eq!(memory.len(), 1);
         assert!(!memory.may_hold_duplicate(1, &HashRange::ALL.into(), 8));
@@ -332,10 +322,11 @@ mod tests {
     fn at_the_bound_it_is_an_error_and_nothing_is_forgotten() {
         let mut memory = ProducerMemory::default();
         for producer in 0..MEMORY_ENTRIES_MAX as u128 {
-            memory.record(producer, &HashRange::ALL.into(), 1, Timestamp(5)).unwrap();
+            memory.record(producer, &HashRange::ALL.into(), 1, Timestamp(5));
         }
-        let full = memory.record(u128::MAX, &HashRange::ALL.into(), 1, Timestamp(5));
-        assert_eq!(full, Err(MemoryFull(MEMORY_ENTRIES_MAX + 1)));
+        assert_eq!(memory.check(), Ok(()));
+        memory.record(u128::MAX, &HashRange::ALL.into(), 1, Timestamp(5));
+        assert_eq!(memory.check(), Err(MemoryFull(MEMORY_ENTRIES_MAX + 1)));
         assert!(memory.is_duplicate(0, 0, 1));
     }
 }

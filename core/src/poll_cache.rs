@@ -19,7 +19,6 @@ use tokio::{
 use crate::{
     poll::{Poll, PollId},
     port::{PollStore, PortError},
-    time::TimeBounds,
 };
 
 /// Most polls that are kept; beyond, the one read longest ago goes.
@@ -68,9 +67,8 @@ impl From<Failure> for PortError {
 }
 
 impl PollCache {
-    /// An empty cache over a store.
-    pub fn new(store: Arc<dyn PollStore>, bounds: TimeBounds) -> Self {
-        let life = bounds.poll_cache_life;
+    /// An empty cache over a store; `life` is [`crate::TimeBounds::poll_cache_life`].
+    pub fn new(store: Arc<dyn PollStore>, life: Duration) -> Self {
         Self { inner: Arc::new(Inner { store, life, polls: RwLock::default(), reads: Mutex::default() }) }
     }
 
@@ -84,7 +82,8 @@ impl PollCache {
     }
 
     fn peek_at(&self, id: &PollId, now: Instant) -> Option<Arc<Poll>> {
-        let cached = self.inner.polls.read().get(id).filter(|cached| cached.read_at + self.inner.life >= now).cloned()?;
+        let cached =
+            self.inner.polls.read().get(id).filter(|cached| cached.read_at + self.inner.life >= now).cloned()?;
         if cached.read_at + self.inner.life / 2 < now {
             // Too many reads: then the entry is read when it is too old.
             drop(self.join_read(id));

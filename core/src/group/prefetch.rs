@@ -1,0 +1,123 @@
+//! Reads ahead: fetches and decodes the records of a shard while earlier ones are being applied.
+//!
+//! Owns the reader and the bound on what was read and not yet processed. Must never skip a record, and never read on after
+//! the stream has dropped records that were not read.
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::sleep,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::backoff::Backoff;
+use crate::{
+    port::{Group, PortError, ReadOutcome, RecordReader, VoteStream},
+    routing::ShardId,
+    sequence::SequenceNumber,
+    window::ReadRecord,
+};
+
+/// Most decoded bytes that wait to be processed, per shard.
+const BYTES_MAX: u32 = 32 << 20;
+/// Most records that wait to be processed, per shard.
+const RECORDS_MAX: usize = 1_024;
+/// Failed reads in a row after which the shard is given up, so that another worker may try.
+const FAILURES_MAX: u32 = 12;
+
+/// What was read.
+pub(super) enum Fetched {
+    /// The next record. The permit is its share of the bound, returned when it is dropped.
+    Record(ReadRecord, OwnedSemaphorePermit),
+    /// The shard is closed and every record of it came before.
+    End,
+    /// Records were dropped by the stream before they were read.
+    Expired,
+    /// Reading fails.
+    Failed(PortError),
+}
+
+/// A reader that runs ahead.
+pub(super) struct Prefetch {
+    fetched: mpsc::Receiver<Fetched>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Prefetch {
+    /// Starts to read directly after `after`.
+    pub(super) fn start(
+        stream: Arc<dyn VoteStream>,
+        group: Group,
+        shard: ShardId,
+        after: SequenceNumber,
+        backoff: Backoff,
+    ) -> Self {
+        let (sender, fetched) = mpsc::channel(RECORDS_MAX);
+        let task = Task { stream, group, shard, after, backoff, reader: None, sender };
+        Self { fetched, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+    }
+
+    /// The next thing that was read. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Fetched {
+        let gone = || Fetched::Failed(PortError::refused("the task that reads the shard was stopped"));
+        self.fetched.recv().await.unwrap_or_else(gone)
+    }
+
+    /// The next thing, if it is there already.
+    pub(super) fn ready(&mut self) -> Option<Fetched> {
+        self.fetched.try_recv().ok()
+    }
+}
+
+struct Task {
+    stream: Arc<dyn VoteStream>,
+    group: Group,
+    shard: ShardId,
+    after: SequenceNumber,
+    backoff: Backoff,
+    reader: Option<Box<dyn RecordReader>>,
+    sender: mpsc::Sender<Fetched>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let bytes = Arc::new(Semaphore::new(BYTES_MAX as usize));
+        let last = loop {
+            match self.read().await {
+                Ok(ReadOutcome::Records(records)) => {
+                    self.backoff.reset();
+                    for record in &records {
+                        let record = ReadRecord::decode(record);
+                        // One record alone may be larger than the bound.
+                        let size = u32::try_from(record.bytes()).map_or(BYTES_MAX, |size| size.min(BYTES_MAX));
+                        let Ok(permit) = bytes.clone().acquire_many_owned(size).await else { return };
+                        if self.sender.send(Fetched::Record(record, permit)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Ok(ReadOutcome::ShardEnd) => break Fetched::End,
+                Ok(ReadOutcome::Expired) => break Fetched::Expired,
+                Err(error) => {
+                    let pause = self.backoff.pause();
+                    if !error.retryable || self.backoff.attempts() >= FAILURES_MAX {
+                        break Fetched::Failed(error);
+                    }
+                    tracing::warn!(shard = %self.shard, %error, "reading failed, it is tried again");
+                    sleep(pause).await;
+                }
+            }
+        };
+        // Nobody is left to hear it if this fails.
+        self.sender.send(last).await.ok();
+    }
+
+    async fn read(&mut self) -> Result<ReadOutcome, PortError> {
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            None => self.reader.insert(self.stream.reader(self.group, &self.shard, self.after).await?),
+        };
+        reader.next().await
+    }
+}
