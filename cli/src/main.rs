@@ -1,1 +1,38 @@
-fn main() {}
+//! The `votestream` command: a thin entry point.
+//!
+//! Owns the process: allocator, logging, runtime, exit code. Must never hold what a command does; each has its module in
+//! `command`.
+
+mod args;
+mod bars;
+mod command;
+mod connect;
+mod failure;
+mod generate;
+mod json;
+mod output;
+mod sender;
+mod stack;
+mod vote_file;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{args::Cli, failure::Failure};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    output::log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::failed(format!("cannot start the runtime: {error}")).report(),
+    };
+    match runtime.block_on(command::run(cli)) {
+        Ok(answer) => answer.into(),
+        Err(failure) => failure.report(),
+    }
+}

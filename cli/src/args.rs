@@ -1,0 +1,305 @@
+//! The command line: every command, flag and default.
+//!
+//! Owns the outward contract of the command line. Must never do anything: parsing and checking of single values only.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::connect::Target;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, and the answer is yes
+  1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact
+  2  usage: wrong arguments, or a file that cannot be read
+  3  a service cannot be reached, or a call failed";
+
+/// Counts votes: runs the stack on one machine, and talks to a running one.
+#[derive(Debug, Parser)]
+#[command(name = "votestream", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Ingest service, for casting votes.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "VOTESTREAM_INGEST",
+        default_value = "http://127.0.0.1:50051"
+    )]
+    pub(crate) ingest: Target,
+    /// Results and poll service.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "VOTESTREAM_RESULTS",
+        default_value = "http://127.0.0.1:50052"
+    )]
+    pub(crate) results: Target,
+    /// Print one JSON object on stdout, with the field names of the API; everything else goes to stderr.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the whole stack on this machine, durable in a directory.
+    Up(UpArgs),
+    /// Show the whole stack at work: cast votes, close, and prove that the final result is exact.
+    Demo(DemoArgs),
+    /// Create, read, list and close polls.
+    #[command(subcommand)]
+    Poll(PollCommand),
+    /// Cast one vote, or the votes of a file.
+    Cast(CastArgs),
+    /// Show the results of a poll.
+    Results(ResultsArgs),
+    /// Count the stored votes anew and compare them with the tallies; exit code 1 if they differ.
+    Audit(AuditArgs),
+    /// Cast many generated votes and measure throughput and acknowledgement times.
+    Load(LoadArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    /// Address of the ingest service; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    pub(crate) ingest_addr: SocketAddr,
+    /// Address of the results and poll service; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052")]
+    pub(crate) results_addr: SocketAddr,
+    /// Where everything is stored [default: $XDG_DATA_HOME/votestream or ~/.local/share/votestream]
+    #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Store in a temporary directory that is removed at the end.
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+    /// Shards of a new stream; an existing one keeps its own.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
+    pub(crate) shards: u32,
+}
+
+/// More shards than this cost one machine more than they bring.
+const SHARDS_MAX: i64 = 256;
+
+#[derive(Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Votes to cast.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=VOTES_MAX))]
+    pub(crate) votes: u64,
+    /// Users who cast them; with fewer users than votes, some change their minds. At most one a vote.
+    #[arg(long, value_name = "M", default_value_t = 600_000, value_parser = clap::value_parser!(u64).range(1..=DEMO_VOTERS_MAX))]
+    pub(crate) voters: u64,
+    /// Shards of the stream.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
+    pub(crate) shards: u32,
+    /// Other votes for each seed, the same votes for the same seed.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// A run of more votes than this is a mistake.
+const VOTES_MAX: u64 = 10_000_000_000;
+/// The demo's own model holds two bytes a voter.
+const DEMO_VOTERS_MAX: u64 = 1_000_000_000;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PollCommand {
+    /// Create a poll.
+    Create(PollCreateArgs),
+    /// Show a poll.
+    Get {
+        /// Id of the poll.
+        #[arg(value_name = "POLL")]
+        poll: String,
+    },
+    /// List all polls.
+    List,
+    /// Close a poll early.
+    Close {
+        /// Id of the poll.
+        #[arg(value_name = "POLL")]
+        poll: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PollCreateArgs {
+    /// Id of the poll: letters, digits and "-", "_", ".", "~".
+    #[arg(long)]
+    pub(crate) id: String,
+    /// Title for people.
+    #[arg(long, default_value = "")]
+    pub(crate) title: String,
+    /// Id of an option; once for each option.
+    #[arg(long = "option", value_name = "ID", required = true)]
+    pub(crate) options: Vec<String>,
+    /// When voting starts [default: now]
+    #[arg(long, value_name = "RFC3339")]
+    pub(crate) opens_at: Option<jiff::Timestamp>,
+    /// When voting ends.
+    #[arg(long, value_name = "RFC3339", required_unless_present = "closes_in", conflicts_with = "closes_in")]
+    pub(crate) closes_at: Option<jiff::Timestamp>,
+    /// How long from now voting ends, such as 90s, 15m or 1h30m.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) closes_in: Option<Duration>,
+    /// Expected peak in votes per second, which sizes how the votes are spread over the store [default: 1000]
+    #[arg(long, value_name = "VOTES_PER_SECOND", default_value_t = 0, hide_default_value = true)]
+    pub(crate) expected_peak: u64,
+    /// Where the votes come from.
+    #[arg(long, value_enum, default_value_t = Source::Ingest)]
+    pub(crate) source: Source,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Source {
+    /// The ingest service.
+    Ingest,
+    /// Other producers, which write to the stream themselves.
+    Stream,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CastArgs {
+    /// Poll of the vote.
+    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    pub(crate) poll: Option<String>,
+    /// User who votes.
+    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    pub(crate) user: Option<String>,
+    /// Option that the user chooses.
+    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    pub(crate) option: Option<String>,
+    /// Cast the votes of a file, - for stdin: CSV `poll_id,user_id,option_id` (header optional, quotes allowed), or one
+    /// JSON object of the same fields a line.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["poll", "user", "option"])]
+    pub(crate) file: Option<PathBuf>,
+    /// Start at this line of the file, to go on after an interruption.
+    #[arg(long, value_name = "LINE", default_value_t = 1, requires = "file", hide_default_value = true)]
+    pub(crate) from_line: u64,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ResultsArgs {
+    /// Id of the poll.
+    #[arg(value_name = "POLL")]
+    pub(crate) poll: String,
+    /// Show the results as they change, until they are final. With --json one object a line.
+    #[arg(long, conflicts_with = "is_final")]
+    pub(crate) watch: bool,
+    /// Show the final result; exit code 1 while there is none.
+    #[arg(long = "final", id = "is_final")]
+    pub(crate) is_final: bool,
+    /// Wait until the result is final.
+    #[arg(long, requires = "is_final")]
+    pub(crate) wait: bool,
+    /// Wait no longer than this, such as 90s or 2h [default: no limit]
+    #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuditArgs {
+    /// Id of the poll.
+    #[arg(value_name = "POLL")]
+    pub(crate) poll: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LoadArgs {
+    /// Poll to vote in; its options are read from the poll service.
+    #[arg(long, value_name = "ID")]
+    pub(crate) poll: String,
+    /// Votes to cast.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=VOTES_MAX))]
+    pub(crate) votes: u64,
+    /// Votes per second over all connections; 0 is as fast as they are taken.
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    pub(crate) rate: u64,
+    /// Connections, with one stream each.
+    #[arg(long, value_name = "C", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=CONNECTIONS_MAX))]
+    pub(crate) connections: u32,
+    /// Votes in one message.
+    #[arg(long, value_name = "K", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=VOTES_PER_MESSAGE_MAX))]
+    pub(crate) votes_per_message: u32,
+    /// Share of the votes that replace an earlier vote of the same user, from 0 to 1.
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_share)]
+    pub(crate) revote_share: f64,
+    /// Users who vote, instead of a share of re-votes.
+    #[arg(long, value_name = "M", conflicts_with = "revote_share", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) voters: Option<u64>,
+    /// Other users and votes for each seed, the same for the same seed.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// Each connection costs the server its windows.
+const CONNECTIONS_MAX: i64 = 1_024;
+/// Keeps a message of 36-character user ids well below the largest that the service takes.
+const VOTES_PER_MESSAGE_MAX: i64 = 10_000;
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| "expected a duration such as 90s, 15m or 1h30m")?;
+    Duration::try_from(signed).map_err(|_| "a duration cannot be negative".into())
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        Ok(_) | Err(_) => Err("expected a number from 0 to 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_and_shares() {
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert!(parse_duration("-5s").is_err());
+        assert!(parse_duration("soon").is_err());
+        assert_eq!(parse_share("0.25"), Ok(0.25));
+        assert!(parse_share("1.5").is_err());
+        assert!(parse_share("NaN").is_err());
+    }
+
+    #[test]
+    fn wrong_combinations_are_usage_errors() {
+        for arguments in [
+            &["votestream", "cast", "--poll", "p", "--user", "u"][..],
+            &["votestream", "cast", "--file", "-", "--poll", "p"],
+            &["votestream", "poll", "create", "--id", "p", "--option", "a"],
+            &["votestream", "results", "p", "--wait"],
+            &["votestream", "up", "--ephemeral", "--data-dir", "d"],
+            &["votestream", "load", "--poll", "p", "--voters", "5", "--revote-share", "0.5"],
+        ] {
+            assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn global_flags_may_follow_the_command() {
+        let cli = Cli::try_parse_from(["votestream", "results", "p", "--json", "--results", "host:1"]).unwrap();
+        assert!(cli.global.json);
+        assert_eq!(cli.global.results.url(), "http://host:1");
+    }
+}

@@ -1,0 +1,30 @@
+//! The commands, one module each.
+//!
+//! Owns the dispatch. Must never hold what two commands share; that has modules of its own beside this one.
+
+mod audit;
+mod cast;
+mod demo;
+mod load;
+mod poll;
+mod results;
+mod up;
+
+use crate::{
+    args::{Cli, Command},
+    failure::Outcome,
+};
+
+/// Runs the command.
+pub(crate) async fn run(cli: Cli) -> Outcome {
+    let global = cli.global;
+    match cli.command {
+        Command::Up(args) => up::run(&global, args).await,
+        Command::Demo(args) => demo::run(&global, args).await,
+        Command::Poll(args) => poll::run(&global, args).await,
+        Command::Cast(args) => cast::run(&global, args).await,
+        Command::Results(args) => results::run(&global, args).await,
+        Command::Audit(args) => audit::run(&global, args).await,
+        Command::Load(args) => load::run(&global, args).await,
+    }
+}

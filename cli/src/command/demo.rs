@@ -1,0 +1,488 @@
+//! `votestream demo`: the whole stack at work, and the proof that its result is exact.
+//!
+//! Owns the comparison of four counts that come about independently: the demo's own model, the interim tallies, the final
+//! result and a recount of the stored votes. Must never call a run exact that it has not checked in full.
+
+use std::{collections::BTreeMap, future::Future, time::Duration};
+
+use console::Term;
+use indicatif::HumanCount;
+use serde::Serialize;
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tonic::transport::Channel;
+use votestream_proto::v1::{
+    self, Rejection, poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
+};
+
+use super::{
+    audit::RECOUNT_TIMEOUT,
+    results::{Labels, wait_for_final},
+};
+use crate::{
+    args::{DemoArgs, Global},
+    bars::Canvas,
+    connect::{self, CALL_TIMEOUT, Target, request},
+    failure::{Answer, Failure, Outcome},
+    generate::{Plan, Votes},
+    json, output,
+    sender::{self, Builder, Observer, Outgoing, SOURCE_MESSAGES_MAX},
+    stack::{Stack, StackOptions},
+};
+
+const POLL_ID: &str = "demo";
+const TITLE: &str = "Song of the year";
+const OPTIONS: [(&str, &str); 5] =
+    [("aurora", "Aurora"), ("bolero", "Bolero"), ("canto", "Canto"), ("dusk", "Dusk"), ("echo", "Echo")];
+/// Connections, with one stream each.
+const CONNECTIONS: u32 = 4;
+const VOTES_PER_MESSAGE: usize = 500;
+/// The demo closes the poll itself; this only has to be later.
+const OPEN_FOR: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// How often the bars are drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
+/// How often it is asked whether every vote has been counted; the measured time is up to this much too long.
+const COUNTED_EVERY: Duration = Duration::from_millis(25);
+/// The votes have been acknowledged by then; if counting makes no progress for this long, the run has failed.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// How long the final result may take after all votes are counted: closing margin, L, and room.
+const FINAL_MAX: Duration = Duration::from_secs(120);
+
+type Counts = BTreeMap<String, u64>;
+
+/// What the demo found out.
+#[derive(Debug, Serialize)]
+struct Report {
+    poll_id: &'static str,
+    votes: u64,
+    voters: u64,
+    accepted: u64,
+    submitted: u64,
+    counted: u64,
+    model: Counts,
+    #[serde(rename = "final")]
+    last: Counts,
+    recounted: Counts,
+    exact: bool,
+    seconds: Seconds,
+    votes_per_second: Rates,
+}
+
+#[derive(Debug, Serialize)]
+struct Seconds {
+    /// From the first vote to the last acknowledgement.
+    cast: f64,
+    /// From there until the interim results show every vote.
+    count: f64,
+    /// From closing the poll to the final result; mostly the waiting times of the protocol.
+    #[serde(rename = "final")]
+    last: f64,
+    /// From the first vote to the end of the recount.
+    total: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Rates {
+    cast: f64,
+    end_to_end: f64,
+}
+
+impl Report {
+    /// Whether every count agrees with the model, and no vote is missing or double.
+    fn is_exact(&self) -> bool {
+        let users: u64 = self.model.values().sum();
+        self.accepted == self.votes
+            && self.submitted == self.votes
+            && self.counted == self.voters
+            && users == self.voters
+            && self.model == self.last
+            && self.model == self.recounted
+    }
+}
+
+pub(super) async fn run(global: &Global, args: DemoArgs) -> Outcome {
+    let mut stack = Stack::start(StackOptions::ephemeral(args.shards)).await?;
+    let ingest: Target = stack.ingest_addr.to_string().parse().map_err(Failure::Failed)?;
+    let results: Target = stack.results_addr.to_string().parse().map_err(Failure::Failed)?;
+    let ran = tokio::select! {
+        ran = cast_and_prove(&args, &ingest, &results) => ran,
+        failure = stack.broken() => Err(failure),
+        // An interrupted demo removes its directory.
+        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
+    };
+    let stopped = stack.stop().await;
+    let report = ran?;
+    stopped?;
+    if global.json {
+        output::json(&report)?;
+    } else {
+        output::lines(&describe(&report))?;
+    }
+    Ok(Answer::yes_if(report.exact))
+}
+
+async fn cast_and_prove(args: &DemoArgs, ingest: &Target, results: &Target) -> Result<Report, Failure> {
+    let (mut results_client, mut polls) = connect::results(results).await?;
+    create_poll(&mut polls, results).await?;
+    let voters = args.voters.min(args.votes);
+    let streams = u32::try_from(voters).unwrap_or(u32::MAX).min(CONNECTIONS);
+    let plan = Plan { votes: args.votes, voters, options: OPTIONS.len(), streams, seed: args.seed };
+    eprintln!(
+        "casting {} votes of {} users over {streams} connections into {} shards",
+        HumanCount(args.votes),
+        HumanCount(voters),
+        args.shards
+    );
+
+    let mut live = Live::new(results_client.clone(), Labels::read(&mut polls, POLL_ID).await);
+    let start = Instant::now();
+    let cast = live.during(cast(plan, ingest)).await?;
+    let cast_done = Instant::now();
+    for reason in &cast.reasons {
+        eprintln!("rejected: {}", output::printable(reason));
+    }
+    let interim = live.during(all_counted(&mut results_client, results, args.votes, voters)).await?;
+    let counted_done = Instant::now();
+
+    polls
+        .close_poll(request(v1::ClosePollRequest { poll_id: POLL_ID.into() }, CALL_TIMEOUT))
+        .await
+        .map_err(|status| Failure::rpc("closing the poll", results.url(), &status))?;
+    eprintln!("closed; waiting until no vote can be on its way any more");
+    let last = wait_for_final(&mut results_client, POLL_ID, Some(counted_done + FINAL_MAX))
+        .await
+        .map_err(|status| Failure::rpc("waiting for the final result", results.url(), &status))?;
+    let final_done = Instant::now();
+    let recount = results_client
+        .recount(request(v1::RecountRequest { poll_id: POLL_ID.into() }, RECOUNT_TIMEOUT))
+        .await
+        .map_err(|status| Failure::rpc("the recount", results.url(), &status))?
+        .into_inner();
+    let done = Instant::now();
+
+    let seconds = Seconds {
+        cast: (cast_done - start).as_secs_f64(),
+        count: (counted_done - cast_done).as_secs_f64(),
+        last: (final_done - counted_done).as_secs_f64(),
+        total: (done - start).as_secs_f64(),
+    };
+    let votes = args.votes as f64;
+    let mut report = Report {
+        poll_id: POLL_ID,
+        votes: args.votes,
+        voters,
+        accepted: cast.accepted,
+        submitted: interim.total_submitted,
+        counted: interim.total_counted,
+        model: OPTIONS.iter().zip(cast.model).map(|((id, _), count)| ((*id).to_owned(), count)).collect(),
+        last: last.options.into_iter().map(|option| (option.option_id, option.votes)).collect(),
+        recounted: recount.options.into_iter().map(|option| (option.option_id, option.recounted)).collect(),
+        exact: false,
+        votes_per_second: Rates {
+            cast: votes / seconds.cast,
+            end_to_end: votes / (counted_done - start).as_secs_f64(),
+        },
+        seconds,
+    };
+    report.exact = report.is_exact() && recount.matches;
+    Ok(report)
+}
+
+async fn create_poll(polls: &mut PollServiceClient<Channel>, results: &Target) -> Result<(), Failure> {
+    let closes_at =
+        jiff::Timestamp::now().checked_add(OPEN_FOR).map_err(|error| Failure::failed(format!("clock: {error}")))?;
+    let message = v1::CreatePollRequest {
+        poll_id: POLL_ID.into(),
+        title: TITLE.into(),
+        options: OPTIONS
+            .iter()
+            .map(|(id, title)| v1::PollOption { option_id: (*id).into(), title: (*title).into() })
+            .collect(),
+        closes_at: Some(json::to_proto(closes_at)),
+        ..v1::CreatePollRequest::default()
+    };
+    polls
+        .create_poll(request(message, CALL_TIMEOUT))
+        .await
+        .map(drop)
+        .map_err(|status| Failure::rpc("creating the poll", results.url(), &status))
+}
+
+/// What the streams did, and what the result must be.
+#[derive(Default)]
+struct Cast {
+    accepted: u64,
+    /// Users per option, by their last votes.
+    model: [u64; OPTIONS.len()],
+    reasons: Vec<String>,
+}
+
+/// Casts the plan's votes over all streams.
+async fn cast(plan: Plan, ingest: &Target) -> Result<Cast, Failure> {
+    let mut streams = JoinSet::new();
+    for stream in 0..plan.streams {
+        let channel = connect::connect("ingest", ingest).await?;
+        let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
+        let feeding = tokio::spawn(feed(plan.stream(stream), to_stream));
+        let url = ingest.url().to_owned();
+        streams.spawn(async move {
+            let mut rejections = Rejections::default();
+            let ended = sender::stream_votes(channel, &url, source, &mut rejections).await;
+            match ended.failure {
+                Some(failure) => Err(failure),
+                None => {
+                    let model = feeding.await.map_err(|error| Failure::failed(format!("a task broke: {error}")))?;
+                    Ok((ended.settled.saturating_sub(rejections.count), model, rejections.first))
+                }
+            }
+        });
+    }
+    let mut cast = Cast::default();
+    while let Some(ended) = streams.join_next().await {
+        let (accepted, model, reason) = ended.map_err(|error| Failure::failed(format!("a task broke: {error}")))??;
+        cast.accepted += accepted;
+        cast.model.iter_mut().zip(model).for_each(|(sum, count)| *sum += count);
+        cast.reasons.extend(reason);
+    }
+    Ok(cast)
+}
+
+/// Sends the votes of one stream, and returns how its users voted last. A user votes in one stream only, so the order in
+/// which votes are sent here is the order that counts.
+async fn feed(mut votes: Votes, to_stream: mpsc::Sender<Outgoing<()>>) -> [u64; OPTIONS.len()] {
+    let mut last: Vec<u8> = Vec::new();
+    loop {
+        let mut builder = Builder::new(VOTES_PER_MESSAGE);
+        for vote in votes.by_ref().take(VOTES_PER_MESSAGE) {
+            let voter = vote.voter as usize;
+            if voter == last.len() {
+                last.push(vote.option as u8);
+            } else {
+                last[voter] = vote.option as u8;
+            }
+            builder.push(POLL_ID, vote.user_id.as_str(), OPTIONS[vote.option].0);
+        }
+        // A closed channel means that the stream has broken, which its own task reports.
+        if builder.votes() == 0 || to_stream.send(builder.finish(None, ())).await.is_err() {
+            break;
+        }
+    }
+    let mut model = [0; OPTIONS.len()];
+    last.iter().for_each(|option| model[usize::from(*option)] += 1);
+    model
+}
+
+#[derive(Default)]
+struct Rejections {
+    count: u64,
+    first: Option<String>,
+}
+
+impl Observer<()> for Rejections {
+    fn rejected(&mut self, _place: Option<(&(), u64)>, rejection: Rejection) {
+        self.count += 1;
+        self.first.get_or_insert(rejection.reason);
+    }
+
+    fn settled(&mut self, (): &(), _votes: u64, _latency: Duration) {}
+}
+
+async fn interim(
+    client: &mut ResultsServiceClient<Channel>,
+    url: &str,
+) -> Result<v1::GetInterimResultsResponse, Failure> {
+    client
+        .get_interim_results(request(v1::GetInterimResultsRequest { poll_id: POLL_ID.into() }, CALL_TIMEOUT))
+        .await
+        .map(tonic::Response::into_inner)
+        .map_err(|status| Failure::rpc("reading the results", url, &status))
+}
+
+/// Waits until the interim results show every vote. If they stop changing before, returns what they show: the comparison
+/// will say what is wrong.
+async fn all_counted(
+    client: &mut ResultsServiceClient<Channel>,
+    results: &Target,
+    votes: u64,
+    voters: u64,
+) -> Result<v1::GetInterimResultsResponse, Failure> {
+    let mut seen = (0, 0);
+    let mut changed = Instant::now();
+    loop {
+        let asked = Instant::now();
+        let interim = interim(client, results.url()).await?;
+        let now = (interim.total_submitted, interim.total_counted);
+        if now != seen {
+            (seen, changed) = (now, Instant::now());
+        }
+        if now == (votes, voters) || changed.elapsed() >= STALL_MAX {
+            return Ok(interim);
+        }
+        tokio::time::sleep_until(asked + COUNTED_EVERY).await;
+    }
+}
+
+/// Bars that move while something runs; nothing if stderr is not a terminal.
+struct Live {
+    client: ResultsServiceClient<Channel>,
+    labels: Labels,
+    canvas: Canvas,
+}
+
+impl Live {
+    fn new(client: ResultsServiceClient<Channel>, labels: Labels) -> Self {
+        Self { client, labels, canvas: Canvas::new(Term::stderr()) }
+    }
+
+    /// Draws until `work` is done, and once more then.
+    async fn during<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let mut work = std::pin::pin!(work);
+        if !self.canvas.is_terminal() {
+            return work.await;
+        }
+        let mut ticks = tokio::time::interval(DRAW_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let draw = async {
+                ticks.tick().await;
+                self.draw().await
+            };
+            // An unfinished drawing is given up between lines' texts and never within one: it is written in one piece.
+            tokio::select! {
+                done = &mut work => {
+                    let done = done?;
+                    self.draw().await?;
+                    return Ok(done);
+                }
+                drawn = draw => drawn?,
+            }
+        }
+    }
+
+    async fn draw(&mut self) -> Result<(), Failure> {
+        let shown = json::Interim::from(interim(&mut self.client, "the results service").await?);
+        let lines = self.labels.interim(&shown, self.canvas.columns());
+        self.canvas.draw(&lines)
+    }
+}
+
+fn describe(report: &Report) -> Vec<String> {
+    let count =
+        |counts: &Counts, id: &str| counts.get(id).map_or_else(|| "-".to_owned(), |n| HumanCount(*n).to_string());
+    let mut lines = vec![format!("{:>13}  {:>13}  {:>13}  option", "model", "final", "recounted")];
+    lines.extend(OPTIONS.iter().map(|(id, title)| {
+        let counts = [&report.model, &report.last, &report.recounted].map(|counts| count(counts, id));
+        format!("{:>13}  {:>13}  {:>13}  {title}", counts[0], counts[1], counts[2])
+    }));
+    lines.push(format!(
+        "votes: {} cast, {} acknowledged, {} submitted; users: {} voted, {} counted",
+        HumanCount(report.votes),
+        HumanCount(report.accepted),
+        HumanCount(report.submitted),
+        HumanCount(report.voters),
+        HumanCount(report.counted)
+    ));
+    let seconds = &report.seconds;
+    lines.push(format!(
+        "cast in {:.2} s ({} votes/s), all counted {:.2} s later ({} votes/s end to end), final {:.1} s after closing",
+        seconds.cast,
+        HumanCount(report.votes_per_second.cast as u64),
+        seconds.count,
+        HumanCount(report.votes_per_second.end_to_end as u64),
+        seconds.last
+    ));
+    if report.exact {
+        lines.push("EXACT: the final result is what the demo's own model says, and so is a recount".to_owned());
+        lines.extend(
+            [
+                "",
+                "Go on with a stack that stays:",
+                "  votestream up",
+                "  votestream poll create --id song --option aurora --option bolero --closes-in 15m",
+                "  votestream cast --poll song --user you --option bolero",
+                "  votestream load --poll song --votes 1000000 --revote-share 0.3",
+                "  votestream results song --watch",
+                "  votestream poll close song",
+                "  votestream results song --final --wait",
+                "  votestream audit song",
+            ]
+            .map(str::to_owned),
+        );
+    } else {
+        lines.push("NOT EXACT: the counts above differ".to_owned());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let counts: Counts = [("aurora".to_owned(), 2), ("bolero".to_owned(), 1)].into();
+        Report {
+            poll_id: POLL_ID,
+            votes: 5,
+            voters: 3,
+            accepted: 5,
+            submitted: 5,
+            counted: 3,
+            model: counts.clone(),
+            last: counts.clone(),
+            recounted: counts,
+            exact: true,
+            seconds: Seconds { cast: 1.0, count: 0.25, last: 8.0, total: 9.5 },
+            votes_per_second: Rates { cast: 5.0, end_to_end: 4.0 },
+        }
+    }
+
+    #[test]
+    fn the_json_object() {
+        let counts = serde_json::json!({"aurora": 2, "bolero": 1});
+        assert_eq!(
+            serde_json::to_value(report()).unwrap(),
+            serde_json::json!({
+                "poll_id": "demo", "votes": 5, "voters": 3, "accepted": 5, "submitted": 5, "counted": 3,
+                "model": counts, "final": counts, "recounted": counts, "exact": true,
+                "seconds": {"cast": 1.0, "count": 0.25, "final": 8.0, "total": 9.5},
+                "votes_per_second": {"cast": 5.0, "end_to_end": 4.0},
+            })
+        );
+    }
+
+    #[test]
+    fn anything_that_differs_is_not_exact() {
+        assert!(report().is_exact());
+        let breaks: [fn(&mut Report); 6] = [
+            |report| report.accepted -= 1,
+            |report| report.submitted += 1,
+            |report| report.counted -= 1,
+            |report| *report.model.entry("aurora".into()).or_default() += 1,
+            |report| report.last.clear(),
+            |report| *report.recounted.entry("aurora".into()).or_default() -= 1,
+        ];
+        for damage in breaks {
+            let mut report = report();
+            damage(&mut report);
+            assert!(!report.is_exact(), "{report:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_model_is_each_users_last_vote() {
+        let plan = Plan { votes: 5_000, voters: 1_000, options: OPTIONS.len(), streams: 1, seed: 9 };
+        let (to_stream, mut source) = mpsc::channel(2);
+        let feeding = tokio::spawn(feed(plan.stream(0), to_stream));
+        let mut last = std::collections::HashMap::new();
+        while let Some(outgoing) = source.recv().await {
+            for vote in outgoing.message.votes() {
+                let vote = vote.unwrap();
+                last.insert(vote.user_id.to_vec(), vote.option_id.to_vec());
+            }
+        }
+        let model = feeding.await.unwrap();
+        for ((id, _), count) in OPTIONS.iter().zip(model) {
+            assert_eq!(last.values().filter(|option| *option == id.as_bytes()).count() as u64, count);
+        }
+        assert_eq!(last.len(), 1_000);
+    }
+}

@@ -1,0 +1,292 @@
+//! `votestream load`: casts generated votes and measures.
+//!
+//! Owns pacing and measurement. Must never flatter the service: with a rate, a vote's time runs from the moment at which it
+//! was due, so a stall counts for every vote that it delayed.
+
+use std::{sync::Arc, time::Duration};
+
+use hdrhistogram::Histogram;
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use votestream_proto::v1::{self, Rejection};
+
+use crate::{
+    args::{Global, LoadArgs},
+    connect::{self, CALL_TIMEOUT, request},
+    failure::{Answer, Failure, Outcome},
+    generate::{Plan, Votes},
+    output,
+    sender::{self, Builder, Observer, Outgoing, SOURCE_MESSAGES_MAX},
+};
+
+/// Longest time that is told apart, in microseconds.
+const LATENCY_MAX_MICROS: u64 = 600_000_000;
+/// Rejections whose reasons are shown.
+const REASONS_SHOWN: usize = 5;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    poll_id: String,
+    votes: u64,
+    voters: u64,
+    accepted: u64,
+    rejected: u64,
+    seconds: f64,
+    votes_per_second: f64,
+    ack_milliseconds: Percentiles,
+}
+
+/// Time from a vote's message to its acknowledgement.
+#[derive(Debug, Serialize)]
+struct Percentiles {
+    p50: f64,
+    p99: f64,
+    p999: f64,
+    max: f64,
+}
+
+impl Percentiles {
+    fn of(micros: &Histogram<u64>) -> Self {
+        let at = |quantile| micros.value_at_quantile(quantile) as f64 / 1e3;
+        Self { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: micros.max() as f64 / 1e3 }
+    }
+}
+
+pub(super) async fn run(global: &Global, args: LoadArgs) -> Outcome {
+    let options = options_of(global, &args.poll).await?;
+    let voters = args.voters.unwrap_or_else(|| first_votes(args.votes, args.revote_share)).clamp(1, args.votes);
+    let streams = u32::try_from(voters).unwrap_or(u32::MAX).min(args.connections);
+    let plan = Plan { votes: args.votes, voters, options: options.len(), streams, seed: args.seed };
+    let poll: Arc<str> = args.poll.into();
+
+    let progress = ProgressBar::new(args.votes);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} votes, {per_sec}, {eta} left")
+    {
+        progress.set_style(style);
+    }
+    let mut channels = Vec::new();
+    for _ in 0..streams {
+        channels.push(connect::connect("ingest", &global.ingest).await?);
+    }
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for (stream, channel) in (0..streams).zip(channels) {
+        let pace = Pace::new(start, args.rate, args.votes_per_message, streams, stream);
+        let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
+        tokio::spawn(feed(plan.stream(stream), poll.clone(), options.clone(), args.votes_per_message, pace, to_stream));
+        let (url, progress) = (global.ingest.url().to_owned(), progress.clone());
+        let mut measured = Measured::new(progress)?;
+        tasks.spawn(async move {
+            let ended = sender::stream_votes(channel, &url, source, &mut measured).await;
+            (ended.settled, ended.failure, measured)
+        });
+    }
+    let mut total = Measured::new(progress.clone())?;
+    let (mut settled, mut failure) = (0, None);
+    while let Some(ended) = tasks.join_next().await {
+        let (by_stream, failed, measured) =
+            ended.map_err(|error| Failure::failed(format!("a stream's task broke: {error}")))?;
+        settled += by_stream;
+        failure = failure.or(failed);
+        total.add(measured);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    progress.finish_and_clear();
+
+    for reason in &total.reasons {
+        eprintln!("rejected: {}", output::printable(reason));
+    }
+    let report = Report {
+        poll_id: poll.to_string(),
+        votes: args.votes,
+        voters,
+        accepted: settled.saturating_sub(total.rejected),
+        rejected: total.rejected,
+        seconds,
+        votes_per_second: settled as f64 / seconds,
+        ack_milliseconds: Percentiles::of(&total.micros),
+    };
+    show(global, &report)?;
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(Answer::yes_if(report.rejected == 0)),
+    }
+}
+
+/// Users that leave this share of the votes for re-votes.
+fn first_votes(votes: u64, revote_share: f64) -> u64 {
+    ((votes as f64) * (1.0 - revote_share)).round() as u64
+}
+
+async fn options_of(global: &Global, poll: &str) -> Result<Arc<[String]>, Failure> {
+    let url = global.results.url();
+    let (_, mut polls) = connect::results(&global.results).await?;
+    let poll = polls
+        .get_poll(request(v1::GetPollRequest { poll_id: poll.to_owned() }, CALL_TIMEOUT))
+        .await
+        .map_err(|status| Failure::rpc("reading the poll", url, &status))?
+        .into_inner()
+        .poll;
+    let options: Arc<[String]> =
+        poll.map(|poll| poll.options.into_iter().map(|option| option.option_id).collect()).unwrap_or_default();
+    if options.is_empty() {
+        return Err(Failure::failed(format!("{url} answered with a poll without options")));
+    }
+    Ok(options)
+}
+
+/// When each message of a stream is due.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    first: Instant,
+    /// Zero if messages are sent as fast as they are taken.
+    interval: Duration,
+}
+
+impl Pace {
+    fn new(start: Instant, rate: u64, votes_per_message: u32, streams: u32, stream: u32) -> Self {
+        if rate == 0 {
+            return Self { first: start, interval: Duration::ZERO };
+        }
+        let between_messages = Duration::from_secs_f64(f64::from(votes_per_message) / rate as f64);
+        // The streams take turns, so that the rate is even and not in bursts of one message a stream.
+        Self { first: start + between_messages * stream, interval: between_messages * streams }
+    }
+}
+
+async fn feed(
+    mut votes: Votes,
+    poll: Arc<str>,
+    options: Arc<[String]>,
+    votes_per_message: u32,
+    pace: Pace,
+    to_stream: mpsc::Sender<Outgoing<()>>,
+) {
+    let mut due = pace.first;
+    loop {
+        let mut builder = Builder::new(votes_per_message as usize);
+        for vote in votes.by_ref().take(votes_per_message as usize) {
+            builder.push(&poll, vote.user_id.as_str(), &options[vote.option]);
+        }
+        if builder.votes() == 0 {
+            return;
+        }
+        let planned = (!pace.interval.is_zero()).then_some(due);
+        if planned.is_some() {
+            tokio::time::sleep_until(due).await;
+            due += pace.interval;
+        }
+        // A closed channel means that the stream has broken, which its own task reports.
+        if to_stream.send(builder.finish(planned, ())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What one stream saw.
+struct Measured {
+    micros: Histogram<u64>,
+    rejected: u64,
+    reasons: Vec<String>,
+    progress: ProgressBar,
+}
+
+impl Measured {
+    fn new(progress: ProgressBar) -> Result<Self, Failure> {
+        let micros = Histogram::new_with_max(LATENCY_MAX_MICROS, 3)
+            .map_err(|error| Failure::failed(format!("cannot set up the histogram: {error}")))?;
+        Ok(Self { micros, rejected: 0, reasons: Vec::new(), progress })
+    }
+
+    fn add(&mut self, other: Self) {
+        // Both have the same bounds, so nothing can be lost.
+        if self.micros.add(&other.micros).is_err() {
+            tracing::warn!("a histogram could not be added");
+        }
+        self.rejected += other.rejected;
+        for reason in other.reasons {
+            self.keep_reason(reason);
+        }
+    }
+
+    fn keep_reason(&mut self, reason: String) {
+        if self.reasons.len() < REASONS_SHOWN && !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+    }
+}
+
+impl Observer<()> for Measured {
+    fn rejected(&mut self, _place: Option<(&(), u64)>, rejection: Rejection) {
+        self.rejected += 1;
+        self.keep_reason(rejection.reason);
+    }
+
+    fn settled(&mut self, (): &(), votes: u64, latency: Duration) {
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        self.micros.saturating_record_n(micros, votes);
+        self.progress.inc(votes);
+    }
+}
+
+fn show(global: &Global, report: &Report) -> Result<(), Failure> {
+    if global.json {
+        return output::json(report);
+    }
+    let ack = &report.ack_milliseconds;
+    output::lines(&[
+        format!(
+            "{} votes of {} users in {:.2} s: {} votes/s",
+            HumanCount(report.votes),
+            HumanCount(report.voters),
+            report.seconds,
+            HumanCount(report.votes_per_second as u64)
+        ),
+        format!("accepted {}, rejected {}", HumanCount(report.accepted), HumanCount(report.rejected)),
+        format!(
+            "acknowledged after p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, at most {:.1} ms",
+            ack.p50, ack.p99, ack.p999, ack.max
+        ),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_take_turns_at_the_given_rate() {
+        let start = Instant::now();
+        let paces: Vec<_> = (0..4).map(|stream| Pace::new(start, 10_000, 100, 4, stream)).collect();
+        for (stream, pace) in (0..4).zip(paces) {
+            assert_eq!(pace.first - start, Duration::from_millis(10) * stream);
+            assert_eq!(pace.interval, Duration::from_millis(40));
+        }
+        assert!(Pace::new(start, 0, 100, 4, 3).interval.is_zero());
+    }
+
+    #[test]
+    fn the_revote_share_leaves_the_first_votes() {
+        assert_eq!(first_votes(1_000, 0.0), 1_000);
+        assert_eq!(first_votes(1_000, 0.4), 600);
+        assert_eq!(first_votes(1_000, 1.0), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_are_due_one_after_the_other_and_carry_every_vote() {
+        let plan = Plan { votes: 1_050, voters: 500, options: 2, streams: 1, seed: 1 };
+        let (to_stream, mut source) = mpsc::channel(2);
+        let start = Instant::now();
+        let options: Arc<[String]> = ["a".to_owned(), "b".to_owned()].into();
+        tokio::spawn(feed(plan.stream(0), "p".into(), options, 100, Pace::new(start, 1_000, 100, 1, 0), to_stream));
+        let (mut votes, mut messages) = (0, 0);
+        while let Some(message) = source.recv().await {
+            assert_eq!(message.due, Some(start + Duration::from_millis(100) * messages));
+            assert!(Instant::now() >= start + Duration::from_millis(100) * messages);
+            votes += message.votes;
+            messages += 1;
+        }
+        assert_eq!((votes, messages), (1_050, 11));
+    }
+}

@@ -1,0 +1,130 @@
+//! How commands end: the answer, or why there is none, and the exit codes for both.
+//!
+//! Owns the exit codes, which are outward contract, and the wording of failed calls. Must never print a backtrace or more
+//! than one line.
+
+use std::process::ExitCode;
+
+use tonic::{Code, Status};
+
+/// What a command that ran found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Exit code 0.
+    Yes,
+    /// Exit code 1: votes were rejected, counts differ, the result is not final.
+    No,
+}
+
+impl Answer {
+    /// `Yes` if the condition holds.
+    pub(crate) fn yes_if(condition: bool) -> Self {
+        if condition { Self::Yes } else { Self::No }
+    }
+}
+
+impl From<Answer> for ExitCode {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Yes => Self::SUCCESS,
+            Answer::No => Self::from(1),
+        }
+    }
+}
+
+/// Why a command could not find out.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Exit code 2, as clap's: the arguments, or the files that they name, are wrong.
+    Usage(String),
+    /// Exit code 3: a service cannot be reached, a call failed, the stack broke.
+    Failed(String),
+    /// Whoever read our output is gone. Not worth a message.
+    OutputClosed,
+}
+
+/// How every command ends.
+pub(crate) type Outcome = Result<Answer, Failure>;
+
+impl Failure {
+    /// Exit code 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage(message.into())
+    }
+
+    /// Exit code 3.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self::Failed(message.into())
+    }
+
+    /// Prints the message and returns the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        match self {
+            Self::Usage(message) => {
+                eprintln!("error: {message}");
+                ExitCode::from(2)
+            }
+            Self::Failed(message) => {
+                eprintln!("error: {message}");
+                ExitCode::from(3)
+            }
+            Self::OutputClosed => ExitCode::from(3),
+        }
+    }
+
+    /// A call that was answered with a status other than OK.
+    pub(crate) fn rpc(what: &str, url: &str, status: &Status) -> Self {
+        // Broken connections surface as UNAVAILABLE or UNKNOWN with a source; the innermost source is the reason.
+        if let Some(cause) = std::error::Error::source(status) {
+            return Self::Failed(format!("{what} failed, the connection to {url} broke: {}", innermost(cause)));
+        }
+        Self::Failed(format!("{what} failed: {} ({})", one_line(status.message()), code_name(status.code())))
+    }
+}
+
+/// The innermost cause of an error: the ones around it only say "transport error".
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    one_line(&error.to_string())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Name of a status code as gRPC writes it.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_call_is_one_line_with_its_code() {
+        let failure = Failure::rpc("reading the poll", "http://x", &Status::not_found("no poll\n\"p\""));
+        assert_eq!(failure, Failure::Failed("reading the poll failed: no poll \"p\" (NOT_FOUND)".into()));
+    }
+}

@@ -1,0 +1,280 @@
+//! The API's messages as JSON: field names as in the .proto files, counts as numbers, times as RFC 3339, enums by name.
+//!
+//! Owns the shapes that scripts rely on. Must never rename a field of the API or add one that the API does not have.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use votestream_proto::v1;
+
+/// `Poll`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Poll {
+    pub(crate) poll_id: String,
+    pub(crate) title: String,
+    pub(crate) options: Vec<PollOption>,
+    pub(crate) opens_at: Option<Timestamp>,
+    pub(crate) closes_at: Option<Timestamp>,
+    pub(crate) source: &'static str,
+    pub(crate) expected_peak: u64,
+    pub(crate) state: &'static str,
+    pub(crate) needs_recount: bool,
+}
+
+/// `PollOption`.
+#[derive(Debug, Serialize)]
+pub(crate) struct PollOption {
+    pub(crate) option_id: String,
+    pub(crate) title: String,
+}
+
+/// `CreatePollResponse`, `GetPollResponse` and `ClosePollResponse`.
+#[derive(Debug, Serialize)]
+pub(crate) struct PollResponse {
+    pub(crate) poll: Poll,
+}
+
+/// `ListPollsResponse`, all pages in one.
+#[derive(Debug, Serialize)]
+pub(crate) struct PollList {
+    pub(crate) polls: Vec<Poll>,
+}
+
+/// `GetInterimResultsResponse` and `WatchInterimResultsResponse`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Interim {
+    pub(crate) poll_id: String,
+    pub(crate) options: Vec<InterimOption>,
+    pub(crate) total_submitted: u64,
+    pub(crate) total_counted: u64,
+    pub(crate) as_of: Option<Timestamp>,
+}
+
+/// `InterimOption`.
+#[derive(Debug, Serialize)]
+pub(crate) struct InterimOption {
+    pub(crate) option_id: String,
+    pub(crate) submitted: u64,
+    pub(crate) counted: u64,
+}
+
+/// `GetFinalResultsResponse`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Final {
+    pub(crate) poll_id: String,
+    pub(crate) options: Vec<FinalOption>,
+    pub(crate) total_votes: u64,
+    pub(crate) closed_at: Option<Timestamp>,
+    pub(crate) finalized_at: Option<Timestamp>,
+}
+
+/// `FinalOption`.
+#[derive(Debug, Serialize)]
+pub(crate) struct FinalOption {
+    pub(crate) option_id: String,
+    pub(crate) votes: u64,
+}
+
+/// `RecountResponse`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Recount {
+    pub(crate) poll_id: String,
+    pub(crate) options: Vec<RecountOption>,
+    pub(crate) matches: bool,
+    #[serde(rename = "final")]
+    pub(crate) is_final: bool,
+    pub(crate) progress: String,
+}
+
+/// `RecountOption`.
+#[derive(Debug, Serialize)]
+pub(crate) struct RecountOption {
+    pub(crate) option_id: String,
+    pub(crate) counted: u64,
+    pub(crate) recounted: u64,
+}
+
+/// A moment of the API; nothing if it is absent or out of range.
+pub(crate) fn moment(timestamp: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
+    timestamp.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok())
+}
+
+/// A moment for the API.
+pub(crate) fn to_proto(timestamp: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: timestamp.as_second(), nanos: timestamp.subsec_nanosecond() }
+}
+
+impl From<v1::Poll> for Poll {
+    fn from(poll: v1::Poll) -> Self {
+        Self {
+            opens_at: moment(poll.opens_at.as_ref()),
+            closes_at: moment(poll.closes_at.as_ref()),
+            source: poll.source().as_str_name(),
+            state: poll.state().as_str_name(),
+            poll_id: poll.poll_id,
+            title: poll.title,
+            options: poll
+                .options
+                .into_iter()
+                .map(|option| PollOption { option_id: option.option_id, title: option.title })
+                .collect(),
+            expected_peak: poll.expected_peak,
+            needs_recount: poll.needs_recount,
+        }
+    }
+}
+
+impl From<v1::GetInterimResultsResponse> for Interim {
+    fn from(response: v1::GetInterimResultsResponse) -> Self {
+        Self {
+            as_of: moment(response.as_of.as_ref()),
+            poll_id: response.poll_id,
+            options: response
+                .options
+                .into_iter()
+                .map(|option| InterimOption {
+                    option_id: option.option_id,
+                    submitted: option.submitted,
+                    counted: option.counted,
+                })
+                .collect(),
+            total_submitted: response.total_submitted,
+            total_counted: response.total_counted,
+        }
+    }
+}
+
+impl From<v1::WatchInterimResultsResponse> for Interim {
+    fn from(response: v1::WatchInterimResultsResponse) -> Self {
+        v1::GetInterimResultsResponse {
+            poll_id: response.poll_id,
+            options: response.options,
+            total_submitted: response.total_submitted,
+            total_counted: response.total_counted,
+            as_of: response.as_of,
+        }
+        .into()
+    }
+}
+
+impl From<v1::GetFinalResultsResponse> for Final {
+    fn from(response: v1::GetFinalResultsResponse) -> Self {
+        Self {
+            closed_at: moment(response.closed_at.as_ref()),
+            finalized_at: moment(response.finalized_at.as_ref()),
+            poll_id: response.poll_id,
+            options: response
+                .options
+                .into_iter()
+                .map(|option| FinalOption { option_id: option.option_id, votes: option.votes })
+                .collect(),
+            total_votes: response.total_votes,
+        }
+    }
+}
+
+impl From<v1::RecountResponse> for Recount {
+    fn from(response: v1::RecountResponse) -> Self {
+        Self {
+            poll_id: response.poll_id,
+            options: response
+                .options
+                .into_iter()
+                .map(|option| RecountOption {
+                    option_id: option.option_id,
+                    counted: option.counted,
+                    recounted: option.recounted,
+                })
+                .collect(),
+            matches: response.matches,
+            is_final: response.r#final,
+            progress: response.progress,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+        Some(prost_types::Timestamp { seconds, nanos: 500_000_000 })
+    }
+
+    #[test]
+    fn a_poll() {
+        let poll = v1::Poll {
+            poll_id: "p".into(),
+            title: "T".into(),
+            options: vec![v1::PollOption { option_id: "a".into(), title: "A".into() }],
+            opens_at: at(0),
+            closes_at: None,
+            source: v1::PollSource::Ingest.into(),
+            expected_peak: 7,
+            state: v1::PollState::Open.into(),
+            needs_recount: false,
+        };
+        assert_eq!(
+            serde_json::to_value(PollResponse { poll: poll.into() }).unwrap(),
+            json!({"poll": {
+                "poll_id": "p", "title": "T", "options": [{"option_id": "a", "title": "A"}],
+                "opens_at": "1970-01-01T00:00:00.5Z", "closes_at": null, "source": "POLL_SOURCE_INGEST",
+                "expected_peak": 7, "state": "POLL_STATE_OPEN", "needs_recount": false,
+            }})
+        );
+    }
+
+    #[test]
+    fn results() {
+        let interim = v1::WatchInterimResultsResponse {
+            poll_id: "p".into(),
+            options: vec![v1::InterimOption { option_id: "a".into(), submitted: 3, counted: 2 }],
+            total_submitted: 3,
+            total_counted: 2,
+            as_of: at(1),
+        };
+        assert_eq!(
+            serde_json::to_value(Interim::from(interim)).unwrap(),
+            json!({
+                "poll_id": "p", "options": [{"option_id": "a", "submitted": 3, "counted": 2}],
+                "total_submitted": 3, "total_counted": 2, "as_of": "1970-01-01T00:00:01.5Z",
+            })
+        );
+        let last = v1::GetFinalResultsResponse {
+            poll_id: "p".into(),
+            options: vec![v1::FinalOption { option_id: "a".into(), votes: 2 }],
+            total_votes: 2,
+            closed_at: at(2),
+            finalized_at: at(3),
+        };
+        assert_eq!(
+            serde_json::to_value(Final::from(last)).unwrap(),
+            json!({
+                "poll_id": "p", "options": [{"option_id": "a", "votes": 2}], "total_votes": 2,
+                "closed_at": "1970-01-01T00:00:02.5Z", "finalized_at": "1970-01-01T00:00:03.5Z",
+            })
+        );
+        let recount = v1::RecountResponse {
+            poll_id: "p".into(),
+            options: vec![v1::RecountOption { option_id: "a".into(), counted: 2, recounted: 2 }],
+            matches: true,
+            r#final: true,
+            progress: String::new(),
+        };
+        assert_eq!(
+            serde_json::to_value(Recount::from(recount)).unwrap(),
+            json!({
+                "poll_id": "p", "options": [{"option_id": "a", "counted": 2, "recounted": 2}],
+                "matches": true, "final": true, "progress": "",
+            })
+        );
+    }
+
+    #[test]
+    fn moments_survive_the_way_there_and_back() {
+        let now: Timestamp = "2026-05-16T20:15:00.123Z".parse().unwrap();
+        assert_eq!(moment(Some(&to_proto(now))), Some(now));
+        assert_eq!(moment(Some(&prost_types::Timestamp { seconds: i64::MAX, nanos: 0 })), None);
+    }
+}

@@ -1,0 +1,206 @@
+//! The whole stack in this process: the three services on the embedded engines.
+//!
+//! Owns their composition and the order of their end: ingest first, so that no vote is accepted that nobody is left to
+//! answer for. Must never know how a service or an engine works.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::Pin,
+    time::Duration,
+};
+
+use futures::future::{BoxFuture, FutureExt, select_all};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use votestream_core::{TimeBounds, port::Ports};
+use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+use votestream_ingest::IngestConfig;
+use votestream_persist::PersistConfig;
+use votestream_service::ServiceError;
+use votestream_tally::TallyConfig;
+
+use crate::failure::{Failure, innermost};
+
+/// How long the embedded stream keeps votes that both groups have processed. They are stored by then; a day is for looking
+/// into what went wrong.
+const RETENTION: Duration = Duration::from_secs(24 * 3_600);
+/// How many bytes of them: at 20 bytes a vote about 400 million.
+const RETENTION_BYTES: u64 = 8 << 30;
+
+/// Where the stack stores.
+#[derive(Debug)]
+pub(crate) enum Storage {
+    /// In this directory, which is created.
+    Directory(PathBuf),
+    /// In a temporary one, which is removed.
+    Ephemeral,
+}
+
+/// What the stack needs to know.
+#[derive(Debug)]
+pub(crate) struct StackOptions {
+    pub(crate) storage: Storage,
+    pub(crate) shards: u32,
+    pub(crate) ingest_addr: SocketAddr,
+    pub(crate) results_addr: SocketAddr,
+}
+
+impl StackOptions {
+    /// A temporary stack on free ports of the loopback interface.
+    pub(crate) fn ephemeral(shards: u32) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { storage: Storage::Ephemeral, shards, ingest_addr: any, results_addr: any }
+    }
+}
+
+/// A running service.
+struct Service {
+    name: &'static str,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), ServiceError>>,
+}
+
+impl Service {
+    fn spawn<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = Result<(), ServiceError>> + Send + 'static,
+    {
+        let shutdown = CancellationToken::new();
+        Self { name, task: tokio::spawn(run(shutdown.clone())), shutdown }
+    }
+
+    /// Waits for its end; `None` if it ended well.
+    async fn ended(&mut self) -> Option<Failure> {
+        match (&mut self.task).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Failure::failed(format!("the {} service: {error}", self.name))),
+            Err(error) => Some(Failure::failed(format!("the {} service broke: {error}", self.name))),
+        }
+    }
+}
+
+/// The running stack.
+pub(crate) struct Stack {
+    /// Where the ingest service listens.
+    pub(crate) ingest_addr: SocketAddr,
+    /// Where the results and poll service listens.
+    pub(crate) results_addr: SocketAddr,
+    /// Where everything is stored.
+    pub(crate) directory: PathBuf,
+    /// In the order in which they are stopped.
+    services: Vec<Service>,
+    /// Holds the lock on the directory until every service has ended.
+    engine: EmbeddedEngine,
+    temporary: Option<TempDir>,
+}
+
+impl Stack {
+    /// Opens the engines, binds both addresses and starts the services.
+    pub(crate) async fn start(options: StackOptions) -> Result<Self, Failure> {
+        // The addresses first: a second `up` then fails on them, before it touches the directory of the first.
+        let (ingest_listener, ingest_addr) = listen(options.ingest_addr).await?;
+        let (results_listener, results_addr) = listen(options.results_addr).await?;
+        let (directory, temporary) = match options.storage {
+            Storage::Directory(directory) => (directory, None),
+            Storage::Ephemeral => {
+                let temporary = tempfile::Builder::new()
+                    .prefix("votestream-")
+                    .tempdir()
+                    .map_err(|error| Failure::failed(format!("cannot create a temporary directory: {error}")))?;
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
+        let engine = open(&directory, options.shards).await?;
+        let ports = engine.ports();
+        let services = services(&ports, ingest_listener, results_listener);
+        Ok(Self { ingest_addr, results_addr, directory, services, engine, temporary })
+    }
+
+    /// Waits until a service ends by itself, which none should.
+    pub(crate) async fn broken(&mut self) -> Failure {
+        let ends: Vec<Pin<Box<dyn Future<Output = (&'static str, Option<Failure>)> + Send + '_>>> = self
+            .services
+            .iter_mut()
+            .map(|service| -> BoxFuture<'_, _> {
+                async {
+                    let name = service.name;
+                    (name, service.ended().await)
+                }
+                .boxed()
+            })
+            .collect();
+        let ((name, failure), at, rest) = select_all(ends).await;
+        drop(rest);
+        // Its task has been waited for; a task cannot be waited for twice.
+        self.services.remove(at);
+        failure.unwrap_or_else(|| Failure::failed(format!("the {name} service ended by itself")))
+    }
+
+    /// Stops the services one after the other, each of them once the one before has drained, then closes the engines.
+    pub(crate) async fn stop(self) -> Result<(), Failure> {
+        let mut first = None;
+        for mut service in self.services {
+            service.shutdown.cancel();
+            let failure = service.ended().await;
+            first = first.or(failure);
+        }
+        let (engine, temporary) = (self.engine, self.temporary);
+        // Closing flushes to disk, removing deletes many files: both block.
+        let closed = tokio::task::spawn_blocking(move || {
+            drop(engine);
+            temporary.map_or(Ok(()), TempDir::close)
+        })
+        .await;
+        let closed = match closed {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Failure::failed(format!("cannot remove the temporary directory: {error}"))),
+            Err(error) => Some(Failure::failed(format!("closing the engines broke: {error}"))),
+        };
+        first.or(closed).map_or(Ok(()), Err)
+    }
+}
+
+fn services(ports: &Ports, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
+    let ingest = {
+        let ports = ports.clone();
+        Service::spawn("ingest", |shutdown| async move {
+            votestream_ingest::run(IngestConfig::one_machine(), ports, ingest, shutdown).await.map(drop)
+        })
+    };
+    let persist = {
+        let ports = ports.clone();
+        Service::spawn("persist", |shutdown| votestream_persist::run(PersistConfig::one_machine(), ports, shutdown))
+    };
+    let tally = {
+        let ports = ports.clone();
+        Service::spawn("tally", |shutdown| votestream_tally::run(TallyConfig::one_machine(), ports, results, shutdown))
+    };
+    vec![ingest, persist, tally]
+}
+
+async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let bound = async {
+        let listener = TcpListener::bind(addr).await?;
+        let addr = listener.local_addr()?;
+        Ok((listener, addr))
+    };
+    bound.await.map_err(|error: std::io::Error| Failure::failed(format!("cannot listen on {addr}: {error}")))
+}
+
+async fn open(directory: &Path, shards: u32) -> Result<EmbeddedEngine, Failure> {
+    let options = EmbeddedOptions {
+        shards,
+        retention: RETENTION,
+        retention_bytes: RETENTION_BYTES,
+        bounds: TimeBounds::ONE_MACHINE,
+    };
+    let path = directory.to_owned();
+    let shown = directory.display();
+    tokio::task::spawn_blocking(move || EmbeddedEngine::open(&path, options))
+        .await
+        .map_err(|error| Failure::failed(format!("opening {shown} broke: {error}")))?
+        .map_err(|error| Failure::failed(format!("cannot open {shown}: {error}: {}", innermost(&error))))
+}
