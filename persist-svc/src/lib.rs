@@ -4,15 +4,15 @@
 //! the window is stored, and never judge a vote anew: what counts was decided when the window was built.
 
 mod applier;
-mod group;
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use votestream_core::port::{Group, Ports};
+use votestream_core::{
+    group::{self, GroupConfig},
+    port::{Group, Ports},
+};
 use votestream_service::ServiceError;
-
-use crate::group::GroupConfig;
 
 pub use applier::{PersistApplier, PersistAppliers};
 

@@ -7,7 +7,6 @@ mod applier;
 mod cache;
 mod convert;
 mod finalizer;
-mod group;
 mod polls;
 mod results;
 mod snapshot;
@@ -20,13 +19,16 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use votestream_core::port::{Group, Ports};
+use votestream_core::{
+    group::{self, GroupConfig},
+    port::{Group, Ports},
+};
 use votestream_proto::v1::{poll_service_server::PollServiceServer, results_service_server::ResultsServiceServer};
 use votestream_service::ServiceError;
 
 pub use applier::{TallyApplier, TallyAppliers};
 
-use crate::{finalizer::Finalizer, group::GroupConfig, polls::Polls, results::Results, snapshot::Snapshots};
+use crate::{finalizer::Finalizer, polls::Polls, results::Results, snapshot::Snapshots};
 
 /// How often an embedded deployment writes its sums.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
