@@ -21,6 +21,9 @@ pub(crate) const UNSETTLED_VOTES_MAX: u64 = 32_768;
 pub(crate) const SOURCE_MESSAGES_MAX: usize = 8;
 /// Messages that wait for the connection.
 const CONNECTION_MESSAGES_MAX: usize = 4;
+/// How long to wait for the next message once the stream is over, only to name it: a source such as a terminal may have
+/// none for hours.
+const NEXT_MESSAGE_WAIT: Duration = Duration::from_millis(500);
 
 /// A message to send.
 #[derive(Debug)]
@@ -151,7 +154,10 @@ pub(crate) async fn stream_votes<T>(
     // Whatever waits in the source was not sent; the first vote of it is the first without an outcome if none is pending.
     let next = match ledger.pending.pop_front() {
         Some(pending) => Some((pending.tag, ledger.settled.saturating_sub(pending.first))),
-        None => source.recv().await.map(|outgoing| (outgoing.tag, 0)),
+        None => match tokio::time::timeout(NEXT_MESSAGE_WAIT, source.recv()).await {
+            Ok(next) => next.map(|outgoing| (outgoing.tag, 0)),
+            Err(_) => None,
+        },
     };
     if next.is_some() && failure.is_none() {
         failure = Some(Failure::failed(format!("{url} ended the stream before every vote was sent")));
@@ -197,7 +203,22 @@ impl Builder {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use futures::{Stream, StreamExt, stream::BoxStream};
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{Request, Response, Status, Streaming};
+    use votestream_proto::v1::{
+        CastVoteResponse, CastVotesResponse,
+        ingest_service_server::{IngestService, IngestServiceServer},
+    };
+
     use super::*;
+    use crate::connect::{self, Target};
 
     #[derive(Default)]
     struct Seen {
@@ -215,6 +236,10 @@ mod tests {
         }
     }
 
+    fn rejection(index: u64) -> Rejection {
+        Rejection { index, ..Rejection::default() }
+    }
+
     #[test]
     fn rejections_find_their_message_and_only_whole_messages_are_settled() {
         let now = Instant::now();
@@ -223,7 +248,6 @@ mod tests {
         for (tag, votes) in [("a", 3), ("b", 2), ("c", 4)] {
             ledger.sent(votes, now, tag);
         }
-        let rejection = |index| Rejection { index, ..Rejection::default() };
         ledger.answered(
             StreamVotesResponse { durable_through: 6, rejections: vec![rejection(0), rejection(4), rejection(5)] },
             now,
@@ -239,5 +263,137 @@ mod tests {
         assert_eq!(seen.rejected[3..], [None, None]);
         assert_eq!(seen.settled[2..], [("c", 4)]);
         assert_eq!(ledger.settled, 9);
+    }
+
+    /// What a service does with a stream's messages.
+    #[derive(Clone, Copy)]
+    enum Manner {
+        /// Settles each message at once and rejects its first vote.
+        Settle,
+        /// Settles nothing until the client has closed its side or stopped sending.
+        Withhold,
+        /// Settles the first message, then breaks the stream.
+        Break,
+    }
+
+    struct Service {
+        manner: Manner,
+        received: Arc<AtomicU64>,
+    }
+
+    type Answers = BoxStream<'static, Result<StreamVotesResponse, Status>>;
+
+    fn answers(
+        manner: Manner,
+        received: Arc<AtomicU64>,
+        messages: Streaming<VotesMessage>,
+    ) -> impl Stream<Item = Result<StreamVotesResponse, Status>> {
+        futures::stream::unfold((messages, 0, false), move |(mut messages, mut through, over)| {
+            let received = received.clone();
+            async move {
+                if over {
+                    return None;
+                }
+                loop {
+                    let first = through;
+                    let message = match manner {
+                        // The client does not close its side while it waits for room: silence means that it is full.
+                        Manner::Withhold => tokio::time::timeout(Duration::from_millis(300), messages.message()).await,
+                        Manner::Settle | Manner::Break => Ok(messages.message().await),
+                    };
+                    match message {
+                        Ok(Ok(Some(message))) => {
+                            through += message.votes().count() as u64;
+                            received.fetch_max(through, Ordering::SeqCst);
+                            match manner {
+                                Manner::Withhold => {}
+                                Manner::Break if first > 0 => {
+                                    return Some((Err(Status::unavailable("broken")), (messages, through, true)));
+                                }
+                                Manner::Settle | Manner::Break => {
+                                    let rejections = vec![rejection(first)];
+                                    let answer = StreamVotesResponse { durable_through: through, rejections };
+                                    return Some((Ok(answer), (messages, through, false)));
+                                }
+                            }
+                        }
+                        Ok(Ok(None) | Err(_)) if matches!(manner, Manner::Settle | Manner::Break) => return None,
+                        Ok(Ok(None) | Err(_)) | Err(_) => {
+                            let answer = StreamVotesResponse { durable_through: through, rejections: Vec::new() };
+                            return Some((Ok(answer), (messages, through, true)));
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    #[tonic::async_trait]
+    impl IngestService for Service {
+        type StreamVotesStream = Answers;
+
+        async fn cast_vote(&self, _: Request<VotesMessage>) -> Result<Response<CastVoteResponse>, Status> {
+            Err(Status::unimplemented("not part of this test"))
+        }
+
+        async fn cast_votes(&self, _: Request<Streaming<VotesMessage>>) -> Result<Response<CastVotesResponse>, Status> {
+            Err(Status::unimplemented("not part of this test"))
+        }
+
+        async fn stream_votes(&self, request: Request<Streaming<VotesMessage>>) -> Result<Response<Answers>, Status> {
+            Ok(Response::new(answers(self.manner, self.received.clone(), request.into_inner()).boxed()))
+        }
+    }
+
+    /// Sends `messages` messages of `votes` votes to a service of that manner.
+    async fn send(manner: Manner, messages: usize, votes: u64) -> (Ended<&'static str>, Seen, u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target: Target = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let received = Arc::new(AtomicU64::new(0));
+        let service = Service { manner, received: received.clone() };
+        let server = tonic::transport::Server::builder().add_service(IngestServiceServer::new(service));
+        let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let channel = connect::connect("ingest", &target).await.unwrap();
+        let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
+        tokio::spawn(async move {
+            for _ in 0..messages {
+                let mut builder = Builder::new(votes as usize);
+                (0..votes).for_each(|_| builder.push("p", "u", "o"));
+                if to_stream.send(builder.finish(None, "m")).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut seen = Seen::default();
+        let ended = stream_votes(channel, target.url(), source, &mut seen).await;
+        serving.abort();
+        (ended, seen, received.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test]
+    async fn everything_is_sent_and_settled() {
+        let (ended, seen, _) = send(Manner::Settle, 400, 200).await;
+        assert!(ended.failure.is_none() && ended.unknown_from.is_none(), "{ended:?}");
+        assert_eq!(ended.settled, 80_000);
+        assert_eq!(seen.settled, vec![("m", 200); 400]);
+        assert_eq!(seen.rejected, vec![Some(("m", 0)); 400]);
+    }
+
+    #[tokio::test]
+    async fn a_silent_service_is_sent_no_more_than_the_bound() {
+        let (ended, _, received) = send(Manner::Withhold, 1_000, 100).await;
+        assert!((UNSETTLED_VOTES_MAX..UNSETTLED_VOTES_MAX + 100).contains(&received), "{received}");
+        // This service then settles what it has, and ends the stream before all was sent.
+        assert_eq!(ended.settled, received);
+        assert!(ended.failure.is_some() && ended.unknown_from.is_some(), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_says_from_where_on_nothing_is_known() {
+        let (ended, seen, _) = send(Manner::Break, 10, 5).await;
+        assert_eq!(ended.settled, 5);
+        assert_eq!(seen.settled, [("m", 5)]);
+        assert_eq!(ended.unknown_from, Some(("m", 0)));
+        assert!(matches!(ended.failure, Some(Failure::Failed(reason)) if reason.contains("broken")));
     }
 }
