@@ -7,15 +7,13 @@ use std::{
     future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
-    pin::Pin,
-    time::Duration,
 };
 
 use futures::future::{BoxFuture, FutureExt, select_all};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use votestream_core::{TimeBounds, port::Ports};
+use votestream_core::port::Ports;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
@@ -23,12 +21,6 @@ use votestream_service::ServiceError;
 use votestream_tally::TallyConfig;
 
 use crate::failure::{Failure, innermost};
-
-/// How long the embedded stream keeps votes that both groups have processed. They are stored by then; a day is for looking
-/// into what went wrong.
-const RETENTION: Duration = Duration::from_secs(24 * 3_600);
-/// How many bytes of them: at 20 bytes a vote about 400 million.
-const RETENTION_BYTES: u64 = 8 << 30;
 
 /// Where the stack stores.
 #[derive(Debug)]
@@ -121,22 +113,13 @@ impl Stack {
 
     /// Waits until a service ends by itself, which none should.
     pub(crate) async fn broken(&mut self) -> Failure {
-        let ends: Vec<Pin<Box<dyn Future<Output = (&'static str, Option<Failure>)> + Send + '_>>> = self
-            .services
-            .iter_mut()
-            .map(|service| -> BoxFuture<'_, _> {
-                async {
-                    let name = service.name;
-                    (name, service.ended().await)
-                }
-                .boxed()
-            })
-            .collect();
-        let ((name, failure), at, rest) = select_all(ends).await;
+        let ends: Vec<BoxFuture<'_, Option<Failure>>> =
+            self.services.iter_mut().map(|service| service.ended().boxed()).collect();
+        let (failure, at, rest) = select_all(ends).await;
         drop(rest);
         // Its task has been waited for; a task cannot be waited for twice.
-        self.services.remove(at);
-        failure.unwrap_or_else(|| Failure::failed(format!("the {name} service ended by itself")))
+        let service = self.services.remove(at);
+        failure.unwrap_or_else(|| Failure::failed(format!("the {} service ended by itself", service.name)))
     }
 
     /// Stops the services one after the other, each of them once the one before has drained, then closes the engines.
@@ -150,7 +133,7 @@ impl Stack {
         let (engine, temporary) = (self.engine, self.temporary);
         // Closing flushes to disk, removing deletes many files: both block.
         let closed = tokio::task::spawn_blocking(move || {
-            drop(engine);
+            engine.close();
             temporary.map_or(Ok(()), TempDir::close)
         })
         .await;
@@ -191,16 +174,13 @@ async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> 
 }
 
 async fn open(directory: &Path, shards: u32) -> Result<EmbeddedEngine, Failure> {
-    let options = EmbeddedOptions {
-        shards,
-        retention: RETENTION,
-        retention_bytes: RETENTION_BYTES,
-        bounds: TimeBounds::ONE_MACHINE,
-    };
+    let options = EmbeddedOptions { shards, ..EmbeddedOptions::default() };
     let path = directory.to_owned();
-    let shown = directory.display();
     tokio::task::spawn_blocking(move || EmbeddedEngine::open(&path, options))
         .await
-        .map_err(|error| Failure::failed(format!("opening {shown} broke: {error}")))?
-        .map_err(|error| Failure::failed(format!("cannot open {shown}: {error}: {}", innermost(&error))))
+        .map_err(|error| Failure::failed(format!("opening {} broke: {error}", directory.display())))?
+        .map_err(|error| match std::error::Error::source(&error) {
+            Some(cause) => Failure::failed(format!("{error}: {}", innermost(cause))),
+            None => Failure::failed(error.to_string()),
+        })
 }
