@@ -1,1 +1,50 @@
-//! Placeholder.
+//! The vote stream and the store on `fjall`, in one process and durable.
+//!
+//! Owns the data directory: `lock` (held while it is open), `format` (version and time bounds), `log/` and `store/` (two
+//! databases with a journal each). Must never acknowledge what is not synced, and never decide what counts: it keeps the
+//! contracts of [`votestream_core::port`] and nothing else.
+//!
+//! # Why a crash keeps a prefix
+//!
+//! What follows rests on `fjall` 3.1, read in its source. A database has one journal; every commit appends one batch to it
+//! under one lock (`batch/mod.rs`), with its seqno and an end marker that holds a checksum (`journal/writer.rs`). A journal file
+//! is synced before its successor is created (`Writer::rotate`), and before a memtable becomes a table (`WorkerMessage::Flush`
+//! in `worker_pool.rs`), so a table never holds what the journal may lose. Recovery replays batches in order and stops at the
+//! first that is incomplete (`journal/batch_reader.rs`). So a killed process, or a lost machine, loses a suffix of the commits
+//! and nothing else, and one sync makes every earlier commit durable: votes and tallies need no sync of their own, since the
+//! progress that speaks of them is committed later and synced. A batch with a durability mode is synced before it is applied
+//! to the memtable: what can be read is durable.
+//!
+//! A machine that loses power in the middle of an unsynced batch may have stored its end without its middle. `fjall` then
+//! refuses to open the journal, and so do we: loudly, never by dropping what might have been acknowledged.
+
+mod codec;
+mod directory;
+mod engine;
+mod log;
+mod store;
+
+pub use directory::OpenError;
+pub use engine::{EmbeddedEngine, EmbeddedOptions};
+
+use votestream_core::port::PortError;
+
+/// A failed read: nothing happened.
+fn read_failed(error: impl std::fmt::Display) -> PortError {
+    PortError::refused(format!("the embedded engine cannot read: {error}"))
+}
+
+/// A failed write: `fjall` may have stored it.
+fn write_failed(error: impl std::fmt::Display) -> PortError {
+    PortError::unknown(format!("the embedded engine cannot write: {error}"))
+}
+
+/// Runs a blocking call of the engine off the executor's threads.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, PortError> + Send + 'static,
+) -> Result<T, PortError> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(error) => Err(PortError::unknown(format!("a call to the embedded engine did not end: {error}"))),
+    }
+}

@@ -1,0 +1,104 @@
+//! The engine: one data directory, opened.
+//!
+//! Owns the order of opening and closing. Must never open a database without the lock on its directory, and never release
+//! the lock before both databases are closed.
+
+use std::{fs::File, path::Path, sync::Arc, time::Duration};
+
+use votestream_core::{
+    ShardId, TimeBounds,
+    port::{PortError, Ports},
+    time::SystemClock,
+};
+
+use crate::{
+    directory::{self, OpenError},
+    log::{EmbeddedStream, LogOptions},
+    store::EmbeddedStore,
+};
+
+/// Settings of the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddedOptions {
+    /// Number of shards of a new stream; an existing one keeps its own.
+    pub shards: u32,
+    /// How long records are kept at least, unless they are too many.
+    pub retention: Duration,
+    /// How many bytes of records are kept at most. Records that a group has not processed are kept all the same.
+    pub retention_bytes: u64,
+    /// The protocol's time limits. Data that was written with others is refused.
+    pub bounds: TimeBounds,
+}
+
+impl Default for EmbeddedOptions {
+    fn default() -> Self {
+        Self {
+            shards: 4,
+            retention: Duration::from_secs(24 * 3_600),
+            retention_bytes: 8 << 30,
+            bounds: TimeBounds::ONE_MACHINE,
+        }
+    }
+}
+
+/// An open data directory.
+///
+/// The directory stays locked until this and all [`Ports`] are dropped.
+pub struct EmbeddedEngine {
+    stream: Arc<EmbeddedStream>,
+    store: Arc<EmbeddedStore>,
+    clock: Arc<SystemClock>,
+}
+
+impl EmbeddedEngine {
+    /// Opens a data directory, or makes a new one. Blocks: data that was not yet in tables is replayed.
+    pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<Self, OpenError> {
+        let lock = Arc::new(directory::lock(dir)?);
+        directory::check_format(dir, &options.bounds)?;
+        let store = Arc::new(EmbeddedStore::open(&dir.join("store"), lock.clone())?);
+        let log = LogOptions {
+            shards: options.shards,
+            retention: options.retention,
+            retention_bytes: options.retention_bytes,
+        };
+        let (stream, clock) = EmbeddedStream::open(&dir.join("log"), log, store.clone(), lock)?;
+        Ok(Self { stream, store, clock })
+    }
+
+    /// The ports of this engine. Any number of copies may be in use.
+    pub fn ports(&self) -> Ports {
+        Ports {
+            stream: self.stream.clone(),
+            polls: self.store.clone(),
+            votes: self.store.clone(),
+            tallies: self.store.clone(),
+            leases: self.store.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+
+    /// Splits an open shard: the second child's hashes start at `at`. The parent keeps its records and takes no more.
+    pub async fn split_shard(&self, shard: &ShardId, at: u128) -> Result<(ShardId, ShardId), PortError> {
+        self.stream.split(shard, at).await
+    }
+
+    /// Merges two open shards whose hashes are neighbours. The parents keep their records and take no more.
+    pub async fn merge_shards(&self, first: &ShardId, second: &ShardId) -> Result<ShardId, PortError> {
+        self.stream.merge(first, second).await
+    }
+
+    /// Stops the engine's threads and syncs everything. Puts that wait are answered first; later ones are refused.
+    pub fn close(self) {
+        drop(self);
+    }
+}
+
+impl Drop for EmbeddedEngine {
+    fn drop(&mut self) {
+        self.stream.stop();
+        self.store.sync();
+    }
+}
+
+/// The lock on the data directory, shared by both databases. Declared last in them, so that it is dropped last.
+pub(crate) type DirectoryLock = Arc<File>;

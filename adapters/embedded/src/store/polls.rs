@@ -1,0 +1,160 @@
+//! Stored polls.
+//!
+//! Owns their encoding. Must never answer a change before it is synced, and never change what is fixed at creation.
+
+use std::ops::Bound;
+
+use async_trait::async_trait;
+use votestream_core::{
+    Poll, PollId, PollOption, PollSource, Timestamp,
+    poll::FinalResult,
+    port::{Created, PollStore, PortError},
+};
+
+use super::{EmbeddedStore, Inner};
+use crate::{
+    blocking,
+    codec::{Corrupt, Decoder, Encoder},
+    read_failed,
+};
+
+fn encode(poll: &Poll) -> Vec<u8> {
+    // Every field is named, so that a new one cannot be forgotten here.
+    let Poll { id, title, options, opens_at, closes_at, source, expected_peak, buckets, needs_recount, final_result } =
+        poll;
+    let mut value = Encoder::default();
+    value.text(id.as_str()).text(title).u32(options.len() as u32);
+    for option in options {
+        value.text(&option.id).text(&option.title);
+    }
+    let source = match source {
+        PollSource::Ingest => 0,
+        PollSource::Stream => 1,
+    };
+    value.time(*opens_at).time(*closes_at).u8(source).u64(*expected_peak).u32(*buckets).bool(*needs_recount);
+    value.bool(final_result.is_some());
+    if let Some(result) = final_result {
+        value.time(result.finalized_at).u32(result.votes.len() as u32);
+        for votes in &result.votes {
+            value.u64(*votes);
+        }
+    }
+    value.0
+}
+
+fn decode(value: &[u8]) -> Result<Poll, Corrupt> {
+    let mut value = Decoder(value);
+    let id = PollId::new(value.text()?).map_err(|_| Corrupt)?;
+    let title = value.text()?.to_owned();
+    let options = value.list(|value| Ok(PollOption { id: value.shared_text()?, title: value.text()?.to_owned() }))?;
+    let (opens_at, closes_at) = (value.time()?, value.time()?);
+    let source = match value.u8()? {
+        0 => PollSource::Ingest,
+        1 => PollSource::Stream,
+        _ => return Err(Corrupt),
+    };
+    let (expected_peak, buckets, needs_recount) = (value.u64()?, value.u32()?, value.bool()?);
+    let final_result = match value.bool()? {
+        false => None,
+        true => {
+            let finalized_at = value.time()?;
+            Some(FinalResult { finalized_at, votes: value.list(Decoder::u64)? })
+        }
+    };
+    value.end()?;
+    Ok(Poll { id, title, options, opens_at, closes_at, source, expected_peak, buckets, needs_recount, final_result })
+}
+
+impl Inner {
+    fn poll(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        let value = self.polls.get(id.as_str()).map_err(read_failed)?;
+        value.map(|value| decode(&value).map_err(|corrupt| corrupt.in_a("poll"))).transpose()
+    }
+
+    fn store_poll(&self, poll: &Poll) -> Result<(), PortError> {
+        let mut batch = self.db.batch();
+        batch.insert(&self.polls, poll.id.as_str(), encode(poll));
+        self.commit_durably(batch)
+    }
+
+    fn create_poll(&self, poll: &Poll) -> Result<Created, PortError> {
+        let _deciding = self.polls_lock.lock();
+        if let Some(existing) = self.poll(&poll.id)? {
+            return Ok(Created::Existing(Box::new(existing)));
+        }
+        self.store_poll(poll)?;
+        Ok(Created::New)
+    }
+
+    /// Changes a poll, if it exists, and stores it if `change` says so. Returns it as stored.
+    fn change_poll(&self, id: &PollId, change: impl FnOnce(&mut Poll) -> bool) -> Result<Option<Poll>, PortError> {
+        let _deciding = self.polls_lock.lock();
+        let Some(mut poll) = self.poll(id)? else { return Ok(None) };
+        if change(&mut poll) {
+            self.store_poll(&poll)?;
+        }
+        Ok(Some(poll))
+    }
+
+    fn list_polls(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError> {
+        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_str().as_bytes()));
+        let polls = self.polls.range::<&[u8], _>((start, Bound::Unbounded)).take(limit).map(|guard| {
+            let value = guard.value().map_err(read_failed)?;
+            decode(&value).map_err(|corrupt| corrupt.in_a("poll"))
+        });
+        polls.collect()
+    }
+}
+
+#[async_trait]
+impl PollStore for EmbeddedStore {
+    async fn create(&self, poll: &Poll) -> Result<Created, PortError> {
+        let (inner, poll) = (self.inner.clone(), poll.clone());
+        blocking(move || inner.create_poll(&poll)).await
+    }
+
+    async fn get(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking(move || inner.poll(&id)).await
+    }
+
+    async fn list(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError> {
+        let (inner, after) = (self.inner.clone(), after.cloned());
+        blocking(move || inner.list_polls(after.as_ref(), limit)).await
+    }
+
+    async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking(move || {
+            inner.change_poll(&id, |poll| {
+                let earlier = closes_at < poll.closes_at;
+                poll.closes_at = poll.closes_at.min(closes_at);
+                earlier
+            })
+        })
+        .await
+    }
+
+    async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
+        let (inner, id, result) = (self.inner.clone(), id.clone(), result.clone());
+        blocking(move || {
+            inner.change_poll(&id, |poll| {
+                let stores = poll.final_result.is_none() && !poll.needs_recount;
+                if stores {
+                    poll.final_result = Some(result);
+                }
+                stores
+            })
+        })
+        .await
+    }
+
+    async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking(move || {
+            let changed = |poll: &mut Poll| std::mem::replace(&mut poll.needs_recount, needed) != needed;
+            inner.change_poll(&id, changed).map(drop)
+        })
+        .await
+    }
+}
