@@ -17,6 +17,7 @@ use votestream_proto::v1::{
 use super::{
     audit::RECOUNT_TIMEOUT,
     results::{Labels, wait_for_final},
+    up::Signals,
 };
 use crate::{
     args::{DemoArgs, Global},
@@ -100,6 +101,7 @@ impl Report {
 }
 
 pub(super) async fn run(global: &Global, args: DemoArgs) -> Outcome {
+    let mut signals = Signals::new()?;
     let mut stack = Stack::start(StackOptions::ephemeral(args.shards)).await?;
     let ingest: Target = stack.ingest_addr.to_string().parse().map_err(Failure::Failed)?;
     let results: Target = stack.results_addr.to_string().parse().map_err(Failure::Failed)?;
@@ -107,7 +109,7 @@ pub(super) async fn run(global: &Global, args: DemoArgs) -> Outcome {
         ran = cast_and_prove(&args, &ingest, &results) => ran,
         failure = stack.broken() => Err(failure),
         // An interrupted demo removes its directory.
-        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
+        () = signals.next() => Err(Failure::failed("interrupted")),
     };
     let stopped = stack.stop().await;
     let report = ran?;
