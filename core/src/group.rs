@@ -7,6 +7,8 @@ mod backoff;
 mod consumer;
 mod manager;
 mod prefetch;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 

@@ -23,6 +23,8 @@ pub mod port;
 pub mod routing;
 pub mod sequence;
 pub mod tally;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod window;
 

@@ -155,3 +155,57 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
 fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EmbeddedEngine, EmbeddedOptions};
+
+    fn refusal(dir: &Path, options: EmbeddedOptions) -> String {
+        EmbeddedEngine::open(dir, options).err().expect("it opened").to_string()
+    }
+
+    #[test]
+    fn one_engine_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = EmbeddedOptions::default();
+        let engine = EmbeddedEngine::open(dir.path(), options).unwrap();
+        let message = refusal(dir.path(), options);
+        assert!(message.contains("in use by another process") && message.contains(dir.path().to_str().unwrap()));
+        let ports = engine.ports();
+        engine.close();
+        assert!(refusal(dir.path(), options).contains("in use"), "ports may still write");
+        drop(ports);
+        EmbeddedEngine::open(dir.path(), options).unwrap();
+    }
+
+    #[test]
+    fn other_formats_and_bounds_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = EmbeddedOptions::default();
+        drop(EmbeddedEngine::open(dir.path(), options).unwrap());
+        let other = EmbeddedOptions { bounds: TimeBounds::DISTRIBUTED, ..options };
+        let message = refusal(dir.path(), other);
+        assert!(message.contains("answer_deadline=5000ms") && message.contains("answer_deadline=10000ms"), "{message}");
+
+        let path = dir.path().join("format");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("embedded 1", "embedded 2")).unwrap();
+        let message = refusal(dir.path(), options);
+        assert!(message.contains("embedded 2") && message.contains("embedded 1"), "{message}");
+        fs::remove_file(&path).unwrap();
+        assert!(refusal(dir.path(), options).contains("no file \"format\""));
+        fs::write(&path, text).unwrap();
+        EmbeddedEngine::open(dir.path(), options).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(refusal(&file, EmbeddedOptions::default()).contains(file.to_str().unwrap()));
+        let none = EmbeddedOptions { shards: 0, ..EmbeddedOptions::default() };
+        assert!(refusal(dir.path(), none).contains("number of shards"));
+    }
+}

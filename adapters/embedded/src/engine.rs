@@ -87,6 +87,11 @@ impl EmbeddedEngine {
         self.stream.merge(first, second).await
     }
 
+    #[cfg(test)]
+    pub(crate) fn stream(&self) -> &Arc<EmbeddedStream> {
+        &self.stream
+    }
+
     /// Stops the engine's threads and syncs everything. Puts that wait are answered first; later ones are refused.
     pub fn close(self) {
         drop(self);

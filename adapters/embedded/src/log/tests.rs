@@ -1,1 +1,289 @@
-//! Tests.
+//! What the port traits cannot ask for: retention, resharding, and what a new start finds.
+
+use std::path::Path;
+
+use votestream_core::{
+    Clock, HashRanges, TimeBounds,
+    port::{Lease, LeaseStore, Ports, Progress, ReadOutcome, Record, ShardRow, WriteOutcome},
+};
+
+use super::*;
+use crate::{EmbeddedEngine, EmbeddedOptions, directory};
+
+const BOUNDS: TimeBounds = TimeBounds::ONE_MACHINE;
+
+fn options(shards: u32) -> EmbeddedOptions {
+    EmbeddedOptions { shards, ..EmbeddedOptions::default() }
+}
+
+fn open(dir: &Path, shards: u32) -> EmbeddedEngine {
+    EmbeddedEngine::open(dir, options(shards)).unwrap()
+}
+
+/// The log alone, with these settings.
+fn open_log(dir: &Path, options: LogOptions) -> (Arc<EmbeddedStream>, Arc<EmbeddedStore>) {
+    let lock = Arc::new(directory::lock(dir).unwrap());
+    directory::check_format(dir, &BOUNDS).unwrap();
+    let store = Arc::new(EmbeddedStore::open(&dir.join("store"), lock.clone()).unwrap());
+    let (stream, _) = EmbeddedStream::open(&dir.join("log"), options, store.clone(), lock).unwrap();
+    (stream, store)
+}
+
+async fn put(stream: &dyn VoteStream, hash: u128, data: &'static str) -> Stored {
+    stream.put(hash, Bytes::from_static(data.as_bytes())).await.unwrap()
+}
+
+/// Everything after `after`, and how the reading ended: `None` at an open shard's end.
+async fn read(stream: &dyn VoteStream, shard: &ShardId, after: SequenceNumber) -> (Vec<Record>, Option<ReadOutcome>) {
+    let mut reader = stream.reader(Group::Persist, shard, after).await.unwrap();
+    let mut all = Vec::new();
+    loop {
+        match reader.next().await.unwrap() {
+            ReadOutcome::Records(records) if records.is_empty() => return (all, None),
+            ReadOutcome::Records(records) => all.extend(records),
+            end @ (ReadOutcome::ShardEnd | ReadOutcome::Expired) => return (all, Some(end)),
+        }
+    }
+}
+
+fn data(records: &[Record]) -> Vec<&str> {
+    records.iter().map(|record| std::str::from_utf8(&record.data).unwrap()).collect()
+}
+
+fn row(shard: &ShardId) -> ShardRow {
+    ShardRow {
+        shard: shard.clone(),
+        range: HashRange::ALL,
+        parents: Vec::new(),
+        started: true,
+        lease: Lease::default(),
+        progress: Progress::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_new_start_finds_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 2);
+    let Ports { stream, leases, clock, .. } = engine.ports();
+    let shards = stream.list_shards().await.unwrap();
+    for hash in [0, 1, u128::MAX] {
+        put(&*stream, hash, "x").await;
+    }
+    let (before, _) = read(&*stream, &shards[0].id, SequenceNumber::ZERO).await;
+    leases.create(Group::Tally, &row(&shards[0].id)).await.unwrap();
+    let taken = leases.take(Group::Tally, &shards[0].id, &Lease::default(), "me").await.unwrap().unwrap();
+    let end = before[1].sequence;
+    let progress = Progress { checkpoint: end, window_end: end, watermark: Timestamp(7), ..Progress::default() };
+    let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
+    let outcome = leases.write_progress(Group::Tally, &shards[0].id, 1, zero, &progress).await.unwrap();
+    assert_eq!(outcome, WriteOutcome::Stored);
+    let last = clock.now();
+    drop((stream, leases, clock));
+    engine.close();
+
+    // The number of shards is that of the stored stream.
+    let engine = open(dir.path(), 7);
+    let Ports { stream, leases, clock, .. } = engine.ports();
+    assert_eq!(stream.list_shards().await.unwrap(), shards);
+    let (after, end) = read(&*stream, &shards[0].id, SequenceNumber::ZERO).await;
+    assert_eq!((after, end), (before.clone(), None), "records, numbers and arrival times are the same");
+    let rows = leases.list(Group::Tally).await.unwrap();
+    let lease = Lease { owner: None, ..taken.lease };
+    assert_eq!(rows, [ShardRow { lease, progress, ..row(&shards[0].id) }], "the owner is gone, the rest stays");
+    let next = put(&*stream, 0, "y").await;
+    assert!(next.sequence > before[1].sequence);
+    assert!(clock.now() >= before[1].arrived_at && last >= before[1].arrived_at);
+}
+
+#[tokio::test]
+async fn the_clock_does_not_start_before_the_last_arrival() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 1);
+    let future = Timestamp(engine.ports().clock.now().0 + 3_600_000);
+    let log = engine.stream().log.clone();
+    let key = RecordKey { shard: 0, sequence: 1, arrived_at: future, len: 1 };
+    let mut batch = log.db.batch();
+    batch.insert(&log.records, key.to_bytes(), "x");
+    batch.commit().unwrap();
+    drop(log);
+    engine.close();
+    let engine = open(dir.path(), 1);
+    assert!(engine.ports().clock.now() >= future);
+    let stored = put(&*engine.ports().stream, 0, "y").await;
+    assert_eq!(stored.sequence, SequenceNumber::from_u64(2));
+    let (records, _) = read(&*engine.ports().stream, &stored.shard, SequenceNumber::ZERO).await;
+    assert!(records[1].arrived_at >= records[0].arrived_at);
+}
+
+#[tokio::test]
+async fn children_follow_their_parents() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 1);
+    let stream = engine.ports().stream;
+    let parent = stream.list_shards().await.unwrap()[0].id.clone();
+    let first = put(&*stream, 5, "a").await;
+    assert!(engine.split_shard(&parent, 0).await.is_err() && engine.merge_shards(&parent, &parent).await.is_err());
+    let (low, high) = engine.split_shard(&parent, 10).await.unwrap();
+    assert!(engine.split_shard(&parent, 10).await.is_err(), "it is closed");
+    let (left, right) = (put(&*stream, 9, "b").await, put(&*stream, 10, "c").await);
+    assert_eq!((&left.shard, &right.shard), (&low, &high));
+    assert!(left.sequence > first.sequence && right.sequence > first.sequence);
+    let merged = engine.merge_shards(&high, &low).await.unwrap();
+    let last = put(&*stream, 5, "d").await;
+    assert_eq!(last.shard, merged);
+    assert!(last.sequence > left.sequence && last.sequence > right.sequence);
+
+    let shards = stream.list_shards().await.unwrap();
+    let shown: Vec<_> = shards.iter().map(|shard| (&shard.id, shard.parents.clone(), shard.open)).collect();
+    let children = vec![parent.clone()];
+    assert_eq!(
+        shown,
+        [
+            (&parent, vec![], false),
+            (&low, children.clone(), false),
+            (&high, children, false),
+            (&merged, vec![low.clone(), high.clone()], true)
+        ]
+    );
+    drop(stream);
+    engine.close();
+
+    let engine = open(dir.path(), 1);
+    let stream = engine.ports().stream;
+    assert_eq!(stream.list_shards().await.unwrap(), shards);
+    for (shard, expected, end) in [
+        (&parent, "a", Some(ReadOutcome::ShardEnd)),
+        (&low, "b", Some(ReadOutcome::ShardEnd)),
+        (&high, "c", Some(ReadOutcome::ShardEnd)),
+        (&merged, "d", None),
+    ] {
+        let (records, ended) = read(&*stream, shard, SequenceNumber::ZERO).await;
+        assert_eq!((data(&records), ended), (vec![expected], end));
+    }
+    assert!(put(&*stream, 5, "e").await.sequence > last.sequence);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn puts_during_splits_are_read_where_they_were_stored_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 1);
+    let stream = engine.ports().stream;
+    let writers: Vec<_> = [0, u128::MAX / 2, u128::MAX]
+        .into_iter()
+        .map(|hash| {
+            let stream = stream.clone();
+            tokio::spawn(async move {
+                let mut stored = Vec::new();
+                for _ in 0..60 {
+                    stored.push(put(&*stream, hash, "x").await);
+                }
+                (hash, stored)
+            })
+        })
+        .collect();
+    for _ in 0..4 {
+        let open = stream.list_shards().await.unwrap().into_iter().rfind(|shard| shard.open).unwrap();
+        let middle = open.range.start + (open.range.end - open.range.start) / 2;
+        engine.split_shard(&open.id, middle).await.unwrap();
+    }
+    let shards = stream.list_shards().await.unwrap();
+    let open = shards.iter().filter(|shard| shard.open).map(|shard| shard.range);
+    assert!(HashRanges::union_of(open).is_all());
+    for writer in writers {
+        let (hash, stored) = writer.await.unwrap();
+        assert!(stored.is_sorted_by(|a, b| a.sequence < b.sequence));
+        for Stored { shard, sequence } in stored {
+            let known = shards.iter().find(|known| known.id == shard).unwrap();
+            assert!(known.range.contains(hash));
+            let before = SequenceNumber::from_u64(sequence.as_u64().unwrap() - 1);
+            let (records, _) = read(&*stream, &shard, before).await;
+            assert_eq!(records[0].sequence, sequence);
+        }
+    }
+}
+
+#[tokio::test]
+async fn retention_leaves_a_mark_and_waits_for_both_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LogOptions { shards: 2, retention: Duration::from_secs(3_600), retention_bytes: 3 };
+    let (stream, store) = open_log(dir.path(), options);
+    let shards = stream.list_shards().await.unwrap();
+    let (low, high) = (&shards[0].id, &shards[1].id);
+    let mut stored = Vec::new();
+    for hash in [0, u128::MAX, 0, 0, u128::MAX] {
+        stored.push(put(&*stream, hash, "x").await);
+    }
+    let now = stream.log.clock.now();
+
+    // By size, the oldest first. A group that works holds back what it has not processed.
+    store.create(Group::Persist, &row(low)).await.unwrap();
+    store.create(Group::Persist, &row(high)).await.unwrap();
+    store.create(Group::Tally, &row(low)).await.unwrap();
+    assert_eq!(stream.log.retain(now).unwrap(), 0);
+    let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
+    let done = Progress { checkpoint: stored[3].sequence, window_end: stored[3].sequence, ..Progress::default() };
+    store.write_progress(Group::Persist, low, 0, zero, &done).await.unwrap();
+    assert_eq!(stream.log.retain(now).unwrap(), 0, "the tally group has done nothing");
+    store.write_progress(Group::Tally, low, 0, zero, &done).await.unwrap();
+    let mut reading = stream.reader(Group::Persist, low, SequenceNumber::ZERO).await.unwrap();
+    assert_eq!(stream.log.retain(now).unwrap(), 2);
+    assert_eq!(reading.next().await.unwrap(), ReadOutcome::Expired);
+    assert_eq!(read(&*stream, low, SequenceNumber::ZERO).await.1, Some(ReadOutcome::Expired));
+    assert_eq!(read(&*stream, low, stored[0].sequence).await.1, Some(ReadOutcome::Expired));
+    let (records, end) = read(&*stream, low, stored[2].sequence).await;
+    assert_eq!((records.len(), records[0].sequence, end), (1, stored[3].sequence, None));
+    assert_eq!(read(&*stream, high, SequenceNumber::ZERO).await.0.len(), 2, "held back");
+
+    // By time, after a new start.
+    stream.stop();
+    drop((reading, stream, store));
+    let options = LogOptions { shards: 2, retention: Duration::ZERO, retention_bytes: u64::MAX };
+    let (stream, _store) = open_log(dir.path(), options);
+    assert_eq!(stream.log.bytes.load(Ordering::Relaxed), 3);
+    assert_eq!(read(&*stream, low, SequenceNumber::ZERO).await.1, Some(ReadOutcome::Expired));
+    let later = Timestamp(stream.log.clock.now().0 + 1);
+    assert_eq!(stream.log.retain(later).unwrap(), 1, "the last of the low shard");
+    assert_eq!(read(&*stream, low, stored[2].sequence).await.1, Some(ReadOutcome::Expired));
+    assert_eq!(read(&*stream, low, stored[3].sequence).await, (Vec::new(), None));
+    stream.stop();
+}
+
+#[tokio::test]
+async fn closed_shards_are_forgotten_when_nobody_needs_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LogOptions { shards: 1, retention: Duration::ZERO, retention_bytes: u64::MAX };
+    let (stream, store) = open_log(dir.path(), options);
+    let parent = stream.list_shards().await.unwrap()[0].id.clone();
+    let last = put(&*stream, 0, "x").await.sequence;
+    stream.split(&parent, 10).await.unwrap();
+    store.create(Group::Tally, &row(&parent)).await.unwrap();
+    let later = Timestamp(stream.log.clock.now().0 + 1);
+    stream.log.retain(later).unwrap();
+    assert_eq!(stream.list_shards().await.unwrap().len(), 3, "not processed");
+    let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
+    let ended = Progress { checkpoint: last, window_end: last, ended: true, ..Progress::default() };
+    store.write_progress(Group::Tally, &parent, 0, zero, &ended).await.unwrap();
+    stream.log.retain(later).unwrap();
+    let left = stream.list_shards().await.unwrap();
+    assert!(left.len() == 2 && left.iter().all(|shard| shard.open && shard.parents == [parent.clone()]));
+    assert!(stream.reader(Group::Tally, &parent, last).await.is_err());
+    stream.stop();
+    drop((stream, store));
+    let (stream, _store) =
+        open_log(dir.path(), LogOptions { shards: 1, retention: Duration::ZERO, retention_bytes: 0 });
+    assert_eq!(stream.list_shards().await.unwrap(), left);
+    assert!(put(&*stream, 0, "y").await.sequence > last, "numbers go on though no record is left");
+    stream.stop();
+}
+
+#[tokio::test]
+async fn a_closed_engine_refuses_puts() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 1);
+    let stream = engine.ports().stream;
+    engine.close();
+    let error = stream.put(0, Bytes::new()).await.unwrap_err();
+    assert_eq!((error.retryable, error.effect), (false, votestream_core::port::Effect::None));
+    assert!(error.message.contains("closed"));
+}

@@ -1,0 +1,115 @@
+//! Ingest against the bare server: the same client, the same messages, alternating.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use rand::{SeedableRng, rngs::StdRng};
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        CreatePollRequest, PollOption, ingest_service_client::IngestServiceClient,
+        poll_service_client::PollServiceClient,
+    },
+};
+
+use crate::{
+    server::{Kind, Server},
+    votes,
+};
+
+const STREAMS: usize = 8;
+const ROUNDS: usize = 3;
+
+/// What one run took.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) wall: f64,
+    pub(crate) cpu: f64,
+}
+
+/// Prints the table.
+pub(crate) fn run() -> anyhow::Result<()> {
+    println!(
+        "\n| votes a message | bare, CPU s per million | ingest, CPU s per million | bare / ingest (CPU) | ingest, votes/s (wall) |"
+    );
+    println!("|---:|---:|---:|---:|---:|");
+    for per_message in [1, 100, 1_000] {
+        let total = if per_message == 1 { 400_000 } else { 2_000_000 };
+        let (mut bare, mut ours, mut ratios) = (vec![], vec![], vec![]);
+        for _ in 0..ROUNDS {
+            let a = measure(Kind::Bare, total, per_message)?;
+            let b = measure(Kind::Ingest, total, per_message)?;
+            ratios.push(a.cpu / b.cpu);
+            bare.push(a);
+            ours.push(b);
+        }
+        let million = 1e6 / total as f64;
+        println!(
+            "| {per_message} | {:.2} | {:.2} | {:.2} | {:.0} |",
+            median(bare.iter().map(|run| run.cpu * million)),
+            median(ours.iter().map(|run| run.cpu * million)),
+            median(ratios.iter().copied()),
+            median(ours.iter().map(|run| total as f64 / run.wall)),
+        );
+    }
+    Ok(())
+}
+
+/// The median.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn measure(kind: Kind, total: usize, per_message: usize) -> anyhow::Result<Run> {
+    let server = Server::start(kind)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if kind != Kind::Bare {
+        runtime.block_on(create_poll(&server))?;
+    }
+    let (cpu, start) = (server.cpu_seconds()?, Instant::now());
+    let accepted = runtime.block_on(cast(&server, total, per_message, STREAMS))?;
+    let run = Run { wall: start.elapsed().as_secs_f64(), cpu: server.cpu_seconds()? - cpu };
+    anyhow::ensure!(accepted == total as u64, "{accepted} of {total} votes were accepted");
+    Ok(run)
+}
+
+/// Creates the poll, open for an hour.
+pub(crate) async fn create_poll(server: &Server) -> anyhow::Result<()> {
+    let mut polls = PollServiceClient::connect(format!("http://{}", server.results)).await?;
+    polls
+        .create_poll(CreatePollRequest {
+            poll_id: votes::POLL.into(),
+            options: votes::OPTIONS
+                .iter()
+                .map(|&option| PollOption { option_id: option.into(), title: String::new() })
+                .collect(),
+            closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
+            ..CreatePollRequest::default()
+        })
+        .await?;
+    Ok(())
+}
+
+/// Casts random votes over several streams of one connection. The messages are prepared once and sent again and again:
+/// building them must not hide the server. Returns how many votes were accepted.
+pub(crate) async fn cast(server: &Server, total: usize, per_message: usize, streams: usize) -> anyhow::Result<u64> {
+    let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
+    let messages = total / per_message / streams;
+    let mut tasks = tokio::task::JoinSet::new();
+    for stream in 0..streams {
+        let mut rng = StdRng::seed_from_u64(stream as u64);
+        let prepared: Vec<VotesMessage> =
+            (0..(100_000 / per_message).clamp(1, messages)).map(|_| votes::message(&mut rng, per_message)).collect();
+        let mut client = client.clone();
+        tasks.spawn(async move {
+            let messages = (0..messages).map(move |at| prepared[at % prepared.len()].clone());
+            client.cast_votes(tokio_stream::iter(messages)).await.map(|answer| answer.into_inner().accepted)
+        });
+    }
+    let mut accepted = 0;
+    while let Some(answer) = tasks.join_next().await {
+        accepted += answer??;
+    }
+    Ok(accepted)
+}

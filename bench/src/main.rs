@@ -1,0 +1,62 @@
+//! Benchmarks. Every speed of a service is measured in a process of its own, as CPU time and as a ratio to a baseline in
+//! the same run; see bench/README.md for how to read the table.
+
+mod codec;
+mod ingest;
+mod pipeline;
+mod server;
+mod store;
+mod votes;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(about = "Measures Votestream and prints Markdown tables")]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Bench {
+    /// Everything below, one after the other
+    All,
+    /// Ingest against a bare tonic server that decodes the same messages and drops them
+    Ingest,
+    /// Bytes and nanoseconds a vote of the stored batch
+    Codec,
+    /// Conditional writes of the embedded store
+    Store,
+    /// Whole pipeline on the embedded engines, from the client to exact counts
+    Pipeline,
+    /// Internal: a server under test
+    #[command(hide = true)]
+    Serve {
+        /// Which server
+        kind: server::Kind,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let bench = Arguments::parse().bench;
+    if let Bench::Serve { kind } = bench {
+        return server::run(kind);
+    }
+    let is = |wanted: fn(&Bench) -> bool| matches!(bench, Bench::All) || wanted(&bench);
+    if is(|bench| matches!(bench, Bench::Codec)) {
+        codec::run();
+    }
+    if is(|bench| matches!(bench, Bench::Store)) {
+        store::run()?;
+    }
+    if is(|bench| matches!(bench, Bench::Ingest)) {
+        ingest::run()?;
+    }
+    if is(|bench| matches!(bench, Bench::Pipeline)) {
+        pipeline::run()?;
+    }
+    Ok(())
+}

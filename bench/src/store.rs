@@ -1,0 +1,49 @@
+//! Conditional writes of the embedded store, in windows of 5,000 votes.
+
+use std::{sync::Arc, time::Instant};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use votestream_core::{PollId, Position, SequenceNumber, Timestamp, port::VoteWrite};
+use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+
+use crate::votes;
+
+const WINDOW: usize = 5_000;
+const VOTERS: usize = 500_000;
+
+/// Prints the table.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let dir = tempfile::tempdir()?;
+    let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
+    let store = engine.ports().votes;
+    let mut rng = StdRng::seed_from_u64(2);
+    let mut users: Vec<Arc<str>> = (0..VOTERS).map(|_| votes::user(&mut rng).into()).collect();
+    let poll_id = PollId::new(votes::POLL)?;
+    println!("\n| embedded store, {VOTERS} voters, windows of {WINDOW} | votes/s |");
+    println!("|---|---:|");
+    let mut sequence = 0;
+    for what in ["new votes", "changed votes"] {
+        users.shuffle(&mut rng);
+        let start = Instant::now();
+        for window in users.chunks(WINDOW) {
+            sequence += 1;
+            let writes: Vec<_> = window
+                .iter()
+                .enumerate()
+                .map(|(index, user)| VoteWrite {
+                    poll_id: poll_id.clone(),
+                    bucket: 0,
+                    user_id: user.clone(),
+                    option_id: votes::OPTIONS[rng.random_range(0..votes::OPTIONS.len())].into(),
+                    position: Position { sequence: SequenceNumber::from_u64(sequence), index: index as u32 },
+                    accepted_at: Timestamp(1_700_000_000_000),
+                })
+                .collect();
+            runtime.block_on(store.write(&writes))?;
+        }
+        println!("| {what} | {:.0} |", VOTERS as f64 / start.elapsed().as_secs_f64());
+    }
+    engine.close();
+    Ok(())
+}

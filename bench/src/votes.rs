@@ -1,0 +1,36 @@
+//! Votes to measure with: 36-character UUID user ids, five options.
+
+use rand::{RngExt, rngs::StdRng};
+use votestream_proto::VotesMessage;
+
+/// The poll that all votes are for.
+pub(crate) const POLL: &str = "bench";
+/// Its options.
+pub(crate) const OPTIONS: [&str; 5] = ["option-0", "option-1", "option-2", "option-3", "option-4"];
+
+/// A random user id.
+pub(crate) fn user(rng: &mut StdRng) -> String {
+    let (a, b): (u64, u64) = (rng.random(), rng.random());
+    format!(
+        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xfff,
+        0x8000 | (b >> 48) & 0x3fff,
+        b & 0xffff_ffff_ffff
+    )
+}
+
+/// A random option.
+pub(crate) fn option(rng: &mut StdRng) -> &'static str {
+    OPTIONS[rng.random_range(0..OPTIONS.len())]
+}
+
+/// A message of random votes.
+pub(crate) fn message(rng: &mut StdRng, votes: usize) -> VotesMessage {
+    let mut message = VotesMessage::with_capacity(votes * 60);
+    for _ in 0..votes {
+        message.push(POLL, &user(rng), option(rng));
+    }
+    message
+}

@@ -1,0 +1,264 @@
+//! From a client that streams votes to an exact final result, over real gRPC and the embedded engines.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tonic::Code;
+use votestream_core::{TimeBounds, port::Ports};
+use votestream_e2e::{
+    faults::StallingStream,
+    stack::{Stack, TEST_BOUNDS},
+};
+use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        CastVotesResponse, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest, RecountRequest,
+        RejectionCode,
+    },
+};
+
+fn engine(dir: &Path, bounds: TimeBounds) -> EmbeddedEngine {
+    EmbeddedEngine::open(dir, EmbeddedOptions { bounds, ..EmbeddedOptions::default() }).unwrap()
+}
+
+fn votes_of(result: &GetFinalResultsResponse) -> BTreeMap<String, u64> {
+    result.options.iter().filter(|option| option.votes > 0).map(|o| (o.option_id.clone(), o.votes)).collect()
+}
+
+async fn recount_matches(stack: &Stack, poll: &str) -> bool {
+    let request = RecountRequest { poll_id: poll.into() };
+    stack.results().await.recount(request).await.unwrap().into_inner().matches
+}
+
+async fn submitted(stack: &Stack, poll: &str) -> u64 {
+    let request = GetInterimResultsRequest { poll_id: poll.into() };
+    stack.results().await.get_interim_results(request).await.unwrap().into_inner().total_submitted
+}
+
+/// Waits until interim results show this many submitted votes.
+async fn wait_for_submitted(stack: &Stack, poll: &str, votes: u64) {
+    let shown = async {
+        while submitted(stack, poll).await != votes {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), shown).await.expect("interim results never showed every vote");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_vote_wins_and_final_stays_final() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = engine(dir.path(), TEST_BOUNDS);
+    let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
+    stack.create_poll("p", ["a", "b", "c"]).await;
+
+    let mut rng = StdRng::seed_from_u64(5);
+    let votes: Vec<_> = (0..20_000)
+        .map(|_| (format!("user-{}", rng.random_range(0..7_000)), ["a", "b", "c"][rng.random_range(0..3)].to_owned()))
+        .collect();
+    let last: HashMap<_, _> = votes.iter().cloned().collect();
+    let mut model = BTreeMap::<String, u64>::new();
+    last.values().for_each(|option| *model.entry(option.clone()).or_default() += 1);
+
+    // Two streams, one after the other: the second is sent when the first is acknowledged.
+    for half in votes.chunks(10_000) {
+        let answer = stack.cast("p", half).await;
+        assert_eq!((answer.accepted, answer.rejected), (10_000, 0));
+    }
+    wait_for_submitted(&stack, "p", 20_000).await;
+
+    let request = GetFinalResultsRequest { poll_id: "p".into(), wait: false };
+    let too_early = stack.results().await.get_final_results(request.clone()).await.unwrap_err();
+    assert_eq!(too_early.code(), Code::FailedPrecondition);
+    assert!(too_early.message().contains("closes at"), "says what is missing: {}", too_early.message());
+
+    let result = stack.finish("p").await;
+    assert_eq!(votes_of(&result), model);
+    assert_eq!(result.total_votes, last.len() as u64);
+    assert!(recount_matches(&stack, "p").await);
+    stack.stop().await;
+    opened.close();
+
+    // The answer survives a restart, to the byte.
+    let opened = engine(dir.path(), TEST_BOUNDS);
+    let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
+    let again = stack.results().await.get_final_results(request).await.unwrap().into_inner();
+    assert_eq!(again, result);
+    assert!(recount_matches(&stack, "p").await);
+    stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_votes_are_named_and_good_ones_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = engine(dir.path(), TEST_BOUNDS);
+    let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
+    stack.create_poll("p", ["a", "b"]).await;
+
+    let mut message = VotesMessage::default();
+    let long = "x".repeat(257);
+    for (poll, user, option) in [
+        ("p", "u", "a"),
+        ("nope", "u", "a"),
+        ("p", "u", "nope"),
+        ("p", "", "a"),
+        ("p", &long, "a"),
+        ("", "u", "a"),
+        ("p", "u", ""),
+        ("p", "v", "b"),
+    ] {
+        message.push(poll, user, option);
+    }
+    // A user id that is not UTF-8, as no client library would send it.
+    let mut bytes = prost::Message::encode_to_vec(&message);
+    bytes.extend([0x0a, 9, 0x0a, 1, b'p', 0x12, 1, 0xff, 0x1a, 1, b'a']);
+    let message = prost::Message::decode(&bytes[..]).unwrap();
+    let answer = stack.ingest().await.cast_votes(tokio_stream::iter([message])).await.unwrap().into_inner();
+    let CastVotesResponse { accepted, rejected, rejections } = answer;
+    assert_eq!((accepted, rejected), (2, 7));
+    let found: Vec<_> = rejections.iter().map(|rejection| (rejection.index, rejection.code())).collect();
+    use RejectionCode::{Malformed, OptionNotFound, PollNotFound};
+    let expected = [
+        (1, PollNotFound),
+        (2, OptionNotFound),
+        (3, Malformed),
+        (4, Malformed),
+        (5, Malformed),
+        (6, Malformed),
+        (8, Malformed),
+    ];
+    assert_eq!(found, expected);
+    let reason = &rejections[3].reason;
+    assert!(reason.contains("user_id") && reason.contains("256"), "names the field and the limit: {reason}");
+
+    // A message above the limit ends the stream with a reason; the votes before it are durable and said to be.
+    let mut good = VotesMessage::default();
+    good.push("p", "w", "a");
+    let mut huge = VotesMessage::default();
+    huge.push("p", &"x".repeat(100 << 20), "a");
+    let status = stack.ingest().await.cast_votes(tokio_stream::iter([good, huge])).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("1 are durable"), "{}", status.message());
+    wait_for_submitted(&stack, "p", 3).await;
+
+    // Single votes get the status of their kind.
+    for (poll, option, code) in
+        [("p", "a", None), ("nope", "a", Some(Code::NotFound)), ("p", "nope", Some(Code::InvalidArgument))]
+    {
+        let mut message = VotesMessage::default();
+        message.push(poll, "u", option);
+        assert_eq!(stack.ingest().await.cast_vote(message).await.err().map(|status| status.code()), code);
+    }
+    stack.finish("p").await;
+    let mut late = VotesMessage::default();
+    late.push("p", "u", "b");
+    let status = stack.ingest().await.cast_vote(late).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    stack.stop().await;
+}
+
+/// A fast stream of one vote a message, 30 of them on one connection, while the engine stalls for two seconds. h2 would close
+/// a connection that holds too many small DATA frames, see `service/src/grpc.rs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_engine_closes_no_connection_and_loses_nothing() {
+    const STREAMS: usize = 30;
+    const VOTES: usize = if cfg!(debug_assertions) { 300_000 } else { 1_000_000 };
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = TimeBounds { answer_deadline: Duration::from_secs(30), ..TEST_BOUNDS };
+    let opened = engine(dir.path(), bounds);
+    let stream = StallingStream::new(opened.ports().stream);
+    let stack = Stack::start(Ports { stream: stream.clone(), ..opened.ports() }, bounds).await;
+    stack.create_poll("p", ["a", "b"]).await;
+
+    let client = stack.ingest().await;
+    let mut streams = tokio::task::JoinSet::new();
+    for at in 0..STREAMS {
+        let mut client = client.clone();
+        streams.spawn(async move {
+            let messages = (0..VOTES / STREAMS).map(move |vote| {
+                let mut message = VotesMessage::with_capacity(32);
+                message.push("p", &format!("user-{at}-{vote}"), "a");
+                message
+            });
+            client.cast_votes(tokio_stream::iter(messages)).await.map(tonic::Response::into_inner)
+        });
+    }
+    wait_until(|| stack_has_votes(&opened)).await;
+    stream.stall(true);
+    let stall = tokio::time::sleep(Duration::from_secs(2));
+    stall.await;
+    stream.stall(false);
+    let mut accepted = 0;
+    while let Some(answer) = streams.join_next().await {
+        let answer = answer.unwrap().expect("a connection was closed");
+        assert_eq!(answer.rejected, 0, "{:?}", answer.rejections);
+        accepted += answer.accepted;
+    }
+    assert_eq!(accepted as usize, VOTES / STREAMS * STREAMS);
+    assert!(stream.held_back() > 0, "the stall held no put back");
+    wait_for_submitted(&stack, "p", accepted).await;
+    stack.stop().await;
+}
+
+async fn wait_until<F: Future<Output = bool>>(condition: impl Fn() -> F) {
+    let met = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), met).await.expect("the condition was never met");
+}
+
+/// Whether a tally row exists: votes flow.
+async fn stack_has_votes(engine: &EmbeddedEngine) -> bool {
+    let poll = votestream_core::PollId::new("p").unwrap();
+    !engine.ports().tallies.read(&poll).await.unwrap().is_empty()
+}
+
+/// The mayoral election of Minneapolis in 2013: each voter casts the third choice, then the second, then the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_election_gives_its_official_result() {
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/minneapolis-mayor-2013-cast-vote-record.csv");
+    let Ok(mut ballots) = csv::Reader::from_path(&file) else {
+        eprintln!("skipped: {} is not there", file.display());
+        return;
+    };
+    let mut rounds: [Vec<(String, String)>; 3] = Default::default();
+    for (at, ballot) in ballots.records().enumerate() {
+        for (round, choice) in rounds.iter_mut().zip(ballot.unwrap().iter().rev()) {
+            if !["undervote", "overvote"].contains(&choice) {
+                round.push((format!("voter-{}", at + 1), choice.to_owned()));
+            }
+        }
+    }
+    let votes = rounds.concat();
+    let mut options: Vec<_> = votes.iter().map(|(_, option)| option.as_str()).collect();
+    options.sort_unstable();
+    options.dedup();
+
+    let dir = tempfile::tempdir().unwrap();
+    let opened = engine(dir.path(), TEST_BOUNDS);
+    let stack = Arc::new(Stack::start(opened.ports(), TEST_BOUNDS).await);
+    stack.create_poll("mayor", options.iter().copied()).await;
+    let answer = stack.cast("mayor", &votes).await;
+    assert_eq!((answer.accepted, answer.rejected), (209_426, 0));
+    let result = stack.finish("mayor").await;
+    assert_eq!(result.total_votes, 79_415);
+    assert_eq!(result.options.len(), 36);
+    let votes = votes_of(&result);
+    for (name, count) in
+        [("BETSY HODGES", 28_962), ("MARK ANDREW", 19_648), ("DON SAMUELS", 8_350), ("CAM WINTON", 7_533)]
+    {
+        assert_eq!(votes.get(name), Some(&count), "{name}");
+    }
+    assert_eq!(submitted(&stack, "mayor").await, 209_426);
+    assert!(recount_matches(&stack, "mayor").await);
+    Arc::into_inner(stack).unwrap().stop().await;
+}
