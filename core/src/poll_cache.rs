@@ -216,3 +216,135 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use async_trait::async_trait;
+    use tokio::time::{advance, sleep};
+
+    use super::*;
+    use crate::{
+        poll::{FinalResult, PollOption, PollSource},
+        port::Created,
+        time::Timestamp,
+    };
+
+    const LIFE: Duration = Duration::from_millis(500);
+
+    /// Answers after `delay`, with the number of the read as title.
+    #[derive(Default)]
+    struct Store {
+        reads: AtomicU64,
+        delay_ms: AtomicU64,
+        unknown: Mutex<bool>,
+        broken: Mutex<bool>,
+    }
+
+    #[async_trait]
+    impl PollStore for Store {
+        async fn get(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+            let read = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
+            sleep(Duration::from_millis(self.delay_ms.load(Ordering::Relaxed))).await;
+            if *self.broken.lock() {
+                return Err(PortError::refused("broken"));
+            }
+            let options = vec![PollOption { id: "x".into(), title: String::new() }];
+            let (opens, closes) = (Timestamp(0), Timestamp(1));
+            let poll = Poll::new(id.clone(), read.to_string(), options, opens, closes, PollSource::Ingest, 1);
+            Ok(poll.ok().filter(|_| !*self.unknown.lock()))
+        }
+
+        async fn create(&self, _: &Poll) -> Result<Created, PortError> {
+            Ok(Created::New)
+        }
+
+        async fn list(&self, _: Option<&PollId>, _: usize) -> Result<Vec<Poll>, PortError> {
+            Ok(Vec::new())
+        }
+
+        async fn close(&self, _: &PollId, _: Timestamp) -> Result<Option<Poll>, PortError> {
+            Ok(None)
+        }
+
+        async fn finish(&self, _: &PollId, _: &FinalResult) -> Result<Option<Poll>, PortError> {
+            Ok(None)
+        }
+
+        async fn set_needs_recount(&self, _: &PollId, _: bool) -> Result<(), PortError> {
+            Ok(())
+        }
+    }
+
+    fn cache() -> (Arc<Store>, PollCache, PollId) {
+        let store = Arc::new(Store::default());
+        (store.clone(), PollCache::new(store, LIFE), PollId::new("p").unwrap())
+    }
+
+    fn reads(store: &Store) -> u64 {
+        store.reads.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_callers_share_one_read() {
+        let (store, cache, id) = cache();
+        store.delay_ms.store(100, Ordering::Relaxed);
+        let answers = futures::future::join_all((0..50).map(|_| cache.get(&id))).await;
+        assert!(answers.into_iter().all(|answer| answer.unwrap().unwrap().title == "1"));
+        assert_eq!(reads(&store), 1);
+        assert!(cache.peek(&id).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn age_counts_from_the_start_of_the_read_and_is_never_exceeded() {
+        let (store, cache, id) = cache();
+        store.delay_ms.store(200, Ordering::Relaxed);
+        cache.get(&id).await.unwrap().unwrap();
+        *store.broken.lock() = true;
+        advance(LIFE - Duration::from_millis(201)).await;
+        assert!(cache.peek(&id).is_some());
+        advance(Duration::from_millis(2)).await;
+        assert!(cache.peek(&id).is_none());
+        assert!(cache.get(&id).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_outlasts_the_life_serves_consumers_only() {
+        let (store, cache, id) = cache();
+        store.delay_ms.store(2_000, Ordering::Relaxed);
+        assert!(cache.get(&id).await.is_err());
+        let since = Instant::now();
+        assert_eq!(cache.get_since(&id, since).await.unwrap().unwrap().title, "2");
+        // A read that began too long ago is waited for, but not believed.
+        let early = cache.clone();
+        let (first, id_of_first) = (reads(&store), id.clone());
+        let waiting = tokio::spawn(async move { early.get_since(&id_of_first, Instant::now()).await.is_ok() });
+        sleep(Duration::from_millis(1_000)).await;
+        let poll = cache.get_since(&id, Instant::now()).await.unwrap().unwrap();
+        assert_eq!(poll.title, (first + 2).to_string());
+        assert!(waiting.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn past_half_its_life_it_is_read_in_the_background() {
+        let (store, cache, id) = cache();
+        cache.get(&id).await.unwrap().unwrap();
+        advance(LIFE / 2 + Duration::from_millis(1)).await;
+        assert_eq!(cache.peek(&id).unwrap().title, "1");
+        while reads(&store) < 2 || cache.peek(&id).unwrap().title != "2" {
+            tokio::task::yield_now().await;
+        }
+        advance(LIFE / 2 + Duration::from_millis(1)).await;
+        assert_eq!(cache.get(&id).await.unwrap().unwrap().title, "2");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_is_not_remembered() {
+        let (store, cache, id) = cache();
+        *store.unknown.lock() = true;
+        assert_eq!(cache.get(&id).await.unwrap(), None);
+        *store.unknown.lock() = false;
+        assert!(cache.get(&id).await.unwrap().is_some());
+    }
+}

@@ -367,3 +367,220 @@ fn all_count(
     clock <= earliest.plus(bounds.late_after())
         && entries.iter().all(|entry| entry.is_ok_and(|(opens, closes)| opens <= earliest && latest < closes))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{batch::OpenBatch, poll::PollOption, routing::HashRanges};
+
+    const BOUNDS: TimeBounds = TimeBounds::ONE_MACHINE;
+    /// `s` takes its votes from the stream, `n` does not exist.
+    const POLLS: [&str; 4] = ["p", "q", "s", "n"];
+    const SHARD: HashRange = HashRange { start: 0, end: u128::MAX / 4 * 3 };
+
+    fn polls() -> BTreeMap<PollId, Arc<Poll>> {
+        let poll = |id, opens, closes, source| {
+            let options = ["x", "y"].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
+            let id = PollId::new(id).unwrap();
+            Poll::new(id.clone(), String::new(), options, Timestamp(opens), Timestamp(closes), source, 1)
+                .map(|poll| (id, Arc::new(poll)))
+                .unwrap()
+        };
+        BTreeMap::from([
+            poll("p", 0, 100_000, PollSource::Ingest),
+            poll("q", 10_000, 20_000, PollSource::Ingest),
+            poll("s", 0, 100_000, PollSource::Stream),
+        ])
+    }
+
+    #[derive(Clone, Debug)]
+    struct Vote {
+        poll: usize,
+        option: &'static str,
+        user: u8,
+        accepted_at: i64,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Kind {
+        Marker,
+        Unreadable,
+        Batch { producer: u128, number: u64, range: usize, votes: Vec<Vote> },
+    }
+
+    fn ranges(index: usize) -> HashRanges {
+        let parts = HashRange::split_evenly(4);
+        match index {
+            0 => HashRange::ALL.into(),
+            1 => SHARD.into(),
+            index => parts[index - 2].into(),
+        }
+    }
+
+    fn vote() -> impl Strategy<Value = Vote> {
+        let poll = prop_oneof![8 => Just(0usize), 2 => Just(1), 1 => Just(2), 1 => Just(3)];
+        let option = prop_oneof![5 => Just("x"), 5 => Just("y"), 1 => Just("z")];
+        (poll, option, 0..20u8, -3_000..3_000i64).prop_map(|(poll, option, user, accepted_at)| Vote {
+            poll,
+            option,
+            user,
+            accepted_at,
+        })
+    }
+
+    fn record() -> impl Strategy<Value = (i64, Kind)> {
+        let batch = (0..2u128, 1..6u64, 0..6usize, prop::collection::vec(vote(), 0..6))
+            .prop_map(|(producer, number, range, votes)| Kind::Batch { producer, number, range, votes });
+        // Arrival times may run backwards.
+        (-1_000..9_000i64, prop_oneof![1 => Just(Kind::Marker), 1 => Just(Kind::Unreadable), 8 => batch])
+    }
+
+    /// Votes are accepted around `now`; those outside the batch's ranges are left out, as no lane would send them.
+    fn build(sequence: u64, now: i64, kind: &Kind) -> ReadRecord {
+        let content = match kind {
+            Kind::Marker => Content::Marker,
+            Kind::Unreadable => Content::Unreadable,
+            Kind::Batch { producer, number, range, votes } => {
+                let (mut open, ranges) = (OpenBatch::default(), ranges(*range));
+                for vote in votes {
+                    let (poll, user) = (POLLS[vote.poll], format!("user {}", vote.user));
+                    let hash = vote_hash(poll, &user);
+                    if ranges.contains(hash) {
+                        let entry = open.entry(&PollId::new(poll).unwrap(), &vote.option.into());
+                        open.push(entry, &user, hash, Timestamp(now - 4_000 + vote.accepted_at));
+                    }
+                }
+                let id = BatchId { producer: *producer, number: *number };
+                Content::Batch(Arc::new(open.to_batch(id, ranges, String::new())))
+            }
+        };
+        ReadRecord { sequence: SequenceNumber::from_u64(sequence), arrived_at: Timestamp(now), content }
+    }
+
+    /// One vote after the other, with a memory per hash, as in the model of the protocol. Hashes that occur are those of
+    /// the users; others need no memory.
+    fn naive(records: &[ReadRecord], range: &HashRange) -> (Vec<(SequenceNumber, u32)>, HashMap<Discard, u64>) {
+        let (polls, mut clock) = (polls(), Timestamp::ZERO);
+        let mut memory: HashMap<(u128, u128), (u64, Timestamp)> = HashMap::new();
+        let hashes: Vec<u128> =
+            POLLS.iter().flat_map(|poll| (0..20).map(move |user| vote_hash(poll, &format!("user {user}")))).collect();
+        let (mut counting, mut discards) = (Vec::new(), HashMap::new());
+        for record in records {
+            clock = clock.max(record.arrived_at);
+            let mut discard = |reason| *discards.entry(reason).or_default() += 1;
+            match &record.content {
+                Content::Marker => {}
+                Content::Unreadable => discard(Discard::Unreadable),
+                Content::Batch(batch) => {
+                    let BatchId { producer, number } = batch.id;
+                    for index in 0..batch.len() {
+                        let (poll, option) = &batch.dictionary[batch.choices[index] as usize];
+                        let at = batch.accepted_at[index];
+                        let hash = vote_hash(poll.as_str(), batch.user_id(index));
+                        if !range.contains(hash) {
+                            discard(Discard::WrongShard);
+                        } else if memory.get(&(producer, hash)).is_some_and(|kept| kept.0 >= number) {
+                            discard(Discard::DuplicateOrSuperseded);
+                        } else if let Some(poll) = polls.get(poll) {
+                            if poll.source == PollSource::Stream {
+                                discard(Discard::WrongSource);
+                            } else if poll.option_index(option).is_none() {
+                                discard(Discard::UnknownPoll);
+                            } else if at < poll.opens_at || at >= poll.closes_at {
+                                discard(Discard::Closed);
+                            } else if clock > at.plus(BOUNDS.late_after()) {
+                                discard(Discard::Late);
+                            } else {
+                                counting.push((record.sequence, index as u32));
+                            }
+                        } else {
+                            discard(Discard::UnknownPoll);
+                        }
+                    }
+                    for &hash in hashes.iter().filter(|&&hash| range.contains(hash) && batch.ranges.contains(hash)) {
+                        let kept = memory.entry((producer, hash)).or_insert((0, clock));
+                        *kept = (kept.0.max(number), clock);
+                    }
+                }
+            }
+            memory.retain(|_, kept| kept.1.plus(BOUNDS.memory_life()) >= clock);
+        }
+        (counting, discards)
+    }
+
+    proptest! {
+        /// Whatever the windows are, and through the stored form between them.
+        #[test]
+        fn decides_as_one_vote_after_the_other(
+            records in prop::collection::vec(record(), 1..25),
+            sizes in prop::collection::vec(1..6usize, 25),
+            whole: bool,
+        ) {
+            let range = if whole { HashRange::ALL } else { SHARD };
+            let mut now = 10_000;
+            let records: Vec<ReadRecord> = (1..).zip(&records).map(|(sequence, (passed, kind))| {
+                now += passed;
+                build(sequence, now, kind)
+            }).collect();
+            let (expected, expected_discards) = naive(&records, &range);
+
+            let (polls, mut state, mut left) = (polls(), ShardState::default(), &records[..]);
+            let (mut counting, mut discards) = (Vec::new(), Discards::default());
+            for size in sizes {
+                let (window, rest) = left.split_at(size.min(left.len()));
+                left = rest;
+                let decision = decide(window, state, &range, &polls, &BOUNDS).unwrap();
+                for selected in &decision.selected {
+                    prop_assert!(selected.indices().next().is_some());
+                    for index in selected.indices() {
+                        counting.push((selected.sequence, index as u32));
+                        let (poll, _) = &selected.batch.dictionary[selected.batch.choices[index] as usize];
+                        prop_assert!(decision.polls.iter().any(|carried| carried.id == *poll));
+                    }
+                }
+                for reason in Discard::ALL {
+                    discards.add(reason, decision.discards.get(reason));
+                }
+                let memory = ProducerMemory::from_stored(&decision.state.memory.to_stored());
+                state = ShardState { memory, clock: decision.state.clock };
+            }
+            prop_assert_eq!(counting, expected);
+            for reason in Discard::ALL {
+                prop_assert_eq!(discards.get(reason), expected_discards.get(&reason).copied().unwrap_or(0), "{:?}", reason);
+            }
+        }
+    }
+
+    #[test]
+    fn the_edges_of_a_poll_and_of_lateness() {
+        let vote = |user, accepted_at| Vote { poll: 1, option: "x", user, accepted_at };
+        let decide_at = |now: i64, accepted: &[i64]| {
+            let votes = (0..).zip(accepted).map(|(user, at)| vote(user, at - now + 4_000)).collect();
+            let record = build(1, now, &Kind::Batch { producer: 1, number: 1, range: 0, votes });
+            decide(&[record], ShardState::default(), &HashRange::ALL, &polls(), &BOUNDS).unwrap()
+        };
+        let decision = decide_at(20_000, &[9_999, 14_000, 19_999, 20_000]);
+        assert_eq!(decision.selected[0].only, Some(vec![1, 2]));
+        assert_eq!(decision.discards.get(Discard::Closed), 2);
+        let late_after = BOUNDS.late_after().as_millis() as i64;
+        let decision = decide_at(19_000 + late_after, &[18_999, 19_000]);
+        assert_eq!(decision.selected[0].only, Some(vec![1]));
+        assert_eq!(decision.discards.get(Discard::Late), 1);
+        assert_eq!(decide_at(20_000, &[14_000, 19_999]).selected[0].only, None);
+    }
+
+    #[test]
+    fn discards_are_counted_for_the_process() {
+        let before = Discard::ALL.map(discarded_total);
+        let mut discards = Discards::default();
+        Discard::ALL.into_iter().zip(1..).for_each(|(reason, count)| discards.add(reason, count));
+        discards.publish();
+        for ((reason, before), count) in Discard::ALL.into_iter().zip(before).zip(1..) {
+            assert!(discarded_total(reason) >= before + count, "{}", reason.as_str());
+        }
+    }
+}

@@ -231,7 +231,7 @@ async fn an_expired_checkpoint_stops_the_shard_and_no_other() {
 /// Lost answers, throttling, crashes, zombies, splits and merges; in the end every vote counts once.
 #[tokio::test(start_paused = true)]
 async fn exact_whatever_fails() {
-    for seed in 0..30 {
+    for seed in 0..12 {
         let memory = Memory::new(2);
         memory.add_poll("p", &["x", "y", "z"]);
         let users = users(12);
@@ -244,7 +244,7 @@ async fn exact_whatever_fails() {
             let first = (seed * 5 + round * 3) as usize % users.len();
             let chosen = &users[first..];
             memory.vote(id(round), "p", &votes(chosen, option), 1_000 + round as i64);
-            chosen.iter().for_each(|user| drop(expected.insert(user.clone(), option)));
+            expected.extend(chosen.iter().map(|user| (user.clone(), option)));
             // Second copies, of this batch and of an older one.
             memory.vote(id(round), "p", &votes(chosen, option), 1_001 + round as i64);
             sent.push((chosen, option));
