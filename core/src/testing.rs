@@ -20,17 +20,22 @@ use crate::{
     routing::{HashRange, ShardId, vote_hash},
     sequence::{Position, SequenceNumber},
     tally::{self, Counted},
-    time::{Clock, SystemClock, Timestamp},
+    time::SystemTimestamp,
     window::Window,
 };
+
+/// Position, option, previous option.
+type StoredVote = (Position, Arc<str>, Option<Arc<str>>);
+/// Position and sums.
+type StoredTally = (SequenceNumber, BTreeMap<Arc<str>, i64>);
 
 #[derive(Default)]
 struct State {
     shards: Vec<(Shard, Vec<Record>)>,
     sequence: u64,
     polls: BTreeMap<PollId, Poll>,
-    votes: HashMap<(PollId, Arc<str>), (Position, Arc<str>, Option<Arc<str>>)>,
-    tallies: BTreeMap<(PollId, Group, ShardId), (SequenceNumber, BTreeMap<Arc<str>, i64>)>,
+    votes: HashMap<(PollId, Arc<str>), StoredVote>,
+    tallies: BTreeMap<(PollId, Group, ShardId), StoredTally>,
     rows: BTreeMap<(Group, ShardId), ShardRow>,
 }
 

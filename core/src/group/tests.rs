@@ -228,6 +228,30 @@ async fn an_expired_checkpoint_stops_the_shard_and_no_other() {
     worker.stop().await;
 }
 
+struct Panics;
+
+#[async_trait]
+impl Applier for Panics {
+    async fn apply(&mut self, _: &Window) -> Result<(), ApplyError> {
+        panic!("as a defect would")
+    }
+}
+
+impl ApplierFactory for Panics {
+    fn applier(&self) -> Box<dyn Applier> {
+        Box::new(Self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_ends_the_group_with_an_error() {
+    let memory = Memory::new(2);
+    memory.mark(1_000);
+    let config = GroupConfig::one_machine(GROUP);
+    let ended = run(config, memory.ports(), Arc::new(Panics), CancellationToken::new()).await;
+    assert!(matches!(ended, Err(GroupError::Task(_))), "{ended:?}");
+}
+
 /// Lost answers, throttling, crashes, zombies, splits and merges; in the end every vote counts once.
 #[tokio::test(start_paused = true)]
 async fn exact_whatever_fails() {
