@@ -24,7 +24,6 @@ pub mod routing;
 pub mod sequence;
 pub mod tally;
 #[cfg(test)]
-#[allow(clippy::type_complexity)]
 mod testing;
 pub mod time;
 pub mod window;

@@ -13,6 +13,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{
+    Timestamp,
     batch::{self, BatchId, OpenBatch},
     group::{Applier, ApplierFactory, ApplyError},
     poll::{FinalResult, Poll, PollId, PollOption, PollSource},
@@ -20,7 +21,7 @@ use crate::{
     routing::{HashRange, ShardId, vote_hash},
     sequence::{Position, SequenceNumber},
     tally::{self, Counted},
-    time::SystemTimestamp,
+    time::SystemClock,
     window::Window,
 };
 
