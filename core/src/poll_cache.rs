@@ -154,6 +154,8 @@ impl PollCache {
         let (sender, answer) = watch::channel(None);
         let read = Read { started: Instant::now(), answer };
         reads.insert(id.clone(), read.clone());
+        // A runtime that is shutting down drops the task at once, and the task's end takes the lock.
+        drop(reads);
         // A task of its own: a caller that goes away must not take the others' answer along.
         let task = ReadTask { inner: self.inner.clone(), id: id.clone() };
         tokio::spawn(task.run(read.started, sender));
@@ -206,8 +208,13 @@ impl Inner {
         }
         match polls.entry(id.clone()) {
             hash_map::Entry::Occupied(mut slot) => {
-                if slot.get().read_at <= cached.read_at {
-                    slot.insert(cached);
+                let known = slot.get_mut();
+                if known.read_at <= cached.read_at {
+                    known.read_at = cached.read_at;
+                    // An unchanged poll keeps its place in memory: what points into it stays comparable by address.
+                    if known.poll != cached.poll {
+                        known.poll = cached.poll;
+                    }
                 }
             }
             hash_map::Entry::Vacant(slot) => {
@@ -284,6 +291,17 @@ mod tests {
 
     fn reads(store: &Store) -> u64 {
         store.reads.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_runtime_that_has_ended_blocks_nobody() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let _inside = handle.enter();
+        let cache = PollCache::new(Arc::new(Store::default()), LIFE);
+        assert!(cache.join_read(&PollId::new("p").unwrap()).is_some());
+        assert!(cache.inner.reads.lock().is_empty(), "the read that never ran is forgotten");
     }
 
     #[tokio::test(start_paused = true)]

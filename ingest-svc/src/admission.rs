@@ -5,7 +5,10 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use votestream_core::{
     Clock, Poll, PollId, PollSource, Timestamp,
     lane::{AcceptedVote, Producer, Settle},
@@ -22,8 +25,8 @@ use crate::{IngestConfig, session::Session};
 
 /// What a message costs beside its bytes: ledger entry, indices, the lane's columns.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
-/// How often a message looks its polls up anew because a definition grew old meanwhile.
-const LOOKUP_ROUNDS_MAX: usize = 8;
+/// Pause before a poll that could not be read is read again.
+const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a vote is rejected.
 pub(crate) type Reject = (RejectionCode, String);
@@ -35,6 +38,8 @@ pub(crate) struct Admission {
     clock: Arc<dyn Clock>,
     room: Arc<Semaphore>,
     room_bytes: usize,
+    /// How long a message tries to read its polls before its votes are refused.
+    lookup_patience: Duration,
     pub(crate) unary_patience: Duration,
     pub(crate) drain: Duration,
 }
@@ -53,7 +58,8 @@ impl Admission {
         let room_bytes = config.unsettled_bytes_max.min(Semaphore::MAX_PERMITS);
         let room = Arc::new(Semaphore::new(room_bytes));
         let (unary_patience, drain) = (config.unary_patience, config.drain);
-        Self { producer, polls, clock, room, room_bytes, unary_patience, drain }
+        let lookup_patience = config.bounds.answer_deadline / 2;
+        Self { producer, polls, clock, room, room_bytes, lookup_patience, unary_patience, drain }
     }
 
     /// Waits for room for a message.
@@ -71,20 +77,26 @@ impl Admission {
         room: Option<OwnedSemaphorePermit>,
     ) -> u64 {
         let mut polls = MessagePolls::default();
-        for _ in 0..LOOKUP_ROUNDS_MAX {
-            // No await from here to the append: the definitions stay young enough for the clock reading.
-            match self.find_polls(message, &mut polls) {
-                None => break,
-                Some(missing) => match self.polls.get(&missing).await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => {
-                        polls.unknown.insert(missing.as_str().to_owned());
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, poll_id = %missing, "cannot read a poll; its votes are refused");
-                        polls.unreadable.insert(missing.as_str().to_owned());
-                    }
-                },
+        let started = Instant::now();
+        // No await from the last lookup to the append: the definitions stay young enough for the clock reading.
+        while let Some(missing) = self.find_polls(message, &mut polls) {
+            match self.polls.get(&missing).await {
+                Ok(Some(_)) if started.elapsed() < self.lookup_patience => {}
+                Ok(None) => {
+                    polls.unknown.insert(missing.as_str().to_owned());
+                }
+                Err(error) if error.retryable && started.elapsed() < self.lookup_patience => {
+                    tracing::debug!(%error, poll_id = %missing, "cannot read a poll, trying again");
+                    tokio::time::sleep(LOOKUP_PAUSE).await;
+                }
+                Ok(Some(_)) => {
+                    tracing::warn!(poll_id = %missing, "reading polls takes too long; votes are refused");
+                    polls.unreadable.insert(missing.as_str().to_owned());
+                }
+                Err(error) => {
+                    tracing::warn!(%error, poll_id = %missing, "cannot read a poll; its votes are refused");
+                    polls.unreadable.insert(missing.as_str().to_owned());
+                }
             }
         }
         let now = self.clock.now();
