@@ -105,3 +105,6 @@ fn poll_prefix(poll: &str) -> Vec<u8> {
     key.push(0);
     key
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -24,6 +25,9 @@ use crate::write_failed;
 const GROUP_RECORDS_MAX: usize = 1_024;
 /// Most bytes that share a sync: the answers of the first must not wait for too many others.
 const GROUP_BYTES_MAX: usize = 8 << 20;
+
+/// How long a group waits for a put that came with the last group: less than a sync takes.
+const GATHER_WAIT: Duration = Duration::from_micros(100);
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -46,6 +50,19 @@ struct Put {
     data: Bytes,
     answer: oneshot::Sender<Result<Stored, PortError>>,
     permit: OwnedSemaphorePermit,
+}
+
+/// The next command that is there. With `expected`, gives the lanes that were answered last a moment to put again: else the
+/// fastest of them would have a sync to itself each time.
+fn gather(commands: &mut mpsc::UnboundedReceiver<Command>, expected: bool) -> Option<Command> {
+    let start = Instant::now();
+    loop {
+        match commands.try_recv() {
+            Ok(command) => return Some(command),
+            Err(_) if expected && start.elapsed() < GATHER_WAIT => std::thread::yield_now(),
+            Err(_) => return None,
+        }
+    }
 }
 
 pub(super) fn closed() -> PortError {
@@ -80,6 +97,7 @@ impl Writer {
     /// Serves until it is stopped.
     pub(super) fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut puts = Vec::new();
+        let mut last_group = 0;
         let mut next = commands.blocking_recv();
         while let Some(command) = next.take() {
             // Gather puts until the queue is empty, the group is full, or something else comes.
@@ -89,8 +107,9 @@ impl Writer {
                 bytes += data.len();
                 puts.push(Put { hash, data, answer, permit });
                 let full = puts.len() >= GROUP_RECORDS_MAX || bytes >= GROUP_BYTES_MAX;
-                other = if full { None } else { commands.try_recv().ok() };
+                other = if full { None } else { gather(&mut commands, puts.len() < last_group) };
             }
+            last_group = puts.len();
             self.append(&mut puts);
             match other {
                 None | Some(Command::Put { .. }) => {}
