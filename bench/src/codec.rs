@@ -25,9 +25,10 @@ pub(crate) fn run() {
         let id = BatchId { producer: u128::MAX / 3, number: 1 };
         let rounds = ROUNDS * 1_000 / count;
         let (mut append, mut seal, mut read, mut bytes) = (0.0, 0.0, 0.0, 0);
+        let mut open = OpenBatch::default();
         for _ in 0..rounds {
             let start = Instant::now();
-            let mut open = OpenBatch::default();
+            open.clear();
             for (at, user) in users.iter().enumerate() {
                 let entry = open.entry(&poll, &options[at % options.len()]);
                 let accepted_at = Timestamp(1_700_000_000_000 + at as i64 / 100);
@@ -35,7 +36,7 @@ pub(crate) fn run() {
             }
             append += start.elapsed().as_secs_f64();
             let start = Instant::now();
-            let record = batch::encode(&open.to_batch(id, HashRange::ALL.into(), String::new()));
+            let record = open.seal(id, &HashRange::ALL.into(), "");
             seal += start.elapsed().as_secs_f64();
             bytes = record.len();
             let start = Instant::now();

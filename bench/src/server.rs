@@ -18,12 +18,14 @@ use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
 use votestream_tally::TallyConfig;
 
+use crate::votes;
+
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
     /// tonic as generated: decodes every field into a string and drops it.
     Bare,
-    /// ingest-svc on the embedded stream; the polls are served by tally-svc in the same process.
+    /// ingest-svc alone on the embedded stream, with a poll.
     Ingest,
     /// All three services on the embedded engines.
     Stack,
@@ -107,13 +109,17 @@ pub(crate) fn run(kind: Kind) -> anyhow::Result<()> {
             }
         };
         let tally = async {
-            let mut config = TallyConfig::one_machine();
-            if kind == Kind::Ingest {
-                // Its consumers find nothing to do: they look for shards once an hour.
-                config.group.sync_every = std::time::Duration::from_secs(3_600);
+            match kind {
+                Kind::Stack => {
+                    let config = TallyConfig::one_machine();
+                    votestream_tally::run(config, ports.clone(), results, shutdown.clone()).await.map(drop)
+                }
+                Kind::Bare | Kind::Ingest => Ok(()),
             }
-            votestream_tally::run(config, ports.clone(), results, shutdown.clone()).await.map(drop)
         };
+        if kind == Kind::Ingest {
+            ports.polls.create(&votes::poll()?).await?;
+        }
         let ingest = votestream_ingest::run(IngestConfig::one_machine(), ports.clone(), ingest, shutdown.clone());
         let (ingest, persist, tally) = tokio::join!(ingest, persist, tally);
         ingest?;

@@ -1,6 +1,7 @@
 //! Votes to measure with: 36-character UUID user ids, five options.
 
 use rand::{RngExt, rngs::StdRng};
+use votestream_core::{Clock, Poll, PollId, PollOption, PollSource, time::SystemClock};
 use votestream_proto::VotesMessage;
 
 /// The poll that all votes are for.
@@ -33,4 +34,12 @@ pub(crate) fn message(rng: &mut StdRng, votes: usize) -> VotesMessage {
         message.push(POLL, &user(rng), option(rng));
     }
     message
+}
+
+/// The poll, open for an hour.
+pub(crate) fn poll() -> anyhow::Result<Poll> {
+    let options = OPTIONS.iter().map(|&id| PollOption { id: id.into(), title: String::new() }).collect();
+    let now = SystemClock::new().now();
+    let closes_at = now.plus(std::time::Duration::from_secs(3_600));
+    Ok(Poll::new(PollId::new(POLL)?, String::new(), options, now, closes_at, PollSource::Ingest, 1)?)
 }

@@ -22,7 +22,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::{map::LaneMap, send::PendingBatches};
+use self::{map::LaneMap, queue::Spare, send::PendingBatches};
 use crate::{
     poll::PollId,
     port::{PortError, VoteStream},
@@ -98,6 +98,7 @@ impl LaneConfig {
 /// All lanes of one ingest process.
 pub struct Producer {
     config: LaneConfig,
+    spare: Spare,
     stream: Arc<dyn VoteStream>,
     clock: Arc<dyn Clock>,
     /// Held for reading while votes are appended, for writing while lanes are exchanged.
@@ -126,6 +127,7 @@ impl Producer {
     ) -> Result<Arc<Self>, PortError> {
         let producer = Arc::new(Self {
             config,
+            spare: Spare::new(config),
             stream,
             clock,
             map: RwLock::new(LaneMap::default()),
@@ -151,7 +153,7 @@ impl Producer {
             [] => {}
             [vote] => {
                 let lane = map.lane(vote.hash);
-                lane.append(&self.config, message, std::iter::once(vote), accepted_at);
+                lane.append(&self.spare, message, std::iter::once(vote), accepted_at);
             }
             votes => {
                 // Grouped by lane, so that each lane is locked once a message. Stable: a user's votes keep their order.
@@ -160,7 +162,7 @@ impl Producer {
                 order.sort_unstable();
                 for group in order.chunk_by(|a, b| a.0 == b.0) {
                     let votes = group.iter().map(|&(_, at)| &votes[at as usize]);
-                    map.at(group[0].0).append(&self.config, message, votes, accepted_at);
+                    map.at(group[0].0).append(&self.spare, message, votes, accepted_at);
                 }
             }
         }

@@ -4,7 +4,12 @@
 
 use std::sync::Arc;
 
-use super::{Batch, BatchId};
+use bytes::Bytes;
+
+use super::{
+    Batch, BatchId,
+    codec::{Columns, encode_columns},
+};
 use crate::{poll::PollId, routing::HashRanges, time::Timestamp};
 
 /// Votes on their way into one record.
@@ -115,7 +120,26 @@ impl OpenBatch {
         self.hashes.clear();
     }
 
-    /// The sealed batch.
+    /// When each vote was accepted.
+    pub fn accepted_at(&self) -> &[Timestamp] {
+        &self.accepted_at
+    }
+
+    /// The record of the batch.
+    pub fn seal(&self, id: BatchId, ranges: &HashRanges, trace_context: &str) -> Bytes {
+        encode_columns(Columns {
+            id,
+            ranges,
+            trace_context,
+            dictionary: &self.dictionary,
+            choices: &self.choices,
+            accepted_at: &self.accepted_at,
+            user_block: &self.user_block,
+            user_ends: &self.user_ends,
+        })
+    }
+
+    /// The sealed batch, as a reader will see it.
     pub fn to_batch(&self, id: BatchId, ranges: HashRanges, trace_context: String) -> Batch {
         Batch {
             id,

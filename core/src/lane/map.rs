@@ -88,7 +88,7 @@ impl Producer {
                 std::mem::take(&mut state.queue)
             };
             for batch in queue {
-                batch.move_to(&self.config, |hash| map.lane(hash));
+                batch.move_to(&self.spare, |hash| map.lane(hash));
             }
             lane.wake.notify_one();
         }

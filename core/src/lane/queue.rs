@@ -35,6 +35,43 @@ pub(super) struct QueuedBatch {
     pub(super) opened_at: Instant,
 }
 
+/// The lanes' settings, and batches that were settled: their memory is used again, which saves the system from mapping and
+/// clearing it for every batch.
+pub(super) struct Spare {
+    pub(super) config: LaneConfig,
+    batches: Mutex<Vec<QueuedBatch>>,
+}
+
+/// Most batches that are kept.
+const SPARE_BATCHES_MAX: usize = 16;
+
+impl Spare {
+    pub(super) fn new(config: LaneConfig) -> Self {
+        Self { config, batches: Mutex::default() }
+    }
+
+    /// An empty batch.
+    fn batch(&self) -> QueuedBatch {
+        let mut batch = self.batches.lock().pop().unwrap_or_else(|| QueuedBatch {
+            votes: OpenBatch::default(),
+            parts: Parts::default(),
+            opened_at: Instant::now(),
+        });
+        batch.opened_at = Instant::now();
+        batch
+    }
+
+    /// Keeps a batch of which every vote is settled.
+    pub(super) fn keep(&self, mut batch: QueuedBatch) {
+        batch.votes.clear();
+        batch.parts.clear();
+        let mut batches = self.batches.lock();
+        if batches.len() < SPARE_BATCHES_MAX {
+            batches.push(batch);
+        }
+    }
+}
+
 /// Whom to tell about the votes of a batch, in the order of the batch.
 #[derive(Default)]
 pub(super) struct Parts {
@@ -52,7 +89,7 @@ impl Lane {
     /// Appends votes of one message.
     pub(super) fn append<'a>(
         &self,
-        config: &LaneConfig,
+        spare: &Spare,
         message: &Arc<dyn Settle>,
         votes: impl Iterator<Item = &'a AcceptedVote<'a>>,
         accepted_at: Timestamp,
@@ -60,9 +97,10 @@ impl Lane {
         let mut state = self.state.lock();
         let batches_before = state.queue.len();
         for vote in votes {
-            state.push(config, message, vote, accepted_at);
+            state.push(spare, message, vote, accepted_at);
         }
-        if state.queue.len() != batches_before || state.queue.front().is_some_and(|batch| batch.is_full(config)) {
+        if state.queue.len() != batches_before || state.queue.front().is_some_and(|batch| batch.is_full(&spare.config))
+        {
             drop(state);
             self.wake.notify_one();
         }
@@ -72,17 +110,13 @@ impl Lane {
 impl LaneState {
     pub(super) fn push(
         &mut self,
-        config: &LaneConfig,
+        spare: &Spare,
         message: &Arc<dyn Settle>,
         vote: &AcceptedVote<'_>,
         accepted_at: Timestamp,
     ) {
-        if self.queue.back().is_none_or(|batch| batch.is_full(config)) {
-            self.queue.push_back(QueuedBatch {
-                votes: OpenBatch::default(),
-                parts: Parts::default(),
-                opened_at: Instant::now(),
-            });
+        if self.queue.back().is_none_or(|batch| batch.is_full(&spare.config)) {
+            self.queue.push_back(spare.batch());
         }
         if let Some(batch) = self.queue.back_mut() {
             let entry = batch.votes.entry(vote.poll_id, vote.option_id);
@@ -98,12 +132,12 @@ impl QueuedBatch {
     }
 
     /// Moves every vote, in order, to where `lane_of` says.
-    pub(super) fn move_to<'a>(&self, config: &LaneConfig, lane_of: impl Fn(u128) -> &'a Lane) {
+    pub(super) fn move_to<'a>(&self, spare: &Spare, lane_of: impl Fn(u128) -> &'a Lane) {
         for (at, (message, index)) in self.parts.iter().enumerate() {
             let vote = self.votes.vote(at);
             let (poll_id, option_id) = vote.choice;
             let accepted = AcceptedVote { poll_id, option_id, user_id: vote.user_id, hash: vote.hash, index };
-            lane_of(vote.hash).append(config, message, iter::once(&accepted), vote.accepted_at);
+            lane_of(vote.hash).append(spare, message, iter::once(&accepted), vote.accepted_at);
         }
     }
 
@@ -128,6 +162,11 @@ impl Parts {
             Some((last, last_end)) if Arc::ptr_eq(last, message) => *last_end = end,
             _ => self.runs.push((message.clone(), end)),
         }
+    }
+
+    fn clear(&mut self) {
+        self.indices.clear();
+        self.runs.clear();
     }
 
     fn iter(&self) -> impl Iterator<Item = (&Arc<dyn Settle>, u32)> {

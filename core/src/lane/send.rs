@@ -18,7 +18,7 @@ use super::{
     queue::{Lane, QueuedBatch},
 };
 use crate::{
-    batch::{self, BatchId},
+    batch::BatchId,
     port::Effect,
     routing::{HashRange, HashRanges, ShardId},
 };
@@ -146,7 +146,7 @@ impl Producer {
 
         // Votes that waited too long in the queue were certainly never sent.
         let now = self.clock.now();
-        let expired = |at: usize| now.since(batch.votes.vote(at).accepted_at) >= deadline;
+        let expired = |at: usize| now.since(batch.votes.accepted_at()[at]) >= deadline;
         let mut left = if (0..batch.votes.len()).any(expired) {
             self.settle(&batch.parts, |at| expired(at).then_some(Outcome::NotStored));
             batch.retain(|at| !expired(at))
@@ -163,9 +163,7 @@ impl Producer {
             if time_left.is_zero() {
                 break;
             }
-            let data = record
-                .get_or_insert_with(|| batch::encode(&left.votes.to_batch(id, ranges.clone(), String::new())))
-                .clone();
+            let data = record.get_or_insert_with(|| left.votes.seal(id, &ranges, "")).clone();
             let hash = left.votes.hashes()[0];
             match tokio::time::timeout(time_left, self.stream.put(hash, data)).await {
                 Ok(Ok(stored)) => {
@@ -175,14 +173,14 @@ impl Producer {
                     };
                     let now = self.clock.now();
                     let outcome = |at: usize| {
-                        let vote = left.votes.vote(at);
-                        let in_time = now.since(vote.accepted_at) < deadline;
+                        let in_time = now.since(left.votes.accepted_at()[at]) < deadline;
                         let outcome = if in_time { Outcome::Durable } else { Outcome::Unknown };
-                        range.contains(vote.hash).then_some(outcome)
+                        range.contains(left.votes.hashes()[at]).then_some(outcome)
                     };
                     self.settle(&left.parts, outcome);
                     ranges = ranges.without(&range);
                     if left.votes.hashes().iter().all(|&hash| range.contains(hash)) {
+                        self.spare.keep(left);
                         return;
                     }
                     // Stored by a shard that took over a part of the lane's hashes: the other votes are sent again, as the
