@@ -56,7 +56,9 @@ impl EmbeddedStore {
     /// Opens the database, and clears the owner of every shard row.
     pub(crate) fn open(path: &Path, lock: DirectoryLock) -> Result<Self, OpenError> {
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
-        let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(failed)?;
+        // Commits without a sync stay in the journal's buffer: nothing rests on them before the next sync.
+        let builder = Database::builder(path).cache_size(CACHE_BYTES).manual_journal_persist(true);
+        let db = builder.open().map_err(failed)?;
         let small = KeyspaceCreateOptions::default;
         // Most votes are new: the filters answer for them, so every level has one and keeps it in memory.
         let bloom = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0));
