@@ -3,7 +3,11 @@
 //! Owns validation and backpressure. Must never accept a vote on a poll definition older than the cache's life, and never
 //! stamp a vote with another clock reading than the one that was compared with opens_at and closes_at.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -12,7 +16,7 @@ use tokio::{
 use votestream_core::{
     Clock, Poll, PollId, PollSource, Timestamp,
     lane::{AcceptedVote, Producer, Settle},
-    poll::{check_option_id, check_user_id},
+    poll::{InvalidField, check_option_id, check_user_id},
     poll_cache::PollCache,
     vote_hash,
 };
@@ -25,6 +29,8 @@ use crate::{IngestConfig, session::Session};
 
 /// What a message costs beside its bytes: ledger entry, indices, the lane's columns.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
+/// About what a vote takes on the wire, for sizing buffers.
+const VOTE_WIRE_BYTES: usize = 48;
 /// Pause before a poll that could not be read is read again.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
 
@@ -44,13 +50,67 @@ pub(crate) struct Admission {
     pub(crate) drain: Duration,
 }
 
-/// The polls that one message names.
+/// The polls that a stream votes in, as far as its latest messages tell.
 #[derive(Default)]
-struct MessagePolls {
-    known: Vec<Arc<Poll>>,
+pub(crate) struct StreamPolls {
+    known: Vec<KnownPoll>,
+}
+
+/// Most polls that a stream remembers from one message to the next.
+const POLLS_REMEMBERED_MAX: usize = 16;
+
+/// Polls of one message that its votes are refused for.
+#[derive(Default)]
+struct Refused {
     unknown: HashSet<String>,
     /// Polls that could not be read.
     unreadable: HashSet<String>,
+}
+
+/// A poll, and its options in a form that is fast to search.
+struct KnownPoll {
+    poll: Arc<Poll>,
+    /// For options of up to 16 bytes: the bytes, padded with zeros, which no id holds. Zero for longer ones.
+    short: Vec<u128>,
+    /// For polls with many options, or long ones.
+    by_id: HashMap<Arc<str>, u32>,
+}
+
+/// Up to this many options are compared one by one.
+const OPTIONS_SCANNED_MAX: usize = 32;
+
+impl KnownPoll {
+    fn new(poll: Arc<Poll>) -> Self {
+        let ids = || poll.options.iter().map(|option| &option.id);
+        let short: Vec<u128> = ids().map(|id| padded(id.as_bytes()).unwrap_or(0)).collect();
+        let scan = short.len() <= OPTIONS_SCANNED_MAX && !short.contains(&0);
+        let by_id = if scan { HashMap::new() } else { ids().cloned().zip(0..).collect() };
+        Self { short: if scan { short } else { Vec::new() }, by_id, poll }
+    }
+
+    fn is(&self, poll_id: &[u8]) -> bool {
+        self.poll.id.as_str().as_bytes() == poll_id
+    }
+
+    fn option(&self, id: &[u8]) -> Option<&Arc<str>> {
+        let at = if self.by_id.is_empty() {
+            let id = padded(id)?;
+            self.short.iter().position(|&known| known == id)?
+        } else {
+            *self.by_id.get(std::str::from_utf8(id).ok()?)? as usize
+        };
+        Some(&self.poll.options.get(at)?.id)
+    }
+}
+
+/// 1 to 16 bytes without a zero among them, as a number.
+fn padded(bytes: &[u8]) -> Option<u128> {
+    if bytes.is_empty() || bytes.len() > 16 || bytes.contains(&0) {
+        return None;
+    }
+    let mut padded = [0; 16];
+    padded[..bytes.len()].copy_from_slice(bytes);
+    Some(u128::from_le_bytes(padded))
 }
 
 impl Admission {
@@ -72,114 +132,161 @@ impl Admission {
     pub(crate) async fn admit(
         &self,
         session: &Arc<Session>,
+        polls: &mut StreamPolls,
         first: u64,
         message: &VotesMessage,
         room: Option<OwnedSemaphorePermit>,
     ) -> u64 {
-        let mut polls = MessagePolls::default();
+        let mut refused = Refused::default();
         let started = Instant::now();
-        // No await from the last lookup to the append: the definitions stay young enough for the clock reading.
-        while let Some(missing) = self.find_polls(message, &mut polls) {
-            match self.polls.get(&missing).await {
-                Ok(Some(_)) if started.elapsed() < self.lookup_patience => {}
-                Ok(None) => {
-                    polls.unknown.insert(missing.as_str().to_owned());
+        loop {
+            // No await from here to the append: the definitions stay young enough for the clock reading.
+            polls.revalidate(&self.polls);
+            let missing = match self.judge(polls, &refused, first, message) {
+                Ok(Judged { accepted, rejections, votes, now }) => {
+                    let entered = session.enter(first, accepted.len(), rejections, room);
+                    if !accepted.is_empty() {
+                        let settle: Arc<dyn Settle> = entered;
+                        self.producer.append(&settle, &accepted, now);
+                    }
+                    drop(accepted);
+                    polls.known.truncate(POLLS_REMEMBERED_MAX);
+                    return u64::from(votes);
                 }
-                Err(error) if error.retryable && started.elapsed() < self.lookup_patience => {
+                Err(missing) => missing,
+            };
+            let in_time = started.elapsed() < self.lookup_patience;
+            match self.polls.get(&missing).await {
+                Ok(Some(poll)) if in_time => polls.known.push(KnownPoll::new(poll)),
+                Ok(None) => {
+                    refused.unknown.insert(missing.as_str().to_owned());
+                }
+                Err(error) if error.retryable && in_time => {
                     tracing::debug!(%error, poll_id = %missing, "cannot read a poll, trying again");
                     tokio::time::sleep(LOOKUP_PAUSE).await;
                 }
                 Ok(Some(_)) => {
                     tracing::warn!(poll_id = %missing, "reading polls takes too long; votes are refused");
-                    polls.unreadable.insert(missing.as_str().to_owned());
+                    refused.unreadable.insert(missing.as_str().to_owned());
                 }
                 Err(error) => {
                     tracing::warn!(%error, poll_id = %missing, "cannot read a poll; its votes are refused");
-                    polls.unreadable.insert(missing.as_str().to_owned());
+                    refused.unreadable.insert(missing.as_str().to_owned());
                 }
             }
         }
-        let now = self.clock.now();
-        let (mut accepted, mut rejections) = (Vec::with_capacity(message.wire_len() / 48 + 1), Vec::new());
-        let mut count = 0u32;
-        let mut last_poll = 0;
-        for vote in message.votes() {
-            let index = count;
-            count += 1;
-            let verdict = match &vote {
-                Ok(vote) => check(vote, &polls, &mut last_poll, now),
-                Err(malformed) => Err((RejectionCode::Malformed, format!("vote: {malformed}"))),
-            };
-            match verdict {
-                Ok(vote) => accepted.push(AcceptedVote { index, ..vote }),
-                Err((code, reason)) => {
-                    rejections.push(Rejection { index: first + u64::from(index), code: code.into(), reason });
-                }
-            }
-        }
-        let entered = session.enter(first, accepted.len(), rejections, room);
-        if !accepted.is_empty() {
-            let settle: Arc<dyn Settle> = entered;
-            self.producer.append(&settle, &accepted, now);
-        }
-        u64::from(count)
-    }
-
-    /// Looks up all polls of a message in the cache. Returns one that is not there.
-    fn find_polls(&self, message: &VotesMessage, polls: &mut MessagePolls) -> Option<PollId> {
-        polls.known.clear();
-        for vote in message.votes().flatten() {
-            if polls.known.last().is_some_and(|poll| poll.id.as_str().as_bytes() == vote.poll_id) {
-                continue;
-            }
-            let Ok(id) = PollId::check(vote.poll_id) else { continue };
-            if polls.known.iter().any(|poll| poll.id.as_str() == id)
-                || polls.unknown.contains(id)
-                || polls.unreadable.contains(id)
-            {
-                continue;
-            }
-            let Ok(id) = PollId::new(id) else { continue };
-            match self.polls.peek(&id) {
-                Some(poll) => polls.known.push(poll),
-                None => return Some(id),
-            }
-        }
-        None
     }
 }
 
-/// Judges one vote. The index of the result is not set.
-fn check<'a>(
-    vote: &VoteBytes<'a>,
-    polls: &'a MessagePolls,
-    last_poll: &mut usize,
+/// A message of which every vote has a verdict.
+struct Judged<'a> {
+    accepted: Vec<AcceptedVote<'a>>,
+    rejections: Vec<Rejection>,
+    votes: u32,
+    /// The clock reading that was compared with the polls' times.
     now: Timestamp,
-) -> Result<AcceptedVote<'a>, Reject> {
-    let malformed = |error: votestream_core::poll::InvalidField| (RejectionCode::Malformed, error.to_string());
-    let same = |poll: &Arc<Poll>| poll.id.as_str().as_bytes() == vote.poll_id;
-    if !polls.known.get(*last_poll).is_some_and(same) {
-        let poll_id = PollId::check(vote.poll_id).map_err(malformed)?;
-        let Some(at) = polls.known.iter().position(same) else {
-            return Err(if polls.unknown.contains(poll_id) {
-                (RejectionCode::PollNotFound, format!("poll_id: there is no poll {poll_id:?}"))
-            } else {
-                (RejectionCode::Unavailable, format!("poll {poll_id:?} cannot be read at the moment, retry the vote"))
-            });
-        };
-        *last_poll = at;
-    }
-    let poll = &polls.known[*last_poll];
-    let user_id = check_user_id(vote.user_id).map_err(malformed)?;
-    let option_id = match std::str::from_utf8(vote.option_id).ok().and_then(|id| poll.option_index(id)) {
-        Some(at) => &poll.options[at].id,
-        None => {
-            let id = check_option_id(vote.option_id).map_err(malformed)?;
-            return Err((
-                RejectionCode::OptionNotFound,
-                format!("option_id: poll {:?} has no option {id:?}", poll.id.as_str()),
-            ));
+}
+
+impl Admission {
+    /// Judges the votes of a message, in one pass. Fails with the first poll that has to be looked up.
+    fn judge<'a>(
+        &self,
+        polls: &'a StreamPolls,
+        refused: &Refused,
+        first: u64,
+        message: &'a VotesMessage,
+    ) -> Result<Judged<'a>, PollId> {
+        let now = self.clock.now();
+        let accepted = Vec::with_capacity(message.wire_len() / VOTE_WIRE_BYTES + 1);
+        let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
+        let mut last_poll = 0;
+        for vote in message.votes() {
+            let index = judged.votes;
+            judged.votes += 1;
+            let verdict = match &vote {
+                Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
+                    Ok(poll) => check(vote, poll, now),
+                    Err(Missing::Look(id)) => return Err(id),
+                    Err(Missing::Refuse(reject)) => Err(reject),
+                },
+                Err(malformed) => Err((RejectionCode::Malformed, format!("vote: {malformed}"))),
+            };
+            match verdict {
+                Ok(vote) => judged.accepted.push(AcceptedVote { index, ..vote }),
+                Err((code, reason)) => {
+                    let index = first + u64::from(index);
+                    judged.rejections.push(Rejection { index, code: code.into(), reason });
+                }
+            }
         }
+        Ok(judged)
+    }
+}
+
+impl StreamPolls {
+    /// Takes the present definition of every remembered poll from the cache; forgets those that are too old there.
+    fn revalidate(&mut self, cache: &PollCache) {
+        self.known.retain_mut(|known| match cache.peek(&known.poll.id) {
+            Some(poll) if Arc::ptr_eq(&poll, &known.poll) => true,
+            Some(poll) => {
+                *known = KnownPoll::new(poll);
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+/// Why a vote has no poll.
+enum Missing {
+    /// It has to be looked up.
+    Look(PollId),
+    /// The vote is refused.
+    Refuse(Reject),
+}
+
+/// The poll of a vote. `last` is where the one before was found: most votes of a message are for one poll.
+fn find_poll<'a>(
+    poll_id: &[u8],
+    polls: &'a StreamPolls,
+    refused: &Refused,
+    last: &mut usize,
+) -> Result<&'a KnownPoll, Missing> {
+    if let Some(known) = polls.known.get(*last)
+        && known.is(poll_id)
+    {
+        return Ok(known);
+    }
+    let id = PollId::check(poll_id).map_err(|error| Missing::Refuse(malformed(&error)))?;
+    if let Some(at) = polls.known.iter().position(|known| known.is(poll_id)) {
+        *last = at;
+        return Ok(&polls.known[at]);
+    }
+    Err(if refused.unknown.contains(id) {
+        Missing::Refuse((RejectionCode::PollNotFound, format!("poll_id: there is no poll {id:?}")))
+    } else if refused.unreadable.contains(id) {
+        let reason = format!("poll {id:?} cannot be read at the moment, retry the vote");
+        Missing::Refuse((RejectionCode::Unavailable, reason))
+    } else {
+        match PollId::new(id) {
+            Ok(id) => Missing::Look(id),
+            Err(error) => Missing::Refuse(malformed(&error)),
+        }
+    })
+}
+
+fn malformed(error: &InvalidField) -> Reject {
+    (RejectionCode::Malformed, error.to_string())
+}
+
+/// Judges one vote. The index of the result is not set.
+fn check<'a>(vote: &VoteBytes<'a>, known: &'a KnownPoll, now: Timestamp) -> Result<AcceptedVote<'a>, Reject> {
+    let poll = &known.poll;
+    let user_id = check_user_id(vote.user_id).map_err(|error| malformed(&error))?;
+    let Some(option_id) = known.option(vote.option_id) else {
+        let id = check_option_id(vote.option_id).map_err(|error| malformed(&error))?;
+        let reason = format!("option_id: poll {:?} has no option {id:?}", poll.id.as_str());
+        return Err((RejectionCode::OptionNotFound, reason));
     };
     if poll.source != PollSource::Ingest {
         return Err((

@@ -18,7 +18,10 @@ use votestream_proto::{
     },
 };
 
-use crate::{admission::Admission, session::Session};
+use crate::{
+    admission::{Admission, StreamPolls},
+    session::Session,
+};
 
 /// Most rejections in a CastVotesResponse.
 const REJECTIONS_LISTED_MAX: usize = 100;
@@ -55,11 +58,11 @@ impl Ingest {
                 tokio::time::sleep(admission.drain / 2).await;
             };
             let read = async {
-                let mut first = 0;
+                let (mut first, mut polls) = (0, StreamPolls::default());
                 while let Some(message) = inbound.message().await.map_err(|status| inbound_error(&status, first))? {
                     session.ready().await;
                     let room = admission.room(&message).await;
-                    first += admission.admit(&session, first, &message, room).await;
+                    first += admission.admit(&session, &mut polls, first, &message, room).await;
                 }
                 Ok(())
             };
@@ -103,7 +106,10 @@ impl IngestService for Ingest {
         let session = Arc::new(Session::default());
         // Detached, so that a client that hangs up does not cut the call in half.
         let (admission, admitted) = (self.admission.clone(), session.clone());
-        let admit = tokio::spawn(async move { admission.admit(&admitted, 0, &message, room).await });
+        let admit =
+            tokio::spawn(
+                async move { admission.admit(&admitted, &mut StreamPolls::default(), 0, &message, room).await },
+            );
         if let Err(error) = admit.await {
             tracing::error!(%error, "admitting a vote failed");
             return Err(Status::internal("internal error"));

@@ -42,8 +42,10 @@ const VOTE_OVERHEAD_BYTES: usize = 8;
 impl OpenBatch {
     /// Index of (poll, option) in the dictionary, added if it is new.
     pub fn entry(&mut self, poll: &PollId, option: &Arc<str>) -> u32 {
-        let same = |(p, o): &(PollId, Arc<str>)| (Arc::ptr_eq(o, option) || o == option) && p == poll;
-        let known = self.dictionary.iter().position(same);
+        // By address first: votes of one poll name its options by the same pointers, and comparing text costs more.
+        let by_address = self.dictionary.iter().position(|(_, known)| Arc::ptr_eq(known, option));
+        let by_address = by_address.filter(|&at| self.dictionary[at].0 == *poll);
+        let known = by_address.or_else(|| self.dictionary.iter().position(|(p, o)| o == option && p == poll));
         known.unwrap_or_else(|| {
             self.dictionary.push((poll.clone(), option.clone()));
             self.dictionary.len() - 1

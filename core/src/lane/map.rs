@@ -27,6 +27,11 @@ impl LaneMap {
         (self.lanes.partition_point(|lane| lane.range.start <= hash) - 1) as u32
     }
 
+    /// Number of lanes.
+    pub(super) fn len(&self) -> usize {
+        self.lanes.len()
+    }
+
     pub(super) fn at(&self, index: u32) -> &Lane {
         &self.lanes[index as usize]
     }
