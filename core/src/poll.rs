@@ -46,6 +46,7 @@ pub enum InvalidField {
 }
 
 /// Checks an id that may hold any text: not empty, within `max` bytes, UTF-8, no control characters.
+#[inline]
 pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Result<&'a str, InvalidField> {
     if bytes.is_empty() {
         return Err(InvalidField::Empty(field));
@@ -63,6 +64,7 @@ pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Resul
 }
 
 /// Checks a user id.
+#[inline]
 pub fn check_user_id(bytes: &[u8]) -> Result<&str, InvalidField> {
     check_text("user_id", bytes, USER_ID_BYTES_MAX)
 }

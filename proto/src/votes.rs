@@ -86,6 +86,7 @@ impl VotesMessage {
 
     /// The votes in their order. An item is an error if that vote alone cannot be read, or if the rest of the message
     /// cannot; in the second case it is the last item.
+    #[inline]
     pub fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
         Votes { rest: &self.received }.chain(Votes { rest: &self.built })
     }
@@ -98,6 +99,7 @@ struct Votes<'a> {
 impl<'a> Iterator for Votes<'a> {
     type Item = Result<VoteBytes<'a>, MalformedMessage>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         while !self.rest.is_empty() {
             match next_field(&mut self.rest) {
@@ -113,6 +115,7 @@ impl<'a> Iterator for Votes<'a> {
     }
 }
 
+#[inline]
 fn read_vote(mut bytes: &[u8]) -> Result<VoteBytes<'_>, MalformedMessage> {
     let mut vote = VoteBytes::default();
     while !bytes.is_empty() {

@@ -41,6 +41,7 @@ const VOTE_OVERHEAD_BYTES: usize = 8;
 
 impl OpenBatch {
     /// Index of (poll, option) in the dictionary, added if it is new.
+    #[inline]
     pub fn entry(&mut self, poll: &PollId, option: &Arc<str>) -> u32 {
         // By address first: votes of one poll name its options by the same pointers, and comparing text costs more.
         let by_address = self.dictionary.iter().position(|(_, known)| Arc::ptr_eq(known, option));
@@ -53,6 +54,7 @@ impl OpenBatch {
     }
 
     /// Appends a vote for a dictionary entry.
+    #[inline]
     pub fn push(&mut self, entry: u32, user_id: &str, hash: u128, accepted_at: Timestamp) {
         debug_assert!((entry as usize) < self.dictionary.len());
         self.choices.push(entry);
@@ -63,6 +65,7 @@ impl OpenBatch {
     }
 
     /// Number of votes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.choices.len()
     }
@@ -73,6 +76,7 @@ impl OpenBatch {
     }
 
     /// Rough size of the record before compression, in bytes.
+    #[inline]
     pub fn bytes(&self) -> usize {
         self.user_block.len() + self.len() * VOTE_OVERHEAD_BYTES
     }
@@ -83,6 +87,7 @@ impl OpenBatch {
     }
 
     /// Routing hashes of all votes.
+    #[inline]
     pub fn hashes(&self) -> &[u128] {
         &self.hashes
     }
@@ -123,6 +128,7 @@ impl OpenBatch {
     }
 
     /// When each vote was accepted.
+    #[inline]
     pub fn accepted_at(&self) -> &[Timestamp] {
         &self.accepted_at
     }
