@@ -1,0 +1,1 @@
+//! The vote stream on Kinesis Data Streams.
