@@ -3,6 +3,7 @@
 
 mod codec;
 mod ingest;
+mod memory;
 mod pipeline;
 mod server;
 mod store;
@@ -32,6 +33,8 @@ enum Bench {
     Store,
     /// Whole pipeline on the embedded engines, from the client to exact counts
     Pipeline,
+    /// Resident memory of the stack, idle and with 1,000 idle streams
+    Memory,
     /// Internal: a server under test
     #[command(hide = true)]
     Serve {
@@ -51,6 +54,9 @@ fn main() -> anyhow::Result<()> {
     }
     if is(|bench| matches!(bench, Bench::Store)) {
         store::run()?;
+    }
+    if is(|bench| matches!(bench, Bench::Memory)) {
+        memory::run()?;
     }
     if is(|bench| matches!(bench, Bench::Ingest)) {
         ingest::run()?;

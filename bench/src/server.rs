@@ -167,9 +167,18 @@ impl Server {
 
     /// Largest resident size so far, in MB.
     pub(crate) fn peak_mb(&self) -> anyhow::Result<f64> {
+        self.status_mb("VmHWM:")
+    }
+
+    /// Resident size now, in MB.
+    pub(crate) fn resident_mb(&self) -> anyhow::Result<f64> {
+        self.status_mb("VmRSS:")
+    }
+
+    fn status_mb(&self, field: &str) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("/proc/PID/status has no VmHWM")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("VmHWM has no value")?.parse()?;
+        let line = status.lines().find(|line| line.starts_with(field)).context("/proc/PID/status lacks a field")?;
+        let kib: f64 = line.split_whitespace().nth(1).context("a field of /proc/PID/status has no value")?.parse()?;
         Ok(kib / 1024.0)
     }
 }

@@ -4,8 +4,10 @@
 //! reads votes in place instead of copying every string. Must never hold a rule of the domain: what a valid vote is, is
 //! decided in `votestream-core`, and these types end in the services.
 
+mod codec;
 mod votes;
 
+pub use codec::SmallBufferCodec;
 pub use votes::{MalformedMessage, VoteBytes, VotesMessage};
 
 /// Generated from `votestream/v1/*.proto`; the documentation of every field is there.
