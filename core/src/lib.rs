@@ -13,6 +13,7 @@
 //! - **submitted**: every accepted vote. **counted**: one vote per user, the last one.
 
 pub mod batch;
+pub mod foreign;
 pub mod group;
 pub mod lane;
 pub mod limits;

@@ -472,11 +472,13 @@ impl LeaseStore for Memory {
 pub(crate) struct Appliers {
     pub(crate) memory: Memory,
     pub(crate) gate: tokio::sync::watch::Receiver<bool>,
+    /// End and epoch of the window of which votes were superseded.
+    pub(crate) superseded: Option<(SequenceNumber, u64)>,
 }
 
 impl ApplierFactory for Appliers {
     fn applier(&self) -> Box<dyn Applier> {
-        Box::new(Self { memory: self.memory.clone(), gate: self.gate.clone() })
+        Box::new(Self { memory: self.memory.clone(), gate: self.gate.clone(), superseded: None })
     }
 }
 
@@ -488,7 +490,9 @@ impl Applier for Appliers {
         self.gate.wait_for(|open| *open).await.ok();
         let mut counted = Counted::new(window);
         counted.add(&writes, &outcomes)?;
-        if !counted.superseded().is_empty() {
+        let identity = Some((window.end, window.epoch));
+        if !counted.superseded().is_empty() && self.superseded != identity {
+            self.superseded = identity;
             return Err(ApplyError::Superseded { poll_ids: counted.superseded().iter().cloned().collect() });
         }
         let deltas = counted.into_deltas();

@@ -12,7 +12,8 @@ use std::{
 };
 
 use crate::{
-    batch::{self, Batch, BatchId, RecordBody},
+    batch::{self, Batch, BatchId, DecodeError, RecordBody},
+    foreign,
     memory::{MemoryFull, ProducerMemory},
     poll::{Poll, PollId, PollSource},
     port::Record,
@@ -36,7 +37,7 @@ pub enum Discard {
     Late,
     /// The poll takes its votes from the other side.
     WrongSource,
-    /// The record cannot be read.
+    /// The record, or one vote of an aggregate, cannot be read.
     Unreadable,
 }
 
@@ -69,7 +70,7 @@ impl Discard {
 /// Discards of this process since it started.
 static DISCARDED: [AtomicU64; Discard::ALL.len()] = [const { AtomicU64::new(0) }; Discard::ALL.len()];
 
-/// How many votes (for [`Discard::Unreadable`]: records) this process has discarded for a reason. A window that is applied
+/// How many votes (for [`Discard::Unreadable`] also: records) this process has discarded for a reason. A window that is applied
 /// again is counted again.
 pub fn discarded_total(reason: Discard) -> u64 {
     DISCARDED[reason as usize].load(Ordering::Relaxed)
@@ -136,12 +137,25 @@ pub struct Window {
 /// What a record holds, decoded.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// Votes.
+    /// Votes of the ingest service.
     Batch(Arc<Batch>),
+    /// Votes of another producer.
+    Foreign(Foreign),
     /// Nothing; its arrival moves the clock.
     Marker,
     /// Nobody knows; its arrival moves the clock.
     Unreadable,
+}
+
+/// Votes of another producer. They have no identity but their position, so that nothing is remembered of them.
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    /// The votes, accepted when the record arrived. Its id and its ranges mean nothing.
+    batch: Arc<Batch>,
+    /// Per vote, the hash by which it was routed; empty if the record is where it belongs by itself.
+    hashes: Vec<u128>,
+    /// Indices of votes that cannot be read, ascending; the batch holds placeholders there.
+    unreadable: Vec<u32>,
 }
 
 /// A record of the stream, decoded.
@@ -161,18 +175,28 @@ impl ReadRecord {
         let content = match batch::decode(&record.data) {
             Ok(RecordBody::Batch(batch)) => Content::Batch(Arc::new(batch)),
             Ok(RecordBody::Marker) => Content::Marker,
-            Err(error) => {
-                tracing::warn!(sequence = %record.sequence, %error, "a record cannot be read and is discarded");
-                Content::Unreadable
-            }
+            Err(DecodeError::NotOurs) => match foreign::decode(&record.data) {
+                Ok(votes) => {
+                    let (batch, hashes, unreadable) = votes.into_parts(record.arrived_at);
+                    Content::Foreign(Foreign { batch: Arc::new(batch), hashes, unreadable })
+                }
+                Err(error) => Self::unreadable(record, &error),
+            },
+            Err(error) => Self::unreadable(record, &error),
         };
         Self { sequence: record.sequence, arrived_at: record.arrived_at, content }
+    }
+
+    fn unreadable(record: &Record, error: &dyn std::error::Error) -> Content {
+        tracing::warn!(sequence = %record.sequence, %error, "a record cannot be read and is discarded");
+        Content::Unreadable
     }
 
     /// Number of votes.
     pub fn votes(&self) -> usize {
         match &self.content {
             Content::Batch(batch) => batch.len(),
+            Content::Foreign(foreign) => foreign.batch.len(),
             Content::Marker | Content::Unreadable => 0,
         }
     }
@@ -180,9 +204,14 @@ impl ReadRecord {
     /// Rough size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         const VOTE_BYTES: usize = 16;
+        /// A hash, and about what a dictionary entry takes: other producers' votes may each have one.
+        const FOREIGN_VOTE_BYTES: usize = 128;
         const RECORD_BYTES: usize = 256;
         match &self.content {
             Content::Batch(batch) => RECORD_BYTES + batch.user_block.len() + batch.len() * VOTE_BYTES,
+            Content::Foreign(Foreign { batch, .. }) => {
+                RECORD_BYTES + batch.user_block.len() + batch.len() * (VOTE_BYTES + FOREIGN_VOTE_BYTES)
+            }
             Content::Marker | Content::Unreadable => RECORD_BYTES,
         }
     }
@@ -214,7 +243,7 @@ pub struct Decision {
 pub fn polls_named(records: &[ReadRecord]) -> BTreeSet<&PollId> {
     let mut polls = BTreeSet::new();
     for record in records {
-        if let Content::Batch(batch) = &record.content {
+        if let Content::Batch(batch) | Content::Foreign(Foreign { batch, .. }) = &record.content {
             polls.extend(batch.dictionary.iter().map(|(poll, _)| poll));
         }
     }
@@ -251,6 +280,13 @@ pub fn decide(
                 }
                 let covered = batch.ranges.intersection(range);
                 state.memory.record(batch.id.producer, &covered, batch.id.number, state.clock);
+            }
+            Content::Foreign(votes) => {
+                if let Some(only) = select_foreign(votes, state.clock, range, polls, bounds, &mut discards) {
+                    let choices = Selected { sequence: record.sequence, batch: votes.batch.clone(), only };
+                    touch(&choices, polls, &mut touched);
+                    selected.push(choices);
+                }
             }
         }
         // Before the bound is checked: what has expired does not count.
@@ -298,20 +334,8 @@ fn select(
     if batch.is_empty() {
         return None;
     }
-    let entries: Vec<Result<(Timestamp, Timestamp), Discard>> = batch
-        .dictionary
-        .iter()
-        .map(|(poll, option)| {
-            let poll = polls.get(poll).ok_or(Discard::UnknownPoll)?;
-            // Records of our format come from ingest.
-            match poll.source {
-                PollSource::Ingest => {}
-                PollSource::Stream => return Err(Discard::WrongSource),
-            }
-            poll.option_index(option).ok_or(Discard::UnknownPoll)?;
-            Ok((poll.opens_at, poll.closes_at))
-        })
-        .collect();
+    // Records of our format come from ingest.
+    let entries = entries(batch, PollSource::Ingest, polls);
     let BatchId { producer, number } = batch.id;
     let check_range = !batch.ranges.within(range);
     let check_duplicate = state.memory.may_hold_duplicate(producer, &batch.ranges, number);
@@ -331,17 +355,81 @@ fn select(
                 return Err(Discard::DuplicateOrSuperseded);
             }
         }
-        let (opens_at, closes_at) = entries[choice]?;
-        if accepted_at < opens_at || accepted_at >= closes_at {
-            return Err(Discard::Closed);
-        }
-        if state.clock > accepted_at.plus(late_after) {
-            return Err(Discard::Late);
-        }
-        Ok(())
+        in_time(entries[choice]?, accepted_at, state.clock, late_after)
     };
+    judge_each(batch.len(), judge, discards)
+}
+
+/// The votes of another producer that count, as [`select`] says. There is no producer memory: a record that is in the
+/// stream twice has two positions, and is two votes.
+#[expect(clippy::option_option, reason = "the inner one is the field of `Selected`")]
+fn select_foreign(
+    votes: &Foreign,
+    clock: Timestamp,
+    range: &HashRange,
+    polls: &BTreeMap<PollId, Arc<Poll>>,
+    bounds: &TimeBounds,
+    discards: &mut Discards,
+) -> Option<Option<Vec<u32>>> {
+    let (batch, late_after) = (&votes.batch, bounds.late_after());
+    let entries = entries(batch, PollSource::Stream, polls);
+    let mut unreadable = votes.unreadable.iter().peekable();
+    let judge = |index: usize| {
+        if unreadable.next_if(|&&next| next as usize == index).is_some() {
+            return Err(Discard::Unreadable);
+        }
+        // The producer's library sends those votes of an aggregate again that are not in the range of the shard that
+        // stored it, and only those.
+        if votes.hashes.get(index).is_some_and(|&hash| !range.contains(hash)) {
+            return Err(Discard::WrongShard);
+        }
+        in_time(entries[batch.choices[index] as usize]?, batch.accepted_at[index], clock, late_after)
+    };
+    judge_each(batch.len(), judge, discards)
+}
+
+/// Per dictionary entry, when its poll is open, or why no vote for it counts.
+fn entries(
+    batch: &Batch,
+    source: PollSource,
+    polls: &BTreeMap<PollId, Arc<Poll>>,
+) -> Vec<Result<(Timestamp, Timestamp), Discard>> {
+    let entry = |(poll, option): &(PollId, Arc<str>)| {
+        let poll = polls.get(poll).ok_or(Discard::UnknownPoll)?;
+        if poll.source != source {
+            return Err(Discard::WrongSource);
+        }
+        poll.option_index(option).ok_or(Discard::UnknownPoll)?;
+        Ok((poll.opens_at, poll.closes_at))
+    };
+    batch.dictionary.iter().map(entry).collect()
+}
+
+/// Whether a vote was accepted while its poll was open, and stored soon enough after that.
+fn in_time(
+    (opens_at, closes_at): (Timestamp, Timestamp),
+    accepted_at: Timestamp,
+    clock: Timestamp,
+    late_after: std::time::Duration,
+) -> Result<(), Discard> {
+    if accepted_at < opens_at || accepted_at >= closes_at {
+        return Err(Discard::Closed);
+    }
+    if clock > accepted_at.plus(late_after) {
+        return Err(Discard::Late);
+    }
+    Ok(())
+}
+
+/// Judges the votes one after the other, counts those that do not count, and returns the others as [`select`] does.
+#[expect(clippy::option_option, reason = "the inner one is the field of `Selected`")]
+fn judge_each(
+    votes: usize,
+    mut judge: impl FnMut(usize) -> Result<(), Discard>,
+    discards: &mut Discards,
+) -> Option<Option<Vec<u32>>> {
     let mut only = Vec::new();
-    for index in 0..batch.len() {
+    for index in 0..votes {
         match judge(index) {
             Ok(()) => only.push(index as u32),
             Err(reason) => discards.add(reason, 1),
@@ -349,7 +437,7 @@ fn select(
     }
     match only.len() {
         0 => None,
-        all if all == batch.len() => Some(None),
+        all if all == votes => Some(None),
         _ => Some(Some(only)),
     }
 }
@@ -375,7 +463,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{batch::OpenBatch, poll::PollOption, routing::HashRanges};
+    use crate::{
+        batch::OpenBatch,
+        foreign::{key_hash, tests as foreign_tests},
+        poll::PollOption,
+        routing::HashRanges,
+    };
 
     const BOUNDS: TimeBounds = TimeBounds::ONE_MACHINE;
     /// `s` takes its votes from the stream, `n` does not exist.
@@ -409,7 +502,16 @@ mod tests {
     enum Kind {
         Marker,
         Unreadable,
-        Batch { producer: u128, number: u64, range: usize, votes: Vec<Vote> },
+        Batch {
+            producer: u128,
+            number: u64,
+            range: usize,
+            votes: Vec<Vote>,
+        },
+        /// A vote of another producer.
+        Json(Vote),
+        /// Several, each readable or not, some with a hash of their own.
+        Aggregate(Vec<(Vote, bool, Option<u128>)>),
     }
 
     fn ranges(index: usize) -> HashRanges {
@@ -435,13 +537,44 @@ mod tests {
     fn record() -> impl Strategy<Value = (i64, Kind)> {
         let batch = (0..2u128, 1..6u64, 0..6usize, prop::collection::vec(vote(), 0..6))
             .prop_map(|(producer, number, range, votes)| Kind::Batch { producer, number, range, votes });
-        // Arrival times may run backwards.
-        (-1_000..9_000i64, prop_oneof![1 => Just(Kind::Marker), 1 => Just(Kind::Unreadable), 8 => batch])
+        let foreign =
+            || (vote(), any::<bool>()).prop_map(|(vote, ours)| Vote { poll: if ours { vote.poll } else { 2 }, ..vote });
+        let part = (foreign(), prop::bool::weighted(0.9), prop::option::of(any::<u128>()));
+        let aggregate = prop::collection::vec(part, 0..6).prop_map(Kind::Aggregate);
+        let json = foreign().prop_map(Kind::Json);
+        let kind =
+            prop_oneof![1 => Just(Kind::Marker), 1 => Just(Kind::Unreadable), 8 => batch, 2 => json, 2 => aggregate];
+        // Arrival times may run backwards, at times by more than L.
+        let passed = prop_oneof![8 => -1_000..9_000i64, 1 => -9_000..0i64];
+        (passed, kind)
+    }
+
+    fn foreign_record(data: Vec<u8>) -> Record {
+        let (sequence, arrived_at) = (SequenceNumber::from_u64(1), Timestamp(0));
+        Record { sequence, arrived_at, partition_key: String::new(), data: data.into() }
+    }
+
+    fn json(vote: &Vote) -> Vec<u8> {
+        foreign_tests::json(POLLS[vote.poll], &format!("user {}", vote.user), vote.option)
     }
 
     /// Votes are accepted around `now`; those outside the batch's ranges are left out, as no lane would send them.
     fn build(sequence: u64, now: i64, kind: &Kind) -> ReadRecord {
+        let read = |data| {
+            let record = Record { arrived_at: Timestamp(now), ..foreign_record(data) };
+            ReadRecord::decode(&record).content
+        };
         let content = match kind {
+            Kind::Json(vote) => read(json(vote)),
+            Kind::Aggregate(votes) => {
+                let user = |vote: &Vote| format!("user {}", vote.user);
+                let users: Vec<_> = votes.iter().map(|(vote, ..)| user(vote)).collect();
+                let part = |((vote, good, hash), user): (&(Vote, bool, Option<u128>), _)| {
+                    (user, *hash, if *good { json(vote) } else { b"no vote".to_vec() })
+                };
+                let parts: Vec<_> = votes.iter().zip(users.iter().map(String::as_str)).map(part).collect();
+                read(foreign_tests::aggregate(&parts))
+            }
             Kind::Marker => Content::Marker,
             Kind::Unreadable => Content::Unreadable,
             Kind::Batch { producer, number, range, votes } => {
@@ -463,18 +596,62 @@ mod tests {
 
     /// One vote after the other, with a memory per hash, as in the model of the protocol. Hashes that occur are those of
     /// the users; others need no memory.
-    fn naive(records: &[ReadRecord], range: &HashRange) -> (Vec<(SequenceNumber, u32)>, HashMap<Discard, u64>) {
+    fn naive(
+        records: &[ReadRecord],
+        kinds: &[Kind],
+        range: &HashRange,
+    ) -> (Vec<(SequenceNumber, u32)>, HashMap<Discard, u64>) {
         let (polls, mut clock) = (polls(), Timestamp::ZERO);
         let mut memory: HashMap<(u128, u128), (u64, Timestamp)> = HashMap::new();
         let hashes: Vec<u128> =
             POLLS.iter().flat_map(|poll| (0..20).map(move |user| vote_hash(poll, &format!("user {user}")))).collect();
         let (mut counting, mut discards) = (Vec::new(), HashMap::new());
-        for record in records {
+        let judge_foreign = |vote: &Vote, at: Timestamp, clock: Timestamp| {
+            let poll = polls.get(&PollId::new(POLLS[vote.poll]).unwrap()).ok_or(Discard::UnknownPoll)?;
+            if poll.source == PollSource::Ingest {
+                Err(Discard::WrongSource)
+            } else if poll.option_index(vote.option).is_none() {
+                Err(Discard::UnknownPoll)
+            } else if at < poll.opens_at || at >= poll.closes_at {
+                Err(Discard::Closed)
+            } else if clock > at.plus(BOUNDS.late_after()) {
+                Err(Discard::Late)
+            } else {
+                Ok(())
+            }
+        };
+        for (record, kind) in records.iter().zip(kinds) {
             clock = clock.max(record.arrived_at);
             let mut discard = |reason| *discards.entry(reason).or_default() += 1;
             match &record.content {
                 Content::Marker => {}
                 Content::Unreadable => discard(Discard::Unreadable),
+                Content::Foreign(_) => {
+                    let votes = match kind {
+                        Kind::Json(vote) => vec![(vote, true, None)],
+                        Kind::Aggregate(votes) => votes
+                            .iter()
+                            .map(|(vote, good, hash)| {
+                                let routed = hash.unwrap_or_else(|| key_hash(format!("user {}", vote.user).as_bytes()));
+                                (vote, *good, Some(routed))
+                            })
+                            .collect(),
+                        Kind::Marker | Kind::Unreadable | Kind::Batch { .. } => panic!("{kind:?} is not foreign"),
+                    };
+                    for ((vote, good, routed), index) in votes.into_iter().zip(0u32..) {
+                        let verdict = if !good {
+                            Err(Discard::Unreadable)
+                        } else if routed.is_some_and(|hash| !range.contains(hash)) {
+                            Err(Discard::WrongShard)
+                        } else {
+                            judge_foreign(vote, record.arrived_at, clock)
+                        };
+                        match verdict {
+                            Ok(()) => counting.push((record.sequence, index)),
+                            Err(reason) => discard(reason),
+                        }
+                    }
+                }
                 Content::Batch(batch) => {
                     let BatchId { producer, number } = batch.id;
                     for index in 0..batch.len() {
@@ -522,11 +699,12 @@ mod tests {
         ) {
             let range = if whole { HashRange::ALL } else { SHARD };
             let mut now = 10_000;
+            let kinds: Vec<Kind> = records.iter().map(|(_, kind)| kind.clone()).collect();
             let records: Vec<ReadRecord> = (1..).zip(&records).map(|(sequence, (passed, kind))| {
                 now += passed;
                 build(sequence, now, kind)
             }).collect();
-            let (expected, expected_discards) = naive(&records, &range);
+            let (expected, expected_discards) = naive(&records, &kinds, &range);
 
             let (polls, mut state, mut left) = (polls(), ShardState::default(), &records[..]);
             let (mut counting, mut discards) = (Vec::new(), Discards::default());
@@ -571,6 +749,21 @@ mod tests {
         assert_eq!(decision.selected[0].only, Some(vec![1]));
         assert_eq!(decision.discards.get(Discard::Late), 1);
         assert_eq!(decide_at(20_000, &[14_000, 19_999]).selected[0].only, None);
+    }
+
+    #[test]
+    fn a_vote_of_another_producer_counts_from_its_arrival_as_often_as_it_is_put() {
+        let json = foreign_tests::json("s", "u", "x");
+        let read = |sequence, at, data: &[u8]| ReadRecord {
+            sequence: SequenceNumber::from_u64(sequence),
+            ..ReadRecord::decode(&Record { arrived_at: Timestamp(at), ..foreign_record(data.to_vec()) })
+        };
+        let records = [read(1, 5_000, &json), read(2, 5_000, &json), read(3, 100_000, &json), read(4, 100_000, b"{}")];
+        let decision = decide(&records, ShardState::default(), &HashRange::ALL, &polls(), &BOUNDS).unwrap();
+        let counting: Vec<_> = decision.selected.iter().map(|votes| (votes.sequence, votes.only.clone())).collect();
+        assert_eq!(counting, [(SequenceNumber::from_u64(1), None), (SequenceNumber::from_u64(2), None)]);
+        assert_eq!((decision.discards.get(Discard::Closed), decision.discards.get(Discard::Unreadable)), (1, 1));
+        assert_eq!(decision.state.memory, ProducerMemory::default());
     }
 
     #[test]

@@ -30,6 +30,9 @@ const HEADER_BYTES: usize = 8;
 pub(super) const DECODED_BYTES_MAX: usize = 16 << 20;
 /// Most dictionary entries.
 const DICTIONARY_MAX: usize = 1 << 20;
+/// Most ranges of hashes that a batch may name: each is looked up for every producer. A lane's batch names one, and one
+/// more for every reshard within its few seconds of retries.
+const RANGES_MAX: usize = 1_024;
 /// zstd compression level.
 const LEVEL: i32 = 1;
 
@@ -269,7 +272,7 @@ fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
         return Err(DecodeError::Field("user_lengths"));
     }
     let (ranges, rest) = message.ranges.as_chunks::<32>();
-    if !rest.is_empty() || ranges.is_empty() {
+    if !rest.is_empty() || ranges.is_empty() || ranges.len() > RANGES_MAX {
         return Err(DecodeError::Field("ranges"));
     }
     let ranges = ranges.iter().map(|bytes| {
@@ -402,6 +405,16 @@ mod tests {
         record[3] = VERSION;
         record[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(decode(&record), Err(DecodeError::TooLarge(u32::MAX as usize)));
+    }
+
+    #[test]
+    fn a_batch_names_a_bounded_number_of_ranges() {
+        let record = |count: u128| {
+            let ranges = HashRanges::union_of((0..count).map(|n| HashRange { start: 2 * n, end: 2 * n }));
+            encode(&OpenBatch::default().to_batch(BatchId { producer: 1, number: 1 }, ranges, String::new()))
+        };
+        assert!(decode(&record(RANGES_MAX as u128)).is_ok());
+        assert_eq!(decode(&record(RANGES_MAX as u128 + 1)), Err(DecodeError::Field("ranges")));
     }
 
     #[test]

@@ -32,6 +32,9 @@ use crate::{
 const PROGRESS_ATTEMPTS_MAX: u32 = 8;
 /// Attempts at one window after the group was told to stop; then the next owner applies it again.
 const APPLY_ATTEMPTS_AT_STOP: u32 = 5;
+/// How often one window may be answered with later votes. The second time, the polls are flagged and the applier leaves
+/// those votes out; more means that it does not.
+const SUPERSEDED_MAX: u32 = 3;
 /// Attempts to flag a poll for recount, and to read the row that decides whether to.
 const FLAG_ATTEMPTS_MAX: u32 = 5;
 /// Polls that are looked up at a time.
@@ -324,7 +327,7 @@ impl Consumer {
     async fn apply(&mut self, decided: Decided) -> Result<(), Stopped> {
         let Decided { window, state } = decided;
         self.backoff.reset();
-        let mut attempts_at_stop = 0;
+        let (mut attempts_at_stop, mut superseded) = (0, 0);
         loop {
             match self.applier.apply(&window).await {
                 Ok(()) => break,
@@ -339,7 +342,14 @@ impl Consumer {
                     sleep(self.backoff.pause()).await;
                 }
                 Err(ApplyError::Port(error)) => return Err(Stopped::Failed(format!("applying failed: {error}"))),
-                Err(ApplyError::Superseded { poll_ids }) => return Err(self.superseded(&poll_ids).await),
+                Err(ApplyError::Superseded { poll_ids }) => {
+                    superseded += 1;
+                    if superseded >= SUPERSEDED_MAX {
+                        return Err(Stopped::Failed("a window with superseded votes cannot be applied".into()));
+                    }
+                    // The other votes of the window count: one poll's contradiction must not stop the shard.
+                    self.superseded(&poll_ids).await?;
+                }
             }
         }
         self.backoff.reset();
@@ -347,13 +357,11 @@ impl Consumer {
         Ok(())
     }
 
-    /// Later votes are stored already: either we are a zombie, or stored data contradicts itself.
-    async fn superseded(&mut self, poll_ids: &[PollId]) -> Stopped {
-        match self.owns_lease().await {
-            Ok(true) => {}
-            Ok(false) => return Stopped::Fenced,
-            // Whoever owns the shard next finds out.
-            Err(stopped) => return stopped,
+    /// Later votes are stored already. If we are a zombie, that is how it must be, and we stop. If the shard is ours, stored
+    /// data contradicts itself: the polls are flagged, so that none becomes final before a recount.
+    async fn superseded(&mut self, poll_ids: &[PollId]) -> Result<(), Stopped> {
+        if !self.owns_lease().await? {
+            return Err(Stopped::Fenced);
         }
         let (shard, epoch) = (&self.row.shard, self.row.lease.epoch);
         tracing::error!(%shard, epoch, ?poll_ids, "votes later than the window are stored under our own lease");
@@ -361,13 +369,14 @@ impl Consumer {
             self.backoff.reset();
             while let Err(error) = self.ports.polls.set_needs_recount(poll_id, true).await {
                 if self.backoff.attempts() >= FLAG_ATTEMPTS_MAX {
-                    tracing::error!(%poll_id, %error, "the poll could not be flagged for recount");
-                    break;
+                    // Without the flag its result would become final, and be wrong. Whoever owns the shard next tries again.
+                    return Err(Stopped::Failed(format!("poll {poll_id} cannot be flagged for recount: {error}")));
                 }
                 sleep(self.backoff.pause()).await;
             }
         }
-        Stopped::Failed("votes later than the window are stored already; their polls need a recount".into())
+        self.backoff.reset();
+        Ok(())
     }
 
     async fn owns_lease(&mut self) -> Result<bool, Stopped> {

@@ -31,7 +31,7 @@ impl Worker {
         let (gate, receiver) = watch::channel(open);
         let shutdown = CancellationToken::new();
         let config = GroupConfig { worker_id: name.into(), ..GroupConfig::one_machine(GROUP) };
-        let appliers = Arc::new(Appliers { memory: memory.clone(), gate: receiver });
+        let appliers = Arc::new(Appliers { memory: memory.clone(), gate: receiver, superseded: None });
         let task = tokio::spawn(run(config, memory.ports(), appliers, shutdown.clone()));
         Self { task, shutdown, gate }
     }
@@ -196,16 +196,58 @@ async fn two_workers_share_evenly_and_one_takes_over_from_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_contradiction_flags_the_poll_and_adds_nothing() {
+async fn a_contradiction_flags_the_poll_and_costs_no_other_vote() {
+    for seed in 0..8 {
+        let memory = Memory::new(1);
+        memory.add_poll("p", &["x", "y"]);
+        memory.add_poll("q", &["x", "y"]);
+        memory.set_faults(seed, if seed == 0 { 0.0 } else { 0.2 });
+        memory.set_vote("p", "user 0", Position { sequence: SequenceNumber::from_u64(99), index: 0 }, "y");
+        memory.vote(id(1), "p", &[("user 0", "x"), ("user 1", "x")], 1_000);
+        memory.vote(id(2), "q", &[("user 0", "x")], 1_000);
+        let worker = Worker::start(&memory, "a");
+        memory.until_committed(GROUP).await;
+        // And the shard goes on.
+        memory.vote(id(3), "q", &[("user 2", "y")], 1_001);
+        memory.until_committed(GROUP).await;
+        assert!(memory.poll("p").needs_recount && !memory.poll("q").needs_recount);
+        let counts = |poll: &str| memory.counts(poll).0.into_iter().collect::<Vec<_>>();
+        assert_eq!(counts("p"), [("x".into(), 1)]);
+        assert_eq!(counts("q"), [("x".into(), 1), ("y".into(), 1)]);
+        memory.set_faults(seed, 0.0);
+        worker.stop().await;
+    }
+}
+
+/// Says of every window that it is superseded.
+struct Stubborn;
+
+#[async_trait]
+impl Applier for Stubborn {
+    async fn apply(&mut self, window: &Window) -> Result<(), ApplyError> {
+        Err(ApplyError::Superseded { poll_ids: window.polls.iter().map(|poll| poll.id.clone()).collect() })
+    }
+}
+
+impl ApplierFactory for Stubborn {
+    fn applier(&self) -> Box<dyn Applier> {
+        Box::new(Self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_stays_superseded_is_never_committed() {
     let memory = Memory::new(1);
-    memory.add_poll("p", &["x", "y"]);
-    memory.set_vote("p", "user 0", Position { sequence: SequenceNumber::from_u64(99), index: 0 }, "y");
+    memory.add_poll("p", &["x"]);
     memory.vote(id(1), "p", &[("user 0", "x")], 1_000);
-    let worker = Worker::start(&memory, "a");
+    let shutdown = CancellationToken::new();
+    let group =
+        tokio::spawn(run(GroupConfig::one_machine(GROUP), memory.ports(), Arc::new(Stubborn), shutdown.clone()));
     memory.until("flagged", |memory| memory.poll("p").needs_recount).await;
-    assert!(memory.counts("p").0.is_empty());
+    tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(memory.row(GROUP, "s0").unwrap().progress.checkpoint, SequenceNumber::ZERO);
-    worker.stop().await;
+    shutdown.cancel();
+    group.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
