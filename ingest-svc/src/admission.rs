@@ -122,19 +122,21 @@ impl Admission {
         Self { producer, polls, clock, room, room_bytes, lookup_patience, unary_patience, drain }
     }
 
-    /// Waits for room for a message.
-    pub(crate) async fn room(&self, message: &VotesMessage) -> Option<OwnedSemaphorePermit> {
-        let bytes = (message.wire_len() + MESSAGE_OVERHEAD_BYTES).min(self.room_bytes);
+    /// Waits for room for messages.
+    pub(crate) async fn room(&self, messages: &[VotesMessage]) -> Option<OwnedSemaphorePermit> {
+        let bytes = messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum::<usize>();
+        let bytes = bytes.min(self.room_bytes);
         self.room.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await.ok()
     }
 
-    /// Validates the votes of a message and hands the good ones to their lanes. Returns how many votes there were.
+    /// Validates the votes of messages that arrived together and hands the good ones to their lanes. Returns how many votes
+    /// there were.
     pub(crate) async fn admit(
         &self,
         session: &Arc<Session>,
         polls: &mut StreamPolls,
         first: u64,
-        message: &VotesMessage,
+        messages: &[VotesMessage],
         room: Option<OwnedSemaphorePermit>,
     ) -> u64 {
         let mut refused = Refused::default();
@@ -142,7 +144,7 @@ impl Admission {
         loop {
             // No await from here to the append: the definitions stay young enough for the clock reading.
             polls.revalidate(&self.polls);
-            let missing = match self.judge(polls, &refused, first, message) {
+            let missing = match self.judge(polls, &refused, first, messages) {
                 Ok(Judged { accepted, rejections, votes, now }) => {
                     let entered = session.enter(first, accepted.len(), rejections, room);
                     if !accepted.is_empty() {
@@ -178,7 +180,7 @@ impl Admission {
     }
 }
 
-/// A message of which every vote has a verdict.
+/// Messages of which every vote has a verdict.
 struct Judged<'a> {
     accepted: Vec<AcceptedVote<'a>>,
     rejections: Vec<Rejection>,
@@ -188,19 +190,20 @@ struct Judged<'a> {
 }
 
 impl Admission {
-    /// Judges the votes of a message, in one pass. Fails with the first poll that has to be looked up.
+    /// Judges the votes of messages, in one pass. Fails with the first poll that has to be looked up.
     fn judge<'a>(
         &self,
         polls: &'a StreamPolls,
         refused: &Refused,
         first: u64,
-        message: &'a VotesMessage,
+        messages: &'a [VotesMessage],
     ) -> Result<Judged<'a>, PollId> {
         let now = self.clock.now();
-        let accepted = Vec::with_capacity(message.wire_len() / VOTE_WIRE_BYTES + 1);
+        let bytes: usize = messages.iter().map(VotesMessage::wire_len).sum();
+        let accepted = Vec::with_capacity(bytes / VOTE_WIRE_BYTES + 1);
         let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
         let mut last_poll = 0;
-        for vote in message.votes() {
+        for vote in messages.iter().flat_map(VotesMessage::votes) {
             let index = judged.votes;
             judged.votes += 1;
             let verdict = match &vote {

@@ -5,6 +5,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,9 @@ use crate::{
 
 /// Most rejections in a CastVotesResponse.
 const REJECTIONS_LISTED_MAX: usize = 100;
+/// Most bytes, and most messages, that are admitted together.
+const TOGETHER_BYTES_MAX: usize = 64 << 10;
+const TOGETHER_MESSAGES_MAX: usize = 1_024;
 /// Responses that may wait for a client to read them; what is settled meanwhile goes into the next one.
 const RESPONSES_WAITING_MAX: usize = 2;
 /// When a refused client may try again.
@@ -58,11 +62,41 @@ impl Ingest {
                 tokio::time::sleep(admission.drain / 2).await;
             };
             let read = async {
-                let (mut first, mut polls) = (0, StreamPolls::default());
-                while let Some(message) = inbound.message().await.map_err(|status| inbound_error(&status, first))? {
-                    session.ready().await;
-                    let room = admission.room(&message).await;
-                    first += admission.admit(&session, &mut polls, first, &message, room).await;
+                let (mut first, mut polls, mut ended) = (0, StreamPolls::default(), false);
+                let mut messages = Vec::new();
+                while !ended {
+                    // What has arrived together is admitted together: a message of one vote costs little more than a vote.
+                    let mut next = inbound.message().await;
+                    let mut bytes = 0;
+                    let failed = loop {
+                        match next {
+                            Ok(Some(message)) => {
+                                bytes += message.wire_len();
+                                messages.push(message);
+                            }
+                            Ok(None) => {
+                                ended = true;
+                                break None;
+                            }
+                            Err(status) => break Some(status),
+                        }
+                        if bytes >= TOGETHER_BYTES_MAX || messages.len() >= TOGETHER_MESSAGES_MAX {
+                            break None;
+                        }
+                        match inbound.message().now_or_never() {
+                            Some(ready) => next = ready,
+                            None => break None,
+                        }
+                    };
+                    if !messages.is_empty() {
+                        session.ready().await;
+                        let room = admission.room(&messages).await;
+                        first += admission.admit(&session, &mut polls, first, &messages, room).await;
+                        messages.clear();
+                    }
+                    if let Some(status) = failed {
+                        return Err(inbound_error(&status, first));
+                    }
                 }
                 Ok(())
             };
@@ -98,7 +132,8 @@ impl IngestService for Ingest {
         if votes != 1 {
             return Err(Status::invalid_argument(if votes == 0 { "vote is missing" } else { "vote is given twice" }));
         }
-        let room = tokio::time::timeout(self.admission.unary_patience, self.admission.room(&message));
+        let room =
+            tokio::time::timeout(self.admission.unary_patience, self.admission.room(std::slice::from_ref(&message)));
         let room = room.await.map_err(|_| {
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::ResourceExhausted, "too many votes are waiting; retry later", details)
@@ -108,7 +143,7 @@ impl IngestService for Ingest {
         let (admission, admitted) = (self.admission.clone(), session.clone());
         let admit =
             tokio::spawn(
-                async move { admission.admit(&admitted, &mut StreamPolls::default(), 0, &message, room).await },
+                async move { admission.admit(&admitted, &mut StreamPolls::default(), 0, &[message], room).await },
             );
         if let Err(error) = admit.await {
             tracing::error!(%error, "admitting a vote failed");

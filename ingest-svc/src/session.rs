@@ -16,8 +16,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use votestream_core::lane::{Outcome, Settle};
 use votestream_proto::v1::{Rejection, RejectionCode};
 
-/// Most messages of one stream that are read and not yet answered.
-const UNANSWERED_MESSAGES_MAX: usize = 16_384;
+/// Most groups of messages of one stream that are read and not yet answered.
+const UNANSWERED_MESSAGES_MAX: usize = 4_096;
 
 /// The messages of one stream that are read and not yet answered.
 #[derive(Default)]
@@ -28,7 +28,7 @@ pub(crate) struct Session {
     closed: AtomicBool,
 }
 
-/// One message of a stream.
+/// Messages of a stream that were admitted together.
 pub(crate) struct Message {
     /// Weak, since the session holds its messages.
     session: Weak<Session>,
