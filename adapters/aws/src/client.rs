@@ -1,1 +1,228 @@
-//! How the SDK reaches AWS.
+//! How the SDK reaches AWS, and what its errors mean.
+//!
+//! Owns the SDK's configuration (standard AWS variables, time limits, no retries of its own) and the one translation from SDK
+//! errors to [`PortError`]. Must never retry: a call that the SDK repeated by itself could take effect twice, and its callers
+//! would not know.
+
+use std::{error::Error as StdError, fmt::Write as _, time::Duration};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_credential_types::{Credentials, provider::error::CredentialsError};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::{
+    http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError,
+    stalled_stream_protection::StalledStreamProtectionConfig,
+};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use votestream_core::port::PortError;
+
+/// Longest time to connect. Within a region a handshake takes milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest time for one call. Half of the shortest answer deadline over a network (D of `TimeBounds::DISTRIBUTED`), so that a
+/// lost answer leaves time for one more try.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How AWS is reached. What is `None` comes from the standard AWS variables and profiles.
+#[derive(Clone, Debug, Default)]
+pub struct AwsConfig {
+    /// Region, else `AWS_REGION`.
+    pub region: Option<String>,
+    /// Where Kinesis is, else `AWS_ENDPOINT_URL_KINESIS`, else `AWS_ENDPOINT_URL`, else AWS itself.
+    pub kinesis_endpoint: Option<String>,
+    /// Where DynamoDB is, else `AWS_ENDPOINT_URL_DYNAMODB`, else `AWS_ENDPOINT_URL`, else AWS itself.
+    pub dynamodb_endpoint: Option<String>,
+    /// Who calls, else the SDK's chain: variables, profile, web identity, the container's role, the machine's role.
+    pub credentials: Option<Credentials>,
+    /// Another HTTP client, for example one that fails on purpose.
+    pub http_client: Option<SharedHttpClient>,
+    /// Longest time for one call; zero stands for the default.
+    pub call_timeout: Duration,
+}
+
+impl AwsConfig {
+    /// A stand-in on this machine: it asks for a region and a signature, and believes both.
+    pub fn stand_in() -> Self {
+        Self {
+            region: Some("us-east-1".into()),
+            credentials: Some(Credentials::new("stand-in", "stand-in", None, None, "stand-in")),
+            ..Self::default()
+        }
+    }
+}
+
+/// The clients of both services.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// Kinesis Data Streams.
+    pub kinesis: aws_sdk_kinesis::Client,
+    /// DynamoDB.
+    pub dynamodb: aws_sdk_dynamodb::Client,
+    /// The HTTP client that was passed in, if one was.
+    pub(crate) custom_http_client: Option<SharedHttpClient>,
+}
+
+impl Clients {
+    /// Clients of this configuration. Reads variables and files, connects to nothing.
+    pub async fn new(config: &AwsConfig) -> Self {
+        let shared = sdk_config(config).await;
+        let mut kinesis = aws_sdk_kinesis::config::Builder::from(&shared);
+        if let Some(endpoint) = &config.kinesis_endpoint {
+            kinesis = kinesis.endpoint_url(endpoint);
+        }
+        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&shared);
+        if let Some(endpoint) = &config.dynamodb_endpoint {
+            dynamodb = dynamodb.endpoint_url(endpoint);
+        }
+        Self {
+            kinesis: aws_sdk_kinesis::Client::from_conf(kinesis.build()),
+            dynamodb: aws_sdk_dynamodb::Client::from_conf(dynamodb.build()),
+            custom_http_client: config.http_client.clone(),
+        }
+    }
+}
+
+/// A pool of connections with TLS by ring.
+pub(crate) fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
+}
+
+async fn sdk_config(config: &AwsConfig) -> SdkConfig {
+    let call = if config.call_timeout.is_zero() { CALL_TIMEOUT } else { config.call_timeout };
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT.min(call))
+        .operation_attempt_timeout(call)
+        .operation_timeout(call)
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts)
+        // An idle subscription is no stalled download; calls have their time limit.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .http_client(config.http_client.clone().unwrap_or_else(http_client));
+    if let Some(region) = &config.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(credentials) = &config.credentials {
+        loader = loader.credentials_provider(credentials.clone());
+    }
+    loader.load().await
+}
+
+/// What a failed call may have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing, and it may work later.
+    Refused,
+    /// Nothing, and it never will.
+    Permanent,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Verdict {
+    /// Judges an error code of AWS. Codes: "Common errors" and the errors of each operation in the API references of Kinesis
+    /// and DynamoDB.
+    pub(crate) fn of_code(code: &str, status: Option<u16>) -> Self {
+        match code {
+            // The request was turned away for its rate, or before it was looked at; fresh credentials may mend the latter.
+            "ProvisionedThroughputExceededException"
+            | "ThrottlingException"
+            | "Throttling"
+            | "RequestLimitExceeded"
+            | "TooManyRequestsException"
+            | "LimitExceededException"
+            | "KMSThrottlingException"
+            | "ResourceInUseException"
+            | "TransactionInProgressException"
+            | "ExpiredIteratorException"
+            | "ExpiredNextTokenException"
+            | "ExpiredTokenException"
+            | "RequestExpired" => Self::Refused,
+            "InternalFailure"
+            | "InternalFailureException"
+            | "InternalServerError"
+            | "ServiceUnavailable"
+            | "ServiceUnavailableException"
+            | "RequestTimeout" => Self::Unknown,
+            _ if status.is_none_or(|status| status >= 500) => Self::Unknown,
+            _ => Self::Permanent,
+        }
+    }
+
+    /// The error of this verdict.
+    pub(crate) fn error(self, message: impl Into<String>) -> PortError {
+        match self {
+            Self::Refused => PortError::refused(message),
+            Self::Permanent => PortError::permanent(message),
+            Self::Unknown => PortError::unknown(message),
+        }
+    }
+}
+
+/// What a failed call means; `what` names it for logs.
+pub(crate) fn port_error<E>(what: &str, error: &SdkError<E, HttpResponse>) -> PortError
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+{
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    judge(error, status).error(describe(what, error))
+}
+
+/// The same for an answer that comes as a stream of events, which have no HTTP status.
+pub(crate) fn judge<E, R>(error: &SdkError<E, R>, status: Option<u16>) -> Verdict
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+    R: std::fmt::Debug,
+{
+    match error {
+        SdkError::ConstructionFailure(_) => Verdict::Permanent,
+        // Only what failed while connecting, or before, was certainly not sent.
+        SdkError::DispatchFailure(failure) => {
+            let cause = failure.as_connector_error();
+            if cause.is_some_and(|cause| was_not_sent(cause)) { Verdict::Refused } else { Verdict::Unknown }
+        }
+        SdkError::ServiceError(service) => match service.err().code() {
+            Some(code) => Verdict::of_code(code, status),
+            // Stand-ins and proxies between us and AWS answer without a code.
+            None if status.is_some_and(|status| status < 500 && status != 429 && status != 408) => Verdict::Permanent,
+            None => Verdict::Unknown,
+        },
+        // Also what later versions of the SDK may add.
+        SdkError::TimeoutError(_) | SdkError::ResponseError(_) | _ => Verdict::Unknown,
+    }
+}
+
+fn was_not_sent(error: &(dyn StdError + 'static)) -> bool {
+    chain(error).any(|cause| {
+        let connecting = cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|e| e.is_connect());
+        connecting || cause.is::<CredentialsError>()
+    })
+}
+
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The error in words: the code and message of AWS, else the chain of causes.
+pub(crate) fn describe<E, R>(what: &str, error: &SdkError<E, R>) -> String
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+    R: std::fmt::Debug + 'static,
+{
+    let mut text = format!("{what}: ");
+    if let SdkError::ServiceError(service) = error
+        && let Some(code) = service.err().code()
+    {
+        text += code;
+        if let Some(message) = service.err().message() {
+            text.push_str(": ");
+            text.push_str(message);
+        }
+        return text;
+    }
+    for (at, cause) in chain(error).enumerate() {
+        // Writing to a string cannot fail.
+        write!(text, "{}{cause}", if at == 0 { "" } else { ": " }).ok();
+    }
+    text
+}

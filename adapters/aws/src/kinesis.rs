@@ -1,1 +1,226 @@
 //! The vote stream on Kinesis Data Streams.
+//!
+//! Owns the producer, the shard map and both ways of reading. Must never retry a put, and never decide what a record means.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_kinesis::{Client, types::StreamStatus};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::sleep;
+use votestream_core::{
+    SequenceNumber, ShardId,
+    port::{Group, PortError, RecordReader, Shard, Stored, VoteStream},
+};
+
+use crate::client::{Clients, http_client, port_error};
+
+mod cursor;
+mod fanout;
+pub mod limits;
+mod pace;
+mod polling;
+mod producer;
+mod shards;
+
+use cursor::Cursor;
+use fanout::{Consumer, FanOutReader};
+use pace::Pace;
+use polling::PollingReader;
+use producer::Producer;
+
+/// How long a record waits for others to share its call, unless configured. Short against the ten milliseconds of a call.
+const LINGER: Duration = Duration::from_millis(3);
+/// Groups that share a shard's reads.
+const GROUPS: u32 = 2;
+/// How often and how long a new stream is waited for. Kinesis takes some ten seconds.
+const CREATION_WAIT: (u32, Duration) = (240, Duration::from_millis(250));
+
+/// How the shards are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// By GetRecords, which costs nothing and shares five reads and 2 MiB a second and shard.
+    Polling {
+        /// Pause between two reads of one shard by one group. Shorter than [`Reading::POLLING_PAUSE`] only on stand-ins.
+        pause: Duration,
+    },
+    /// By SubscribeToShard, with 2 MiB a second and shard for each group, at a price.
+    EnhancedFanOut {
+        /// Name of the registered consumers, before a dash and the group.
+        consumer: String,
+        /// How soon a shard is subscribed to again: shorter than [`limits::RESUBSCRIBE_AFTER`] only on stand-ins.
+        resubscribe_after: Duration,
+    },
+}
+
+impl Reading {
+    /// Pause between two reads that keeps both groups within five reads a second, with one to spare for a hand-over.
+    pub const POLLING_PAUSE: Duration =
+        Duration::from_millis(1_000 * GROUPS as u64 / (limits::SHARD_READS_PER_SECOND as u64 - 1));
+
+    /// Polling within the limits of Kinesis.
+    pub const POLLING: Self = Self::Polling { pause: Self::POLLING_PAUSE };
+
+    /// Enhanced fan-out within the limits of Kinesis.
+    pub fn enhanced_fan_out(consumer: impl Into<String>) -> Self {
+        Self::EnhancedFanOut { consumer: consumer.into(), resubscribe_after: limits::RESUBSCRIBE_AFTER }
+    }
+}
+
+/// Which stream, and how.
+#[derive(Clone, Debug)]
+pub struct KinesisConfig {
+    /// Name of the stream.
+    pub stream: String,
+    /// How shards are read.
+    pub reading: Reading,
+    /// How long a record waits for others to share its call.
+    pub linger: Duration,
+    /// How many processes put records: each takes its part of a shard's rate.
+    pub writers: u32,
+}
+
+impl KinesisConfig {
+    /// A stream that this process alone writes to, read by polling.
+    pub fn new(stream: impl Into<String>) -> Self {
+        Self { stream: stream.into(), reading: Reading::POLLING, linger: LINGER, writers: 1 }
+    }
+}
+
+/// The vote stream.
+pub struct Kinesis {
+    client: Client,
+    stream: Arc<str>,
+    reading: Reading,
+    consumers: [Arc<Consumer>; GROUPS as usize],
+    custom_http_client: Option<SharedHttpClient>,
+    producer: Producer,
+    pace: Arc<Pace>,
+    /// Shards that an answer named and no shard map showed yet.
+    unlisted: Mutex<BTreeSet<ShardId>>,
+    /// Shards of the last map.
+    listed: Mutex<BTreeSet<ShardId>>,
+}
+
+impl Kinesis {
+    /// Opens the stream. Fails with a clear text if it is not there, not active, or not ours to use.
+    pub async fn connect(clients: &Clients, config: KinesisConfig) -> Result<Self, PortError> {
+        let client = clients.kinesis.clone();
+        let what = format!("the stream {:?}", config.stream);
+        let described = client.describe_stream_summary().stream_name(&config.stream).send().await;
+        let described = described.map_err(|error| {
+            let missing = error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception());
+            let hint = "there is no such stream in this region and account";
+            port_error(&if missing { format!("{what}: {hint}") } else { what.clone() }, &error)
+        })?;
+        let summary = described.stream_description_summary;
+        let summary = summary.ok_or_else(|| PortError::unknown(format!("{what}: an empty description")))?;
+        if !matches!(summary.stream_status, StreamStatus::Active | StreamStatus::Updating) {
+            return Err(PortError::refused(format!("{what} is {}", summary.stream_status)));
+        }
+        let (stream, arn) = (Arc::<str>::from(config.stream), Arc::<str>::from(summary.stream_arn));
+        let prefix = match &config.reading {
+            Reading::EnhancedFanOut { consumer, .. } => consumer.as_str(),
+            Reading::Polling { .. } => "",
+        };
+        let consumer = |group| Arc::new(Consumer::new(client.clone(), arn.clone(), prefix, group));
+        let pace = Arc::new(Pace::new(config.writers));
+        let kinesis = Self {
+            consumers: [consumer(Group::Persist), consumer(Group::Tally)],
+            producer: Producer::start(client.clone(), stream.clone(), pace.clone(), config.linger),
+            client,
+            stream,
+            reading: config.reading,
+            custom_http_client: clients.custom_http_client.clone(),
+            pace,
+            unlisted: Mutex::default(),
+            listed: Mutex::default(),
+        };
+        kinesis.list_shards().await?;
+        Ok(kinesis)
+    }
+
+    /// Creates the stream with this many shards unless it is there, and waits until it can be used. For development: nothing
+    /// is set but the number of shards.
+    pub async fn create_stream(clients: &Clients, stream: &str, shards: u32) -> Result<(), PortError> {
+        let what = format!("CreateStream {stream:?}");
+        let shards = i32::try_from(shards).map_err(|_| PortError::permanent(format!("{what}: {shards} shards")))?;
+        let created = clients.kinesis.create_stream().stream_name(stream).shard_count(shards).send().await;
+        if let Err(error) = created
+            && !error.as_service_error().is_some_and(|error| error.is_resource_in_use_exception())
+        {
+            return Err(port_error(&what, &error));
+        }
+        let (tries, pause) = CREATION_WAIT;
+        for _ in 0..tries {
+            let described = clients.kinesis.describe_stream_summary().stream_name(stream).send().await;
+            let described = described.map_err(|error| port_error(&what, &error))?;
+            if described.stream_description_summary.is_some_and(|found| found.stream_status == StreamStatus::Active) {
+                return Ok(());
+            }
+            sleep(pause).await;
+        }
+        Err(PortError::refused(format!("{what}: it did not become active")))
+    }
+
+    fn take_over(&self, shards: &[Shard]) {
+        self.pace.set_shards(shards);
+        *self.listed.lock() = shards.iter().map(|shard| shard.id.clone()).collect();
+    }
+}
+
+#[async_trait]
+impl VoteStream for Kinesis {
+    async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
+        let (reads, pause) = shards::MISSING_SHARD_READS;
+        for read in 0..reads {
+            if read > 0 {
+                sleep(pause).await;
+            }
+            let shards = shards::list(&self.client, &self.stream).await?;
+            let complete = {
+                let mut unlisted = self.unlisted.lock();
+                unlisted.retain(|named| !shards.iter().any(|shard| shard.id == *named));
+                unlisted.is_empty()
+            };
+            if complete {
+                self.take_over(&shards);
+                return Ok(shards);
+            }
+        }
+        Err(PortError::refused(format!("ListShards of {} does not show shards that take records", self.stream)))
+    }
+
+    async fn put(&self, hash: u128, data: Bytes) -> Result<Stored, PortError> {
+        let stored = self.producer.put(hash, data).await?;
+        if !self.listed.lock().contains(&stored.shard) {
+            self.unlisted.lock().insert(stored.shard.clone());
+        }
+        Ok(stored)
+    }
+
+    async fn reader(
+        &self,
+        group: Group,
+        shard: &ShardId,
+        after: SequenceNumber,
+    ) -> Result<Box<dyn RecordReader>, PortError> {
+        let (client, cursor) = (self.client.clone(), Cursor::new(after));
+        Ok(match &self.reading {
+            Reading::Polling { pause } => {
+                Box::new(PollingReader::new(client, self.stream.clone(), shard.clone(), cursor, *pause))
+            }
+            Reading::EnhancedFanOut { resubscribe_after, .. } => {
+                let consumer = match group {
+                    Group::Persist => &self.consumers[0],
+                    Group::Tally => &self.consumers[1],
+                };
+                let http_client = self.custom_http_client.clone().unwrap_or_else(http_client);
+                let consumer = consumer.clone();
+                Box::new(FanOutReader::new(client, http_client, consumer, shard.clone(), cursor, *resubscribe_after))
+            }
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! Where a reader stands in its shard.
+//!
+//! Owns the proof that nothing was skipped. Kinesis silently starts at the oldest record when a starting point has left its
+//! retention, so a reader starts **at** the last record that was processed, not after it, and wants to see it again: if it is
+//! there, nothing behind it has gone. If it is not, records behind it may have gone, and the answer is
+//! [`ReadOutcome::Expired`]. Not detectable: what a stream dropped before anybody read it, when the start is
+//! [`SequenceNumber::ZERO`]. Must never let a record through twice or out of order.
+
+use aws_sdk_kinesis::types::Record as KinesisRecord;
+use bytes::Bytes;
+use votestream_core::{
+    SequenceNumber, Timestamp,
+    port::{PortError, ReadOutcome, Record},
+};
+
+/// How often in a row a reader must be told that it has caught up, without seeing its starting point, to believe that it is
+/// gone. One empty answer alone may come from a shard that has not been looked through.
+const EMPTY_ANSWERS_MAX: u32 = 3;
+
+/// A reader's place.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    after: SequenceNumber,
+    /// Whether everything directly after `after` is known to be in the stream.
+    proven: bool,
+    empty_answers: u32,
+}
+
+impl Cursor {
+    pub(super) fn new(after: SequenceNumber) -> Self {
+        Self { after, proven: after == SequenceNumber::ZERO, empty_answers: 0 }
+    }
+
+    /// The record to start at; `None` stands for the oldest.
+    pub(super) fn start_at(&self) -> Option<String> {
+        (self.after > SequenceNumber::ZERO).then(|| self.after.to_string())
+    }
+
+    /// A new iterator starts at the last record again, and has to show it.
+    pub(super) fn restart(&mut self) {
+        *self = Self::new(self.after);
+    }
+
+    /// Takes what an answer held. `caught_up` says that nothing lies behind it at present.
+    pub(super) fn take(&mut self, records: Vec<KinesisRecord>, caught_up: bool) -> Result<ReadOutcome, PortError> {
+        let mut new = Vec::with_capacity(records.len());
+        for record in records {
+            let record = convert(record)?;
+            if record.sequence == self.after {
+                self.proven = true;
+            } else if record.sequence > self.after {
+                if !self.proven {
+                    return Ok(self.expired());
+                }
+                self.after = record.sequence;
+                new.push(record);
+            }
+        }
+        if !self.proven && caught_up {
+            self.empty_answers += 1;
+            if self.empty_answers >= EMPTY_ANSWERS_MAX {
+                return Ok(self.expired());
+            }
+        }
+        Ok(ReadOutcome::Records(new))
+    }
+
+    /// The shard has ended: everything was read, unless the starting point was never seen.
+    pub(super) fn end(&self) -> ReadOutcome {
+        if self.proven { ReadOutcome::ShardEnd } else { self.expired() }
+    }
+
+    /// Whether everything directly after the last record is known to be in the stream.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    fn expired(&self) -> ReadOutcome {
+        tracing::error!(after = %self.after, "the starting point has left the stream's retention");
+        ReadOutcome::Expired
+    }
+}
+
+fn convert(record: KinesisRecord) -> Result<Record, PortError> {
+    let sequence = record.sequence_number.parse().map_err(|error| {
+        PortError::permanent(format!("a record's sequence number is {:?}: {error}", record.sequence_number))
+    })?;
+    let arrived_at = record.approximate_arrival_timestamp.and_then(|at| at.to_millis().ok());
+    let arrived_at =
+        arrived_at.ok_or_else(|| PortError::permanent(format!("record {sequence} has no arrival time")))?;
+    Ok(Record {
+        sequence,
+        arrived_at: Timestamp(arrived_at),
+        partition_key: record.partition_key.unwrap_or_default(),
+        data: Bytes::from(record.data.into_inner()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_kinesis::primitives::{Blob, DateTime};
+
+    use super::*;
+
+    fn record(sequence: u64) -> KinesisRecord {
+        KinesisRecord::builder()
+            .sequence_number(sequence.to_string())
+            .approximate_arrival_timestamp(DateTime::from_millis(sequence as i64 + 7))
+            .partition_key("key")
+            .data(Blob::new(b"data"))
+            .build()
+            .unwrap()
+    }
+
+    fn take(cursor: &mut Cursor, sequences: &[u64], caught_up: bool) -> Option<Vec<u64>> {
+        match cursor.take(sequences.iter().map(|&sequence| record(sequence)).collect(), caught_up).unwrap() {
+            ReadOutcome::Records(records) => {
+                assert!(
+                    records.iter().all(|record| record.arrived_at.0 == record.sequence.as_u64().unwrap() as i64 + 7)
+                );
+                Some(records.iter().map(|record| record.sequence.as_u64().unwrap()).collect())
+            }
+            ReadOutcome::Expired => None,
+            ReadOutcome::ShardEnd => unreachable!(),
+        }
+    }
+
+    fn at(after: u64) -> Cursor {
+        Cursor::new(SequenceNumber::from_u64(after))
+    }
+
+    #[test]
+    fn from_the_oldest_everything_is_let_through_once() {
+        let mut cursor = at(0);
+        assert_eq!(cursor.start_at(), None);
+        assert_eq!(take(&mut cursor, &[], true), Some(vec![]));
+        assert_eq!(take(&mut cursor, &[3, 5], true), Some(vec![3, 5]));
+        assert_eq!(take(&mut cursor, &[3, 5, 6], false), Some(vec![6]), "what comes again is not new");
+        assert_eq!(cursor.start_at(), Some("6".into()));
+        assert_eq!(cursor.end(), ReadOutcome::ShardEnd);
+    }
+
+    #[test]
+    fn a_starting_point_has_to_show_itself() {
+        let mut cursor = at(5);
+        assert_eq!(take(&mut cursor, &[], false), Some(vec![]), "not there yet");
+        assert_eq!(take(&mut cursor, &[5], true), Some(vec![]));
+        assert_eq!(take(&mut cursor, &[7], true), Some(vec![7]));
+        cursor.restart();
+        assert_eq!(take(&mut cursor, &[7, 9], true), Some(vec![9]));
+
+        assert_eq!(take(&mut at(5), &[6], true), None, "4 and 5 have gone, perhaps more");
+        let mut cursor = at(5);
+        assert_eq!(take(&mut cursor, &[], true), Some(vec![]));
+        assert_eq!(cursor.end(), ReadOutcome::Expired, "the shard ended without it");
+        assert_eq!(take(&mut cursor, &[], true), Some(vec![]));
+        assert_eq!(take(&mut cursor, &[], true), None, "caught up without having seen it");
+    }
+
+    #[test]
+    fn a_record_without_its_parts_is_an_error() {
+        let mut bad = record(5);
+        bad.approximate_arrival_timestamp = None;
+        assert!(!at(0).take(vec![bad], true).unwrap_err().retryable);
+        let mut bad = record(5);
+        bad.sequence_number = "shard".into();
+        assert!(!at(0).take(vec![bad], true).unwrap_err().retryable);
+    }
+}

@@ -1,0 +1,251 @@
+//! Reading a shard by enhanced fan-out: Kinesis pushes the records to each registered consumer, 2 MiB a second for each.
+//!
+//! Owns the registration of the groups and each shard's subscription, which Kinesis ends after five minutes, or earlier.
+//! Must never go on from where it cannot prove that nothing was skipped: see [`Cursor`].
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_kinesis::{
+    Client,
+    operation::subscribe_to_shard::SubscribeToShardOutput,
+    types::{ConsumerStatus, ShardIteratorType, StartingPosition, SubscribeToShardEvent, SubscribeToShardEventStream},
+};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use votestream_core::{
+    ShardId,
+    port::{Group, PortError, ReadOutcome, RecordReader},
+};
+
+use super::cursor::Cursor;
+use crate::client::{describe, judge, port_error};
+
+/// How long a reader waits for an event before it says that none came.
+const EVENT_WAIT: Duration = Duration::from_millis(500);
+/// Kinesis sends an event every five seconds even if there are no records: after this silence the subscription is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// How often and how long a new consumer is waited for. Kinesis takes some ten seconds.
+const REGISTRATION_WAIT: (u32, Duration) = (120, Duration::from_millis(500));
+
+/// One group as a registered consumer of the stream.
+pub(super) struct Consumer {
+    client: Client,
+    stream_arn: Arc<str>,
+    name: String,
+    /// Its ARN, once it is known to be active.
+    arn: Mutex<Option<String>>,
+}
+
+impl Consumer {
+    pub(super) fn new(client: Client, stream_arn: Arc<str>, prefix: &str, group: Group) -> Self {
+        Self { client, stream_arn, name: format!("{prefix}-{}", group.as_str()), arn: Mutex::default() }
+    }
+
+    /// The consumer's ARN. Registers it if it is not there; several processes may do so at once.
+    async fn arn(&self) -> Result<String, PortError> {
+        let mut known = self.arn.lock().await;
+        if let Some(arn) = &*known {
+            return Ok(arn.clone());
+        }
+        let (tries, pause) = REGISTRATION_WAIT;
+        for _ in 0..tries {
+            match self.describe().await? {
+                Some((arn, ConsumerStatus::Active)) => return Ok(known.insert(arn).clone()),
+                None => self.register().await?,
+                // It comes, or an earlier one goes.
+                Some(_) => sleep(pause).await,
+            }
+        }
+        Err(PortError::refused(format!("consumer {} did not become active", self.name)))
+    }
+
+    async fn describe(&self) -> Result<Option<(String, ConsumerStatus)>, PortError> {
+        let request = self.client.describe_stream_consumer().stream_arn(&*self.stream_arn).consumer_name(&self.name);
+        match request.send().await {
+            Ok(output) => Ok(output.consumer_description.map(|found| (found.consumer_arn, found.consumer_status))),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception()) => {
+                Ok(None)
+            }
+            Err(error) => Err(port_error(&format!("DescribeStreamConsumer of {}", self.name), &error)),
+        }
+    }
+
+    async fn register(&self) -> Result<(), PortError> {
+        let request = self.client.register_stream_consumer().stream_arn(&*self.stream_arn).consumer_name(&self.name);
+        match request.send().await {
+            Ok(_) => Ok(()),
+            // Somebody else has just done it.
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_resource_in_use_exception()) => Ok(()),
+            Err(error) => Err(port_error(&format!("RegisterStreamConsumer of {}", self.name), &error)),
+        }
+    }
+
+    async fn forget(&self) {
+        *self.arn.lock().await = None;
+    }
+}
+
+struct Subscription {
+    output: SubscribeToShardOutput,
+    last_event: Instant,
+    /// The last event named the shard's children: it is closed.
+    closed: bool,
+}
+
+/// Reads one shard.
+pub(super) struct FanOutReader {
+    client: Client,
+    /// A pool of its own: records that wait to be taken fill a shared connection's window, and every other call with it.
+    http_client: SharedHttpClient,
+    consumer: Arc<Consumer>,
+    shard: ShardId,
+    cursor: Cursor,
+    /// Where Kinesis says to go on, also when no record came.
+    continuation: Option<String>,
+    subscription: Option<Subscription>,
+    pause: Duration,
+    next_subscription: Instant,
+    ended: bool,
+}
+
+impl FanOutReader {
+    pub(super) fn new(
+        client: Client,
+        http_client: SharedHttpClient,
+        consumer: Arc<Consumer>,
+        shard: ShardId,
+        cursor: Cursor,
+        pause: Duration,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            client,
+            http_client,
+            consumer,
+            shard,
+            cursor,
+            continuation: None,
+            subscription: None,
+            pause,
+            next_subscription: now,
+            ended: false,
+        }
+    }
+
+    /// Subscribes; `None` if Kinesis does not know the starting point.
+    async fn subscribe(&mut self) -> Result<Option<Subscription>, PortError> {
+        sleep_until(self.next_subscription).await;
+        self.next_subscription = Instant::now() + self.pause;
+        let arn = self.consumer.arn().await?;
+        let position = match (&self.continuation, self.cursor.start_at()) {
+            // Everything up to there was taken.
+            (Some(sequence), _) => {
+                StartingPosition::builder().r#type(ShardIteratorType::AfterSequenceNumber).sequence_number(sequence)
+            }
+            (None, Some(sequence)) => {
+                self.cursor.restart();
+                StartingPosition::builder().r#type(ShardIteratorType::AtSequenceNumber).sequence_number(sequence)
+            }
+            (None, None) => StartingPosition::builder().r#type(ShardIteratorType::TrimHorizon),
+        };
+        let position = position.build().map_err(|error| PortError::permanent(error.to_string()))?;
+        let request = self.client.subscribe_to_shard().consumer_arn(arn).shard_id(self.shard.as_str());
+        let overrides = aws_sdk_kinesis::config::Builder::new().http_client(self.http_client.clone());
+        match request.starting_position(position).customize().config_override(overrides).send().await {
+            Ok(output) => Ok(Some(Subscription { output, last_event: Instant::now(), closed: false })),
+            Err(error) => {
+                let failed = port_error(&format!("SubscribeToShard of {}", self.shard), &error);
+                let service = error.as_service_error();
+                if service.is_some_and(|error| error.is_resource_not_found_exception()) {
+                    // Somebody may have removed the consumer: it is looked for, and registered, once more.
+                    self.consumer.forget().await;
+                    return Err(PortError::refused(failed.message));
+                }
+                if service.is_some_and(|error| error.is_invalid_argument_exception()) {
+                    if self.continuation.take().is_some() {
+                        return Err(PortError::refused(failed.message));
+                    }
+                    tracing::error!(error = %failed, "the starting point is not in the stream");
+                    return Ok(None);
+                }
+                Err(failed)
+            }
+        }
+    }
+
+    fn take(&mut self, event: SubscribeToShardEvent) -> Result<ReadOutcome, PortError> {
+        let closed = event.child_shards.as_ref().is_some_and(|children| !children.is_empty());
+        let SubscribeToShardEvent { records, continuation_sequence_number, millis_behind_latest, .. } = event;
+        let caught_up = records.is_empty() && millis_behind_latest == 0;
+        // Kinesis leaves the continuation out at the end of a shard. Stand-ins name the children earlier, and go on.
+        self.ended = closed && (continuation_sequence_number.is_empty() || records.is_empty());
+        if let Some(subscription) = &mut self.subscription {
+            subscription.closed = closed;
+        }
+        let outcome = self.cursor.take(records, caught_up)?;
+        if self.cursor.is_proven() && !continuation_sequence_number.is_empty() {
+            self.continuation = Some(continuation_sequence_number);
+        }
+        Ok(outcome)
+    }
+
+    /// The subscription is over. Everything taken so far stays taken.
+    fn over(&mut self) {
+        if self.subscription.take().is_some_and(|subscription| subscription.closed) {
+            self.ended = true;
+        }
+    }
+}
+
+#[async_trait]
+impl RecordReader for FanOutReader {
+    async fn next(&mut self) -> Result<ReadOutcome, PortError> {
+        const NOTHING: ReadOutcome = ReadOutcome::Records(Vec::new());
+        if self.ended {
+            self.subscription = None;
+            return Ok(self.cursor.end());
+        }
+        if self.subscription.is_none() {
+            match self.subscribe().await? {
+                Some(subscription) => self.subscription = Some(subscription),
+                None => return Ok(ReadOutcome::Expired),
+            }
+        }
+        let Some(subscription) = &mut self.subscription else { return Ok(NOTHING) };
+        let Ok(event) = timeout(EVENT_WAIT, subscription.output.event_stream.recv()).await else {
+            if subscription.last_event.elapsed() > SILENCE_MAX {
+                tracing::warn!(shard = %self.shard, "a subscription fell silent, another one is made");
+                self.subscription = None;
+            }
+            return Ok(NOTHING);
+        };
+        subscription.last_event = Instant::now();
+        match event {
+            Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event))) => {
+                let taken = self.take(event);
+                if taken.is_err() {
+                    self.subscription = None;
+                }
+                taken
+            }
+            // What a later version of the service sends in between.
+            Ok(Some(_)) => Ok(NOTHING),
+            // Five minutes are over, or another subscription of this consumer has taken its place.
+            Ok(None) => {
+                self.over();
+                Ok(NOTHING)
+            }
+            Err(error) => {
+                self.subscription = None;
+                let text = describe(&format!("subscription to {}", self.shard), &error);
+                // Reading has no effect, so even a failure that looks final is worth another subscription.
+                tracing::debug!(verdict = ?judge(&error, None), text, "a subscription broke");
+                Err(PortError::refused(text))
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The shard map.
+//!
+//! Owns reading it from Kinesis. Must never invent a shard, or leave one out that a record was stored in.
+
+use std::time::Duration;
+
+use aws_sdk_kinesis::{Client, types::Shard as KinesisShard};
+use votestream_core::{
+    HashRange, ShardId,
+    port::{PortError, Shard},
+};
+
+use super::limits::LIST_SHARDS_PAGE;
+use crate::client::port_error;
+
+/// Most pages. Far above what any account may have.
+const PAGES_MAX: usize = 100;
+/// How often, and after which pause, the map is read again because a shard that is known to exist is not in it.
+pub(super) const MISSING_SHARD_READS: (u32, Duration) = (10, Duration::from_millis(200));
+
+/// All shards, in the order of their creation.
+pub(super) async fn list(client: &Client, stream: &str) -> Result<Vec<Shard>, PortError> {
+    let what = format!("ListShards of {stream}");
+    let mut shards = Vec::new();
+    let mut token: Option<String> = None;
+    for _ in 0..PAGES_MAX {
+        let request = client.list_shards().max_results(LIST_SHARDS_PAGE);
+        let request = match token {
+            None => request.stream_name(stream),
+            Some(token) => request.next_token(token),
+        };
+        let output = request.send().await.map_err(|error| port_error(&what, &error))?;
+        for shard in output.shards() {
+            shards.push(convert(shard).ok_or_else(|| PortError::permanent(format!("{what}: {shard:?}")))?);
+        }
+        token = output.next_token;
+        if token.is_none() {
+            // Names count up.
+            shards.sort_unstable_by(|a: &Shard, b| a.id.cmp(&b.id));
+            return Ok(shards);
+        }
+    }
+    Err(PortError::permanent(format!("{what}: more than {PAGES_MAX} pages")))
+}
+
+fn convert(shard: &KinesisShard) -> Option<Shard> {
+    let range = shard.hash_key_range()?;
+    let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
+    Some(Shard {
+        id: ShardId::new(shard.shard_id()),
+        range: HashRange { start: range.starting_hash_key().parse().ok()?, end: range.ending_hash_key().parse().ok()? },
+        parents: parents.into_iter().flatten().map(ShardId::new).collect(),
+        open: shard.sequence_number_range()?.ending_sequence_number().is_none(),
+    })
+}
