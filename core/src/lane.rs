@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{map::LaneMap, queue::Spare, send::PendingBatches};
 use crate::{
+    metrics,
     poll::PollId,
     port::{PortError, VoteStream},
     time::{Clock, TimeBounds, Timestamp},
@@ -93,6 +94,11 @@ impl LaneConfig {
             refresh_every: Duration::from_secs(10),
         }
     }
+
+    /// For a stream behind a network, where a put takes tens of milliseconds and each record costs.
+    pub fn distributed() -> Self {
+        Self { bounds: TimeBounds::DISTRIBUTED, linger: Duration::from_millis(20), ..Self::one_machine() }
+    }
 }
 
 /// Up to this many lanes, going through a message once a lane is faster than sorting it.
@@ -150,13 +156,26 @@ impl Producer {
     /// Appends the votes of one message, in their order. Every vote is settled later, exactly once. Does not wait: the
     /// caller bounds how many bytes are unsettled.
     pub fn append(&self, message: &Arc<dyn Settle>, votes: &[AcceptedVote<'_>], accepted_at: Timestamp) {
+        self.append_traced(message, votes, accepted_at, "");
+    }
+
+    /// [`Self::append`] for a message of a sampled trace; see [`crate::trace::child`]. The batches that take the votes belong
+    /// to that trace. Empty if there is none.
+    pub fn append_traced(
+        &self,
+        message: &Arc<dyn Settle>,
+        votes: &[AcceptedVote<'_>],
+        accepted_at: Timestamp,
+        traceparent: &str,
+    ) {
         self.unsettled.fetch_add(votes.len(), Ordering::AcqRel);
+        metrics::VOTES_UNSETTLED.add(votes.len() as i64);
         let map = self.map.read();
         match votes {
             [] => {}
             [vote] => {
                 let lane = map.lane(vote.hash);
-                lane.append(&self.spare, message, std::iter::once(vote), accepted_at);
+                lane.append(&self.spare, message, std::iter::once(vote), accepted_at, traceparent);
             }
             votes => {
                 // Lane by lane, so that each is locked once a message; within a lane in order, which keeps a user's votes in
@@ -167,7 +186,7 @@ impl Producer {
                         let mut votes =
                             votes.iter().zip(&lanes).filter(|&(_, of)| *of == lane).map(|(vote, _)| vote).peekable();
                         if votes.peek().is_some() {
-                            map.at(lane).append(&self.spare, message, votes, accepted_at);
+                            map.at(lane).append(&self.spare, message, votes, accepted_at, traceparent);
                         }
                     }
                 } else {
@@ -175,7 +194,7 @@ impl Producer {
                     order.sort_unstable();
                     for group in order.chunk_by(|a, b| a.0 == b.0) {
                         let votes = group.iter().map(|&(_, at)| &votes[at as usize]);
-                        map.at(group[0].0).append(&self.spare, message, votes, accepted_at);
+                        map.at(group[0].0).append(&self.spare, message, votes, accepted_at, traceparent);
                     }
                 }
             }
@@ -200,6 +219,7 @@ impl Producer {
 
     fn settle(&self, parts: &queue::Parts, outcome_of: impl Fn(usize) -> Option<Outcome>) {
         let settled = parts.settle(outcome_of);
+        metrics::VOTES_UNSETTLED.add(-(settled as i64));
         if settled > 0 && self.unsettled.fetch_sub(settled, Ordering::AcqRel) == settled {
             self.idle.notify_waiters();
         }

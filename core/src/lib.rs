@@ -18,6 +18,7 @@ pub mod group;
 pub mod lane;
 pub mod limits;
 pub mod memory;
+pub mod metrics;
 pub mod poll;
 pub mod poll_cache;
 pub mod port;
@@ -27,6 +28,7 @@ pub mod tally;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod trace;
 pub mod window;
 
 pub use poll::{Poll, PollId, PollOption, PollSource};

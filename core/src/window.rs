@@ -110,6 +110,16 @@ pub struct Selected {
 }
 
 impl Selected {
+    /// Number of votes that count.
+    pub fn len(&self) -> usize {
+        self.only.as_ref().map_or(self.batch.len(), Vec::len)
+    }
+
+    /// Whether no vote counts.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Indices of the votes that count, ascending.
     pub fn indices(&self) -> impl Iterator<Item = usize> + '_ {
         let all = if self.only.is_none() { self.batch.len() } else { 0 };

@@ -13,6 +13,7 @@ use std::{
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     Applier, ApplyError, GroupConfig,
@@ -21,11 +22,14 @@ use super::{
 };
 use crate::{
     memory::ProducerMemory,
+    metrics,
     poll::{Poll, PollId},
     poll_cache::PollCache,
     port::{Ports, Progress, ShardRow, WriteOutcome},
     sequence::SequenceNumber,
-    window::{ReadRecord, ShardState, Window, decide, polls_named},
+    time::Timestamp,
+    trace,
+    window::{ReadRecord, Selected, ShardState, Window, decide, polls_named},
 };
 
 /// Attempts at one progress write before the shard is given up.
@@ -60,6 +64,8 @@ struct Decided {
     window: Window,
     /// The state at its end.
     state: ShardState,
+    /// When its first record arrived.
+    oldest: Timestamp,
 }
 
 /// What was gathered.
@@ -266,6 +272,8 @@ impl Consumer {
     }
 
     async fn decide(&mut self, records: &[ReadRecord], end: SequenceNumber) -> Result<Decided, Stopped> {
+        let oldest = records.first().map_or(self.state.clock, |record| record.arrived_at);
+        metrics::shard_behind(self.config.group, &self.row.shard, oldest);
         let polls = self.look_up(&polls_named(records)).await?;
         let decision = decide(records, self.state.clone(), &self.row.range, &polls, &self.config.bounds)
             .map_err(|full| Stopped::Failed(full.to_string()))?;
@@ -278,7 +286,7 @@ impl Consumer {
             selected: decision.selected,
             polls: decision.polls,
         };
-        Ok(Decided { window, state: decision.state })
+        Ok(Decided { window, state: decision.state, oldest })
     }
 
     /// The polls of these ids that exist. Waits until the store answers.
@@ -325,11 +333,19 @@ impl Consumer {
 
     /// Applies the window, again and again until it is applied, and moves on to its end.
     async fn apply(&mut self, decided: Decided) -> Result<(), Stopped> {
-        let Decided { window, state } = decided;
+        let Decided { window, state, oldest } = decided;
+        let (group, started) = (self.config.group, Instant::now());
+        let votes: usize = window.selected.iter().map(Selected::len).sum();
+        let span = trace::linked(window.selected.iter().map(|selected| &*selected.batch.trace_context), || {
+            tracing::info_span!(
+                target: trace::TARGET, "apply window", otel.kind = "consumer", trace_id = tracing::field::Empty,
+                group = group.as_str(), shard = %window.shard, epoch = window.epoch, end = %window.end, votes,
+            )
+        });
         self.backoff.reset();
         let (mut attempts_at_stop, mut superseded) = (0, 0);
         loop {
-            match self.applier.apply(&window).await {
+            match self.applier.apply(&window).instrument(span.clone()).await {
                 Ok(()) => break,
                 Err(ApplyError::Port(error)) if error.retryable => {
                     tracing::warn!(shard = %window.shard, end = %window.end, %error, "a window failed, it is applied again");
@@ -354,6 +370,9 @@ impl Consumer {
         }
         self.backoff.reset();
         (self.position, self.state) = (window.end, state);
+        let age = self.ports.clock.now().since(oldest);
+        metrics::window_applied(group, votes as u64, started.elapsed(), age);
+        metrics::shard_caught_up(group, &window.shard);
         Ok(())
     }
 

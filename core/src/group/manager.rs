@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     memory::ProducerMemory,
+    metrics::{self, LeaseChange},
     poll_cache::PollCache,
     port::{Lease, PortError, Ports, Progress, Shard, ShardRow},
     routing::ShardId,
@@ -238,6 +239,7 @@ impl Manager {
             None => {
                 let Some(row) = theirs.iter().find(|row| row.lease.wanted_by.is_none()) else { return Ok(()) };
                 self.ports.leases.request(self.config.group, &row.shard, row.lease.epoch, &me).await?;
+                metrics::lease_changed(self.config.group, LeaseChange::Requested);
                 self.requested = Some(Requested { shard: row.shard.clone(), epoch: row.lease.epoch, since: now });
             }
             // One at a time. An owner that renews but does not hand over is stuck: then the shard is taken.
@@ -283,6 +285,7 @@ impl Manager {
         let (group, me) = (self.config.group, &self.config.worker_id);
         let Some(row) = self.ports.leases.take(group, &row.shard, &row.lease, me).await? else { return Ok(false) };
         tracing::info!(group = group.as_str(), shard = %row.shard, epoch = row.lease.epoch, "took a shard");
+        metrics::lease_changed(group, LeaseChange::Taken);
         let (stop, shard) = (CancellationToken::new(), row.shard.clone());
         let (config, ports) = (self.config.clone(), self.ports.clone());
         let (polls, applier) = (self.polls.clone(), self.factory.applier());
@@ -316,6 +319,15 @@ async fn supervise(
         stopped = consumer.run() => stopped,
     };
     drop(renewal);
+    metrics::shard_left(config.group, &shard);
+    metrics::lease_changed(
+        config.group,
+        match &stopped {
+            Stopped::Drained | Stopped::Interrupted | Stopped::Ended => LeaseChange::Released,
+            Stopped::Fenced => LeaseChange::Lost,
+            Stopped::Failed(_) => LeaseChange::Failed,
+        },
+    );
     if !matches!(stopped, Stopped::Fenced) {
         while let Err(error) = ports.leases.release(config.group, &shard, epoch).await {
             let pause = backoff.pause();

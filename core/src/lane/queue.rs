@@ -8,6 +8,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{AcceptedVote, LaneConfig, Outcome, Settle};
 use crate::{
     batch::OpenBatch,
+    metrics,
     routing::{HashRange, ShardId},
     time::Timestamp,
 };
@@ -33,7 +34,12 @@ pub(super) struct QueuedBatch {
     pub(super) votes: OpenBatch,
     pub(super) parts: Parts,
     pub(super) opened_at: Instant,
+    /// The traces that its votes belong to, as far as they are sampled. Nearly always empty.
+    pub(super) traceparents: Vec<Box<str>>,
 }
+
+/// Most traces of a batch.
+const TRACES_MAX: usize = 16;
 
 /// The lanes' settings, and batches that were settled: their memory is used again, which saves the system from mapping and
 /// clearing it for every batch.
@@ -56,6 +62,7 @@ impl Spare {
             votes: OpenBatch::default(),
             parts: Parts::default(),
             opened_at: Instant::now(),
+            traceparents: Vec::new(),
         });
         batch.opened_at = Instant::now();
         batch
@@ -65,6 +72,7 @@ impl Spare {
     pub(super) fn keep(&self, mut batch: QueuedBatch) {
         batch.votes.clear();
         batch.parts.clear();
+        batch.traceparents.clear();
         let mut batches = self.batches.lock();
         if batches.len() < SPARE_BATCHES_MAX {
             batches.push(batch);
@@ -93,11 +101,15 @@ impl Lane {
         message: &Arc<dyn Settle>,
         votes: impl Iterator<Item = &'a AcceptedVote<'a>>,
         accepted_at: Timestamp,
+        traceparent: &str,
     ) {
         let mut state = self.state.lock();
         let batches_before = state.queue.len();
         for vote in votes {
             state.push(spare, message, vote, accepted_at);
+            if !traceparent.is_empty() {
+                state.note_trace(traceparent);
+            }
         }
         if state.queue.len() != batches_before || state.queue.front().is_some_and(|batch| batch.is_full(&spare.config))
         {
@@ -126,6 +138,18 @@ impl LaneState {
     }
 }
 
+impl LaneState {
+    /// Notes the trace of the vote that was pushed last.
+    fn note_trace(&mut self, traceparent: &str) {
+        if let Some(batch) = self.queue.back_mut()
+            && batch.traceparents.len() < TRACES_MAX
+            && !batch.traceparents.iter().any(|known| **known == *traceparent)
+        {
+            batch.traceparents.push(traceparent.into());
+        }
+    }
+}
+
 impl QueuedBatch {
     pub(super) fn is_full(&self, config: &LaneConfig) -> bool {
         self.votes.len() >= config.batch_votes_max || self.votes.bytes() >= config.batch_bytes_max
@@ -137,7 +161,13 @@ impl QueuedBatch {
             let vote = self.votes.vote(at);
             let (poll_id, option_id) = vote.choice;
             let accepted = AcceptedVote { poll_id, option_id, user_id: vote.user_id, hash: vote.hash, index };
-            lane_of(vote.hash).append(spare, message, iter::once(&accepted), vote.accepted_at);
+            let lane = lane_of(vote.hash);
+            lane.append(spare, message, iter::once(&accepted), vote.accepted_at, "");
+            // Which vote was of which trace is not known any more.
+            if !self.traceparents.is_empty() {
+                let mut state = lane.state.lock();
+                self.traceparents.iter().for_each(|traceparent| state.note_trace(traceparent));
+            }
         }
     }
 
@@ -150,7 +180,7 @@ impl QueuedBatch {
             }
         }
         let votes = self.votes.subset((0..self.votes.len()).filter(|&at| keep(at)));
-        Self { votes, parts, opened_at: self.opened_at }
+        Self { votes, parts, opened_at: self.opened_at, traceparents: self.traceparents.clone() }
     }
 }
 
@@ -188,6 +218,7 @@ impl Parts {
                 let same = (from..*end).find(|&at| outcome_of(at) != outcome).unwrap_or(*end);
                 if let Some(outcome) = outcome {
                     message.settle(&self.indices[from..same], outcome);
+                    metrics::VOTES_SETTLED.add(outcome as usize, (same - from) as u64);
                     settled += same - from;
                 }
                 from = same;

@@ -10,8 +10,9 @@ use std::{
 
 use parking_lot::Mutex;
 use rand::RngExt;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use super::{
     Outcome, Producer,
@@ -19,8 +20,10 @@ use super::{
 };
 use crate::{
     batch::BatchId,
+    metrics,
     port::Effect,
     routing::{HashRange, HashRanges, ShardId},
+    trace,
 };
 
 /// First and longest pause before a retry. Each pause is drawn between half of its length and its whole length.
@@ -79,7 +82,9 @@ pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped:
         let Some(producer) = producer.upgrade() else { return };
         let linger = match lane.next_step(&producer) {
             Step::Send(batch, pending, number) => {
-                producer.send(&lane, *batch, pending, number).await;
+                let (span, context) = span_of(&lane, &batch, number);
+                let context = context.as_deref().unwrap_or_default();
+                producer.send(&lane, *batch, pending, number, context).instrument(span).await;
                 continue;
             }
             Step::Blocked => {
@@ -103,6 +108,20 @@ pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped:
             () = tokio::time::sleep(linger.unwrap_or(WAKE_AT_LATEST)) => {}
         }
     }
+}
+
+/// The span of a batch on its way into the stream, and its `traceparent`: a child of the first trace that the batch belongs
+/// to, linked to the others.
+fn span_of(lane: &Lane, batch: &QueuedBatch, number: u64) -> (Span, Option<Arc<str>>) {
+    let Some((first, others)) = batch.traceparents.split_first() else { return (Span::none(), None) };
+    let (span, context) = trace::child(first, || {
+        tracing::info_span!(
+            target: trace::TARGET, "put batch", otel.kind = "producer", trace_id = tracing::field::Empty,
+            shard = %lane.shard, votes = batch.votes.len(), number,
+        )
+    });
+    trace::link(&span, others.iter().map(|other| &**other));
+    (span, context)
 }
 
 enum Step<'a> {
@@ -140,7 +159,14 @@ impl Lane {
 
 impl Producer {
     /// Sends one sealed batch until every vote of it is settled.
-    async fn send(self: &Arc<Self>, lane: &Lane, batch: QueuedBatch, pending: Pending<'_>, number: u64) {
+    async fn send(
+        self: &Arc<Self>,
+        lane: &Lane,
+        batch: QueuedBatch,
+        pending: Pending<'_>,
+        number: u64,
+        trace_context: &str,
+    ) {
         let deadline = self.config.bounds.answer_deadline;
         let id = BatchId { producer: self.config.producer, number };
 
@@ -163,9 +189,23 @@ impl Producer {
             if time_left.is_zero() {
                 break;
             }
-            let data = record.get_or_insert_with(|| left.votes.seal(id, &ranges, "")).clone();
+            let seal = || {
+                let record = left.votes.seal(id, &ranges, trace_context);
+                metrics::BATCH_VOTES.record(left.votes.len() as f64, &[]);
+                metrics::BATCH_BYTES.record(record.len() as f64, &[]);
+                record
+            };
+            let data = record.get_or_insert_with(seal).clone();
             let hash = left.votes.hashes()[0];
-            match tokio::time::timeout(time_left, self.stream.put(hash, data)).await {
+            let started = Instant::now();
+            let put = tokio::time::timeout(time_left, self.stream.put(hash, data)).await;
+            let labels = match &put {
+                Ok(Ok(_)) => metrics::PUT_STORED,
+                Ok(Err(error)) if error.effect == Effect::None => metrics::PUT_REFUSED,
+                Ok(Err(_)) | Err(_) => metrics::PUT_UNKNOWN,
+            };
+            metrics::PUT_DURATION.record(started.elapsed().as_secs_f64(), labels);
+            match put {
                 Ok(Ok(stored)) => {
                     let Some(range) = self.range_of(&stored.shard, time_left).await else {
                         outcome_if_given_up = Outcome::Unknown;
