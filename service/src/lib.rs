@@ -2,7 +2,11 @@
 //!
 //! Owns the shell of a process. Must never know what a vote is.
 
+pub mod config;
 mod grpc;
+#[cfg(feature = "otel")]
+pub mod process;
+pub mod telemetry;
 
 pub use grpc::{DrainReport, serve};
 
