@@ -45,6 +45,20 @@ pub enum InvalidField {
     ClosesBeforeOpening,
 }
 
+impl InvalidField {
+    /// Name of the field, as in the .proto files.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Empty(field) | Self::TooLong { field, .. } | Self::NotUtf8(field) | Self::ControlCharacter(field) => {
+                field
+            }
+            Self::PollIdAlphabet => "poll_id",
+            Self::OptionCount(_) | Self::DuplicateOption(_) => "options",
+            Self::ClosesBeforeOpening => "closes_at",
+        }
+    }
+}
+
 /// Checks an id that may hold any text: not empty, within `max` bytes, UTF-8, no control characters.
 #[inline]
 pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Result<&'a str, InvalidField> {

@@ -1,9 +1,10 @@
-//! ingest-svc: takes votes over gRPC and brings them into the vote stream.
+//! ingest-svc: takes votes over gRPC, gRPC-Web and JSON, and brings them into the vote stream.
 //!
 //! Owns the admission of votes: validation against the polls, backpressure by bytes, and the answer to each vote. Must
 //! never answer for a vote before its lane has settled it, and never hold more unsettled bytes than configured.
 
 mod admission;
+mod json;
 mod rpc;
 mod session;
 
@@ -19,10 +20,10 @@ use votestream_core::{
     port::Ports,
 };
 use votestream_proto::v1::ingest_service_server::IngestServiceServer;
-use votestream_service::{DrainReport, ServiceError};
+use votestream_service::{CorsOrigins, DrainReport, ServiceError, Surface};
 
 /// Settings of the ingest service.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct IngestConfig {
     /// The protocol's time limits.
     pub bounds: TimeBounds,
@@ -34,6 +35,8 @@ pub struct IngestConfig {
     pub unary_patience: Duration,
     /// How long calls under way may take to end once shutdown has begun. At least D, so that every vote can be answered.
     pub drain: Duration,
+    /// Web pages that may call from a browser; none by default.
+    pub cors_allow_origins: CorsOrigins,
 }
 
 impl IngestConfig {
@@ -46,6 +49,7 @@ impl IngestConfig {
             unsettled_bytes_max: 64 << 20,
             unary_patience: Duration::from_millis(500),
             drain: bounds.answer_deadline + Duration::from_secs(2),
+            cors_allow_origins: CorsOrigins::default(),
         }
     }
 }
@@ -62,11 +66,12 @@ pub async fn run(
         .map_err(|error| ServiceError::task("reading the shard map", error))?;
     let polls = PollCache::new(ports.polls.clone(), config.bounds.poll_cache_life);
     let admission = Arc::new(admission::Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
-    let service = rpc::Ingest::new(admission, shutdown.clone());
-    let service = IngestServiceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let routes = tonic::service::Routes::new(service);
+    let service = Arc::new(rpc::Ingest::new(admission, shutdown.clone()));
+    let json = json::routes(service.clone());
+    let service = IngestServiceServer::from_arc(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let surface = Surface::new(tonic::service::Routes::new(service), json, config.cors_allow_origins);
     let report =
-        votestream_service::serve("votestream.v1.IngestService", routes, listener, shutdown, config.drain).await?;
+        votestream_service::serve("votestream.v1.IngestService", surface, listener, shutdown, config.drain).await?;
     // Votes of calls that were cut off are still on their way; they are settled within D.
     producer.drain().await;
     Ok(report)

@@ -15,7 +15,8 @@ use votestream_core::limits::MESSAGE_BYTES_MAX;
 use votestream_proto::{
     VotesMessage,
     v1::{
-        CastVoteResponse, CastVotesResponse, RejectionCode, StreamVotesResponse, ingest_service_server::IngestService,
+        CastVoteResponse, CastVotesResponse, Rejection, RejectionCode, StreamVotesResponse,
+        ingest_service_server::IngestService,
     },
 };
 
@@ -152,7 +153,7 @@ impl IngestService for Ingest {
         session.close();
         match session.settled().await.and_then(|settled| settled.rejections.into_iter().next()) {
             None => Ok(Response::new(CastVoteResponse {})),
-            Some(rejection) => Err(Status::new(code_of(rejection.code()), rejection.reason)),
+            Some(rejection) => Err(rejected(rejection)),
         }
     }
 
@@ -215,6 +216,24 @@ impl IngestService for Ingest {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
+    }
+}
+
+/// Status of a rejected single vote; names the field at fault, if it is one.
+fn rejected(rejection: Rejection) -> Status {
+    let (code, kind, reason) = (code_of(rejection.code()), rejection.code(), rejection.reason);
+    let field = match kind {
+        RejectionCode::Malformed => ["poll_id", "user_id", "option_id"].into_iter().find(|id| reason.starts_with(id)),
+        RejectionCode::OptionNotFound => Some("option_id"),
+        RejectionCode::PollNotFound
+        | RejectionCode::PollNotOpen
+        | RejectionCode::PollClosed
+        | RejectionCode::WrongSource => Some("poll_id"),
+        RejectionCode::Unavailable | RejectionCode::OutcomeUnknown | RejectionCode::Unspecified => None,
+    };
+    match field {
+        Some(field) => votestream_service::http::status_of_field(code, field, reason),
+        None => Status::new(code, reason),
     }
 }
 

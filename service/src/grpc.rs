@@ -1,4 +1,5 @@
-//! The gRPC server: HTTP/2 limits, health, reflection, and an orderly end within a time limit.
+//! The server of one port: HTTP/2 limits, health, reflection, and an orderly end within a time limit. HTTP/1.1 is spoken
+//! too, for JSON and gRPC-Web.
 //!
 //! The HTTP/2 windows are not free to choose. Since version 0.4.16, h2 closes a connection that holds too many unread DATA
 //! frames of under 256 bytes, which is what a fast stream of one vote a message looks like as soon as the engine stalls.
@@ -11,10 +12,10 @@ use futures::FutureExt;
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::Server};
+use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
-use crate::ServiceError;
+use crate::{ServiceError, Surface};
 
 /// HTTP/2 receive window of a stream.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -40,11 +41,11 @@ pub enum DrainReport {
     TimedOut,
 }
 
-/// Serves `routes` with health and reflection (v1 and v1alpha) until `shutdown`; then reports NOT_SERVING, takes no new
+/// Serves `surface` with health and reflection (v1 and v1alpha) until `shutdown`; then reports NOT_SERVING, takes no new
 /// connection, and gives the calls under way `drain` to end. Handlers that wait watch the same token and finish by themselves.
 pub async fn serve(
     service_name: &'static str,
-    routes: Routes,
+    surface: impl Into<Surface>,
     listener: TcpListener,
     shutdown: CancellationToken,
     drain: Duration,
@@ -64,6 +65,9 @@ pub async fn serve(
             }
         })
     });
+    let mut surface: Surface = surface.into();
+    let grpc = surface.grpc.add_service(health_service);
+    surface.grpc = grpc.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
     let draining = shutdown.clone();
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -71,10 +75,8 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
-        .add_routes(routes)
-        .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .accept_http1(true)
+        .add_routes(surface.into_routes())
         .serve_with_incoming_shutdown(incoming, async move {
             draining.cancelled().await;
             health.set_service_status("", ServingStatus::NotServing).await;

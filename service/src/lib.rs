@@ -1,14 +1,16 @@
-//! What every Votestream service shares: the gRPC server's settings, health, reflection and drain.
+//! What every Votestream service shares: the server's settings, health, reflection and drain, and how errors look in JSON.
 //!
 //! Owns the shell of a process. Must never know what a vote is.
 
 pub mod config;
 mod grpc;
+pub mod http;
 #[cfg(feature = "otel")]
 pub mod process;
 pub mod telemetry;
 
 pub use grpc::{DrainReport, serve};
+pub use http::{CorsOrigins, Surface};
 
 /// Why a service ended other than by being told to.
 #[derive(Debug, thiserror::Error)]

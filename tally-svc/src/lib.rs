@@ -7,6 +7,7 @@ mod applier;
 mod cache;
 mod convert;
 mod finalizer;
+mod json;
 mod polls;
 mod results;
 mod snapshot;
@@ -24,7 +25,7 @@ use votestream_core::{
     port::{Group, Ports},
 };
 use votestream_proto::v1::{poll_service_server::PollServiceServer, results_service_server::ResultsServiceServer};
-use votestream_service::ServiceError;
+use votestream_service::{CorsOrigins, ServiceError, Surface};
 
 pub use applier::{TallyApplier, TallyAppliers};
 
@@ -52,6 +53,8 @@ pub struct TallyConfig {
     pub cache_life: Duration,
     /// How long calls under way may take once the service is told to stop.
     pub drain: Duration,
+    /// Web pages that may call from a browser; none by default.
+    pub cors_allow_origins: CorsOrigins,
 }
 
 impl TallyConfig {
@@ -62,6 +65,7 @@ impl TallyConfig {
             flush_interval: FLUSH_INTERVAL,
             cache_life: CACHE_LIFE,
             drain: DRAIN,
+            cors_allow_origins: CorsOrigins::default(),
         }
     }
 }
@@ -85,10 +89,12 @@ pub async fn run(
     let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, config.cache_life));
     let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
     let stop = shutdown.child_token();
-    let polls = Polls::new(ports.clone(), bounds, finalizer.clone(), snapshots.clone());
-    let results = Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone());
-    let routes = Routes::new(PollServiceServer::new(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(ResultsServiceServer::new(results).max_decoding_message_size(REQUEST_BYTES_MAX));
+    let polls = Arc::new(Polls::new(ports.clone(), bounds, finalizer.clone(), snapshots.clone()));
+    let results = Arc::new(Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone()));
+    let json = json::routes(polls.clone(), results.clone());
+    let routes = Routes::new(PollServiceServer::from_arc(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX));
+    let surface = Surface::new(routes, json, config.cors_allow_origins);
 
     let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
     let (grouped, served, finalized) = tokio::join!(
@@ -98,7 +104,7 @@ pub async fn run(
                 .map_err(|error| ServiceError::task("the tally group", error))
         }),
         essential("the gRPC server", &stop, async {
-            votestream_service::serve(SERVICE_NAME, routes, listener, stop.clone(), config.drain).await.map(|_| ())
+            votestream_service::serve(SERVICE_NAME, surface, listener, stop.clone(), config.drain).await.map(|_| ())
         }),
         essential("the finalizer", &stop, async {
             finalizer.run(stop.clone()).await;

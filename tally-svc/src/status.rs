@@ -44,6 +44,15 @@ impl Failure {
         Self::Field { field, reason: reason.into() }
     }
 
+    fn field_at_fault(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid(invalid) => Some(invalid.field()),
+            Self::Field { field, .. } => Some(field),
+            Self::PollNotFound(_) | Self::OtherDefinition(_) => Some("poll_id"),
+            Self::NotFinal(_) | Self::Busy(_) | Self::ShuttingDown | Self::Unavailable | Self::Internal => None,
+        }
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::Invalid(_) | Self::Field { .. } => Code::InvalidArgument,
@@ -79,7 +88,10 @@ impl From<InconsistentTallies> for Failure {
 
 impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
-        Self::new(failure.code(), failure.to_string())
+        match failure.field_at_fault() {
+            Some(field) => votestream_service::http::status_of_field(failure.code(), field, failure.to_string()),
+            None => Self::new(failure.code(), failure.to_string()),
+        }
     }
 }
 

@@ -1,0 +1,94 @@
+//! Votes as JSON: `POST /vote` with the body of the AWS sample, and `POST /v1/polls/{poll}/votes`.
+//!
+//! Must never judge a vote: both routes make the message of a CastVote call and answer with what that call answers.
+
+use std::{borrow::Cow, sync::Arc};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Path, State, rejection::PathRejection},
+    response::Response,
+    routing::post,
+};
+use serde::Deserialize;
+use tonic::{Code, Request, Status};
+use votestream_core::foreign::{DecodeError, JsonText, JsonVote};
+use votestream_proto::{VotesMessage, v1::ingest_service_server::IngestService};
+use votestream_service::http::{failure, read_body, status_of_field, success};
+
+use crate::rpc::Ingest;
+
+/// The API's field names in the sample's body.
+const SAMPLE_NAMES: &[(&str, &str)] = &[("user_id", "cognitoid"), ("poll_id", "voteid"), ("option_id", "option")];
+
+/// The routes.
+pub(crate) fn routes(ingest: Arc<Ingest>) -> Router {
+    Router::new().route("/vote", post(sample_vote)).route("/v1/polls/{poll}/votes", post(vote)).with_state(ingest)
+}
+
+async fn sample_vote(State(ingest): State<Arc<Ingest>>, body: Body) -> Response {
+    let body = match read_body(body).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    let cast = async {
+        let vote = JsonVote::decode(&body).map_err(|error| invalid(&error))?;
+        cast(&ingest, &vote.poll_id, &vote.user_id, &vote.option_id).await
+    };
+    answer(cast.await, SAMPLE_NAMES)
+}
+
+async fn vote(State(ingest): State<Arc<Ingest>>, poll: Result<Path<String>, PathRejection>, body: Body) -> Response {
+    let body = match read_body(body).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    let cast = async {
+        let Path(poll_id) = poll.map_err(|_| invalid_field("poll_id", "poll_id is not valid UTF-8"))?;
+        let (user_id, option_id) = read_vote(&body).map_err(|error| invalid(&error))?;
+        cast(&ingest, &poll_id, &user_id, &option_id).await
+    };
+    answer(cast.await, &[])
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    user_id: Option<JsonText<'a>>,
+    #[serde(borrow)]
+    option_id: Option<JsonText<'a>>,
+}
+
+fn read_vote(body: &Bytes) -> Result<(Cow<'_, str>, Cow<'_, str>), DecodeError> {
+    let fields: Fields<'_> = serde_json::from_slice(body).map_err(|error| DecodeError::Json(error.to_string()))?;
+    Ok((JsonText::required(fields.user_id, "user_id")?, JsonText::required(fields.option_id, "option_id")?))
+}
+
+async fn cast(ingest: &Ingest, poll_id: &str, user_id: &str, option_id: &str) -> Result<(), Status> {
+    let mut message = VotesMessage::default();
+    message.push(poll_id, user_id, option_id);
+    ingest.cast_vote(Request::new(message)).await.map(drop)
+}
+
+fn answer(cast: Result<(), Status>, names: &[(&str, &str)]) -> Response {
+    match cast {
+        Ok(()) => success(&serde_json::Map::new()),
+        Err(status) => failure(&status, names),
+    }
+}
+
+fn invalid_field(field: &str, message: &str) -> Status {
+    status_of_field(Code::InvalidArgument, field, message)
+}
+
+fn invalid(error: &DecodeError) -> Status {
+    let message = error.to_string();
+    match error {
+        DecodeError::Missing(field) | DecodeError::Type(field) => invalid_field(field, &message),
+        DecodeError::Invalid(invalid) => invalid_field(invalid.field(), &message),
+        DecodeError::TooLarge(_) | DecodeError::Json(_) | DecodeError::Digest | DecodeError::Aggregate(_) => {
+            Status::invalid_argument(format!("the body is {message}"))
+        }
+    }
+}
