@@ -46,10 +46,7 @@ fn aggregate(votes: &[(String, &str)]) -> Bytes {
         partition_key_table: votes.iter().map(|(user, _)| user.clone()).collect(),
         records: (0..)
             .zip(votes)
-            .map(|(index, (user, option))| UserRecord {
-                partition_key_index: index,
-                data: vote("s", user, option),
-            })
+            .map(|(index, (user, option))| UserRecord { partition_key_index: index, data: vote("s", user, option) })
             .collect(),
     };
     let message = message.encode_to_vec();
