@@ -3,7 +3,12 @@
 //! Owns the one map from gRPC status codes to HTTP. Must never decide anything about a vote or a result: handlers call what
 //! the gRPC services call, and hand its status on.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    convert::Infallible,
+    str::FromStr,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -11,12 +16,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use futures::{
+    TryFutureExt,
+    future::{Either, MapOk},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use tonic::{Code, Status, service::Routes};
 use tonic_types::{ErrorDetails, StatusExt};
-use tonic_web::GrpcWebLayer;
+use tonic_web::{GrpcWebLayer, GrpcWebService};
+use tower::{Layer, Service};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// Largest JSON body. A vote with the longest ids, every character of them escaped, takes about 3 KiB.
@@ -50,7 +60,7 @@ impl Surface {
 
     /// All of it. gRPC-Web is a translation in front of the gRPC services; JSON routes stand beside them.
     pub(crate) fn into_routes(self) -> Routes {
-        let grpc = self.grpc.into_axum_router().layer(GrpcWebLayer::new());
+        let grpc = self.grpc.into_axum_router().layer(WebLayer);
         let json = self.json.method_not_allowed_fallback(async || {
             let message = "this path does not take this method";
             respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
@@ -60,6 +70,53 @@ impl Surface {
             router = router.layer(cors);
         }
         Routes::from(router)
+    }
+}
+
+/// Translates gRPC-Web, and passes gRPC by: the translation would wrap each body of a long stream twice more.
+#[derive(Clone, Copy)]
+struct WebLayer;
+
+impl<S: Clone> Layer<S> for WebLayer {
+    type Service = Web<S>;
+
+    fn layer(&self, grpc: S) -> Web<S> {
+        Web { web: GrpcWebLayer::new().layer(grpc.clone()), grpc }
+    }
+}
+
+#[derive(Clone)]
+struct Web<S> {
+    grpc: S,
+    web: GrpcWebService<S>,
+}
+
+type Translated = fn(http::Response<tonic::body::Body>) -> Response;
+
+impl<S> Service<http::Request<Body>> for Web<S>
+where
+    S: Service<http::Request<Body>, Response = Response, Error = Infallible>
+        + Service<http::Request<tonic::body::Body>, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<
+        <S as Service<http::Request<Body>>>::Future,
+        MapOk<<GrpcWebService<S> as Service<http::Request<Body>>>::Future, Translated>,
+    >;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        ready!(Service::<http::Request<Body>>::poll_ready(&mut self.grpc, cx))?;
+        Service::<http::Request<Body>>::poll_ready(&mut self.web, cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if request.version() == Version::HTTP_2 && !content_type.starts_with(b"application/grpc-web") {
+            Either::Left(self.grpc.call(request))
+        } else {
+            Either::Right(self.web.call(request).map_ok(IntoResponse::into_response))
+        }
     }
 }
 
