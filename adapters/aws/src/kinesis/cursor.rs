@@ -43,9 +43,10 @@ impl Cursor {
 
     /// Takes what an answer held. `caught_up` says that nothing lies behind it at present.
     pub(super) fn take(&mut self, records: Vec<KinesisRecord>, caught_up: bool) -> Result<ReadOutcome, PortError> {
+        // All are looked at before one is taken: after an error, none is.
+        let records = records.into_iter().map(convert).collect::<Result<Vec<_>, _>>()?;
         let mut new = Vec::with_capacity(records.len());
         for record in records {
-            let record = convert(record)?;
             if record.sequence == self.after {
                 self.proven = true;
             } else if record.sequence > self.after {
@@ -161,7 +162,9 @@ mod tests {
     fn a_record_without_its_parts_is_an_error() {
         let mut bad = record(5);
         bad.approximate_arrival_timestamp = None;
-        assert!(!at(0).take(vec![bad], true).unwrap_err().retryable);
+        let mut cursor = at(0);
+        assert!(!cursor.take(vec![record(4), bad], true).unwrap_err().retryable);
+        assert_eq!(take(&mut cursor, &[4, 5], true), Some(vec![4, 5]), "an error takes nothing");
         let mut bad = record(5);
         bad.sequence_number = "shard".into();
         assert!(!at(0).take(vec![bad], true).unwrap_err().retryable);

@@ -19,7 +19,7 @@ const WINDOW: Duration = Duration::from_millis(1_050);
 /// Longest time that a record is held back. Its lane has a deadline and learns earlier that the shard is too slow.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 /// What is left of the rate after a throttled record, and the least that is ever left. Other writers share the shard.
-const SLOW_DOWN: (f64, f64) = (0.8, 0.1);
+const SLOW_DOWN: (f64, f64) = (0.7, 0.1);
 /// Which part of the whole rate comes back each second without throttling.
 const RECOVERY_PER_SECOND: f64 = 0.1;
 
@@ -30,11 +30,12 @@ struct Shares {
     bytes: usize,
     /// The part of the rate in use, as of a moment.
     rate: (f64, Instant),
+    slowed_at: Option<Instant>,
 }
 
 impl Shares {
     fn new(now: Instant) -> Self {
-        Self { sent: VecDeque::new(), bytes: 0, rate: (1.0, now) }
+        Self { sent: VecDeque::new(), bytes: 0, rate: (1.0, now), slowed_at: None }
     }
 
     fn rate(&self, now: Instant) -> f64 {
@@ -44,6 +45,11 @@ impl Shares {
 
     fn slow_down(&mut self, now: Instant) {
         let (factor, least) = SLOW_DOWN;
+        // The records of one second are throttled together, and say one thing.
+        if self.slowed_at.is_some_and(|at| now.saturating_duration_since(at) < WINDOW) {
+            return;
+        }
+        self.slowed_at = Some(now);
         self.rate = ((self.rate(now) * factor).max(least), now);
     }
 
@@ -177,12 +183,18 @@ mod tests {
 
     #[test]
     fn throttling_slows_down_and_time_mends_it() {
-        let now = Instant::now();
+        let mut now = Instant::now();
         let mut shares = Shares::new(now);
         shares.slow_down(now);
-        assert!((shares.rate(now) - 0.8).abs() < 1e-9);
-        (0..50).for_each(|_| shares.slow_down(now));
-        assert!((shares.rate(now) - 0.1).abs() < 1e-9);
+        assert!((shares.rate(now) - 0.7).abs() < 1e-9);
+        shares.slow_down(now + WINDOW / 2);
+        assert!((shares.rate(now) - 0.7).abs() < 1e-9, "once a second");
+        for _ in 0..50 {
+            now += WINDOW;
+            shares.slow_down(now);
+        }
+        assert!(shares.rate(now) >= 0.1);
+        assert!(shares.rate(now) < 0.5);
         assert!((shares.rate(now + Duration::from_secs(20)) - 1.0).abs() < 1e-9);
     }
 }
