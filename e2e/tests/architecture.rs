@@ -7,10 +7,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("votestream-proto", &[]),
     ("votestream-core", &[]),
     ("votestream-embedded", &["votestream-core"]),
+    ("votestream-aws", &["votestream-core"]),
     ("votestream-service", &["votestream-core", "votestream-proto"]),
     ("votestream-ingest", &["votestream-core", "votestream-proto", "votestream-service"]),
     ("votestream-persist", &["votestream-core", "votestream-service"]),
     ("votestream-tally", &["votestream-core", "votestream-proto", "votestream-service"]),
+];
+
+/// Which of our crates only a binary of the crate may use, behind a feature that is off by default.
+const FOR_BINARIES: &[(&str, &[&str])] = &[
+    ("votestream-ingest", &["votestream-aws"]),
+    ("votestream-persist", &["votestream-aws"]),
+    ("votestream-tally", &["votestream-aws"]),
 ];
 
 /// Crates of engines and transports that `core` must never reach, and engines that only their adapter may name.
@@ -31,13 +39,15 @@ fn metadata(arguments: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Normal dependencies of each crate of the workspace.
-fn dependencies() -> BTreeMap<String, Vec<String>> {
+/// Normal dependencies of each crate of the workspace: the optional ones, or those that are always there.
+fn dependencies(optional: bool) -> BTreeMap<String, Vec<String>> {
     let metadata = metadata(&["--no-deps"]);
     let packages = metadata["packages"].as_array().unwrap();
     let of = |package: &serde_json::Value| {
         let all = package["dependencies"].as_array().unwrap();
-        let normal = all.iter().filter(|dependency| dependency["kind"].is_null());
+        let normal = all.iter().filter(|dependency| {
+            dependency["kind"].is_null() && dependency["optional"].as_bool() == Some(optional)
+        });
         normal.map(|dependency| dependency["name"].as_str().unwrap().to_owned()).collect()
     };
     packages.iter().map(|package| (package["name"].as_str().unwrap().to_owned(), of(package))).collect()
@@ -45,18 +55,23 @@ fn dependencies() -> BTreeMap<String, Vec<String>> {
 
 #[test]
 fn crates_depend_only_on_what_the_architecture_says() {
-    let dependencies = dependencies();
+    let (dependencies, for_binaries) = (dependencies(false), dependencies(true));
     for (name, allowed) in ALLOWED {
         let ours = dependencies[*name].iter().filter(|dependency| dependency.starts_with("votestream"));
         for dependency in ours {
             assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+        }
+        let allowed = FOR_BINARIES.iter().find(|(of, _)| of == name).map_or(&[][..], |(_, allowed)| allowed);
+        let ours = for_binaries[*name].iter().filter(|dependency| dependency.starts_with("votestream"));
+        for dependency in ours {
+            assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}, even for a binary");
         }
     }
 }
 
 #[test]
 fn engines_stay_behind_their_adapters() {
-    let dependencies = dependencies();
+    let dependencies = dependencies(false);
     for (engine, may_name_it) in ENGINES {
         for (name, _) in ALLOWED.iter().filter(|(name, _)| !may_name_it.contains(name)) {
             assert!(

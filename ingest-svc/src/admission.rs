@@ -16,6 +16,7 @@ use tokio::{
 use votestream_core::{
     Clock, Poll, PollId, PollSource, Timestamp,
     lane::{AcceptedVote, Producer, Settle},
+    metrics::{self, Rejected},
     poll::{InvalidField, check_option_id, check_user_id},
     poll_cache::PollCache,
     vote_hash,
@@ -48,6 +49,31 @@ pub(crate) struct Admission {
     lookup_patience: Duration,
     pub(crate) unary_patience: Duration,
     pub(crate) drain: Duration,
+}
+
+/// Share of the bytes that may be unsettled, given back when it is dropped.
+pub(crate) struct Room {
+    permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        metrics::LANE_BYTES.add(-(self.permit.num_permits() as i64));
+    }
+}
+
+/// Label of a rejection.
+fn reason(code: RejectionCode) -> Rejected {
+    match code {
+        RejectionCode::Malformed => Rejected::Malformed,
+        RejectionCode::PollNotFound => Rejected::PollNotFound,
+        RejectionCode::OptionNotFound => Rejected::OptionNotFound,
+        RejectionCode::PollNotOpen => Rejected::PollNotOpen,
+        RejectionCode::PollClosed => Rejected::PollClosed,
+        RejectionCode::WrongSource => Rejected::WrongSource,
+        RejectionCode::Unavailable => Rejected::Unavailable,
+        RejectionCode::OutcomeUnknown | RejectionCode::Unspecified => Rejected::Other,
+    }
 }
 
 /// The polls that a stream votes in, as far as its latest messages tell.
@@ -123,10 +149,12 @@ impl Admission {
     }
 
     /// Waits for room for messages.
-    pub(crate) async fn room(&self, messages: &[VotesMessage]) -> Option<OwnedSemaphorePermit> {
+    pub(crate) async fn room(&self, messages: &[VotesMessage]) -> Option<Room> {
         let bytes = messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum::<usize>();
         let bytes = bytes.min(self.room_bytes);
-        self.room.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await.ok()
+        let permit = self.room.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await.ok()?;
+        metrics::LANE_BYTES.add(permit.num_permits() as i64);
+        Some(Room { permit })
     }
 
     /// Validates the votes of messages that arrived together and hands the good ones to their lanes. Returns how many votes
@@ -137,7 +165,7 @@ impl Admission {
         polls: &mut StreamPolls,
         first: u64,
         messages: &[VotesMessage],
-        room: Option<OwnedSemaphorePermit>,
+        room: Option<Room>,
     ) -> u64 {
         let mut refused = Refused::default();
         let started = Instant::now();
@@ -146,10 +174,12 @@ impl Admission {
             polls.revalidate(&self.polls);
             let missing = match self.judge(polls, &refused, first, messages) {
                 Ok(Judged { accepted, rejections, votes, now }) => {
+                    metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
+                    rejections.iter().for_each(|rejection| metrics::rejected(reason(rejection.code()), 1));
                     let entered = session.enter(first, accepted.len(), rejections, room);
                     if !accepted.is_empty() {
                         let settle: Arc<dyn Settle> = entered;
-                        self.producer.append(&settle, &accepted, now);
+                        self.producer.append_traced(&settle, &accepted, now, session.traceparent());
                     }
                     drop(accepted);
                     polls.known.truncate(POLLS_REMEMBERED_MAX);

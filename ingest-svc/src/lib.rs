@@ -7,6 +7,7 @@ mod admission;
 mod json;
 mod rpc;
 mod session;
+pub mod settings;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,6 +52,13 @@ impl IngestConfig {
             drain: bounds.answer_deadline + Duration::from_secs(2),
             cors_allow_origins: CorsOrigins::default(),
         }
+    }
+
+    /// Settings for several processes, and engines behind a network.
+    pub fn distributed() -> Self {
+        let bounds = TimeBounds::DISTRIBUTED;
+        let drain = bounds.answer_deadline + Duration::from_secs(2);
+        Self { bounds, lanes: LaneConfig::distributed(), drain, ..Self::one_machine() }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
+use tracing::Instrument;
 use votestream_core::limits::MESSAGE_BYTES_MAX;
 use votestream_proto::{
     VotesMessage,
@@ -50,12 +51,15 @@ impl Ingest {
     /// been read is settled whether or not the client is still there.
     fn read(
         &self,
-        mut inbound: Streaming<VotesMessage>,
+        request: Request<Streaming<VotesMessage>>,
+        method: &'static str,
     ) -> (Arc<Session>, tokio::task::JoinHandle<Result<(), Status>>) {
-        let session = Arc::new(Session::default());
+        let session = Session::of(request.metadata(), method);
+        let span = session.span();
+        let mut inbound = request.into_inner();
         let (admission, shutdown) = (self.admission.clone(), self.shutdown.clone());
         let reading = session.clone();
-        let reader = tokio::spawn(async move {
+        let reader = async move {
             let session = reading;
             // Clients get half of the drain time to finish by themselves.
             let cut_off = async {
@@ -109,7 +113,8 @@ impl Ingest {
             };
             session.close();
             result
-        });
+        };
+        let reader = tokio::spawn(reader.instrument(span));
         (session, reader)
     }
 }
@@ -128,6 +133,7 @@ async fn ended(reader: tokio::task::JoinHandle<Result<(), Status>>) -> Result<()
 #[tonic::async_trait]
 impl IngestService for Ingest {
     async fn cast_vote(&self, request: Request<VotesMessage>) -> Result<Response<CastVoteResponse>, Status> {
+        let session = Session::of(request.metadata(), "CastVote");
         let message = request.into_inner();
         let votes = message.votes().take(2).count();
         if votes != 1 {
@@ -139,7 +145,6 @@ impl IngestService for Ingest {
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::ResourceExhausted, "too many votes are waiting; retry later", details)
         })?;
-        let session = Arc::new(Session::default());
         // Detached, so that a client that hangs up does not cut the call in half.
         let (admission, admitted) = (self.admission.clone(), session.clone());
         let admit =
@@ -161,7 +166,7 @@ impl IngestService for Ingest {
         &self,
         request: Request<Streaming<VotesMessage>>,
     ) -> Result<Response<CastVotesResponse>, Status> {
-        let (session, reader) = self.read(request.into_inner());
+        let (session, reader) = self.read(request, "CastVotes");
         // Detached: if the client hangs up, what it sent is settled all the same.
         let answer = tokio::spawn(async move {
             let mut response = CastVotesResponse::default();
@@ -198,7 +203,7 @@ impl IngestService for Ingest {
         &self,
         request: Request<Streaming<VotesMessage>>,
     ) -> Result<Response<Self::StreamVotesStream>, Status> {
-        let (session, reader) = self.read(request.into_inner());
+        let (session, reader) = self.read(request, "StreamVotes");
         let (answers, outbound) = mpsc::channel(RESPONSES_WAITING_MAX);
         tokio::spawn(async move {
             while let Some(settled) = session.settled().await {

@@ -12,9 +12,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
+use tracing::Span;
 use votestream_core::lane::{Outcome, Settle};
 use votestream_proto::v1::{Rejection, RejectionCode};
+use votestream_service::telemetry::request_span;
+
+use crate::admission::Room;
 
 /// Most groups of messages of one stream that are read and not yet answered.
 const UNANSWERED_MESSAGES_MAX: usize = 4_096;
@@ -26,6 +30,10 @@ pub(crate) struct Session {
     /// Woken when a message is settled, answered, or the last one has been read.
     changed: Notify,
     closed: AtomicBool,
+    /// Ends with the session, when its last vote is settled. Disabled unless the client's trace is sampled.
+    span: Option<Span>,
+    /// `traceparent` of the span.
+    traceparent: Option<Arc<str>>,
 }
 
 /// Messages of a stream that were admitted together.
@@ -40,7 +48,7 @@ pub(crate) struct Message {
     unsettled: AtomicUsize,
     rejections: Mutex<Vec<Rejection>>,
     /// Its share of the bytes that may be unsettled. Given back when it is settled, not when it is answered.
-    room: Mutex<Option<OwnedSemaphorePermit>>,
+    room: Mutex<Option<Room>>,
 }
 
 /// A settled run of votes.
@@ -52,6 +60,22 @@ pub(crate) struct Settled {
 }
 
 impl Session {
+    /// A session of the trace that a request's metadata names.
+    pub(crate) fn of(metadata: &tonic::metadata::MetadataMap, method: &'static str) -> Arc<Self> {
+        let (span, traceparent) = request_span(metadata.as_ref(), method);
+        Arc::new(Self { span: (!span.is_none()).then_some(span), traceparent, ..Self::default() })
+    }
+
+    /// The span that work for this session belongs to.
+    pub(crate) fn span(&self) -> Span {
+        self.span.clone().unwrap_or_else(Span::none)
+    }
+
+    /// `traceparent` of the span; empty if there is none.
+    pub(crate) fn traceparent(&self) -> &str {
+        self.traceparent.as_deref().unwrap_or_default()
+    }
+
     /// Waits until there is room for another unanswered message.
     pub(crate) async fn ready(&self) {
         loop {
@@ -69,7 +93,7 @@ impl Session {
         first: u64,
         accepted: usize,
         rejections: Vec<Rejection>,
-        room: Option<OwnedSemaphorePermit>,
+        room: Option<Room>,
     ) -> Arc<Message> {
         let message = Arc::new(Message {
             session: Arc::downgrade(self),

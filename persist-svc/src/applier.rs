@@ -6,11 +6,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tracing::{Instrument, info_span};
 use votestream_core::{
     SequenceNumber,
     group::{Applier, ApplierFactory, ApplyError},
     port::{Group, TallyStore, VoteStore},
     tally::{Counted, last_votes},
+    trace,
     window::Window,
 };
 
@@ -53,7 +55,12 @@ impl Applier for PersistApplier {
         let writes = last_votes(window)?;
         let mut counted = Counted::new(window);
         for chunk in writes.chunks(VOTES_PER_WRITE) {
-            counted.add(chunk, &self.stores.votes.write(chunk).await?)?;
+            // Conditional: each vote only if the stored one stands earlier in the stream.
+            let span = trace::inner(
+                || info_span!(target: trace::TARGET, "write votes", otel.kind = "client", votes = chunk.len()),
+            );
+            let outcomes = self.stores.votes.write(chunk).instrument(span).await?;
+            counted.add(chunk, &outcomes)?;
         }
 
         let identity = Some((window.end, window.epoch));
@@ -65,7 +72,11 @@ impl Applier for PersistApplier {
         }
         // Also polls of which no sum moves: the position says that the window is in.
         let deltas = counted.into_deltas();
-        self.stores.tallies.add(Group::Persist, &window.shard, window.end, window.epoch, &deltas).await?;
+        let span = trace::inner(
+            || info_span!(target: trace::TARGET, "write tallies", otel.kind = "client", polls = deltas.len()),
+        );
+        let added = self.stores.tallies.add(Group::Persist, &window.shard, window.end, window.epoch, &deltas);
+        added.instrument(span).await?;
         Ok(())
     }
 }

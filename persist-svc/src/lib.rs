@@ -4,6 +4,7 @@
 //! the window is stored, and never judge a vote anew: what counts was decided when the window was built.
 
 mod applier;
+pub mod settings;
 
 use std::sync::Arc;
 
@@ -27,6 +28,11 @@ impl PersistConfig {
     /// For one process on one machine.
     pub fn one_machine() -> Self {
         Self { group: GroupConfig::one_machine(Group::Persist) }
+    }
+
+    /// For several processes, and engines behind a network.
+    pub fn distributed() -> Self {
+        Self { group: GroupConfig::distributed(Group::Persist) }
     }
 }
 

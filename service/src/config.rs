@@ -4,6 +4,7 @@
 //! default), and the text of `--help`. Must never read the process's environment by itself, open a socket, or stop at the
 //! first mistake: a deployment takes minutes, and one attempt must show all of them.
 
+pub mod engine;
 mod parse;
 
 use std::{

@@ -19,17 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     DrainReport, ServiceError,
-    config::{Program, Refused, Setting, Values, one_of},
+    config::{Program, Refused, Values, one_of},
     telemetry::{self, Exports, LogFormat},
 };
-
-/// What every program has.
-pub const SETTINGS: &[Setting] = &[Setting::new(
-    "log-format",
-    "FORMAT",
-    "text",
-    "How logs look: text, or json with one object a line and trace ids.",
-)];
 
 /// Why a process ends other than well. Each has its exit code.
 #[derive(Debug, thiserror::Error)]

@@ -6,11 +6,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use dashmap::DashMap;
+use tracing::{Instrument, info_span};
 use votestream_core::{
     PollId,
     group::{Applier, ApplierFactory, ApplyError},
     port::{Group, TallyDelta, TallyStore},
     tally::{sorted_deltas, submitted},
+    trace,
     window::Window,
 };
 
@@ -67,7 +69,11 @@ impl Applier for TallyApplier {
     async fn apply(&mut self, window: &Window) -> Result<(), ApplyError> {
         self.count(window);
         let deltas = self.deltas();
-        self.tallies.add(Group::Tally, &window.shard, window.end, window.epoch, &deltas).await?;
+        let span = trace::inner(
+            || info_span!(target: trace::TARGET, "write tallies", otel.kind = "client", polls = deltas.len()),
+        );
+        let added = self.tallies.add(Group::Tally, &window.shard, window.end, window.epoch, &deltas);
+        added.instrument(span).await?;
         Ok(())
     }
 }

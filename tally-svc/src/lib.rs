@@ -10,6 +10,7 @@ mod finalizer;
 mod json;
 mod polls;
 mod results;
+pub mod settings;
 mod snapshot;
 mod status;
 #[cfg(test)]
@@ -33,6 +34,8 @@ use crate::{finalizer::Finalizer, polls::Polls, results::Results, snapshot::Snap
 
 /// How often an embedded deployment writes its sums.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a distributed deployment writes its sums: one write unit for each poll and shard.
+const FLUSH_INTERVAL_DISTRIBUTED: Duration = Duration::from_secs(1);
 /// How old an interim result may be.
 const CACHE_LIFE: Duration = Duration::from_millis(100);
 /// How long calls under way may take once the service is told to stop.
@@ -66,6 +69,15 @@ impl TallyConfig {
             cache_life: CACHE_LIFE,
             drain: DRAIN,
             cors_allow_origins: CorsOrigins::default(),
+        }
+    }
+
+    /// For several processes, and engines behind a network: sums are written less often, since each write costs.
+    pub fn distributed() -> Self {
+        Self {
+            group: GroupConfig::distributed(Group::Tally),
+            flush_interval: FLUSH_INTERVAL_DISTRIBUTED,
+            ..Self::one_machine()
         }
     }
 }

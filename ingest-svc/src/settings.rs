@@ -1,0 +1,116 @@
+//! Settings of the `ingest-svc` binary.
+
+use std::{net::SocketAddr, time::Duration};
+
+use votestream_core::TimeBounds;
+use votestream_service::config::{
+    Program, Setting, Values, bytes, duration,
+    engine::{self, EngineConfig},
+    socket_addr, whole,
+};
+
+use crate::IngestConfig;
+
+/// The binary.
+pub const PROGRAM: Program = Program {
+    name: "ingest-svc",
+    about: "Takes votes over gRPC, gRPC-Web and JSON, and brings them into the vote stream.",
+    settings: &[
+        &[
+            Setting::new("listen", "ADDR", "127.0.0.1:50051", "Address of the service; port 0 picks a free one."),
+            Setting::optional(
+                "cors-allow-origins",
+                "ORIGINS",
+                "Web pages that may call, with commas between; * for all [default: none].",
+            ),
+        ],
+        engine::ENGINE,
+        &[
+            Setting::new("ingest-tasks", "N", "1", "How many ingest processes share the rate of the shards."),
+            Setting::new("lane-linger", "DURATION", "20ms", "How long a batch waits for more votes."),
+            Setting::new(
+                "unsettled-bytes-max",
+                "BYTES",
+                "64MiB",
+                "Bytes of votes under way; more of them wait in the clients.",
+            ),
+            Setting::new("drain", "DURATION", "12s", "How long calls may take to end after a signal; at least 10s."),
+        ],
+        engine::LOGS,
+    ],
+    others: engine::NAMES,
+};
+
+/// How long a drain takes after the calls have ended: votes of calls that were cut off are settled within D.
+pub const SETTLE_MAX: Duration = TimeBounds::DISTRIBUTED.answer_deadline;
+
+/// Drain time by default.
+const DRAIN: Duration = Duration::from_secs(12);
+/// ECS kills a task this long after the signal unless it is told otherwise.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+const _: () =
+    assert!(DRAIN.as_secs() + SETTLE_MAX.as_secs() < STOP_TIMEOUT.as_secs(), "the drain ends before the kill");
+
+/// What the binary needs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Stream and store.
+    pub engine: EngineConfig,
+    /// How many processes put records.
+    pub ingest_tasks: u32,
+    /// The service.
+    pub ingest: IngestConfig,
+}
+
+impl Settings {
+    /// Reads the settings of [`PROGRAM`].
+    pub fn read(values: &mut Values) -> Option<Self> {
+        let listen = values.get("listen", socket_addr);
+        let origins = values.optional("cors-allow-origins", str::parse);
+        let engine = EngineConfig::read(values);
+        let ingest_tasks = values.get("ingest-tasks", whole(1..=10_000u32));
+        let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
+        let unsettled_bytes_max = values.get("unsettled-bytes-max", bytes(8 << 20..=2 << 30));
+        let drain = values.get("drain", duration(TimeBounds::DISTRIBUTED.answer_deadline..=*engine::DRAINS.end()));
+        let mut ingest = IngestConfig::distributed();
+        ingest.cors_allow_origins = origins?.unwrap_or_default();
+        ingest.lanes.linger = linger?;
+        ingest.unsettled_bytes_max = unsettled_bytes_max?;
+        ingest.drain = drain?;
+        Some(Self { listen: listen?, engine: engine?, ingest_tasks: ingest_tasks?, ingest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use votestream_service::config::Refused;
+
+    use super::*;
+
+    fn read(flags: &[&str]) -> Result<Settings, Refused> {
+        let mut values = PROGRAM.read(flags.iter().map(Into::into), [])?;
+        let settings = Settings::read(&mut values);
+        values.finish(settings)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_a_distributed_deployment() {
+        let (settings, distributed) = (read(&[]).unwrap(), IngestConfig::distributed());
+        assert_eq!(settings.ingest.drain, distributed.drain);
+        assert_eq!(settings.ingest.drain, DRAIN);
+        assert_eq!(settings.ingest.lanes.linger, distributed.lanes.linger);
+        assert_eq!(settings.ingest.unsettled_bytes_max, distributed.unsettled_bytes_max);
+        assert_eq!(settings.ingest.bounds, TimeBounds::DISTRIBUTED);
+        assert_eq!(settings.engine.create_with_shards, None);
+    }
+
+    #[test]
+    fn wrong_values_are_reported_together() {
+        let flags = ["--drain=5s", "--cors-allow-origins=vote.example", "--stream=a/b", "--unsettled-bytes-max=1MiB"];
+        let Err(Refused::Mistakes(mistakes)) = read(&flags) else { panic!("accepted") };
+        assert_eq!(mistakes.len(), flags.len(), "{mistakes:#?}");
+    }
+}

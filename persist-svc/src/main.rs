@@ -1,0 +1,35 @@
+//! The `persist-svc` process on Kinesis and DynamoDB.
+
+use std::process::ExitCode;
+
+use votestream_aws::{AwsConfig, Deployment, connect, kinesis::Reading};
+use votestream_persist::{
+    PersistConfig,
+    settings::{PROGRAM, Settings},
+};
+use votestream_service::{
+    DrainReport,
+    process::{self, Failure, Process},
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    process::main(&PROGRAM, Settings::read, serve)
+}
+
+async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
+    let Settings { engine, consumer, write_units_per_second, drain } = settings;
+    let deployment = Deployment {
+        create_with_shards: engine.create_with_shards,
+        reading: if consumer.fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
+        write_units_per_second,
+        ..Deployment::new(engine.stream, engine.table_prefix)
+    };
+    let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
+    let config = PersistConfig { group: consumer.group };
+    let service =
+        async { votestream_persist::run(config, ports, process.shutdown()).await.map(|()| DrainReport::Complete) };
+    process.run(drain, service).await
+}

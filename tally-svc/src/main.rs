@@ -1,0 +1,32 @@
+//! The `tally-svc` process on Kinesis and DynamoDB.
+
+use std::process::ExitCode;
+
+use votestream_aws::{AwsConfig, Deployment, connect, kinesis::Reading};
+use votestream_service::{
+    DrainReport,
+    process::{self, Failure, Process},
+};
+use votestream_tally::settings::{PROGRAM, Settings};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    process::main(&PROGRAM, Settings::read, serve)
+}
+
+async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
+    let Settings { listen, engine, fan_out, tally, drain } = settings;
+    let deployment = Deployment {
+        create_with_shards: engine.create_with_shards,
+        reading: if fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
+        ..Deployment::new(engine.stream, engine.table_prefix)
+    };
+    let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
+    let listener = process.bind(listen).await?;
+    let service = async {
+        votestream_tally::run(tally, ports, listener, process.shutdown()).await.map(|()| DrainReport::Complete)
+    };
+    process.run(drain, service).await
+}

@@ -1,0 +1,105 @@
+//! Settings of the `tally-svc` binary.
+
+use std::{net::SocketAddr, time::Duration};
+
+use votestream_core::port::Group;
+use votestream_service::config::{
+    Program, Setting, Values, duration,
+    engine::{self, ConsumerConfig, EngineConfig},
+    socket_addr,
+};
+
+use crate::TallyConfig;
+
+/// The binary.
+pub const PROGRAM: Program = Program {
+    name: "tally-svc",
+    about: "Counts as fast as votes come in, and serves polls, interim and final results.",
+    settings: &[
+        &[
+            Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
+            Setting::optional(
+                "cors-allow-origins",
+                "ORIGINS",
+                "Web pages that may call, with commas between; * for all [default: none].",
+            ),
+        ],
+        engine::ENGINE,
+        engine::CONSUMER,
+        &[
+            Setting::new(
+                "flush-interval",
+                "DURATION",
+                "1s",
+                "How long votes are added up before the sums are written.",
+            ),
+            Setting::new("drain", "DURATION", "25s", "How long calls and the last sums may take after a signal."),
+        ],
+        engine::LOGS,
+    ],
+    others: engine::NAMES,
+};
+
+/// What the binary needs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Stream and store.
+    pub engine: EngineConfig,
+    /// By enhanced fan-out instead of polling.
+    pub fan_out: bool,
+    /// The service.
+    pub tally: TallyConfig,
+    /// How long the drain may take.
+    pub drain: Duration,
+}
+
+impl Settings {
+    /// Reads the settings of [`PROGRAM`].
+    pub fn read(values: &mut Values) -> Option<Self> {
+        let listen = values.get("listen", socket_addr);
+        let origins = values.optional("cors-allow-origins", str::parse);
+        let engine = EngineConfig::read(values);
+        let consumer = ConsumerConfig::read(values, Group::Tally);
+        let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
+        let drain = values.get("drain", duration(engine::DRAINS));
+        let ConsumerConfig { fan_out, group } = consumer?;
+        let tally = TallyConfig {
+            group,
+            flush_interval: flush_interval?,
+            cors_allow_origins: origins?.unwrap_or_default(),
+            ..TallyConfig::distributed()
+        };
+        Some(Self { listen: listen?, engine: engine?, fan_out, tally, drain: drain? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use votestream_service::config::Refused;
+
+    use super::*;
+
+    fn read(flags: &[&str]) -> Result<Settings, Refused> {
+        let mut values = PROGRAM.read(flags.iter().map(Into::into), [])?;
+        let settings = Settings::read(&mut values);
+        values.finish(settings)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_a_distributed_deployment() {
+        let (settings, distributed) = (read(&[]).unwrap(), TallyConfig::distributed());
+        assert_eq!(settings.tally.flush_interval, distributed.flush_interval);
+        assert_eq!(settings.tally.group.bounds, distributed.group.bounds);
+        assert!(settings.drain > distributed.drain, "calls end before the whole drain does");
+    }
+
+    #[test]
+    fn wrong_values_are_reported_together() {
+        let Err(Refused::Mistakes(mistakes)) = read(&["--flush-interval=2h", "--consumer=kcl", "--listen=x"]) else {
+            panic!("accepted")
+        };
+        assert_eq!(mistakes.len(), 3, "{mistakes:#?}");
+    }
+}
