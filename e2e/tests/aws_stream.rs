@@ -126,7 +126,7 @@ async fn throttled_records_are_answered_one_by_one_and_stored_once() {
         let stream = open(&endpoint, polling()).await;
         lanes.spawn(async move {
             let (mut sequences, mut refused) = (Vec::new(), 0);
-            for at in 0..12u8 {
+            for at in 0..6u8 {
                 let hash = if lane == 0 { u128::MAX } else { 0 };
                 let data = [&[lane, at][..], &[0; 100_000]].concat();
                 let (stored, times) = put(&stream, hash, data.into()).await;
@@ -145,7 +145,7 @@ async fn throttled_records_are_answered_one_by_one_and_stored_once() {
     let mut found = BTreeMap::new();
     for shard in stream.list_shards().await.unwrap() {
         let mut reader = stream.reader(Group::Tally, &shard.id, SequenceNumber::ZERO).await.unwrap();
-        let count = if shard.range.start == 0 { 36 } else { 12 };
+        let count = if shard.range.start == 0 { 18 } else { 6 };
         for record in read(&mut *reader, count).await.0 {
             let twice = found.insert((record.data[0], record.data[1]), (shard.id.clone(), record.sequence));
             assert!(twice.is_none(), "stored twice");
