@@ -15,6 +15,7 @@ use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::task::AbortOnDropHandle;
 use votestream_aws::{
     client::{AwsConfig, Clients},
+    dynamodb::{DynamoConfig, DynamoStore},
     kinesis::Kinesis,
 };
 
@@ -73,4 +74,19 @@ pub async fn kinesis_with(shards: u32, change: impl FnOnce(&mut StoreOptions)) -
 /// Clients of a Kinesis stand-in.
 pub async fn kinesis_clients(endpoint: &str) -> Clients {
     Clients::new(&AwsConfig { kinesis_endpoint: Some(endpoint.into()), ..AwsConfig::stand_in() }).await
+}
+
+/// DynamoDB without tables.
+pub async fn dynamodb() -> (String, Server) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let database = dynoxide::Database::memory().unwrap();
+    let task = tokio::spawn(dynoxide::server::serve_on(listener, database));
+    (endpoint, Server { _task: AbortOnDropHandle::new(task) })
+}
+
+/// A store on a DynamoDB stand-in. Its tables are not created yet.
+pub async fn dynamo_store(endpoint: &str, config: &DynamoConfig) -> DynamoStore {
+    let aws = AwsConfig { dynamodb_endpoint: Some(endpoint.into()), ..AwsConfig::stand_in() };
+    DynamoStore::new(Clients::new(&aws).await.dynamodb, config)
 }

@@ -1,0 +1,111 @@
+//! Meters: what calls cost, as DynamoDB itself reports it.
+//!
+//! Must never estimate: writes that cost units which no answer reports are counted apart.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aws_sdk_dynamodb::types::ConsumedCapacity;
+
+/// Units are kept in tenths: DynamoDB charges halves.
+const TENTHS: f64 = 10.0;
+
+/// Meter of one table.
+#[derive(Default)]
+pub(super) struct Meter {
+    requests: AtomicU64,
+    throttles: AtomicU64,
+    write_units: AtomicU64,
+    read_units: AtomicU64,
+    unreported_writes: AtomicU64,
+}
+
+/// Whether a call wrote: answers of stand-ins and of AWS name the total only.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Read,
+    Write,
+}
+
+impl Meter {
+    pub(super) fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn throttled(&self, count: usize) {
+        self.throttles.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn consumed<'a>(&self, kind: Kind, capacity: impl IntoIterator<Item = &'a ConsumedCapacity>) {
+        let units: f64 = capacity.into_iter().filter_map(ConsumedCapacity::capacity_units).sum();
+        let counter = match kind {
+            Kind::Read => &self.read_units,
+            Kind::Write => &self.write_units,
+        };
+        counter.fetch_add((units * TENTHS).round() as u64, Ordering::Relaxed);
+    }
+
+    /// Writes whose condition failed, and whose units the answer does not name.
+    pub(super) fn unreported(&self, writes: usize) {
+        self.unreported_writes.fetch_add(writes as u64, Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> TableMetrics {
+        let units = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64 / TENTHS;
+        TableMetrics {
+            requests: self.requests.load(Ordering::Relaxed),
+            throttles: self.throttles.load(Ordering::Relaxed),
+            write_units: units(&self.write_units),
+            read_units: units(&self.read_units),
+            unreported_writes: self.unreported_writes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Meters of all tables.
+#[derive(Default)]
+pub(super) struct Meters {
+    pub(super) polls: Meter,
+    pub(super) votes: Meter,
+    pub(super) tallies: Meter,
+    pub(super) shards: Meter,
+}
+
+impl Meters {
+    pub(super) fn snapshot(&self) -> StoreMetrics {
+        StoreMetrics {
+            polls: self.polls.snapshot(),
+            votes: self.votes.snapshot(),
+            tallies: self.tallies.snapshot(),
+            shards: self.shards.snapshot(),
+        }
+    }
+}
+
+/// What calls on one table have cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TableMetrics {
+    /// Calls that were sent, retries included.
+    pub requests: u64,
+    /// Calls and statements that were turned away for their rate.
+    pub throttles: u64,
+    /// Write units as DynamoDB reported them.
+    pub write_units: f64,
+    /// Read units as DynamoDB reported them.
+    pub read_units: f64,
+    /// Writes whose condition failed and whose answer, an error, names no units. DynamoDB charges them all the same, a unit
+    /// for each 1 KB (Amazon DynamoDB Developer Guide, "Read and write operations").
+    pub unreported_writes: u64,
+}
+
+/// What calls have cost, by table.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StoreMetrics {
+    /// Table of polls.
+    pub polls: TableMetrics,
+    /// Table of votes.
+    pub votes: TableMetrics,
+    /// Table of tallies.
+    pub tallies: TableMetrics,
+    /// Table of shard rows.
+    pub shards: TableMetrics,
+}

@@ -1,0 +1,81 @@
+//! Throttling: what it is, and how long a call is tried again for it.
+//!
+//! Owns the only retries of this adapter. Must never repeat a call that may have taken effect: everything but throttling
+//! goes back to the caller, who knows.
+
+use std::{error::Error as StdError, time::Duration};
+
+use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use rand::RngExt;
+use tokio::time::Instant;
+
+use super::meter::Meter;
+
+/// How long throttled calls are tried again. A table on demand doubles its capacity in the background; a partition splits in
+/// minutes, but the caller's own, longer pauses are better at that.
+const RETRY_FOR: Duration = Duration::from_secs(8);
+const PAUSE_FIRST: Duration = Duration::from_millis(25);
+const PAUSE_LONGEST: Duration = Duration::from_secs(1);
+
+/// Pauses with full jitter, up to a deadline.
+pub(super) struct Retries {
+    deadline: Instant,
+    next: Duration,
+}
+
+impl Retries {
+    pub(super) fn new() -> Self {
+        Self { deadline: Instant::now() + RETRY_FOR, next: PAUSE_FIRST }
+    }
+
+    /// Waits before the next attempt; `false` if there is no time for one.
+    pub(super) async fn pause(&mut self) -> bool {
+        let pause = self.next.mul_f64(rand::rng().random_range(0.1..=1.0));
+        self.next = (self.next * 2).min(PAUSE_LONGEST);
+        if Instant::now() + pause > self.deadline {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        true
+    }
+}
+
+/// Whether a code, of a call or of one statement, says that it was turned away for its rate. Codes: Amazon DynamoDB API
+/// Reference, "Common errors" and `BatchStatementError`.
+pub(super) fn is_throttle(code: &str) -> bool {
+    matches!(
+        code,
+        "ProvisionedThroughputExceededException"
+            | "ProvisionedThroughputExceeded"
+            | "ThrottlingException"
+            | "ThrottlingError"
+            | "Throttling"
+            | "RequestLimitExceeded"
+            | "TooManyRequestsException"
+    )
+}
+
+/// Makes a call, and again while it is throttled and there is time.
+pub(super) async fn unless_throttled<O, E, F>(
+    meter: &Meter,
+    mut call: impl FnMut() -> F,
+) -> Result<O, SdkError<E, HttpResponse>>
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+    F: Future<Output = Result<O, SdkError<E, HttpResponse>>>,
+{
+    let mut retries = Retries::new();
+    loop {
+        meter.request();
+        let result = call().await;
+        let throttled = result.as_ref().err().and_then(ProvideErrorMetadata::code).is_some_and(is_throttle);
+        if !throttled {
+            return result;
+        }
+        meter.throttled(1);
+        if !retries.pause().await {
+            return result;
+        }
+    }
+}

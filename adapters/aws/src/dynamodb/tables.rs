@@ -1,0 +1,158 @@
+//! The tables: their names and keys, creating them for development, and checking them at the start of a service.
+//!
+//! Must never change a table that exists, and never create one outside development: capacity, backups and encryption are
+//! the operator's.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType, TableDescription, TableStatus,
+};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use futures::future::join_all;
+use tokio::time::Instant;
+use votestream_core::port::PortError;
+
+use super::{DynamoStore, Inner, polls, retry::unless_throttled, shards, tallies, votes};
+use crate::client::port_error;
+
+/// Longest wait for a new table. DynamoDB takes seconds.
+const ACTIVE_WITHIN: Duration = Duration::from_secs(120);
+/// Pause between looks at a table that is being created.
+const ACTIVE_PAUSE: Duration = Duration::from_millis(250);
+
+/// Names of the tables.
+pub(super) struct TableNames {
+    pub(super) polls: String,
+    pub(super) votes: String,
+    pub(super) tallies: String,
+    pub(super) shards: String,
+}
+
+/// A table as it must be.
+struct Table<'a> {
+    name: &'a str,
+    /// Partition key, then the sort key, if there is one. All are texts.
+    keys: &'a [&'a str],
+}
+
+impl TableNames {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self {
+            polls: format!("{prefix}polls"),
+            votes: format!("{prefix}votes"),
+            tallies: format!("{prefix}tallies"),
+            shards: format!("{prefix}shards"),
+        }
+    }
+
+    fn all(&self) -> [Table<'_>; 4] {
+        [
+            Table { name: &self.polls, keys: &[polls::POLL_ID] },
+            Table { name: &self.votes, keys: &[votes::POLL_BUCKET, votes::USER_ID] },
+            Table { name: &self.tallies, keys: &[tallies::POLL_ID, tallies::GROUP_SHARD] },
+            Table { name: &self.shards, keys: &[shards::GROUP, shards::SHARD_ID] },
+        ]
+    }
+}
+
+const KEY_TYPES: [KeyType; 2] = [KeyType::Hash, KeyType::Range];
+
+/// What is wrong with a table that exists.
+fn mistake(table: &Table<'_>, description: &TableDescription) -> Option<String> {
+    let found: Vec<_> = description.key_schema().iter().map(|key| (key.attribute_name(), key.key_type())).collect();
+    let wanted: Vec<_> = table.keys.iter().copied().zip(&KEY_TYPES).collect();
+    let name = table.name;
+    if found != wanted {
+        let found: Vec<_> = found.into_iter().map(|(name, _)| name).collect();
+        return Some(format!("table {name} has the keys {found:?}, and needs {:?}", table.keys));
+    }
+    let text = |key: &&&str| {
+        let mut definitions = description.attribute_definitions().iter();
+        definitions.any(|of| of.attribute_name() == **key && of.attribute_type() == &ScalarAttributeType::S)
+    };
+    table.keys.iter().find(|key| !text(key)).map(|key| format!("key {key} of table {name} must be a text (S)"))
+}
+
+impl Inner {
+    /// The state of a table, or what is wrong with it.
+    async fn describe(&self, table: &Table<'_>) -> Result<TableStatus, PortError> {
+        let name = table.name;
+        let call = || self.client.describe_table().table_name(name).send();
+        let answer = unless_throttled(&self.meters.polls, call).await.map_err(|error| match error.code() {
+            Some("ResourceNotFoundException") => PortError::permanent(format!("table {name} does not exist")),
+            Some("AccessDeniedException") => PortError::permanent(format!(
+                "no permission to describe table {name} (dynamodb:DescribeTable): {}",
+                error.message().unwrap_or_default()
+            )),
+            _ => port_error(&format!("describe table {name}"), &error),
+        })?;
+        let description =
+            answer.table().ok_or_else(|| PortError::unknown(format!("table {name} was not described")))?;
+        match mistake(table, description) {
+            Some(mistake) => Err(PortError::permanent(mistake)),
+            None => Ok(description.table_status().cloned().unwrap_or(TableStatus::Active)),
+        }
+    }
+
+    async fn check(&self, table: &Table<'_>) -> Result<(), PortError> {
+        let status = self.describe(table).await?;
+        // A table that is being updated serves reads and writes.
+        if status == TableStatus::Active || status == TableStatus::Updating {
+            return Ok(());
+        }
+        Err(PortError::refused(format!("table {} is {}", table.name, status.as_str())))
+    }
+
+    async fn create(&self, table: &Table<'_>) -> Result<(), PortError> {
+        let built = |error: aws_smithy_types::error::operation::BuildError| PortError::permanent(error.to_string());
+        let mut create = self.client.create_table().table_name(table.name).billing_mode(BillingMode::PayPerRequest);
+        for (key, key_type) in table.keys.iter().zip(KEY_TYPES) {
+            let attribute = AttributeDefinition::builder().attribute_name(*key).attribute_type(ScalarAttributeType::S);
+            let element = KeySchemaElement::builder().attribute_name(*key).key_type(key_type);
+            create = create
+                .attribute_definitions(attribute.build().map_err(built)?)
+                .key_schema(element.build().map_err(built)?);
+        }
+        let result = unless_throttled(&self.meters.polls, || create.clone().send()).await;
+        if let Err(error) = result
+            && error.code() != Some("ResourceInUseException")
+        {
+            return Err(port_error(&format!("create table {}", table.name), &error));
+        }
+        let deadline = Instant::now() + ACTIVE_WITHIN;
+        loop {
+            match self.check(table).await {
+                Err(error) if error.retryable && Instant::now() < deadline => {
+                    tokio::time::sleep(ACTIVE_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// One error for all tables, so that one attempt shows every mistake.
+fn all_of(results: Vec<Result<(), PortError>>) -> Result<(), PortError> {
+    let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let message = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let retryable = errors.iter().all(|error| error.retryable);
+    Err(if retryable { PortError::refused(message) } else { PortError::permanent(message) })
+}
+
+impl DynamoStore {
+    /// Creates the tables that do not exist, on demand billing, and waits until they serve. For development.
+    pub async fn create_tables(&self) -> Result<(), PortError> {
+        let tables = self.inner.tables.all();
+        all_of(join_all(tables.iter().map(|table| self.inner.create(table))).await)
+    }
+
+    /// Checks that every table exists, has its keys, and may be described. Reports all mistakes at once.
+    pub async fn check_tables(&self) -> Result<(), PortError> {
+        let tables = self.inner.tables.all();
+        all_of(join_all(tables.iter().map(|table| self.inner.check(table))).await)
+    }
+}

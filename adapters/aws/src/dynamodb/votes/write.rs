@@ -1,0 +1,263 @@
+//! Writing votes: in statements of 25 a call, each on the condition that the user's stored vote stands earlier.
+//!
+//! A voter who is not remembered is first tried as a new one: INSERT, one write unit. One who has voted is read, 100 at a time,
+//! and replaced on the condition that what was read still stands, or decided by what was read. Whatever a failed condition
+//! hides is read again. Must never take an outcome from anything but a write that took place or a consistent read, and never
+//! rely on the item that a failed statement may or may not return.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::{BatchStatementRequest, KeysAndAttributes, ReturnConsumedCapacity};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::SemaphorePermit;
+use votestream_core::port::{PortError, VoteOutcome, VoteWrite};
+
+use super::{
+    CALLS_IN_FLIGHT, Inner, OPTION, POLL_BUCKET, POSITION, PREVIOUS_OPTION, Reader, StoredVote, USER_ID, key_of,
+    partition_key,
+};
+use crate::{
+    client::port_error,
+    dynamodb::{
+        meter::Kind,
+        retry::{Retries, is_throttle, unless_throttled},
+    },
+};
+
+/// Statements a call (Amazon DynamoDB API Reference, `BatchExecuteStatement`).
+const STATEMENTS_MAX: usize = 25;
+/// Keys a call (Amazon DynamoDB API Reference, `BatchGetItem`). Four calls of statements, so that these are full, too.
+const KEYS_MAX: usize = 100;
+const _: () = assert!(KEYS_MAX.is_multiple_of(STATEMENTS_MAX), "a full read makes full writes");
+/// How often votes are read and decided anew. A condition fails only if somebody else wrote in between, which happens at a
+/// take-over, and then once or twice.
+const ROUNDS_MAX: u32 = 20;
+
+/// What became of one statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ran {
+    Done,
+    /// Its condition failed: there is a vote already, or another one than was read.
+    Refused,
+}
+
+/// Votes of one call by their index in it.
+type Settled = Vec<(usize, VoteOutcome)>;
+
+impl Inner {
+    pub(super) async fn write_votes(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+        let remembered = |index: &usize| {
+            let vote = &votes[*index];
+            self.voters.contains(vote.poll_id.as_str(), &vote.user_id)
+        };
+        let (mut known, new): (Vec<_>, Vec<_>) = (0..votes.len()).partition(remembered);
+        let mut settled = Settled::with_capacity(votes.len());
+        // Collected, since the compiler cannot see that a stream over the closure itself may be sent.
+        let inserts: Vec<_> = new.chunks(STATEMENTS_MAX).map(|chunk| self.insert_new(votes, chunk)).collect();
+        let mut inserts = stream::iter(inserts).buffer_unordered(CALLS_IN_FLIGHT);
+        while let Some((inserted, refused)) = inserts.try_next().await? {
+            settled.extend(inserted.into_iter().map(|index| (index, VoteOutcome::Inserted)));
+            known.extend(refused);
+        }
+        let changes: Vec<_> = known.chunks(KEYS_MAX).map(|chunk| self.change_known(votes, chunk)).collect();
+        let mut changes = stream::iter(changes).buffer_unordered(CALLS_IN_FLIGHT);
+        while let Some(changed) = changes.try_next().await? {
+            settled.extend(changed);
+        }
+        for vote in votes {
+            self.voters.insert(vote.poll_id.as_str(), &vote.user_id);
+        }
+        // One outcome each, by construction: every index is either inserted or decided.
+        settled.sort_unstable_by_key(|(index, _)| *index);
+        Ok(settled.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    /// Stores votes of users who seem to have none. Returns which were stored, and which have a vote already.
+    async fn insert_new(&self, votes: &[VoteWrite], chunk: &[usize]) -> Result<(Vec<usize>, Vec<usize>), PortError> {
+        let statements = chunk.iter().map(|&index| self.statements.insert(&votes[index]));
+        let ran = self.execute(statements.collect::<Result<_, _>>()?).await?;
+        let (done, refused): (Vec<_>, Vec<_>) = chunk.iter().copied().zip(ran).partition(|(_, ran)| *ran == Ran::Done);
+        let indices = |pairs: Vec<(usize, Ran)>| pairs.into_iter().map(|(index, _)| index).collect();
+        Ok((indices(done), indices(refused)))
+    }
+
+    /// Stores votes of users who seem to have one, as far as they stand later.
+    async fn change_known(&self, votes: &[VoteWrite], chunk: &[usize]) -> Result<Settled, PortError> {
+        let mut settled = Settled::with_capacity(chunk.len());
+        let mut open = chunk.to_vec();
+        for _ in 0..ROUNDS_MAX {
+            if open.is_empty() {
+                return Ok(settled);
+            }
+            let stored = self.read_votes(votes, &open).await?;
+            let mut writes = Vec::with_capacity(open.len());
+            for index in std::mem::take(&mut open) {
+                let vote = &votes[index];
+                let key = (partition_key(&vote.poll_id, vote.bucket), vote.user_id.to_string());
+                match stored.get(&key) {
+                    // Remembered by mistake, or taken for another.
+                    None => writes.push((index, VoteOutcome::Inserted, self.statements.insert(vote)?)),
+                    Some(stored) => match stored.judge(vote.position) {
+                        Ok(outcome) => settled.push((index, outcome)),
+                        Err(outcome) => writes.push((index, outcome, self.statements.replace(vote, stored)?)),
+                    },
+                }
+            }
+            while !writes.is_empty() {
+                let rest = writes.split_off(writes.len().min(STATEMENTS_MAX));
+                let (decided, statements): (Settled, Vec<_>) = std::mem::replace(&mut writes, rest)
+                    .into_iter()
+                    .map(|(index, outcome, statement)| ((index, outcome), statement))
+                    .unzip();
+                for (decided, ran) in decided.into_iter().zip(self.execute(statements).await?) {
+                    match ran {
+                        Ran::Done => settled.push(decided),
+                        Ran::Refused => open.push(decided.0),
+                    }
+                }
+            }
+        }
+        if open.is_empty() {
+            return Ok(settled);
+        }
+        Err(PortError::unknown(format!("{} votes changed under {ROUNDS_MAX} reads of them", open.len())))
+    }
+
+    async fn permit(&self) -> Result<SemaphorePermit<'_>, PortError> {
+        // The semaphore is never closed.
+        self.calls.acquire().await.map_err(|closed| PortError::refused(closed.to_string()))
+    }
+
+    /// Reads the stored votes of these users, by partition and sort key.
+    async fn read_votes(
+        &self,
+        votes: &[VoteWrite],
+        indices: &[usize],
+    ) -> Result<HashMap<(String, String), StoredVote>, PortError> {
+        let damaged = |damaged: super::Damaged| damaged.in_table(&self.tables.votes);
+        let mut found = HashMap::with_capacity(indices.len());
+        let mut keys: Vec<_> = indices.iter().map(|&index| key_of(&votes[index])).collect();
+        let mut retries = Retries::new();
+        loop {
+            let wanted = KeysAndAttributes::builder()
+                .set_keys(Some(keys))
+                .consistent_read(true)
+                .projection_expression("#bucket, #user, #option, #position, #previous")
+                .expression_attribute_names("#bucket", POLL_BUCKET)
+                .expression_attribute_names("#user", USER_ID)
+                .expression_attribute_names("#option", OPTION)
+                .expression_attribute_names("#position", POSITION)
+                .expression_attribute_names("#previous", PREVIOUS_OPTION)
+                .build()
+                .map_err(|error| PortError::permanent(error.to_string()))?;
+            let answer = {
+                let _permit = self.permit().await?;
+                unless_throttled(&self.meters.votes, || {
+                    self.client
+                        .batch_get_item()
+                        .request_items(&self.tables.votes, wanted.clone())
+                        .return_consumed_capacity(ReturnConsumedCapacity::Total)
+                        .send()
+                })
+                .await
+                .map_err(|error| port_error("read votes", &error))?
+            };
+            self.meters.votes.consumed(Kind::Read, answer.consumed_capacity());
+            for item in answer.responses.iter().flat_map(|tables| tables.values()).flatten() {
+                let reader = Reader(item);
+                let key = (reader.text(POLL_BUCKET).map_err(damaged)?, reader.text(USER_ID).map_err(damaged)?);
+                let vote = StoredVote::decode(item).map_err(damaged)?;
+                found.insert((key.0.to_owned(), key.1.to_owned()), vote);
+            }
+            // Keys that were throttled, or beyond the size of an answer.
+            let left = answer.unprocessed_keys.unwrap_or_default().into_values();
+            keys = left.flat_map(|unprocessed| unprocessed.keys).collect();
+            if keys.is_empty() {
+                return Ok(found);
+            }
+            self.meters.votes.throttled(keys.len());
+            if !retries.pause().await {
+                return Err(PortError::refused(format!("read votes: {} keys stay throttled", keys.len())));
+            }
+        }
+    }
+
+    /// Runs at most 25 statements in one call, and those that are throttled again, alone. An answer a statement, in order.
+    async fn execute(&self, statements: Vec<BatchStatementRequest>) -> Result<Vec<Ran>, PortError> {
+        let mut ran = vec![Ran::Done; statements.len()];
+        let mut open: Vec<usize> = (0..statements.len()).collect();
+        let mut retries = Retries::new();
+        loop {
+            self.budget.spend(open.len()).await;
+            let batch = if open.len() == statements.len() {
+                statements.clone()
+            } else {
+                open.iter().map(|&at| statements[at].clone()).collect()
+            };
+            let result = {
+                let _permit = self.permit().await?;
+                self.meters.votes.request();
+                let call = self.client.batch_execute_statement().set_statements(Some(batch));
+                call.return_consumed_capacity(ReturnConsumedCapacity::Total).send().await
+            };
+            let again = match result {
+                Ok(answer) => {
+                    self.meters.votes.consumed(Kind::Write, answer.consumed_capacity());
+                    let again = self.read_answers(&open, answer.responses(), &mut ran)?;
+                    // A batch of which every statement failed names no units.
+                    if answer.consumed_capacity().is_empty() {
+                        self.meters.votes.unreported(open.len() - again.len());
+                    }
+                    again
+                }
+                Err(error) if error.code().is_some_and(is_throttle) => open.clone(),
+                Err(error) => return Err(port_error("write votes", &error)),
+            };
+            if again.is_empty() {
+                return Ok(ran);
+            }
+            self.meters.votes.throttled(again.len());
+            self.budget.give_back(again.len());
+            if !retries.pause().await {
+                // Others of the batch may be stored.
+                return Err(PortError::unknown(format!("write votes: {} statements stay throttled", again.len())));
+            }
+            open = again;
+        }
+    }
+
+    /// Enters the answers to the statements `open`, and returns those that have to be tried again.
+    fn read_answers(
+        &self,
+        open: &[usize],
+        answers: &[aws_sdk_dynamodb::types::BatchStatementResponse],
+        ran: &mut [Ran],
+    ) -> Result<Vec<usize>, PortError> {
+        if answers.len() != open.len() {
+            let (got, want) = (answers.len(), open.len());
+            return Err(PortError::unknown(format!("write votes: {got} answers to {want} statements")));
+        }
+        let mut again = Vec::new();
+        let mut failed = None;
+        for (&at, answer) in open.iter().zip(answers) {
+            let Some(error) = answer.error() else {
+                ran[at] = Ran::Done;
+                continue;
+            };
+            match error.code().map(|code| code.as_str()) {
+                Some("DuplicateItem" | "ConditionalCheckFailed") => ran[at] = Ran::Refused,
+                // An internal error may hide a write that took place: the condition of the next attempt finds out.
+                Some("InternalServerError" | "TransactionConflict") => again.push(at),
+                Some(code) if is_throttle(code) => again.push(at),
+                code => {
+                    failed = Some(format!("{}: {}", code.unwrap_or("no code"), error.message().unwrap_or_default()))
+                }
+            }
+        }
+        match failed {
+            None => Ok(again),
+            Some(failed) => Err(PortError::permanent(format!("write votes: {failed}"))),
+        }
+    }
+}
