@@ -68,6 +68,22 @@ pub(crate) enum Command {
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
     Load(LoadArgs),
+    /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build with
+    /// `--features dev-aws`.
+    DevAws(DevAwsArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DevAwsArgs {
+    /// Address of the Kinesis stand-in; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4567")]
+    pub(crate) kinesis_addr: SocketAddr,
+    /// Address of the DynamoDB stand-in; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub(crate) dynamodb_addr: SocketAddr,
+    /// Shards of the stream that the services create.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
+    pub(crate) shards: u32,
 }
 
 #[derive(Args, Debug)]

@@ -5,6 +5,8 @@
 mod audit;
 mod cast;
 mod demo;
+#[cfg(feature = "dev-aws")]
+mod dev_aws;
 mod load;
 mod poll;
 mod results;
@@ -26,5 +28,12 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Results(args) => results::run(&global, args).await,
         Command::Audit(args) => audit::run(&global, args).await,
         Command::Load(args) => load::run(&global, args).await,
+        #[cfg(feature = "dev-aws")]
+        Command::DevAws(args) => dev_aws::run(&global, args).await,
+        #[cfg(not(feature = "dev-aws"))]
+        Command::DevAws(_) => Err(crate::failure::Failure::usage(
+            "this build has no stand-ins for AWS: build it with --features dev-aws, as in \
+             `cargo run --release --features dev-aws -- dev-aws`",
+        )),
     }
 }
