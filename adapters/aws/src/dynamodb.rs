@@ -78,7 +78,7 @@ impl DynamoStore {
             client,
             statements: Statements::new(&tables.votes),
             tables,
-            meters: Meters::default(),
+            meters: Meters::new(),
             budget: WriteBudget::new(config.write_units_per_second),
             voters: Voters::new(config.voters_remembered),
             calls: Semaphore::new(CALLS_IN_FLIGHT),

@@ -1,17 +1,18 @@
-//! Meters: what calls cost, as DynamoDB itself reports it.
+//! Meters: what calls cost, as DynamoDB itself reports it, for this store and for the metrics of the process.
 //!
 //! Must never estimate: writes that cost units which no answer reports are counted apart.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_sdk_dynamodb::types::ConsumedCapacity;
+use votestream_core::metrics::{self, Table, Throttled};
 
 /// Units are kept in tenths: DynamoDB charges halves.
 const TENTHS: f64 = 10.0;
 
 /// Meter of one table.
-#[derive(Default)]
 pub(super) struct Meter {
+    table: Table,
     requests: AtomicU64,
     throttles: AtomicU64,
     write_units: AtomicU64,
@@ -27,19 +28,39 @@ pub(super) enum Kind {
 }
 
 impl Meter {
+    fn new(table: Table) -> Self {
+        Self {
+            table,
+            requests: AtomicU64::new(0),
+            throttles: AtomicU64::new(0),
+            write_units: AtomicU64::new(0),
+            read_units: AtomicU64::new(0),
+            unreported_writes: AtomicU64::new(0),
+        }
+    }
+
     pub(super) fn request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn throttled(&self, count: usize) {
         self.throttles.fetch_add(count as u64, Ordering::Relaxed);
+        let operation = match self.table {
+            Table::Votes => Throttled::WriteVotes,
+            Table::Tallies => Throttled::WriteTallies,
+            Table::Shards | Table::Polls => Throttled::Other,
+        };
+        metrics::throttled(operation, count as u64);
     }
 
     pub(super) fn consumed<'a>(&self, kind: Kind, capacity: impl IntoIterator<Item = &'a ConsumedCapacity>) {
         let units: f64 = capacity.into_iter().filter_map(ConsumedCapacity::capacity_units).sum();
         let counter = match kind {
             Kind::Read => &self.read_units,
-            Kind::Write => &self.write_units,
+            Kind::Write => {
+                metrics::write_units(self.table, units);
+                &self.write_units
+            }
         };
         counter.fetch_add((units * TENTHS).round() as u64, Ordering::Relaxed);
     }
@@ -62,7 +83,6 @@ impl Meter {
 }
 
 /// Meters of all tables.
-#[derive(Default)]
 pub(super) struct Meters {
     pub(super) polls: Meter,
     pub(super) votes: Meter,
@@ -71,6 +91,15 @@ pub(super) struct Meters {
 }
 
 impl Meters {
+    pub(super) fn new() -> Self {
+        Self {
+            polls: Meter::new(Table::Polls),
+            votes: Meter::new(Table::Votes),
+            tallies: Meter::new(Table::Tallies),
+            shards: Meter::new(Table::Shards),
+        }
+    }
+
     pub(super) fn snapshot(&self) -> StoreMetrics {
         StoreMetrics {
             polls: self.polls.snapshot(),
