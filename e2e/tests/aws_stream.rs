@@ -93,7 +93,7 @@ async fn read(reader: &mut dyn RecordReader, count: usize) -> (Vec<Record>, bool
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_writer_is_hardly_throttled_at_full_speed() {
+async fn one_writer_is_not_throttled_at_full_speed() {
     let (endpoint, _server, _) = kinesis_with(1, |options| options.enforce_limits = true).await;
     let stream = open(&endpoint, polling()).await;
     let start = Instant::now();
@@ -105,7 +105,7 @@ async fn one_writer_is_hardly_throttled_at_full_speed() {
             for _ in 0..6 {
                 match stream.put(u128::from(lane), vec![lane; 64 << 10].into()).await {
                     Ok(_) => {}
-                    // Held back too long, or refused by the stand-in, whose second begins when it likes.
+                    // Held back too long, on a slow machine.
                     Err(error) => throttled += u32::from(error.message.contains("Exceeded")),
                 }
             }
@@ -113,7 +113,7 @@ async fn one_writer_is_hardly_throttled_at_full_speed() {
         });
     }
     let throttled: u32 = lanes.join_all().await.iter().sum();
-    assert!(throttled <= 4, "{throttled} of 48 records were throttled");
+    assert_eq!(throttled, 0, "48 records at the pace of the shard");
     assert!(start.elapsed() >= Duration::from_millis(1_900), "3 MiB take a shard more than two seconds");
 }
 

@@ -1,7 +1,9 @@
 //! How fast records may be put: what each shard takes in a second.
 //!
-//! Owns the record of what was let through lately, per shard. Throttling is to be the exception, so a record waits here rather
-//! than be refused there. Must never wait itself: it answers when the record may go.
+//! Owns the record of what is on its way and what was lately answered, per shard. Throttling is to be the exception, so a
+//! record waits here rather than be refused there. A record arrives somewhere between sending and answer, so it counts from
+//! the one until a second after the other: however long calls take, no second of the shard's holds more than it takes. Must
+//! never let a record of one shard overtake another.
 
 use std::{
     collections::VecDeque,
@@ -10,12 +12,16 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
+use tokio::{
+    sync::Notify,
+    time::{sleep_until, timeout},
+};
 use votestream_core::{HashRange, ShardId, port::Shard};
 
 use super::limits::{SHARD_WRITE_BYTES_PER_SECOND, SHARD_WRITE_RECORDS_PER_SECOND};
 
-/// The second over which Kinesis counts, and a little more: on their way, requests come closer together.
-const WINDOW: Duration = Duration::from_millis(1_050);
+/// The second over which Kinesis counts, and what clocks that tick in milliseconds may add.
+const WINDOW: Duration = Duration::from_millis(1_005);
 /// Longest time that a record is held back. Its lane has a deadline and learns earlier that the shard is too slow.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 /// What is left of the rate after a throttled record, and the least that is ever left. Other writers share the shard.
@@ -23,11 +29,20 @@ const SLOW_DOWN: (f64, f64) = (0.7, 0.1);
 /// Which part of the whole rate comes back each second without throttling.
 const RECOVERY_PER_SECOND: f64 = 0.1;
 
-/// What one shard was sent lately: in no [`WINDOW`] more than it takes.
+/// A record that counts.
+#[derive(Debug)]
+struct Sent {
+    ticket: u64,
+    bytes: usize,
+    /// When it was answered.
+    answered: Option<Instant>,
+}
+
+/// What one shard was sent lately.
 #[derive(Debug)]
 struct Shares {
-    sent: VecDeque<(Instant, usize)>,
-    bytes: usize,
+    sent: VecDeque<Sent>,
+    next_ticket: u64,
     /// The part of the rate in use, as of a moment.
     rate: (f64, Instant),
     slowed_at: Option<Instant>,
@@ -35,7 +50,7 @@ struct Shares {
 
 impl Shares {
     fn new(now: Instant) -> Self {
-        Self { sent: VecDeque::new(), bytes: 0, rate: (1.0, now), slowed_at: None }
+        Self { sent: VecDeque::new(), next_ticket: 0, rate: (1.0, now), slowed_at: None }
     }
 
     fn rate(&self, now: Instant) -> f64 {
@@ -53,39 +68,56 @@ impl Shares {
         self.rate = ((self.rate(now) * factor).max(least), now);
     }
 
-    /// When a record of this size may go, in the order of the calls; `None`, and nothing changes, if that is too late.
-    fn reserve(&mut self, now: Instant, bytes: usize, writers: u32) -> Option<Instant> {
+    /// Lets a record of this size go and returns its ticket; or, if there is no room, says when there may be some, if that
+    /// does not depend on an answer.
+    fn send(&mut self, now: Instant, bytes: usize, writers: u32) -> Result<u64, Option<Instant>> {
         let part = self.rate(now) / f64::from(writers.max(1));
         // Truncation is what is wanted.
         let bytes_max = (SHARD_WRITE_BYTES_PER_SECOND as f64 * part) as usize;
         let records_max = ((SHARD_WRITE_RECORDS_PER_SECOND as f64 * part) as usize).max(1);
-        let mut at = self.sent.back().map_or(now, |&(last, _)| last.max(now));
-        let (mut left, mut gone) = (self.bytes, 0);
-        for &(sent_at, size) in &self.sent {
-            let over = at >= sent_at + WINDOW;
-            // A record that is larger than the part goes alone.
-            let full = left + bytes > bytes_max || self.sent.len() - gone >= records_max;
-            if !over && !full {
-                break;
-            }
-            at = at.max(sent_at + WINDOW);
-            left -= size;
-            gone += 1;
+        self.sent.retain(|sent| sent.answered.is_none_or(|at| now < at + WINDOW));
+        let counted: usize = self.sent.iter().map(|sent| sent.bytes).sum();
+        // A record that is larger than the part goes alone.
+        if !self.sent.is_empty() && (counted + bytes > bytes_max || self.sent.len() >= records_max) {
+            return Err(self.sent.iter().filter_map(|sent| sent.answered).min().map(|at| at + WINDOW));
         }
-        if at.saturating_duration_since(now) > HOLD_MAX {
-            return None;
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.sent.push_back(Sent { ticket, bytes, answered: None });
+        Ok(ticket)
+    }
+
+    fn answered(&mut self, ticket: u64, now: Instant) {
+        if let Some(sent) = self.sent.iter_mut().find(|sent| sent.ticket == ticket) {
+            sent.answered = Some(now);
         }
-        self.sent.drain(..gone);
-        self.bytes = left + bytes;
-        self.sent.push_back((at, bytes));
-        Some(at)
+    }
+}
+
+/// The way into one shard.
+struct Gate {
+    /// Held by the record that is the next to go; the others queue for it in their order.
+    turn: tokio::sync::Mutex<()>,
+    shares: Mutex<Shares>,
+    answered: Notify,
+}
+
+/// Lets a record count until a second after this is dropped, which is when it is answered.
+pub(super) struct Pass(Option<(Arc<Gate>, u64)>);
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if let Some((gate, ticket)) = self.0.take() {
+            gate.shares.lock().answered(ticket, Instant::now());
+            gate.answered.notify_one();
+        }
     }
 }
 
 struct Paced {
     shard: ShardId,
     range: HashRange,
-    shares: Arc<Mutex<Shares>>,
+    gate: Arc<Gate>,
 }
 
 /// The pace of every open shard.
@@ -106,31 +138,46 @@ impl Pace {
         let now = Instant::now();
         let mut open = self.open.write();
         let known = std::mem::take(&mut *open);
+        let new_gate = || {
+            let (turn, answered) = (tokio::sync::Mutex::default(), Notify::new());
+            Arc::new(Gate { turn, shares: Mutex::new(Shares::new(now)), answered })
+        };
         let paced = |shard: &Shard| {
-            let shares = known.iter().find(|known| known.shard == shard.id).map(|known| known.shares.clone());
-            let shares = shares.unwrap_or_else(|| Arc::new(Mutex::new(Shares::new(now))));
-            Paced { shard: shard.id.clone(), range: shard.range, shares }
+            let gate = known.iter().find(|known| known.shard == shard.id).map(|known| known.gate.clone());
+            Paced { shard: shard.id.clone(), range: shard.range, gate: gate.unwrap_or_else(new_gate) }
         };
         *open = shards.iter().filter(|shard| shard.open).map(paced).collect();
     }
 
-    fn shares(&self, hash: u128) -> Option<Arc<Mutex<Shares>>> {
-        self.open.read().iter().find(|paced| paced.range.contains(hash)).map(|paced| paced.shares.clone())
+    fn gate(&self, hash: u128) -> Option<Arc<Gate>> {
+        self.open.read().iter().find(|paced| paced.range.contains(hash)).map(|paced| paced.gate.clone())
     }
 
-    /// When a record for the shard that owns `hash` may go; `None` if that is too late to wait for.
-    pub(super) fn reserve(&self, hash: u128, bytes: usize) -> Option<Instant> {
-        let now = Instant::now();
-        match self.shares(hash) {
-            Some(shares) => shares.lock().reserve(now, bytes, self.writers),
-            None => Some(now),
-        }
+    /// Waits until a record for the shard that owns `hash` may go; `None` if that takes too long.
+    pub(super) async fn pass(&self, hash: u128, bytes: usize) -> Option<Pass> {
+        let Some(gate) = self.gate(hash) else { return Some(Pass(None)) };
+        let turn = async {
+            let _turn = gate.turn.lock().await;
+            loop {
+                let now = Instant::now();
+                let sent = gate.shares.lock().send(now, bytes, self.writers);
+                match sent {
+                    Ok(ticket) => return Pass(Some((gate.clone(), ticket))),
+                    Err(Some(at)) => {
+                        // An answer makes no room at once, so it is not waited for.
+                        sleep_until(at.into()).await;
+                    }
+                    Err(None) => gate.answered.notified().await,
+                }
+            }
+        };
+        timeout(HOLD_MAX, turn).await.ok()
     }
 
     /// A record was throttled although it was paced: others write to the shard too.
     pub(super) fn throttled(&self, hash: u128) {
-        if let Some(shares) = self.shares(hash) {
-            shares.lock().slow_down(Instant::now());
+        if let Some(gate) = self.gate(hash) {
+            gate.shares.lock().slow_down(Instant::now());
         }
     }
 }
@@ -143,25 +190,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_window_holds_more_than_the_shard_takes(
-            records in prop::collection::vec((0u64..400, 1usize..400_000), 1..200),
+        fn no_second_of_the_shards_holds_more_than_it_takes(
+            records in prop::collection::vec((0u64..120, 1usize..400_000, 0u64..700), 1..200),
             writers in 1u32..4,
         ) {
-            let start = Instant::now();
-            let (mut now, mut shares, mut sent) = (start, Shares::new(start), Vec::new());
-            for (pause, bytes) in records {
+            let mut now = Instant::now();
+            let mut shares = Shares::new(now);
+            // When each was sent and answered, in the order of sending.
+            let mut sent: Vec<(u64, Instant, Instant, usize)> = Vec::new();
+            for (pause, bytes, call) in records {
                 now += Duration::from_millis(pause);
-                if let Some(at) = shares.reserve(now, bytes, writers) {
-                    prop_assert!(at >= now && at <= now + HOLD_MAX);
-                    sent.push((at, bytes));
+                sent.iter().filter(|(_, _, answered, _)| *answered <= now).for_each(|&(ticket, _, answered, _)| {
+                    shares.answered(ticket, answered);
+                });
+                match shares.send(now, bytes, writers) {
+                    Ok(ticket) => sent.push((ticket, now, now + Duration::from_millis(call), bytes)),
+                    Err(again) => prop_assert!(again.is_none_or(|at| at > now)),
                 }
             }
-            prop_assert!(sent.is_sorted_by_key(|&(at, _)| at), "they go in the order in which they came");
-            for (first, &(from, _)) in sent.iter().enumerate() {
-                let inside: Vec<_> = sent[first..].iter().take_while(|(at, _)| *at < from + WINDOW).collect();
-                let bytes: usize = inside.iter().map(|(_, bytes)| bytes).sum();
+            for (last, &(_, at, _, bytes)) in sent.iter().enumerate() {
+                // Whatever may arrive within a second before this one does.
+                let others = sent[..last].iter().filter(|(_, _, answered, _)| *answered + WINDOW > at);
+                let others: Vec<_> = others.map(|(.., bytes)| *bytes).collect();
                 let most = SHARD_WRITE_BYTES_PER_SECOND / writers as usize;
-                prop_assert!(bytes <= most || inside.len() == 1, "{bytes} bytes in a second of {most}");
+                prop_assert!(others.is_empty() || others.iter().sum::<usize>() + bytes <= most);
             }
         }
     }
@@ -170,15 +222,14 @@ mod tests {
     fn small_records_are_counted() {
         let now = Instant::now();
         let mut shares = Shares::new(now);
-        for _ in 0..SHARD_WRITE_RECORDS_PER_SECOND {
-            assert_eq!(shares.reserve(now, 10, 1), Some(now), "a second's worth goes at once");
+        for ticket in 0..SHARD_WRITE_RECORDS_PER_SECOND as u64 {
+            assert_eq!(shares.send(now, 10, 1), Ok(ticket), "a second's worth goes at once");
         }
-        assert_eq!(shares.reserve(now, 10, 1), Some(now + WINDOW));
-        for _ in 1..SHARD_WRITE_RECORDS_PER_SECOND {
-            assert_eq!(shares.reserve(now, 10, 1), Some(now + WINDOW));
-        }
-        assert_eq!(shares.reserve(now, 10, 1), None, "later than a lane waits");
-        assert_eq!(shares.reserve(now + WINDOW, 10, 1), Some(now + 2 * WINDOW), "refusing has taken nothing");
+        assert_eq!(shares.send(now, 10, 1), Err(None), "it takes an answer");
+        let answered = now + Duration::from_millis(30);
+        shares.answered(7, answered);
+        assert_eq!(shares.send(answered, 10, 1), Err(Some(answered + WINDOW)));
+        assert!(shares.send(answered + WINDOW, 10, 1).is_ok());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use aws_sdk_kinesis::{
 use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use votestream_core::{
     SequenceNumber, ShardId,
@@ -23,7 +23,7 @@ use votestream_core::{
 
 use super::{
     limits::{PUT_BYTES_MAX, PUT_RECORDS_MAX, RECORD_BYTES_MAX},
-    pace::Pace,
+    pace::{Pace, Pass},
 };
 use crate::client::{Verdict, port_error};
 
@@ -43,6 +43,8 @@ struct Entry {
     hash: u128,
     data: Bytes,
     answer: oneshot::Sender<Result<Stored, PortError>>,
+    /// Its part of what the shard takes.
+    _pass: Pass,
     /// Its place in the queue, until it is answered.
     _place: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
@@ -93,12 +95,11 @@ impl Producer {
         };
         let full = |_| PortError::refused("too many records wait to be put");
         let place = timeout(QUEUE_WAIT_MAX, place).await.map_err(full)??;
-        let Some(at) = self.pace.reserve(hash, size) else {
+        let Some(pass) = self.pace.pass(hash, size).await else {
             return Err(PortError::refused("the shard takes no more at present"));
         };
-        sleep_until(at.into()).await;
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Entry { hash, data, answer, _place: place }).await.map_err(|_| stopped())?;
+        self.queue.send(Entry { hash, data, answer, _pass: pass, _place: place }).await.map_err(|_| stopped())?;
         answered.await.unwrap_or_else(|_| Err(PortError::unknown("the call that put the record was dropped")))
     }
 }
