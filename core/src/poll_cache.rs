@@ -6,13 +6,16 @@
 
 use std::{
     collections::{HashMap, hash_map},
-    sync::Arc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::watch,
+    sync::Notify,
     time::{Instant, timeout},
 };
 
@@ -48,10 +51,33 @@ struct Cached {
 }
 
 /// A read under way, which every caller who needs the same poll waits for.
+///
+/// Not a watch channel: that wakes its receivers in a random order, and a simulated run is to repeat itself.
 #[derive(Clone)]
 struct Read {
     started: Instant,
-    answer: watch::Receiver<Option<Answer>>,
+    state: Arc<ReadState>,
+}
+
+#[derive(Default)]
+struct ReadState {
+    answer: OnceLock<Answer>,
+    /// With or without an answer.
+    is_over: AtomicBool,
+    over: Notify,
+}
+
+impl ReadState {
+    /// The answer; none if the task that read was stopped.
+    async fn answer(&self) -> Option<Answer> {
+        loop {
+            let over = self.over.notified();
+            if self.is_over.load(Ordering::Acquire) {
+                return self.answer.get().cloned();
+            }
+            over.await;
+        }
+    }
 }
 
 type Answer = Result<Option<Arc<Poll>>, Failure>;
@@ -124,13 +150,10 @@ impl PollCache {
     /// Reads, or joins a read that is under way if it is not too old for `since`.
     async fn read_since(&self, id: &PollId, since: Instant) -> Result<(Option<Arc<Poll>>, Instant), PortError> {
         loop {
-            let Some(mut read) = self.join_read(id) else {
+            let Some(read) = self.join_read(id) else {
                 return Err(PortError::refused(format!("{READS_MAX} polls are being read already")));
             };
-            let answer = match read.answer.wait_for(Option::is_some).await {
-                Ok(answer) => answer.clone(),
-                Err(_) => None,
-            };
+            let answer = read.state.answer().await;
             let poll = match answer {
                 Some(answer) => answer?,
                 None => return Err(PortError::refused("the task that read the poll was stopped")),
@@ -151,14 +174,13 @@ impl PollCache {
         if reads.len() >= READS_MAX {
             return None;
         }
-        let (sender, answer) = watch::channel(None);
-        let read = Read { started: Instant::now(), answer };
+        let read = Read { started: Instant::now(), state: Arc::default() };
         reads.insert(id.clone(), read.clone());
         // A runtime that is shutting down drops the task at once, and the task's end takes the lock.
         drop(reads);
         // A task of its own: a caller that goes away must not take the others' answer along.
-        let task = ReadTask { inner: self.inner.clone(), id: id.clone() };
-        tokio::spawn(task.run(read.started, sender));
+        let task = ReadTask { inner: self.inner.clone(), id: id.clone(), read: read.clone() };
+        tokio::spawn(task.run());
         Some(read)
     }
 }
@@ -167,31 +189,34 @@ impl PollCache {
 struct ReadTask {
     inner: Arc<Inner>,
     id: PollId,
+    read: Read,
 }
 
 impl ReadTask {
-    async fn run(self, started: Instant, sender: watch::Sender<Option<Answer>>) {
+    async fn run(self) {
         let answer = match timeout(READ_TIMEOUT, self.inner.store.get(&self.id)).await {
             Ok(Ok(poll)) => Ok(poll.map(Arc::new)),
             Ok(Err(error)) => Err(Failure(Arc::new(error))),
             Err(_) => Err(Failure(Arc::new(PortError::refused("reading the poll timed out")))),
         };
         match &answer {
-            Ok(Some(poll)) => self.inner.keep(&self.id, Cached { poll: poll.clone(), read_at: started }),
+            Ok(Some(poll)) => self.inner.keep(&self.id, Cached { poll: poll.clone(), read_at: self.read.started }),
             Ok(None) => {
                 self.inner.polls.write().remove(&self.id);
             }
             Err(_) => {}
         }
-        // Forgotten before it is answered: whoever finds the answer too old must start a new read.
-        drop(self);
-        sender.send_replace(Some(answer));
+        // Set once, here; whoever waits is woken when the task ends, right now.
+        self.read.state.answer.set(answer).ok();
     }
 }
 
 impl Drop for ReadTask {
     fn drop(&mut self) {
+        // Forgotten before it is answered: whoever finds the answer too old must start a new read.
         self.inner.reads.lock().remove(&self.id);
+        self.read.state.is_over.store(true, Ordering::Release);
+        self.read.state.over.notify_waiters();
     }
 }
 

@@ -6,4 +6,5 @@
 pub mod aws;
 pub mod contract;
 pub mod faults;
+pub mod sim;
 pub mod stack;

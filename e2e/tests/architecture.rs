@@ -45,9 +45,9 @@ fn dependencies(optional: bool) -> BTreeMap<String, Vec<String>> {
     let packages = metadata["packages"].as_array().unwrap();
     let of = |package: &serde_json::Value| {
         let all = package["dependencies"].as_array().unwrap();
-        let normal = all.iter().filter(|dependency| {
-            dependency["kind"].is_null() && dependency["optional"].as_bool() == Some(optional)
-        });
+        let normal = all
+            .iter()
+            .filter(|dependency| dependency["kind"].is_null() && dependency["optional"].as_bool() == Some(optional));
         normal.map(|dependency| dependency["name"].as_str().unwrap().to_owned()).collect()
     };
     packages.iter().map(|package| (package["name"].as_str().unwrap().to_owned(), of(package))).collect()
@@ -64,7 +64,10 @@ fn crates_depend_only_on_what_the_architecture_says() {
         let allowed = FOR_BINARIES.iter().find(|(of, _)| of == name).map_or(&[][..], |(_, allowed)| allowed);
         let ours = for_binaries[*name].iter().filter(|dependency| dependency.starts_with("votestream"));
         for dependency in ours {
-            assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}, even for a binary");
+            assert!(
+                allowed.contains(&dependency.as_str()),
+                "{name} must not depend on {dependency}, even for a binary"
+            );
         }
     }
 }

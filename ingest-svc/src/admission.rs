@@ -39,7 +39,7 @@ const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) type Reject = (RejectionCode, String);
 
 /// Admits votes into the lanes.
-pub(crate) struct Admission {
+pub struct Admission {
     producer: Arc<Producer>,
     polls: PollCache,
     clock: Arc<dyn Clock>,
@@ -52,7 +52,7 @@ pub(crate) struct Admission {
 }
 
 /// Share of the bytes that may be unsettled, given back when it is dropped.
-pub(crate) struct Room {
+pub struct Room {
     permit: OwnedSemaphorePermit,
 }
 
@@ -78,7 +78,7 @@ fn reason(code: RejectionCode) -> Rejected {
 
 /// The polls that a stream votes in, as far as its latest messages tell.
 #[derive(Default)]
-pub(crate) struct StreamPolls {
+pub struct StreamPolls {
     known: Vec<KnownPoll>,
 }
 
@@ -140,7 +140,8 @@ fn padded(bytes: &[u8]) -> Option<u128> {
 }
 
 impl Admission {
-    pub(crate) fn new(config: &IngestConfig, producer: Arc<Producer>, polls: PollCache, clock: Arc<dyn Clock>) -> Self {
+    /// Admission into the lanes of `producer`.
+    pub fn new(config: &IngestConfig, producer: Arc<Producer>, polls: PollCache, clock: Arc<dyn Clock>) -> Self {
         let room_bytes = config.unsettled_bytes_max.min(Semaphore::MAX_PERMITS);
         let room = Arc::new(Semaphore::new(room_bytes));
         let (unary_patience, drain) = (config.unary_patience, config.drain);
@@ -149,7 +150,7 @@ impl Admission {
     }
 
     /// Waits for room for messages.
-    pub(crate) async fn room(&self, messages: &[VotesMessage]) -> Option<Room> {
+    pub async fn room(&self, messages: &[VotesMessage]) -> Option<Room> {
         let bytes = messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum::<usize>();
         let bytes = bytes.min(self.room_bytes);
         let permit = self.room.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await.ok()?;
@@ -159,7 +160,7 @@ impl Admission {
 
     /// Validates the votes of messages that arrived together and hands the good ones to their lanes. Returns how many votes
     /// there were.
-    pub(crate) async fn admit(
+    pub async fn admit(
         &self,
         session: &Arc<Session>,
         polls: &mut StreamPolls,

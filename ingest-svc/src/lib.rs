@@ -9,6 +9,9 @@ mod rpc;
 mod session;
 pub mod settings;
 
+pub use admission::{Admission, Room, StreamPolls};
+pub use session::{Session, Settled};
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;

@@ -25,7 +25,7 @@ const UNANSWERED_MESSAGES_MAX: usize = 4_096;
 
 /// The messages of one stream that are read and not yet answered.
 #[derive(Default)]
-pub(crate) struct Session {
+pub struct Session {
     messages: Mutex<VecDeque<Arc<Message>>>,
     /// Woken when a message is settled, answered, or the last one has been read.
     changed: Notify,
@@ -37,7 +37,7 @@ pub(crate) struct Session {
 }
 
 /// Messages of a stream that were admitted together.
-pub(crate) struct Message {
+pub struct Message {
     /// Weak, since the session holds its messages.
     session: Weak<Session>,
     /// Index of its first vote in the stream.
@@ -52,11 +52,11 @@ pub(crate) struct Message {
 }
 
 /// A settled run of votes.
-pub(crate) struct Settled {
+pub struct Settled {
     /// Index after the last vote of the run.
-    pub(crate) through: u64,
+    pub through: u64,
     /// Votes of the run that are not durable, in index order.
-    pub(crate) rejections: Vec<Rejection>,
+    pub rejections: Vec<Rejection>,
 }
 
 impl Session {
@@ -77,7 +77,7 @@ impl Session {
     }
 
     /// Waits until there is room for another unanswered message.
-    pub(crate) async fn ready(&self) {
+    pub async fn ready(&self) {
         loop {
             let changed = self.changed.notified();
             if self.messages.lock().len() < UNANSWERED_MESSAGES_MAX {
@@ -88,7 +88,7 @@ impl Session {
     }
 
     /// Enters a message with `accepted` votes on their way and the others rejected.
-    pub(crate) fn enter(
+    pub fn enter(
         self: &Arc<Self>,
         first: u64,
         accepted: usize,
@@ -111,14 +111,14 @@ impl Session {
     }
 
     /// No more messages will be entered.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.changed.notify_waiters();
     }
 
     /// Waits for the next votes to be settled and takes them off the ledger; `None` once everything is settled and the
     /// session is closed.
-    pub(crate) async fn settled(&self) -> Option<Settled> {
+    pub async fn settled(&self) -> Option<Settled> {
         loop {
             let changed = self.changed.notified();
             let closed = self.closed.load(Ordering::Acquire);

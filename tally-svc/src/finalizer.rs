@@ -128,14 +128,15 @@ struct Last {
 }
 
 /// See the module.
-pub(crate) struct Finalizer {
+pub struct Finalizer {
     ports: Ports,
     bounds: TimeBounds,
     unfinished: Mutex<BTreeMap<PollId, Unfinished>>,
 }
 
 impl Finalizer {
-    pub(crate) fn new(ports: Ports, bounds: TimeBounds) -> Self {
+    /// A finalizer over these ports.
+    pub fn new(ports: Ports, bounds: TimeBounds) -> Self {
         Self { ports, bounds, unfinished: Mutex::default() }
     }
 
@@ -158,7 +159,7 @@ impl Finalizer {
     }
 
     /// Makes due polls final until `shutdown`. Every step may be cut off and repeated.
-    pub(crate) async fn run(&self, shutdown: CancellationToken) {
+    pub async fn run(&self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = Last::default();

@@ -29,8 +29,9 @@ use votestream_proto::v1::{poll_service_server::PollServiceServer, results_servi
 use votestream_service::{CorsOrigins, ServiceError, Surface};
 
 pub use applier::{TallyApplier, TallyAppliers};
+pub use finalizer::Finalizer;
 
-use crate::{finalizer::Finalizer, polls::Polls, results::Results, snapshot::Snapshots};
+use crate::{polls::Polls, results::Results, snapshot::Snapshots};
 
 /// How often an embedded deployment writes its sums.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(250);

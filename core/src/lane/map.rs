@@ -109,6 +109,7 @@ impl Producer {
 pub(super) async fn refresh_regularly(producer: Weak<Producer>, every: Duration, stopped: CancellationToken) {
     loop {
         tokio::select! {
+            biased;
             () = stopped.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }

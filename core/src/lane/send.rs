@@ -91,9 +91,10 @@ pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped:
                 let changed = producer.pending.changed.notified();
                 if producer.pending.overlaps(&lane.range) {
                     tokio::select! {
-                        () = stopped.cancelled() => return,
-                        () = changed => {}
-                    }
+                    biased;
+                                () = stopped.cancelled() => return,
+                                () = changed => {}
+                            }
                 }
                 continue;
             }
@@ -103,6 +104,7 @@ pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped:
         // Waits without a strong reference, so that dropping the producer ends its lanes.
         drop(producer);
         tokio::select! {
+            biased;
             () = stopped.cancelled() => return,
             () = lane.wake.notified() => {}
             () = tokio::time::sleep(linger.unwrap_or(WAKE_AT_LATEST)) => {}

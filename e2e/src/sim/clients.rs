@@ -1,0 +1,199 @@
+//! Clients: they stream votes to ingest processes and write down what they sent and what they were told.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use votestream_core::PollId;
+use votestream_ingest::{Admission, Session, StreamPolls};
+use votestream_proto::{VotesMessage, v1::RejectionCode};
+
+use super::world::World;
+
+/// What a client was told about a vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Durable,
+    /// Certainly not stored.
+    Rejected,
+    /// Nobody knows: the service said so, or died.
+    Unknown,
+}
+
+/// A vote as its client knows it. Each has an option of its own, so that the sums tell the votes apart.
+#[derive(Clone, Debug)]
+pub(super) struct SentVote {
+    pub(super) poll: PollId,
+    pub(super) user: String,
+    pub(super) option: usize,
+    /// Votes of one stream keep their order.
+    pub(super) stream: u64,
+    pub(super) sent_at: u64,
+    pub(super) answer: Option<(Answer, u64)>,
+}
+
+/// All votes of a run, in the order in which they were sent.
+#[derive(Default)]
+pub(super) struct Log {
+    votes: Mutex<Vec<SentVote>>,
+    /// Counts sends and answers: the real-time order.
+    step: AtomicU64,
+    streams: AtomicU64,
+}
+
+impl Log {
+    fn step(&self) -> u64 {
+        self.step.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn sent(&self, poll: &PollId, user: String, option: usize, stream: u64) -> usize {
+        let sent_at = self.step();
+        let mut votes = self.votes.lock();
+        votes.push(SentVote { poll: poll.clone(), user, option, stream, sent_at, answer: None });
+        votes.len() - 1
+    }
+
+    fn answered(&self, vote: usize, answer: Answer) {
+        let at = self.step();
+        self.votes.lock()[vote].answer.get_or_insert((answer, at));
+    }
+
+    pub(super) fn take(&self) -> Vec<SentVote> {
+        std::mem::take(&mut self.votes.lock())
+    }
+}
+
+/// An ingest process, as clients see it.
+#[derive(Clone)]
+pub(super) struct IngestProcess {
+    pub(super) admission: Arc<Admission>,
+    /// Cancelled when it is killed: its clients see the connection break.
+    pub(super) dead: CancellationToken,
+}
+
+/// The processes that clients can reach at the moment.
+pub(super) type Ingests = Arc<Mutex<Vec<Option<IngestProcess>>>>;
+
+/// Polls in which votes can be cast, and how many of their options are used up.
+pub(super) type OpenPolls = Arc<Mutex<Vec<(PollId, usize)>>>;
+
+/// Users of a run: few, so that their votes meet.
+const USERS: u32 = 7;
+/// Most options of a simulated poll, and so most votes.
+pub(super) const OPTIONS: usize = 400;
+
+/// Streams votes until `until`.
+pub(super) async fn client(world: Arc<World>, ingests: Ingests, polls: OpenPolls, log: Arc<Log>, until: Instant) {
+    while Instant::now() < until {
+        sleep(Duration::from_millis(world.draw(|rng| rng.random_range(0..400)))).await;
+        let process = {
+            let ingests = ingests.lock();
+            let at = world.draw(|rng| rng.random_range(0..ingests.len()));
+            ingests[at].clone()
+        };
+        if let Some(process) = process {
+            stream(&world, &process, &polls, &log, until).await;
+        }
+    }
+}
+
+/// One stream to one process.
+async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &OpenPolls, log: &Arc<Log>, until: Instant) {
+    let id = log.streams.fetch_add(1, Ordering::Relaxed);
+    let session = Arc::new(Session::default());
+    // Votes that wait for their answer, in the order of the stream.
+    let waiting = Arc::new(Mutex::new(VecDeque::<usize>::new()));
+    let answers = tokio::spawn({
+        let (session, waiting, log, world) = (session.clone(), waiting.clone(), log.clone(), world.clone());
+        async move {
+            let mut through = 0;
+            while let Some(settled) = session.settled().await {
+                let mut rejections = settled.rejections.into_iter().peekable();
+                for index in through..settled.through {
+                    let rejection = rejections.next_if(|rejection| rejection.index == index);
+                    let answer = match rejection.map(|rejection| rejection.code()) {
+                        None => Answer::Durable,
+                        Some(RejectionCode::OutcomeUnknown) => Answer::Unknown,
+                        Some(_) => Answer::Rejected,
+                    };
+                    let vote = waiting.lock().pop_front();
+                    if let Some(vote) = vote {
+                        log.answered(vote, answer);
+                        world.note(|| format!("vote {vote} is {answer:?}"));
+                    }
+                }
+                through = settled.through;
+            }
+        }
+    });
+    let send = async {
+        let (mut stream_polls, mut first) = (StreamPolls::default(), 0);
+        for _ in 0..world.draw(|rng| rng.random_range(1..6)) {
+            if Instant::now() >= until {
+                break;
+            }
+            let message = message(world, polls, log, id, &waiting);
+            let messages = [message];
+            let room = process.admission.room(&messages).await;
+            first += process.admission.admit(&session, &mut stream_polls, first, &messages, room).await;
+            let (pause, wait) = world.draw(|rng| (rng.random_range(0..150), rng.random_bool(0.4)));
+            sleep(Duration::from_millis(pause)).await;
+            while wait && !waiting.lock().is_empty() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        session.close();
+    };
+    let all = async {
+        send.await;
+        answers.await.ok();
+    };
+    tokio::select! {
+        biased;
+        () = process.dead.cancelled() => {
+            for vote in std::mem::take(&mut *waiting.lock()) {
+                log.answered(vote, Answer::Unknown);
+            }
+        }
+        () = all => {}
+    }
+}
+
+/// A message of a few votes.
+fn message(
+    world: &Arc<World>,
+    polls: &OpenPolls,
+    log: &Log,
+    stream: u64,
+    waiting: &Mutex<VecDeque<usize>>,
+) -> VotesMessage {
+    let mut message = VotesMessage::default();
+    for _ in 0..world.draw(|rng| rng.random_range(1..5)) {
+        let user = format!("user-{}", world.draw(|rng| rng.random_range(0..USERS)));
+        let mut polls = polls.lock();
+        if polls.is_empty() {
+            break;
+        }
+        let at = world.draw(|rng| rng.random_range(0..polls.len()));
+        let (poll, used) = &mut polls[at];
+        if *used >= OPTIONS {
+            continue;
+        }
+        let option = *used;
+        *used += 1;
+        message.push(poll.as_str(), &user, &option.to_string());
+        let vote = log.sent(poll, user.clone(), option, stream);
+        world.note(|| format!("vote {vote}: {user} casts {option} in {poll} on stream {stream}"));
+        waiting.lock().push_back(vote);
+    }
+    message
+}

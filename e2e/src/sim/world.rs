@@ -1,0 +1,339 @@
+//! The simulated engines: one stream and one store, shared by all processes, and the faults between them.
+//!
+//! Every effect is atomic and linearizable, as the ports promise. What is drawn from the seed is everything around it: how
+//! long a request takes, whether it is refused, whether its answer is lost, whether a copy of it lands later.
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, sleep},
+};
+use votestream_core::{
+    HashRange, Poll, PollId, Position, SequenceNumber, ShardId, Timestamp,
+    port::{Group, PortError, Record, Shard, ShardRow, Stored},
+};
+
+/// Kinds of faults that a run injects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A request was refused without effect.
+    Refused,
+    /// A request took effect and its answer was lost.
+    AnswerLost,
+    /// A request took effect, and a copy of it once more, later.
+    LateCopy,
+    /// A request took so long that its caller had given up.
+    Slow,
+    /// A process was killed.
+    Crash,
+    /// A process stood still, and woke up.
+    Freeze,
+    /// A shard was split.
+    Split,
+    /// Two shards were merged.
+    Merge,
+    /// The clocks of two processes differed.
+    Skew,
+    /// A poll was closed early.
+    EarlyClose,
+}
+
+impl Fault {
+    /// All kinds.
+    pub const ALL: [Self; 10] = [
+        Self::Refused,
+        Self::AnswerLost,
+        Self::LateCopy,
+        Self::Slow,
+        Self::Crash,
+        Self::Freeze,
+        Self::Split,
+        Self::Merge,
+        Self::Skew,
+        Self::EarlyClose,
+    ];
+}
+
+/// How many faults of each kind were injected.
+#[derive(Debug, Default)]
+pub struct Faults([AtomicU64; Fault::ALL.len()]);
+
+impl Faults {
+    /// Counts one.
+    pub fn add(&self, fault: Fault) {
+        self.0[fault as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    pub fn get(&self, fault: Fault) -> u64 {
+        self.0[fault as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// A stored vote.
+#[derive(Clone, Debug)]
+pub(super) struct StoredVote {
+    pub(super) position: Position,
+    pub(super) option: Arc<str>,
+    pub(super) previous: Option<Arc<str>>,
+}
+
+/// A stored tally.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StoredTally {
+    pub(super) position: SequenceNumber,
+    pub(super) counts: BTreeMap<Arc<str>, i64>,
+}
+
+/// A record, and when readers see it.
+pub(super) struct StoredRecord {
+    pub(super) record: Record,
+    pub(super) visible_at: Instant,
+}
+
+/// What is stored.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) shards: Vec<(Shard, Vec<StoredRecord>)>,
+    sequence: u64,
+    pub(super) polls: BTreeMap<PollId, Poll>,
+    pub(super) votes: BTreeMap<(PollId, Arc<str>), StoredVote>,
+    pub(super) tallies: BTreeMap<(PollId, Group, ShardId), StoredTally>,
+    pub(super) rows: BTreeMap<(Group, ShardId), ShardRow>,
+}
+
+/// The engines of one run.
+pub(super) struct World {
+    pub(super) state: Mutex<State>,
+    rng: Mutex<StdRng>,
+    pub(super) faults: Arc<Faults>,
+    origin: Instant,
+    /// Woken when something was stored in the stream.
+    pub(super) changed: Notify,
+    /// No more faults: the run comes to its end.
+    pub(super) calm: AtomicBool,
+    trace: Mutex<(DefaultHasher, Option<Vec<String>>)>,
+}
+
+/// Requests that take effect promptly or not at all: m, the margin of ClosePoll, allows 2 s for its write. A write that lands
+/// later moves `closes_at` to a time at which votes have been acknowledged; runs without this exception show it.
+const PROMPT: [&str; 1] = ["close_poll"];
+
+/// Wall clock time at which a run starts.
+const EPOCH: Timestamp = Timestamp(1_700_000_000_000);
+/// Longest time of an ordinary request, each way.
+const LATENCY_MS_MAX: u64 = 30;
+/// Longest time of a slow request, or until a copy lands: long past L.
+const SLOW_MS_MAX: u64 = 25_000;
+/// How much earlier than it was stored a record's arrival timestamp may be.
+const ARRIVAL_JITTER_MS_MAX: i64 = 900;
+/// How late a record shows.
+const VISIBLE_MS_MAX: u64 = 300;
+
+impl World {
+    pub(super) fn new(seed: u64, shards: u32, faults: Arc<Faults>, keep_trace: bool) -> Arc<Self> {
+        let ranges = HashRange::split_evenly(shards).into_iter().enumerate();
+        let shards = ranges.map(|(at, range)| (Shard { id: id(at), range, parents: vec![], open: true }, Vec::new()));
+        Arc::new(Self {
+            state: Mutex::new(State { shards: shards.collect(), ..State::default() }),
+            rng: Mutex::new(StdRng::seed_from_u64(seed)),
+            faults,
+            origin: Instant::now(),
+            changed: Notify::new(),
+            calm: AtomicBool::new(false),
+            trace: Mutex::new((DefaultHasher::new(), keep_trace.then(Vec::new))),
+        })
+    }
+
+    /// The true time.
+    pub(super) fn now(&self) -> Timestamp {
+        EPOCH.plus(self.origin.elapsed())
+    }
+
+    /// Draws from the seed.
+    pub(super) fn draw<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
+        draw(&mut self.rng.lock())
+    }
+
+    pub(super) fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    /// Writes an event down.
+    pub(super) fn note(&self, event: impl FnOnce() -> String) {
+        let mut trace = self.trace.lock();
+        let line = format!("{:>9.3} {}", self.origin.elapsed().as_secs_f64(), event());
+        line.hash(&mut trace.0);
+        if let Some(lines) = &mut trace.1 {
+            lines.push(line);
+        }
+    }
+
+    /// Hash over all events, and the events if they were kept.
+    pub(super) fn take_trace(&self) -> (u64, Vec<String>) {
+        let mut trace = self.trace.lock();
+        (trace.0.finish(), trace.1.take().unwrap_or_default())
+    }
+
+    /// Sends a request. Its effect does not depend on whether anybody waits for the answer.
+    pub(super) async fn call<T: Send + 'static>(
+        self: &Arc<Self>,
+        what: &'static str,
+        effect: impl Fn(&mut State) -> T + Send + 'static,
+    ) -> Result<T, PortError> {
+        let (answer, answered) = oneshot::channel();
+        let world = self.clone();
+        let calm = self.is_calm();
+        let mut plan = self.draw(|rng| Plan::draw(rng, calm));
+        if PROMPT.contains(&what) {
+            plan.make_prompt();
+        }
+        tokio::spawn(async move {
+            sleep(plan.before).await;
+            if plan.refused {
+                world.fault(Fault::Refused);
+                sleep(plan.after).await;
+                // The caller may have given up.
+                answer.send(Err(PortError::refused(format!("{what} was throttled")))).ok();
+                return;
+            }
+            if plan.slow {
+                world.fault(Fault::Slow);
+            }
+            let result = effect(&mut world.state.lock());
+            world.changed.notify_waiters();
+            sleep(plan.after).await;
+            if plan.lost {
+                world.fault(Fault::AnswerLost);
+                answer.send(Err(PortError::unknown(format!("the answer to {what} was lost")))).ok();
+            } else {
+                answer.send(Ok(result)).ok();
+            }
+            if let Some(later) = plan.copy {
+                sleep(later).await;
+                world.fault(Fault::LateCopy);
+                world.note(|| format!("a copy of {what} lands"));
+                drop(effect(&mut world.state.lock()));
+                world.changed.notify_waiters();
+            }
+        });
+        answered.await.unwrap_or_else(|_| Err(PortError::unknown("the network is gone")))
+    }
+
+    pub(super) fn fault(&self, fault: Fault) {
+        self.faults.add(fault);
+    }
+
+    /// Stores a record. A copy of the request stores it once more.
+    pub(super) async fn put(self: &Arc<Self>, hash: u128, data: Bytes) -> Result<Stored, PortError> {
+        let (jitter, visible) = self.draw(|rng| {
+            let jitter = if rng.random_bool(0.3) { rng.random_range(0..=ARRIVAL_JITTER_MS_MAX) } else { 0 };
+            (jitter, Duration::from_millis(rng.random_range(0..=VISIBLE_MS_MAX)))
+        });
+        let world = self.clone();
+        self.call("put", move |state| {
+            state.sequence += 1;
+            let sequence = SequenceNumber::from_u64(state.sequence);
+            let arrived_at = Timestamp(world.now().0 - jitter);
+            let owner = state.shards.iter_mut().find(|(shard, _)| shard.open && shard.range.contains(hash));
+            let (shard, records) = owner.expect("the open shards own every hash");
+            let visible_at =
+                records.last().map_or(Instant::now(), |last| last.visible_at).max(Instant::now() + visible);
+            let record = Record { sequence, arrived_at, partition_key: String::new(), data: data.clone() };
+            records.push(StoredRecord { record, visible_at });
+            world.note(|| format!("record {sequence} of {} bytes is stored in {}", data.len(), shard.id));
+            Stored { shard: shard.id.clone(), sequence }
+        })
+        .await
+    }
+
+    /// Splits or merges shards at random.
+    pub(super) fn reshard(&self) {
+        let mut state = self.state.lock();
+        let mut open: Vec<usize> = (0..state.shards.len()).filter(|&at| state.shards[at].0.open).collect();
+        open.sort_by_key(|&at| state.shards[at].0.range);
+        let split = open.len() < 2 || (open.len() < 5 && self.draw(|rng| rng.random()));
+        let (parents, ranges) = if split {
+            let at = open[self.draw(|rng| rng.random_range(0..open.len()))];
+            let HashRange { start, end } = state.shards[at].0.range;
+            let width = end - start;
+            if width < 4 {
+                return;
+            }
+            let middle = start + width / 4 + self.draw(|rng| rng.random_range(0..width / 2));
+            (vec![at], vec![HashRange { start, end: middle }, HashRange { start: middle + 1, end }])
+        } else {
+            let left = self.draw(|rng| rng.random_range(0..open.len() - 1));
+            let (a, b) = (open[left], open[left + 1]);
+            let (start, end) = (state.shards[a].0.range.start, state.shards[b].0.range.end);
+            (vec![a, b], vec![HashRange { start, end }])
+        };
+        self.fault(if split { Fault::Split } else { Fault::Merge });
+        let names: Vec<ShardId> = parents.iter().map(|&at| state.shards[at].0.id.clone()).collect();
+        parents.iter().for_each(|&at| state.shards[at].0.open = false);
+        for range in ranges {
+            let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true };
+            self.note(|| format!("{} takes over from {names:?}", shard.id));
+            state.shards.push((shard, Vec::new()));
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+}
+
+fn id(at: usize) -> ShardId {
+    ShardId::new(format!("shard-{at}"))
+}
+
+/// What becomes of one request.
+struct Plan {
+    before: Duration,
+    after: Duration,
+    refused: bool,
+    slow: bool,
+    lost: bool,
+    copy: Option<Duration>,
+}
+
+impl Plan {
+    fn make_prompt(&mut self) {
+        self.slow = false;
+        let most = Duration::from_millis(LATENCY_MS_MAX);
+        (self.before, self.after) = (self.before.min(most), self.after.min(most));
+    }
+
+    fn draw(rng: &mut StdRng, calm: bool) -> Self {
+        let latency = |rng: &mut StdRng| Duration::from_millis(rng.random_range(0..=LATENCY_MS_MAX));
+        let long = |rng: &mut StdRng| Duration::from_millis(rng.random_range(100..=SLOW_MS_MAX));
+        let mut plan =
+            Self { before: latency(rng), after: latency(rng), refused: false, slow: false, lost: false, copy: None };
+        // Always the same number of draws, so that a fault does not shift what comes after it.
+        let (kind, length, when): (u32, Duration, bool) = (rng.random_range(0..100), long(rng), rng.random());
+        if calm {
+            return plan;
+        }
+        match kind {
+            0..6 => plan.refused = true,
+            6..12 => plan.lost = true,
+            12..15 => plan.copy = Some(length),
+            15..17 => {
+                plan.slow = true;
+                *(if when { &mut plan.before } else { &mut plan.after }) = length;
+            }
+            _ => {}
+        }
+        plan
+    }
+}
