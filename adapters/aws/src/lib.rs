@@ -5,5 +5,9 @@
 //! from [`votestream_core::port::PortError`] whether they may.
 
 pub mod client;
+mod connect;
 pub mod dynamodb;
 pub mod kinesis;
+
+pub use client::AwsConfig;
+pub use connect::{ConnectError, Deployment, connect};

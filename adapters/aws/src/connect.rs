@@ -1,0 +1,115 @@
+//! The ports on AWS: one stream, four tables, the machine's clock.
+//!
+//! Owns what is checked before a service starts. Must never create anything unless told to, and never start on half of it.
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use votestream_core::{
+    port::{PortError, Ports},
+    time::SystemClock,
+};
+
+use crate::{
+    client::{AwsConfig, Clients},
+    dynamodb::{DynamoConfig, DynamoStore},
+    kinesis::{Kinesis, KinesisConfig, Reading},
+};
+
+/// Longest time for all checks; creating tables takes AWS up to a minute.
+const CONNECT_MAX: Duration = Duration::from_secs(120);
+
+/// Which stream and tables, and how this process uses them.
+#[derive(Clone, Debug)]
+pub struct Deployment {
+    /// Name of the stream.
+    pub stream: String,
+    /// What the names of the tables start with.
+    pub table_prefix: String,
+    /// For development: create what does not exist, the stream with this many shards.
+    pub create_with_shards: Option<u32>,
+    /// How the stream is read.
+    pub reading: Reading,
+    /// How many processes put records.
+    pub writers: u32,
+    /// Most write units a second that this process spends on votes.
+    pub write_units_per_second: Option<NonZeroU32>,
+}
+
+impl Deployment {
+    /// A stream and tables that exist, read by polling, without a brake.
+    pub fn new(stream: impl Into<String>, table_prefix: impl Into<String>) -> Self {
+        Self {
+            stream: stream.into(),
+            table_prefix: table_prefix.into(),
+            create_with_shards: None,
+            reading: Reading::POLLING,
+            writers: 1,
+            write_units_per_second: None,
+        }
+    }
+}
+
+/// Why there are no ports. Everything that is missing, at once.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct ConnectError(Vec<String>);
+
+/// Reaches the stream and the tables, and checks that they are there and may be used.
+///
+/// # Errors
+///
+/// If something is missing or not allowed.
+pub async fn connect(aws: &AwsConfig, deployment: Deployment) -> Result<Ports, ConnectError> {
+    let connecting = timeout(CONNECT_MAX, connect_now(aws, deployment));
+    connecting.await.unwrap_or_else(|_| Err(ConnectError(vec![format!("no answer within {CONNECT_MAX:?}")])))
+}
+
+async fn connect_now(aws: &AwsConfig, deployment: Deployment) -> Result<Ports, ConnectError> {
+    let clients = Clients::new(aws).await;
+    let region = clients.kinesis.config().region().is_some();
+    if !region {
+        return Err(ConnectError(vec![
+            "no AWS region is set: set AWS_REGION, or choose a profile that has one".into(),
+        ]));
+    }
+    let config = DynamoConfig {
+        table_prefix: deployment.table_prefix,
+        write_units_per_second: deployment.write_units_per_second,
+        ..DynamoConfig::default()
+    };
+    let store = DynamoStore::new(clients.dynamodb.clone(), &config);
+    let stream_config = KinesisConfig {
+        reading: deployment.reading,
+        writers: deployment.writers,
+        ..KinesisConfig::new(&deployment.stream)
+    };
+    let stream = async {
+        if let Some(shards) = deployment.create_with_shards {
+            Kinesis::create_stream(&clients, &deployment.stream, shards).await?;
+        }
+        Kinesis::connect(&clients, stream_config).await
+    };
+    let tables = async {
+        if deployment.create_with_shards.is_some() {
+            store.create_tables().await?;
+        }
+        store.check_tables().await
+    };
+    let (stream, tables) = tokio::join!(stream, tables);
+    let failed = |error: &PortError| error.to_string();
+    match (stream, tables) {
+        (Ok(stream), Ok(())) => {
+            let store = Arc::new(store);
+            Ok(Ports {
+                stream: Arc::new(stream),
+                polls: store.clone(),
+                votes: store.clone(),
+                tallies: store.clone(),
+                leases: store,
+                clock: Arc::new(SystemClock::new()),
+            })
+        }
+        (stream, tables) => Err(ConnectError([stream.err(), tables.err()].iter().flatten().map(failed).collect())),
+    }
+}
