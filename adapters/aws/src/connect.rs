@@ -67,8 +67,7 @@ pub async fn connect(aws: &AwsConfig, deployment: Deployment) -> Result<Ports, C
 
 async fn connect_now(aws: &AwsConfig, deployment: Deployment) -> Result<Ports, ConnectError> {
     let clients = Clients::new(aws).await;
-    let region = clients.kinesis.config().region().is_some();
-    if !region {
+    if clients.kinesis.config().region().is_none_or(|region| region.as_ref().is_empty()) {
         return Err(ConnectError(vec![
             "no AWS region is set: set AWS_REGION, or choose a profile that has one".into(),
         ]));

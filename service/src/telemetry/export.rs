@@ -2,7 +2,7 @@
 //!
 //! Must be set up within the runtime that outlives it, which carries the exporters' connections.
 
-use std::time::Duration;
+use std::{io::IsTerminal, time::Duration};
 
 use opentelemetry::{
     KeyValue,
@@ -141,7 +141,8 @@ fn stderr(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => layer.with_filter(filter).boxed(),
         LogFormat::Json => {
