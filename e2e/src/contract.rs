@@ -232,7 +232,7 @@ pub async fn check_votes(ports: Ports) {
     let (before, mixed) = (
         [vote("votes", 0, "old", "a", 20, 0), vote("votes", 2, "older", "a", 10, 0)],
         [
-            vote("votes", 3, "z", "b", 20, 1),
+            vote("votes", 1, "z", "b", 20, 1),
             vote("votes", 2, "older", "b", 20, 2),
             vote("votes", 0, "a", "b", 20, 3),
             vote("votes", 0, "old", "b", 19, 4),

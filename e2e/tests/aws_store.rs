@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use votestream_aws::dynamodb::{DynamoConfig, DynamoStore};
 use votestream_core::{
     Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
-    port::{Effect, Group, PollStore, PortError, Ports, TallyDelta, TallyStore, VoteOutcome, VoteStore, VoteWrite},
+    port::{Effect, Group, PollStore, Ports, TallyDelta, TallyStore, VoteOutcome, VoteStore, VoteWrite},
 };
 use votestream_e2e::{
     aws::{Server, dynamo_store, dynamodb, serve},
@@ -41,30 +41,14 @@ async fn store_at(endpoint: &str, config: &DynamoConfig) -> DynamoStore {
     store
 }
 
-/// The suite puts one vote into bucket 3 of a poll that has three buckets, which [`VoteWrite::bucket`] rules out, and a recount
-/// of this store reads a poll's buckets only. This takes buckets modulo that count.
-struct WithinBuckets(Arc<DynamoStore>);
-
-#[async_trait::async_trait]
-impl VoteStore for WithinBuckets {
-    async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
-        let votes: Vec<_> = votes.iter().map(|vote| VoteWrite { bucket: vote.bucket % 3, ..vote.clone() }).collect();
-        self.0.write(&votes).await
-    }
-
-    async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
-        self.0.recount(poll).await
-    }
-}
-
 /// The contract over a store; its stream is another engine's.
 async fn contract_holds<F: Future<Output = ()>>(config: DynamoConfig, check: impl FnOnce(Ports) -> F) {
     let (endpoint, _server) = dynamodb().await;
     let store = Arc::new(store_at(&endpoint, &config).await);
     let dir = tempfile::tempdir().unwrap();
     let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default()).unwrap();
-    let votes = Arc::new(WithinBuckets(store.clone()));
-    let ports = Ports { polls: store.clone(), votes, tallies: store.clone(), leases: store, ..engine.ports() };
+    let ports =
+        Ports { polls: store.clone(), votes: store.clone(), tallies: store.clone(), leases: store, ..engine.ports() };
     check(ports).await;
     engine.close();
 }

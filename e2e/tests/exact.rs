@@ -15,8 +15,8 @@ use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::{
     VotesMessage,
     v1::{
-        CastVotesResponse, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest, RecountRequest,
-        RejectionCode,
+        CastVotesResponse, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse,
+        GetInterimResultsRequest, PollOption, RecountRequest, RejectionCode,
     },
 };
 
@@ -143,6 +143,29 @@ async fn bad_votes_are_named_and_good_ones_accepted() {
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     assert!(status.message().contains("1 are durable"), "{}", status.message());
     wait_for_submitted(&stack, "p", 3).await;
+
+    // Polls: two with one id, one without options, one that is not open yet.
+    let in_an_hour = std::time::SystemTime::now() + Duration::from_secs(3_600);
+    let option = |id: &str| PollOption { option_id: id.into(), title: String::new() };
+    let poll = |id: &str, options| CreatePollRequest {
+        poll_id: id.into(),
+        options,
+        closes_at: Some((in_an_hour + Duration::from_secs(60)).into()),
+        ..CreatePollRequest::default()
+    };
+    let mut polls = stack.polls().await;
+    let twice = polls.create_poll(poll("p", vec![option("other")])).await.unwrap_err();
+    assert_eq!(twice.code(), Code::AlreadyExists, "{twice}");
+    let none = polls.create_poll(poll("none", vec![])).await.unwrap_err();
+    assert_eq!(none.code(), Code::InvalidArgument, "{none}");
+    assert!(none.message().contains("options"), "names the field: {}", none.message());
+    let later = CreatePollRequest { opens_at: Some(in_an_hour.into()), ..poll("later", vec![option("a")]) };
+    polls.create_poll(later).await.unwrap();
+    let mut early = VotesMessage::default();
+    early.push("later", "u", "a");
+    let status = stack.ingest().await.cast_vote(early).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(status.message().contains("not open"), "{}", status.message());
 
     // Single votes get the status of their kind.
     for (poll, option, code) in

