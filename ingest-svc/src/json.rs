@@ -8,6 +8,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{Path, State, rejection::PathRejection},
+    http::HeaderMap,
     response::Response,
     routing::post,
 };
@@ -15,7 +16,10 @@ use serde::Deserialize;
 use tonic::{Code, Request, Status};
 use votestream_core::foreign::{DecodeError, JsonText, JsonVote};
 use votestream_proto::{VotesMessage, v1::ingest_service_server::IngestService};
-use votestream_service::http::{failure, read_body, status_of_field, success};
+use votestream_service::{
+    http::{failure, read_body, status_of_field, success},
+    telemetry::TRACEPARENT,
+};
 
 use crate::rpc::Ingest;
 
@@ -27,19 +31,24 @@ pub(crate) fn routes(ingest: Arc<Ingest>) -> Router {
     Router::new().route("/vote", post(sample_vote)).route("/v1/polls/{poll}/votes", post(vote)).with_state(ingest)
 }
 
-async fn sample_vote(State(ingest): State<Arc<Ingest>>, body: Body) -> Response {
+async fn sample_vote(State(ingest): State<Arc<Ingest>>, headers: HeaderMap, body: Body) -> Response {
     let body = match read_body(body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
     let cast = async {
         let vote = JsonVote::decode(&body).map_err(|error| invalid(&error))?;
-        cast(&ingest, &vote.poll_id, &vote.user_id, &vote.option_id).await
+        cast(&ingest, &headers, [&vote.poll_id, &vote.user_id, &vote.option_id]).await
     };
     answer(cast.await, SAMPLE_NAMES)
 }
 
-async fn vote(State(ingest): State<Arc<Ingest>>, poll: Result<Path<String>, PathRejection>, body: Body) -> Response {
+async fn vote(
+    State(ingest): State<Arc<Ingest>>,
+    poll: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let body = match read_body(body).await {
         Ok(body) => body,
         Err(response) => return response,
@@ -47,7 +56,7 @@ async fn vote(State(ingest): State<Arc<Ingest>>, poll: Result<Path<String>, Path
     let cast = async {
         let Path(poll_id) = poll.map_err(|_| invalid_field("poll_id", "poll_id is not valid UTF-8"))?;
         let (user_id, option_id) = read_vote(&body).map_err(|error| invalid(&error))?;
-        cast(&ingest, &poll_id, &user_id, &option_id).await
+        cast(&ingest, &headers, [&poll_id, &user_id, &option_id]).await
     };
     answer(cast.await, &[])
 }
@@ -65,10 +74,17 @@ fn read_vote(body: &Bytes) -> Result<(Cow<'_, str>, Cow<'_, str>), DecodeError> 
     Ok((JsonText::required(fields.user_id, "user_id")?, JsonText::required(fields.option_id, "option_id")?))
 }
 
-async fn cast(ingest: &Ingest, poll_id: &str, user_id: &str, option_id: &str) -> Result<(), Status> {
+async fn cast(ingest: &Ingest, headers: &HeaderMap, vote: [&str; 3]) -> Result<(), Status> {
     let mut message = VotesMessage::default();
+    let [poll_id, user_id, option_id] = vote;
     message.push(poll_id, user_id, option_id);
-    ingest.cast_vote(Request::new(message)).await.map(drop)
+    let mut request = Request::new(message);
+    // The call belongs to the trace of the request.
+    let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    if let Some(traceparent) = traceparent.and_then(|traceparent| traceparent.parse().ok()) {
+        request.metadata_mut().insert(TRACEPARENT, traceparent);
+    }
+    ingest.cast_vote(request).await.map(drop)
 }
 
 fn answer(cast: Result<(), Status>, names: &[(&str, &str)]) -> Response {

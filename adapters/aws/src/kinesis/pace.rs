@@ -16,7 +16,11 @@ use tokio::{
     sync::Notify,
     time::{sleep_until, timeout},
 };
-use votestream_core::{HashRange, ShardId, port::Shard};
+use votestream_core::{
+    HashRange, ShardId,
+    metrics::{self, Throttled},
+    port::Shard,
+};
 
 use super::limits::{SHARD_WRITE_BYTES_PER_SECOND, SHARD_WRITE_RECORDS_PER_SECOND};
 
@@ -176,6 +180,7 @@ impl Pace {
 
     /// A record was throttled although it was paced: others write to the shard too.
     pub(super) fn throttled(&self, hash: u128) {
+        metrics::throttled(Throttled::Put, 1);
         if let Some(gate) = self.gate(hash) {
             gate.shares.lock().slow_down(Instant::now());
         }

@@ -10,6 +10,7 @@ use aws_sdk_kinesis::{Client, types::ShardIteratorType};
 use tokio::time::{Instant, sleep_until};
 use votestream_core::{
     ShardId,
+    metrics::{self, Throttled},
     port::{PortError, ReadOutcome, RecordReader},
 };
 
@@ -97,6 +98,7 @@ impl RecordReader for PollingReader {
                 }
                 if service.is_some_and(|error| error.is_provisioned_throughput_exceeded_exception()) {
                     self.next_read += self.pause * THROTTLED_PAUSES;
+                    metrics::throttled(Throttled::Read, 1);
                 }
                 return Err(port_error(&format!("GetRecords of {}/{}", self.stream, self.shard), &error));
             }
