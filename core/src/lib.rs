@@ -31,7 +31,7 @@ pub mod time;
 pub mod trace;
 pub mod window;
 
-pub use poll::{Poll, PollId, PollOption, PollSource};
+pub use poll::{Closing, Poll, PollId, PollOption, PollSource};
 pub use routing::{HashRange, HashRanges, ShardId, vote_hash};
 pub use sequence::{Position, SequenceNumber};
 pub use time::{Clock, TimeBounds, Timestamp};

@@ -138,7 +138,19 @@ pub enum PollSource {
     Stream,
 }
 
-/// A poll as stored. Only `closes_at` (to an earlier time), `needs_recount` and `final_result` ever change.
+/// Whether a poll was closed early. Two steps, see [`crate::port::PollStore::begin_close`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Closing {
+    /// Nobody has asked.
+    #[default]
+    No,
+    /// Somebody has asked: ingest takes no more votes. `closes_at` is not what it will be.
+    Asked,
+    /// `closes_at` is settled for ever.
+    Done,
+}
+
+/// A poll as stored. Only `closing`, `closes_at` (to an earlier time), `needs_recount` and `final_result` ever change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Poll {
     /// Unique id.
@@ -151,6 +163,8 @@ pub struct Poll {
     pub opens_at: Timestamp,
     /// First moment at which a vote is no longer accepted.
     pub closes_at: Timestamp,
+    /// Whether it was closed early.
+    pub closing: Closing,
     /// Where votes come from.
     pub source: PollSource,
     /// Votes per second that the poll was sized for.
@@ -214,6 +228,7 @@ impl Poll {
             options,
             opens_at,
             closes_at,
+            closing: Closing::No,
             source,
             expected_peak,
             buckets,

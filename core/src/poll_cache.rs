@@ -296,6 +296,10 @@ mod tests {
             Ok(Vec::new())
         }
 
+        async fn begin_close(&self, _: &PollId) -> Result<Option<Poll>, PortError> {
+            Ok(None)
+        }
+
         async fn close(&self, _: &PollId, _: Timestamp) -> Result<Option<Poll>, PortError> {
             Ok(None)
         }

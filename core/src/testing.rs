@@ -16,7 +16,7 @@ use crate::{
     Timestamp,
     batch::{self, BatchId, OpenBatch},
     group::{Applier, ApplierFactory, ApplyError},
-    poll::{FinalResult, Poll, PollId, PollOption, PollSource},
+    poll::{Closing, FinalResult, Poll, PollId, PollOption, PollSource},
     port::*,
     routing::{HashRange, ShardId, vote_hash},
     sequence::{Position, SequenceNumber},
@@ -300,10 +300,19 @@ impl PollStore for Memory {
         self.faulty(|state| state.polls.values().cloned().collect())
     }
 
+    async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        self.faulty(|state| {
+            let poll = state.polls.get_mut(id)?;
+            poll.closing = Closing::Asked;
+            Some(poll.clone())
+        })
+    }
+
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
         self.faulty(|state| {
             let poll = state.polls.get_mut(id)?;
             poll.closes_at = poll.closes_at.min(closes_at);
+            poll.closing = Closing::Done;
             Some(poll.clone())
         })
     }

@@ -113,7 +113,13 @@ impl TimeBounds {
         self.late_after().saturating_mul(2)
     }
 
-    /// m: how far ahead ClosePoll and the opening of a STREAM poll must be, so that every cache has expired by then.
+    /// How long after it is known that a poll is being closed the last vote may still be accepted: until every cached
+    /// definition has expired, on every clock.
+    pub const fn settle_margin(&self) -> Duration {
+        self.poll_cache_life.saturating_add(self.clock_skew_max.saturating_mul(2))
+    }
+
+    /// m: how far ahead the opening of a STREAM poll must be, so that every cache has expired by then.
     pub const fn close_margin(&self) -> Duration {
         self.poll_cache_life.saturating_add(self.clock_skew_max.saturating_mul(2)).saturating_add(CLOSE_MARGIN)
     }

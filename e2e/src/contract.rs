@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::task::JoinSet;
 use votestream_core::{
-    HashRange, HashRanges, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
+    Closing, HashRange, HashRanges, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
     poll::FinalResult,
     port::{
         Created, Group, Lease, Ports, Progress, ReadOutcome, Record, RecordReader, ShardRow, Stored, StoredProducer,
@@ -449,6 +449,7 @@ pub async fn check_polls(ports: Ports) {
     let store = ports.polls.clone();
     let first = poll("b", &["x", "y", "ü — 🗳"]);
     assert_eq!(store.get(&first.id).await.unwrap(), None);
+    assert_eq!(store.begin_close(&first.id).await.unwrap(), None);
     assert_eq!(store.close(&first.id, Timestamp(1)).await.unwrap(), None);
     let result = |votes| FinalResult { votes: vec![votes, 0, u64::MAX >> 1], finalized_at: Timestamp(9_999) };
     assert_eq!(store.finish(&first.id, &result(1)).await.unwrap(), None);
@@ -485,12 +486,29 @@ pub async fn check_polls(ports: Ports) {
         "after one that is not there"
     );
 
-    // Closing only ever moves closes_at to an earlier time.
-    for (closes_at, stored) in [(9_001, 9_000), (8_000, 8_000), (8_500, 8_000), (7_999, 7_999)] {
-        let closed = store.close(&first.id, Timestamp(closes_at)).await.unwrap().unwrap();
-        assert_eq!(closed, Poll { closes_at: Timestamp(stored), ..first.clone() });
-        assert_eq!(store.get(&first.id).await.unwrap(), Some(closed));
+    // Closing takes two steps, once, and only ever moves closes_at to an earlier time.
+    assert_eq!(store.close(&first.id, Timestamp(1)).await.unwrap(), Some(first.clone()), "nobody has asked");
+    let asked = Poll { closing: Closing::Asked, ..first.clone() };
+    for _ in 0..2 {
+        assert_eq!(store.begin_close(&first.id).await.unwrap().as_ref(), Some(&asked));
+        assert_eq!(store.get(&first.id).await.unwrap().as_ref(), Some(&asked));
     }
+    assert_eq!(
+        store.finish(&first.id, &result(1)).await.unwrap().as_ref(),
+        Some(&asked),
+        "not while it is being closed"
+    );
+    let closed = Poll { closes_at: Timestamp(7_999), closing: Closing::Done, ..first.clone() };
+    for closes_at in [7_999, 7_998, 8_500] {
+        assert_eq!(store.close(&first.id, Timestamp(closes_at)).await.unwrap().as_ref(), Some(&closed));
+        assert_eq!(store.begin_close(&first.id).await.unwrap().as_ref(), Some(&closed), "settled for ever");
+    }
+    let late = poll("late", &["x"]);
+    store.create(&late).await.unwrap();
+    store.begin_close(&late.id).await.unwrap();
+    let kept = Poll { closing: Closing::Done, ..late.clone() };
+    assert_eq!(store.close(&late.id, Timestamp(9_001)).await.unwrap(), Some(kept), "never to a later time");
+    let first = Poll { closing: Closing::Done, ..first };
     // A poll that waits for a recount gets no result; one that has a result keeps it.
     store.set_needs_recount(&first.id, true).await.unwrap();
     store.set_needs_recount(&first.id, true).await.unwrap();
@@ -531,16 +549,22 @@ async fn check_poll_races(ports: &Ports) {
         async move {
             let result = FinalResult { votes: vec![racer.into()], finalized_at: Timestamp(racer.into()) };
             let at = Timestamp(5_000 + i64::from(racer));
-            let (closed, finished) = tokio::join!(store.close(&id, at), store.finish(&id, &result));
-            assert!(closed.unwrap().unwrap().closes_at <= at);
+            let (asked, closed, finished) =
+                tokio::join!(store.begin_close(&id), store.close(&id, at), store.finish(&id, &result));
+            asked.unwrap().unwrap();
+            let closed = closed.unwrap().unwrap();
+            assert!(closed.closing != Closing::Done || closed.closes_at <= Timestamp(5_100));
             finished.unwrap().unwrap().final_result
         }
     })
     .await;
-    let stored = ports.polls.get(&id).await.unwrap().unwrap();
-    assert_eq!(stored.closes_at, Timestamp(5_000), "the earliest wins");
-    assert!(stored.final_result.is_some());
-    assert!(finished.iter().all(|result| *result == stored.final_result), "everybody sees the one result");
+    // Whoever was last may have left it asked for; then nothing is final yet.
+    ports.polls.close(&id, Timestamp(5_000)).await.unwrap();
+    let last = FinalResult { votes: vec![99], finalized_at: Timestamp(99) };
+    let stored = ports.polls.finish(&id, &last).await.unwrap().unwrap();
+    assert!(stored.final_result.is_some() && stored.closing != Closing::Asked);
+    let results = finished.iter().filter(|result| result.is_some());
+    assert!(results.clone().all(|result| *result == stored.final_result), "everybody sees the one result");
 }
 
 fn row(shard: &str, started: bool, parents: &[&str]) -> ShardRow {

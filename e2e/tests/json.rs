@@ -273,6 +273,10 @@ impl PollStore for Broken {
         self.0.list(after, limit).await
     }
 
+    async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        self.0.begin_close(id).await
+    }
+
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
         self.0.close(id, closes_at).await
     }

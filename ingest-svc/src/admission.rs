@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 use votestream_core::{
-    Clock, Poll, PollId, PollSource, Timestamp,
+    Clock, Closing, Poll, PollId, PollSource, Timestamp,
     lane::{AcceptedVote, Producer, Settle},
     metrics::{self, Rejected},
     poll::{InvalidField, check_option_id, check_user_id},
@@ -331,7 +331,7 @@ fn check<'a>(vote: &VoteBytes<'a>, known: &'a KnownPoll, now: Timestamp) -> Resu
     if now < poll.opens_at {
         return Err((RejectionCode::PollNotOpen, format!("poll {:?} is not open yet", poll.id.as_str())));
     }
-    if now >= poll.closes_at {
+    if now >= poll.closes_at || poll.closing != Closing::No {
         return Err((RejectionCode::PollClosed, format!("poll {:?} is closed", poll.id.as_str())));
     }
     let hash = vote_hash(poll.id.as_str(), user_id);

@@ -3,7 +3,7 @@
 //! Must never hold a rule of the domain beyond what a field of a message can express.
 
 use prost_types::Timestamp as ProtoTimestamp;
-use votestream_core::{Poll, PollId, PollSource, Timestamp};
+use votestream_core::{Closing, Poll, PollId, PollSource, Timestamp};
 use votestream_proto::v1;
 
 use crate::status::Failure;
@@ -38,7 +38,7 @@ pub(crate) fn poll(poll: &Poll, now: Timestamp) -> v1::Poll {
         v1::PollState::Final
     } else if now < poll.opens_at {
         v1::PollState::Scheduled
-    } else if now < poll.closes_at {
+    } else if now < poll.closes_at && poll.closing == Closing::No {
         v1::PollState::Open
     } else {
         v1::PollState::Closed

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    HashRange, Poll, PollId, TimeBounds, Timestamp,
+    Closing, HashRange, Poll, PollId, TimeBounds, Timestamp,
     batch::encode_marker,
     poll::FinalResult,
     port::{Group, Ports, ShardRow},
@@ -228,7 +228,12 @@ impl Finalizer {
         let mut after = None;
         loop {
             let page = self.ports.polls.list(after.as_ref(), PAGE).await?;
-            page.iter().for_each(|poll| self.note(poll));
+            for poll in &page {
+                self.note(poll);
+                if poll.closing == Closing::Asked && poll.final_result.is_none() {
+                    self.settle(&poll.id).await?;
+                }
+            }
             match page.last() {
                 Some(last) if page.len() >= PAGE => after = Some(last.id.clone()),
                 _ => return Ok(()),
@@ -246,6 +251,9 @@ impl Finalizer {
         if poll.final_result.is_some() || poll.needs_recount {
             return Ok(());
         }
+        if poll.closing == Closing::Asked {
+            return self.settle(id).await;
+        }
         if poll.closes_at.plus(self.bounds.late_after()) > horizon {
             return Ok(());
         }
@@ -262,6 +270,15 @@ impl Finalizer {
             None => {
                 self.unfinished.lock().remove(id);
             }
+        }
+        Ok(())
+    }
+
+    /// Finishes what a ClosePoll began: it has been known since this process read the poll.
+    async fn settle(&self, id: &PollId) -> Result<(), Failure> {
+        let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
+        if let Some(poll) = self.ports.polls.close(id, closes_at).await? {
+            self.note(&poll);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 use votestream_core::{
-    Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp,
+    Closing, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp,
     port::{Created, Ports},
 };
 use votestream_proto::v1::{self, poll_service_server::PollService};
@@ -94,9 +94,8 @@ impl Polls {
         if opens_by_default {
             poll.opens_at = stored.opens_at;
         }
-        // Only ClosePoll moves `closes_at`, to an earlier time, and never further ahead than the margin.
-        let margin = self.bounds.close_margin().saturating_add(self.bounds.clock_skew_max.saturating_mul(2));
-        let maybe_closed = stored.closes_at < poll.closes_at && stored.closes_at <= self.ports.clock.now().plus(margin);
+        // Only ClosePoll moves `closes_at`, to an earlier time.
+        let maybe_closed = stored.closes_at < poll.closes_at && stored.closing == Closing::Done;
         if !poll.same_definition(&stored) || !(poll.closes_at == stored.closes_at || maybe_closed) {
             return Err(Failure::OtherDefinition(stored.id));
         }
@@ -111,7 +110,10 @@ impl Polls {
 
     async fn close(&self, id: &str) -> Result<Poll, Failure> {
         let id = poll_id_of(id)?;
-        let closes_at = self.ports.clock.now().plus(self.bounds.close_margin());
+        let asked = self.ports.polls.begin_close(&id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
+        // Should this process end here, the finalizer of any process settles the time.
+        self.stored(&asked);
+        let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
         let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(Failure::PollNotFound(id))?;
         self.stored(&poll);
         Ok(poll)
@@ -311,12 +313,12 @@ mod tests {
     async fn closing_only_ever_moves_to_an_earlier_time() {
         let (fake, polls) = service();
         polls.create(request("p")).await.unwrap();
-        assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 2_500));
+        assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 500));
         fake.set_now(NOW + 1_000);
-        assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 2_500));
-        let soon = v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(NOW + 1_500))), ..request("q") };
+        assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 500));
+        let soon = v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(NOW + 1_200))), ..request("q") };
         polls.create(soon).await.unwrap();
-        assert_eq!(polls.close("q").await.unwrap().closes_at, Timestamp(NOW + 1_500));
+        assert_eq!(polls.close("q").await.unwrap().closes_at, Timestamp(NOW + 1_200));
         let missing = polls.close_poll(Request::new(v1::ClosePollRequest { poll_id: "none".into() })).await;
         assert_eq!(missing.unwrap_err().code(), Code::NotFound);
     }

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use votestream_core::{
-    Clock, HashRange, Poll, PollId, PollOption, PollSource, SequenceNumber, ShardId, Timestamp,
+    Clock, Closing, HashRange, Poll, PollId, PollOption, PollSource, SequenceNumber, ShardId, Timestamp,
     batch::encode_marker,
     poll::FinalResult,
     port::{
@@ -159,13 +159,26 @@ impl PollStore for Fake {
         Ok(polls.values().filter(|poll| after.is_none_or(|after| poll.id > *after)).take(limit).cloned().collect())
     }
 
+    async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        Ok(self.change(id, |poll| {
+            if poll.closing == Closing::No && poll.final_result.is_none() {
+                poll.closing = Closing::Asked;
+            }
+        }))
+    }
+
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
-        Ok(self.change(id, |poll| poll.closes_at = poll.closes_at.min(closes_at)))
+        Ok(self.change(id, |poll| {
+            if poll.closing == Closing::Asked {
+                poll.closes_at = poll.closes_at.min(closes_at);
+                poll.closing = Closing::Done;
+            }
+        }))
     }
 
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
         Ok(self.change(id, |poll| {
-            if poll.final_result.is_none() && !poll.needs_recount {
+            if poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked {
                 poll.final_result = Some(result.clone());
             }
         }))

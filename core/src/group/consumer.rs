@@ -23,9 +23,9 @@ use super::{
 use crate::{
     memory::ProducerMemory,
     metrics,
-    poll::{Poll, PollId},
+    poll::{Closing, Poll, PollId, PollSource},
     poll_cache::PollCache,
-    port::{Ports, Progress, ShardRow, WriteOutcome},
+    port::{PortError, Ports, Progress, ShardRow, WriteOutcome},
     sequence::SequenceNumber,
     time::Timestamp,
     trace,
@@ -303,6 +303,12 @@ impl Consumer {
                 let answers = join_all(chunk.iter().map(|id| self.polls.get_since(id, since))).await;
                 for (&id, answer) in chunk.iter().zip(answers) {
                     match answer {
+                        // Its times are about to change, and both groups must judge by the same ones. Polls of the ingest
+                        // service take no votes in between.
+                        Ok(Some(poll)) if poll.source == PollSource::Stream && poll.closing == Closing::Asked => {
+                            failed.push(id);
+                            failure = Some(PortError::refused(format!("poll {id} is being closed")));
+                        }
                         Ok(Some(poll)) => drop(polls.insert(id.clone(), poll)),
                         Ok(None) => {}
                         Err(error) => {

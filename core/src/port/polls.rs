@@ -29,10 +29,20 @@ pub trait PollStore: Send + Sync + 'static {
     /// Polls in ascending order of their ids, after `after`, at most `limit`.
     async fn list(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError>;
 
-    /// Sets `closes_at` to the earlier of the stored one and this one. Returns the poll as stored, if it exists.
+    /// Closing early, first step: sets `closing` from `No` to `Asked`, unless there is a final result. Returns the poll as
+    /// stored, if it exists.
+    ///
+    /// Two steps, because a write may land long after it was sent. Whoever reads the poll from now on takes no more votes; so
+    /// when this call has been answered, the last vote has been accepted at most [`crate::TimeBounds::settle_margin`] later,
+    /// and a `closes_at` that is read from the clock only then is right whenever its write lands.
+    async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError>;
+
+    /// Closing early, second step: sets `closes_at` to the earlier of the stored one and this one, and `closing` from `Asked` to
+    /// `Done`. Nothing changes if it is not `Asked`. Returns the poll as stored, if it exists.
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError>;
 
-    /// Stores the final result unless one is stored, or the poll waits for a recount. Returns the poll as stored.
+    /// Stores the final result unless one is stored, the poll waits for a recount, or is being
+    /// closed (`Asked`). Returns the poll as stored.
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError>;
 
     /// Sets or clears `needs_recount`.

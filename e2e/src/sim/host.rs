@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use votestream_core::{
-    Clock, Poll, PollId, SequenceNumber, ShardId, Timestamp,
+    Clock, Closing, Poll, PollId, SequenceNumber, ShardId, Timestamp,
     poll::FinalResult,
     port::{
         Created, Group, Lease, LeaseStore, PollStore, PortError, Ports, Progress, ReadOutcome, Record, RecordReader,
@@ -208,11 +208,27 @@ impl PollStore for Host {
         .await
     }
 
-    async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
+    async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
         let id = id.clone();
+        self.call("begin_close", move |state| {
+            let poll = state.polls.get_mut(&id)?;
+            if poll.closing == Closing::No && poll.final_result.is_none() {
+                poll.closing = Closing::Asked;
+            }
+            Some(poll.clone())
+        })
+        .await
+    }
+
+    async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
+        let (id, world) = (id.clone(), self.world.clone());
         self.call("close_poll", move |state| {
             let poll = state.polls.get_mut(&id)?;
-            poll.closes_at = poll.closes_at.min(closes_at);
+            if poll.closing == Closing::Asked {
+                poll.closes_at = poll.closes_at.min(closes_at);
+                poll.closing = Closing::Done;
+                world.note(|| format!("poll {id} closes at {}", poll.closes_at.0));
+            }
             Some(poll.clone())
         })
         .await
@@ -222,7 +238,7 @@ impl PollStore for Host {
         let (id, result, world) = (id.clone(), result.clone(), self.world.clone());
         self.call("finish_poll", move |state| {
             let poll = state.polls.get_mut(&id)?;
-            if poll.final_result.is_none() && !poll.needs_recount {
+            if poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked {
                 poll.final_result = Some(result.clone());
                 world.note(|| format!("poll {id} is final"));
             }

@@ -215,8 +215,15 @@ async fn administer(world: Arc<World>, polls: OpenPolls, until: Instant) {
         if world.draw(|rng| rng.random_bool(0.5)) {
             sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..6_000)))).await;
             world.fault(Fault::EarlyClose);
-            while ports.polls.close(&id, host.now().plus(BOUNDS.close_margin())).await.is_err() {
+            // As the service does; at times the process that closes is gone before the second step.
+            while ports.polls.begin_close(&id).await.is_err() {
                 sleep(Duration::from_millis(50)).await;
+            }
+            if world.draw(|rng| rng.random_bool(0.7)) {
+                let closes_at = host.now().plus(BOUNDS.settle_margin());
+                while ports.polls.close(&id, closes_at).await.is_err() {
+                    sleep(Duration::from_millis(50)).await;
+                }
             }
         }
         sleep(Duration::from_millis(world.draw(|rng| rng.random_range(2_000..9_000)))).await;

@@ -127,10 +127,6 @@ pub(super) struct World {
     trace: Mutex<(DefaultHasher, Option<Vec<String>>)>,
 }
 
-/// Requests that take effect promptly or not at all: m, the margin of ClosePoll, allows 2 s for its write. A write that lands
-/// later moves `closes_at` to a time at which votes have been acknowledged; runs without this exception show it.
-const PROMPT: [&str; 1] = ["close_poll"];
-
 /// Wall clock time at which a run starts.
 const EPOCH: Timestamp = Timestamp(1_700_000_000_000);
 /// Longest time of an ordinary request, each way.
@@ -196,10 +192,7 @@ impl World {
         let (answer, answered) = oneshot::channel();
         let world = self.clone();
         let calm = self.is_calm();
-        let mut plan = self.draw(|rng| Plan::draw(rng, calm));
-        if PROMPT.contains(&what) {
-            plan.make_prompt();
-        }
+        let plan = self.draw(|rng| Plan::draw(rng, calm));
         tokio::spawn(async move {
             sleep(plan.before).await;
             if plan.refused {
@@ -308,12 +301,6 @@ struct Plan {
 }
 
 impl Plan {
-    fn make_prompt(&mut self) {
-        self.slow = false;
-        let most = Duration::from_millis(LATENCY_MS_MAX);
-        (self.before, self.after) = (self.before.min(most), self.after.min(most));
-    }
-
     fn draw(rng: &mut StdRng, calm: bool) -> Self {
         let latency = |rng: &mut StdRng| Duration::from_millis(rng.random_range(0..=LATENCY_MS_MAX));
         let long = |rng: &mut StdRng| Duration::from_millis(rng.random_range(100..=SLOW_MS_MAX));

@@ -11,7 +11,7 @@ use aws_sdk_dynamodb::{
     types::{AttributeValue, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure},
 };
 use votestream_core::{
-    Poll, PollId, PollOption, PollSource, Timestamp,
+    Closing, Poll, PollId, PollOption, PollSource, Timestamp,
     poll::FinalResult,
     port::{Created, PollStore, PortError},
 };
@@ -31,6 +31,7 @@ const OPTIONS: &str = "options";
 const OPTION_ID: &str = "id";
 const OPENS_AT: &str = "opens_at";
 const CLOSES_AT: &str = "closes_at";
+const CLOSING: &str = "closing";
 const SOURCE: &str = "source";
 const EXPECTED_PEAK: &str = "expected_peak";
 const BUCKETS: &str = "buckets";
@@ -56,14 +57,37 @@ fn source_of(name: &str) -> Option<PollSource> {
     [PollSource::Ingest, PollSource::Stream].into_iter().find(|source| source_name(*source) == name)
 }
 
+const fn closing_name(closing: Closing) -> &'static str {
+    match closing {
+        Closing::No => "NO",
+        Closing::Asked => "ASKED",
+        Closing::Done => "DONE",
+    }
+}
+
+fn closing_of(name: &str) -> Option<Closing> {
+    [Closing::No, Closing::Asked, Closing::Done].into_iter().find(|closing| closing_name(*closing) == name)
+}
+
 fn encode_votes(result: &FinalResult) -> AttributeValue {
     AttributeValue::L(result.votes.iter().map(number).collect())
 }
 
 fn encode(poll: &Poll) -> Result<Item, PortError> {
     // Every field is named, so that a new one cannot be forgotten here.
-    let Poll { id, title, options, opens_at, closes_at, source, expected_peak, buckets, needs_recount, final_result } =
-        poll;
+    let Poll {
+        id,
+        title,
+        options,
+        opens_at,
+        closes_at,
+        closing,
+        source,
+        expected_peak,
+        buckets,
+        needs_recount,
+        final_result,
+    } = poll;
     let texts: usize = options.iter().map(|option| option.id.len() + option.title.len() + OPTION_BYTES).sum();
     let len = POLL_BYTES + id.as_str().len() + title.len() + texts;
     if len > ITEM_BYTES_MAX {
@@ -79,6 +103,7 @@ fn encode(poll: &Poll) -> Result<Item, PortError> {
         (OPTIONS.to_owned(), AttributeValue::L(options.iter().map(option).collect())),
         (OPENS_AT.to_owned(), time(*opens_at)),
         (CLOSES_AT.to_owned(), time(*closes_at)),
+        (CLOSING.to_owned(), text(closing_name(*closing))),
         (SOURCE.to_owned(), text(source_name(*source))),
         (EXPECTED_PEAK.to_owned(), number(expected_peak)),
         (BUCKETS.to_owned(), number(buckets)),
@@ -109,6 +134,7 @@ fn decode(item: &Item) -> Result<Poll, Damaged> {
         options: reader.list(OPTIONS, option)?,
         opens_at: reader.time(OPENS_AT)?,
         closes_at: reader.time(CLOSES_AT)?,
+        closing: closing_of(reader.text(CLOSING)?).ok_or_else(|| Damaged::at(CLOSING))?,
         source: source_of(reader.text(SOURCE)?).ok_or_else(|| Damaged::at(SOURCE))?,
         expected_peak: reader.number(EXPECTED_PEAK)?,
         buckets: reader.number(BUCKETS)?,
@@ -259,22 +285,42 @@ impl PollStore for DynamoStore {
         Err(PortError::permanent(format!("table {} is too large to list", inner.tables.polls)))
     }
 
+    async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        let values = [("no", text(closing_name(Closing::No))), ("asked", text(closing_name(Closing::Asked)))];
+        let condition = "#closing = :no AND attribute_not_exists(#final_votes)";
+        self.inner.change_poll(id, "SET #closing = :asked", condition, &[CLOSING, FINAL_VOTES], &values).await
+    }
+
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
-        let values = [("closes_at", time(closes_at))];
-        self.inner
-            .change_poll(id, "SET #closes_at = :closes_at", "#closes_at > :closes_at", &[CLOSES_AT], &values)
-            .await
+        let values = [
+            ("closes_at", time(closes_at)),
+            ("asked", text(closing_name(Closing::Asked))),
+            ("done", text(closing_name(Closing::Done))),
+        ];
+        // An expression has no minimum: the time is either moved or left, and the one condition that holds decides.
+        let (names, settle) = ([CLOSES_AT, CLOSING], "SET #closes_at = :closes_at, #closing = :done");
+        let earlier = "#closing = :asked AND #closes_at > :closes_at";
+        let poll = self.inner.change_poll(id, settle, earlier, &names, &values).await?;
+        if poll.as_ref().is_none_or(|poll| poll.closing != Closing::Asked) {
+            return Ok(poll);
+        }
+        let (keep, not_earlier) = ("SET #closing = :done", "#closing = :asked AND #closes_at <= :closes_at");
+        self.inner.change_poll(id, keep, not_earlier, &names, &values).await
     }
 
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
-        let values =
-            [("votes", encode_votes(result)), ("at", time(result.finalized_at)), ("no", AttributeValue::Bool(false))];
+        let values = [
+            ("votes", encode_votes(result)),
+            ("at", time(result.finalized_at)),
+            ("no", AttributeValue::Bool(false)),
+            ("asked", text(closing_name(Closing::Asked))),
+        ];
         self.inner
             .change_poll(
                 id,
                 "SET #final_votes = :votes, #finalized_at = :at",
-                "attribute_not_exists(#final_votes) AND #needs_recount = :no",
-                &[FINAL_VOTES, FINALIZED_AT, NEEDS_RECOUNT],
+                "attribute_not_exists(#final_votes) AND #needs_recount = :no AND #closing <> :asked",
+                &[FINAL_VOTES, FINALIZED_AT, NEEDS_RECOUNT, CLOSING],
                 &values,
             )
             .await
@@ -308,6 +354,7 @@ mod tests {
                 options: options.into_iter().map(option).collect(),
                 opens_at: Timestamp(times.0),
                 closes_at: Timestamp(times.1),
+                closing: if flags.1 { Closing::Asked } else { Closing::Done },
                 source: if flags.0 { PollSource::Stream } else { PollSource::Ingest },
                 expected_peak,
                 buckets,

@@ -6,7 +6,7 @@ use std::ops::Bound;
 
 use async_trait::async_trait;
 use votestream_core::{
-    Poll, PollId, PollOption, PollSource, Timestamp,
+    Closing, Poll, PollId, PollOption, PollSource, Timestamp,
     poll::FinalResult,
     port::{Created, PollStore, PortError},
 };
@@ -20,8 +20,19 @@ use crate::{
 
 fn encode(poll: &Poll) -> Vec<u8> {
     // Every field is named, so that a new one cannot be forgotten here.
-    let Poll { id, title, options, opens_at, closes_at, source, expected_peak, buckets, needs_recount, final_result } =
-        poll;
+    let Poll {
+        id,
+        title,
+        options,
+        opens_at,
+        closes_at,
+        closing,
+        source,
+        expected_peak,
+        buckets,
+        needs_recount,
+        final_result,
+    } = poll;
     let mut value = Encoder::default();
     value.text(id.as_str()).text(title).u32(options.len() as u32);
     for option in options {
@@ -31,7 +42,19 @@ fn encode(poll: &Poll) -> Vec<u8> {
         PollSource::Ingest => 0,
         PollSource::Stream => 1,
     };
-    value.time(*opens_at).time(*closes_at).u8(source).u64(*expected_peak).u32(*buckets).bool(*needs_recount);
+    let closing = match closing {
+        Closing::No => 0,
+        Closing::Asked => 1,
+        Closing::Done => 2,
+    };
+    value
+        .time(*opens_at)
+        .time(*closes_at)
+        .u8(closing)
+        .u8(source)
+        .u64(*expected_peak)
+        .u32(*buckets)
+        .bool(*needs_recount);
     value.bool(final_result.is_some());
     if let Some(result) = final_result {
         value.time(result.finalized_at).u32(result.votes.len() as u32);
@@ -48,6 +71,12 @@ fn decode(value: &[u8]) -> Result<Poll, Corrupt> {
     let title = value.text()?.to_owned();
     let options = value.list(|value| Ok(PollOption { id: value.shared_text()?, title: value.text()?.to_owned() }))?;
     let (opens_at, closes_at) = (value.time()?, value.time()?);
+    let closing = match value.u8()? {
+        0 => Closing::No,
+        1 => Closing::Asked,
+        2 => Closing::Done,
+        _ => return Err(Corrupt),
+    };
     let source = match value.u8()? {
         0 => PollSource::Ingest,
         1 => PollSource::Stream,
@@ -62,7 +91,19 @@ fn decode(value: &[u8]) -> Result<Poll, Corrupt> {
         }
     };
     value.end()?;
-    Ok(Poll { id, title, options, opens_at, closes_at, source, expected_peak, buckets, needs_recount, final_result })
+    Ok(Poll {
+        id,
+        title,
+        options,
+        opens_at,
+        closes_at,
+        closing,
+        source,
+        expected_peak,
+        buckets,
+        needs_recount,
+        final_result,
+    })
 }
 
 impl Inner {
@@ -123,13 +164,30 @@ impl PollStore for EmbeddedStore {
         blocking(move || inner.list_polls(after.as_ref(), limit)).await
     }
 
+    async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking(move || {
+            inner.change_poll(&id, |poll| {
+                let asks = poll.closing == Closing::No && poll.final_result.is_none();
+                if asks {
+                    poll.closing = Closing::Asked;
+                }
+                asks
+            })
+        })
+        .await
+    }
+
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
         let (inner, id) = (self.inner.clone(), id.clone());
         blocking(move || {
             inner.change_poll(&id, |poll| {
-                let earlier = closes_at < poll.closes_at;
-                poll.closes_at = poll.closes_at.min(closes_at);
-                earlier
+                let settles = poll.closing == Closing::Asked;
+                if settles {
+                    poll.closes_at = poll.closes_at.min(closes_at);
+                    poll.closing = Closing::Done;
+                }
+                settles
             })
         })
         .await
@@ -139,7 +197,7 @@ impl PollStore for EmbeddedStore {
         let (inner, id, result) = (self.inner.clone(), id.clone(), result.clone());
         blocking(move || {
             inner.change_poll(&id, |poll| {
-                let stores = poll.final_result.is_none() && !poll.needs_recount;
+                let stores = poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked;
                 if stores {
                     poll.final_result = Some(result);
                 }
