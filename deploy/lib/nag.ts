@@ -1,0 +1,40 @@
+/**
+ * Findings of cdk-nag that stand, each on the resource that it is about, with the reason.
+ */
+import { NagSuppressions } from 'cdk-nag';
+import type { Stacks } from './app';
+import { SERVICES } from './permissions';
+
+/** Statements that AWS accepts for all resources only: the actions have no resource to name. */
+export const WILDCARD_ACTIONS: Readonly<Record<string, string>> = {
+  'ecr:GetAuthorizationToken': 'a token is for all repositories of the account; pulling is allowed for two of them',
+  'xray:PutTelemetryRecords': 'X-Ray has no resource to name',
+  'xray:PutTraceSegments': 'X-Ray has no resource to name',
+};
+
+export function acknowledge({ service }: Stacks): void {
+  const root = `/${service.stackName}`;
+  const wildcard = (...actions: string[]): string =>
+    actions.map((action) => `${action}: ${WILDCARD_ACTIONS[action]}`).join('; ');
+  NagSuppressions.addResourceSuppressionsByPath(service, `${root}/AccessLogs/Resource`, [
+    { id: 'AwsSolutions-S1', reason: 'This bucket holds access logs; logging the access to them would log itself.' },
+  ]);
+  NagSuppressions.addResourceSuppressionsByPath(service, `${root}/Edge/Resource`, [
+    { id: 'AwsSolutions-EC23', reason: 'Port 443 is open to the ranges of clientCidrs, by default to none.' },
+  ]);
+  for (const name of SERVICES) {
+    NagSuppressions.addResourceSuppressionsByPath(service, `${root}/${name}/Task/Resource`, [
+      { id: 'AwsSolutions-ECS2', reason: 'Names of resources, sizes and times. There is no secret among the settings.' },
+    ]);
+    NagSuppressions.addResourceSuppressionsByPath(service, `${root}/${name}/Role/DefaultPolicy/Resource`, [
+      {
+        id: 'AwsSolutions-IAM5',
+        reason: wildcard('xray:PutTelemetryRecords', 'xray:PutTraceSegments'),
+        appliesTo: ['Resource::*'],
+      },
+    ]);
+    NagSuppressions.addResourceSuppressionsByPath(service, `${root}/${name}/Task/ExecutionRole/DefaultPolicy/Resource`, [
+      { id: 'AwsSolutions-IAM5', reason: wildcard('ecr:GetAuthorizationToken'), appliesTo: ['Resource::*'] },
+    ]);
+  }
+}

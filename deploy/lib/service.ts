@@ -1,0 +1,224 @@
+/**
+ * One of the three services on Fargate: task, sidecar, role, environment, drain, scaling.
+ *
+ * Names of variables are those of the settings (*-svc/src/settings.rs); test/contract.test.ts compares them. A role gets what
+ * permissions.ts says and what the collector needs, nothing else.
+ */
+import { Aws, Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
+import { MetricAggregationType, AdjustmentType } from 'aws-cdk-lib/aws-applicationautoscaling';
+import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
+import { ISecurityGroup, IVpc, SubnetType } from 'aws-cdk-lib/aws-ec2';
+import { IRepository } from 'aws-cdk-lib/aws-ecr';
+import {
+  AvailabilityZoneRebalancing, Capability, ContainerDependencyCondition, ContainerImage, CpuArchitecture,
+  FargatePlatformVersion, FargateService, FargateTaskDefinition, ICluster, LinuxParameters, LogDrivers,
+  OperatingSystemFamily, PropagatedTagSource, ScalableTaskCount, UlimitName,
+} from 'aws-cdk-lib/aws-ecs';
+import { PolicyStatement, Role, ServicePrincipal } from 'aws-cdk-lib/aws-iam';
+import { LogGroup, RetentionDays } from 'aws-cdk-lib/aws-logs';
+import { Construct } from 'constructs';
+import { collectorConfig, EXPORT_INTERVAL_MS, OTLP_ENDPOINT } from './collector';
+import { Config, Size, Tasks } from './config';
+import { DataStack } from './data-stack';
+import { FAN_OUT, PERMISSIONS, POLLING, ServiceName, TABLES } from './permissions';
+
+/** How long the services may drain; given to them as `--drain`, so that both sides agree. */
+export const DRAIN_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 12, persist: 25, tally: 25 };
+/** After ingest's calls have ended, votes of calls that were cut off are settled within D. */
+export const SETTLE_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 10, persist: 0, tally: 0 };
+/** The last metrics, traces and logs are sent within three seconds each. */
+export const TELEMETRY_SECONDS = 9;
+/** What is left before the kill. */
+const STOP_MARGIN_SECONDS = 5;
+
+/** When ECS kills a task that was told to stop; 120 s at most. */
+export function stopTimeoutSeconds(service: ServiceName): number {
+  return DRAIN_SECONDS[service] + SETTLE_SECONDS[service] + TELEMETRY_SECONDS + STOP_MARGIN_SECONDS;
+}
+
+/** Ports of the services that listen. */
+export const PORTS: Readonly<Partial<Record<ServiceName, number>>> = { ingest: 50051, tally: 50052 };
+
+/** nobody:nogroup of the image. */
+const USER = '65532:65532';
+/** The collector's part of the task's memory. */
+const COLLECTOR_MEMORY_MIB = 256;
+/** Every client connection is a file; this is the most that Fargate gives. */
+const FILES_MAX = 65_535;
+
+export interface VoteServiceProps {
+  readonly service: ServiceName;
+  readonly config: Config;
+  readonly data: DataStack;
+  readonly cluster: ICluster;
+  readonly vpc: IVpc;
+  readonly securityGroup: ISecurityGroup;
+  readonly repository: IRepository;
+  readonly imageTag: string;
+  readonly collectorRepository: IRepository;
+  readonly collectorTag: string;
+}
+
+export class VoteService extends Construct {
+  readonly fargate: FargateService;
+  readonly scaling: ScalableTaskCount;
+  readonly tasks: Tasks & Size;
+  readonly metricsLogGroup: LogGroup;
+
+  constructor(scope: Construct, id: string, private readonly props: VoteServiceProps) {
+    super(scope, id);
+    const { service, config } = props;
+    this.tasks = config[service];
+
+    const logGroup = this.logGroup('Logs', `/${config.name}/${service}`);
+    const collectorLogGroup = this.logGroup('CollectorLogs', `/${config.name}/${service}/collector`);
+    this.metricsLogGroup = this.logGroup('Metrics', `/${config.name}/${service}/metrics`);
+
+    const task = new FargateTaskDefinition(this, 'Task', {
+      family: `${config.name}-${service}`,
+      cpu: this.tasks.cpu,
+      memoryLimitMiB: this.tasks.memoryMiB,
+      runtimePlatform: {
+        cpuArchitecture: CpuArchitecture.ARM64,
+        operatingSystemFamily: OperatingSystemFamily.LINUX,
+      },
+      taskRole: this.role(),
+    });
+
+    const main = task.addContainer('service', {
+      containerName: `${service}-svc`,
+      image: ContainerImage.fromEcrRepository(props.repository, props.imageTag),
+      environment: this.environment(),
+      essential: true,
+      readonlyRootFilesystem: true,
+      user: USER,
+      linuxParameters: this.linuxParameters('Linux'),
+      memoryReservationMiB: this.tasks.memoryMiB - COLLECTOR_MEMORY_MIB,
+      stopTimeout: Duration.seconds(stopTimeoutSeconds(service)),
+      logging: LogDrivers.awsLogs({ logGroup, streamPrefix: service }),
+    });
+    main.addUlimits({ name: UlimitName.NOFILE, softLimit: FILES_MAX, hardLimit: FILES_MAX });
+    const port = PORTS[service];
+    if (port !== undefined) main.addPortMappings({ containerPort: port });
+
+    const collector = task.addContainer('collector', {
+      containerName: 'collector',
+      image: ContainerImage.fromEcrRepository(props.collectorRepository, props.collectorTag),
+      environment: { AOT_CONFIG_CONTENT: collectorConfig(this.metricsLogGroup.logGroupName, Stack.of(this).region) },
+      // Votes go on without telemetry.
+      essential: false,
+      readonlyRootFilesystem: true,
+      linuxParameters: this.linuxParameters('CollectorLinux'),
+      memoryLimitMiB: COLLECTOR_MEMORY_MIB,
+      stopTimeout: Duration.seconds(10),
+      logging: LogDrivers.awsLogs({ logGroup: collectorLogGroup, streamPrefix: 'collector' }),
+    });
+    // Started before and stopped after the service, so that its last metrics arrive.
+    main.addContainerDependencies({ container: collector, condition: ContainerDependencyCondition.START });
+
+    this.fargate = new FargateService(this, 'Service', {
+      serviceName: `${config.name}-${service}`,
+      cluster: props.cluster,
+      taskDefinition: task,
+      desiredCount: this.tasks.min,
+      // New tasks first: ingest keeps its capacity, and the groups hand their shards over to tasks that run.
+      minHealthyPercent: 100,
+      maxHealthyPercent: 200,
+      circuitBreaker: { rollback: true },
+      availabilityZoneRebalancing: AvailabilityZoneRebalancing.ENABLED,
+      ...(port !== undefined && { healthCheckGracePeriod: Duration.seconds(60) }),
+      platformVersion: FargatePlatformVersion.LATEST,
+      vpcSubnets: { subnetType: SubnetType.PRIVATE_ISOLATED },
+      securityGroups: [props.securityGroup],
+      assignPublicIp: false,
+      enableExecuteCommand: false,
+      enableECSManagedTags: true,
+      propagateTags: PropagatedTagSource.SERVICE,
+    });
+    this.scaling = this.fargate.autoScaleTaskCount({ minCapacity: this.tasks.min, maxCapacity: this.tasks.max });
+  }
+
+  /** Follows how far the group is behind: fast up, slowly down. */
+  scaleByAge(age: Metric): void {
+    this.scaling.scaleOnMetric('Age', {
+      metric: age,
+      adjustmentType: AdjustmentType.PERCENT_CHANGE_IN_CAPACITY,
+      minAdjustmentMagnitude: 1,
+      metricAggregationType: MetricAggregationType.MAXIMUM,
+      cooldown: Duration.seconds(90),
+      evaluationPeriods: 2,
+      scalingSteps: [
+        { upper: 1_000, change: -10 },
+        { lower: 5_000, upper: 20_000, change: 50 },
+        { lower: 20_000, change: 100 },
+      ],
+    });
+  }
+
+  private environment(): Record<string, string> {
+    const { service, config, data } = this.props;
+    const port = PORTS[service];
+    return {
+      VOTESTREAM_STREAM: config.name,
+      VOTESTREAM_TABLE_PREFIX: data.tablePrefix,
+      VOTESTREAM_LOG_FORMAT: 'json',
+      VOTESTREAM_DRAIN: `${DRAIN_SECONDS[service]}s`,
+      ...(port !== undefined && { VOTESTREAM_LISTEN: `0.0.0.0:${port}` }),
+      ...(port !== undefined && config.corsAllowOrigins !== '' && {
+        VOTESTREAM_CORS_ALLOW_ORIGINS: config.corsAllowOrigins,
+      }),
+      // Of the least number of tasks: with more of them each is paced too fast, which throttling corrects; with fewer, the
+      // shards could not be filled, which nothing would.
+      ...(service === 'ingest' && { VOTESTREAM_INGEST_TASKS: String(this.tasks.min) }),
+      ...(service !== 'ingest' && { VOTESTREAM_CONSUMER: config.consumer }),
+      // Each process has its part, and all of them together keep within the budget however many there are.
+      ...(service === 'persist' && {
+        VOTESTREAM_WRITE_UNITS_PER_SECOND: String(Math.floor(config.writeUnitsPerSecond / this.tasks.max)),
+      }),
+      AWS_REGION: Stack.of(this).region,
+      OTEL_EXPORTER_OTLP_ENDPOINT: OTLP_ENDPOINT,
+      OTEL_METRIC_EXPORT_INTERVAL: String(EXPORT_INTERVAL_MS),
+      // Logs go to CloudWatch by stderr.
+      OTEL_LOGS_EXPORTER: 'none',
+    };
+  }
+
+  private role(): Role {
+    const { service, config, data } = this.props;
+    const stack = Stack.of(this);
+    const role = new Role(this, 'Role', {
+      description: `What ${service}-svc may do: its calls to the stream and the tables, and the collector's`,
+      assumedBy: new ServicePrincipal('ecs-tasks.amazonaws.com', {
+        conditions: {
+          StringEquals: { 'aws:SourceAccount': stack.account },
+          ArnLike: { 'aws:SourceArn': `arn:${Aws.PARTITION}:ecs:${stack.region}:${stack.account}:*` },
+        },
+      }),
+    });
+    const allow = (prefix: string, actions: readonly string[], ...resources: string[]): void => {
+      if (actions.length === 0) return;
+      role.addToPolicy(new PolicyStatement({ actions: actions.map((one) => `${prefix}:${one}`), resources }));
+    };
+    const permissions = PERMISSIONS[service];
+    const consumer = permissions.group && data.consumers[permissions.group];
+    const reads = permissions.group === undefined ? [] : config.consumer === 'fan-out' ? FAN_OUT.stream : POLLING.stream;
+    allow('kinesis', [...permissions.stream, ...reads], data.stream.streamArn);
+    if (consumer !== undefined) allow('kinesis', FAN_OUT.consumer, consumer);
+    for (const table of TABLES) allow('dynamodb', permissions.tables[table], data.tables[table].tableArn);
+    // The collector: metrics as log events of one log group, and traces.
+    allow('logs', ['CreateLogStream', 'DescribeLogStreams', 'PutLogEvents'], this.metricsLogGroup.logGroupArn);
+    allow('xray', ['PutTelemetryRecords', 'PutTraceSegments'], '*');
+    return role;
+  }
+
+  private linuxParameters(id: string): LinuxParameters {
+    const parameters = new LinuxParameters(this, id);
+    parameters.dropCapabilities(Capability.ALL);
+    return parameters;
+  }
+
+  private logGroup(id: string, logGroupName: string): LogGroup {
+    const retention: RetentionDays = this.props.config.logRetentionDays;
+    return new LogGroup(this, id, { logGroupName, retention, removalPolicy: RemovalPolicy.DESTROY });
+  }
+}

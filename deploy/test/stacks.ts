@@ -1,0 +1,47 @@
+/** Stacks for tests, as `cdk synth` makes them without credentials. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { App } from 'aws-cdk-lib';
+import { Template } from 'aws-cdk-lib/assertions';
+import { build, Stacks } from '../lib/app';
+
+/** The folder deploy/; tests run as dist/test/*.js. */
+export const DEPLOY = join(__dirname, '..', '..');
+export const ROOT = join(DEPLOY, '..');
+
+const json = (name: string): Record<string, unknown> =>
+  JSON.parse(readFileSync(join(DEPLOY, name), 'utf8')) as Record<string, unknown>;
+
+export function stacks(context: Record<string, unknown> = {}): Stacks {
+  const flags = json('cdk.json').context as Record<string, unknown>;
+  const app = new App({ context: { ...flags, ...json('cdk.context.json'), ...context } });
+  return build(app, { account: '000000000000', region: 'us-east-1' });
+}
+
+export interface Resource {
+  readonly Type: string;
+  readonly Properties: Record<string, any>;
+  readonly DeletionPolicy?: string;
+}
+
+export class Made {
+  readonly stacks: Stacks;
+  readonly data: Template;
+  readonly registry: Template;
+  readonly service: Template;
+
+  constructor(context: Record<string, unknown> = {}) {
+    this.stacks = stacks(context);
+    this.data = Template.fromStack(this.stacks.data);
+    this.registry = Template.fromStack(this.stacks.registry);
+    this.service = Template.fromStack(this.stacks.service);
+  }
+}
+
+export function resources(template: Template, type: string): [string, Resource][] {
+  return Object.entries(template.findResources(type)) as [string, Resource][];
+}
+
+export function asArray<T>(value: T | T[] | undefined): T[] {
+  return value === undefined ? [] : Array.isArray(value) ? value : [value];
+}
