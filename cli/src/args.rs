@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::connect::Target;
+use crate::{connect::Target, plan::Clients};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
     Load(LoadArgs),
+    /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Asks nobody.
+    Plan(PlanArgs),
     /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build with
     /// `--features dev-aws`.
     DevAws(DevAwsArgs),
@@ -263,6 +265,31 @@ pub(crate) struct LoadArgs {
 const CONNECTIONS_MAX: i64 = 1_024;
 /// Keeps a message of 36-character user ids well below the largest that the service takes.
 const VOTES_PER_MESSAGE_MAX: i64 = 10_000;
+
+#[derive(Args, Debug)]
+pub(crate) struct PlanArgs {
+    /// Votes per second at the peak.
+    #[arg(long, value_name = "VOTES_PER_SECOND")]
+    pub(crate) peak: u64,
+    /// Users who vote.
+    #[arg(long, value_name = "M")]
+    pub(crate) voters: u64,
+    /// How long votes come in, such as 30s, 10m or 2h.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// Share of the votes that replace an earlier vote of the same user, from 0 to 0.99.
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_share)]
+    pub(crate) revote_share: f64,
+    /// Most write units a second that votes may cost, over all persist tasks [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) write_units_per_second: Option<u32>,
+    /// How votes reach the ingest service.
+    #[arg(long, value_enum, default_value_t = Clients::Direct)]
+    pub(crate) clients: Clients,
+    /// How long the stack is up and paid for.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    pub(crate) up_for: Duration,
+}
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let signed: jiff::SignedDuration = text.parse().map_err(|_| "expected a duration such as 90s, 15m or 1h30m")?;

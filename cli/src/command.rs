@@ -8,6 +8,7 @@ mod demo;
 #[cfg(feature = "dev-aws")]
 mod dev_aws;
 mod load;
+mod plan;
 mod poll;
 mod results;
 mod up;
@@ -28,6 +29,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Results(args) => results::run(&global, args).await,
         Command::Audit(args) => audit::run(&global, args).await,
         Command::Load(args) => load::run(&global, args).await,
+        Command::Plan(args) => plan::run(&global, args),
         #[cfg(feature = "dev-aws")]
         Command::DevAws(args) => dev_aws::run(&global, args).await,
         #[cfg(not(feature = "dev-aws"))]

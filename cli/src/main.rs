@@ -11,6 +11,7 @@ mod failure;
 mod generate;
 mod json;
 mod output;
+mod plan;
 mod sender;
 mod stack;
 mod vote_file;

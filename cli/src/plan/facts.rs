@@ -1,0 +1,118 @@
+//! What was measured, what AWS promises, and what is assumed: every number that a plan rests on, with its source.
+//!
+//! Must never compute a plan. A better measurement changes a number here and nothing else.
+
+/// Votes a second that a shard of 1 MiB/s carries: 18.6 bytes a vote and 150 a record (bench/README.md, "The stored batch":
+/// 20.1, 18.8 and 18.6 bytes a vote at 100, 1,000 and 10,000 votes), even with the 1,000 records a second that it takes at most.
+pub(super) const SHARD_VOTES_PER_SECOND: u64 = 48_000;
+/// Half of a shard is left free: what waited while a call failed for some seconds goes through in as many seconds, and two
+/// groups that poll a shard read no faster than twice what is planned to be written. Splitting shards takes minutes.
+pub(super) const SHARD_HEADROOM: u64 = 2;
+/// Two consumers of a group, so that both have work.
+pub(super) const SHARDS_MIN: u64 = 2;
+/// Bytes that a vote of a 36-character user id takes in the stream (bench/README.md, "The stored batch").
+pub(super) const STREAM_BYTES_PER_VOTE: f64 = 20.0;
+/// Records a second that a shard takes (Amazon Kinesis Data Streams Developer Guide, "Quotas and limits").
+pub(super) const SHARD_RECORDS_PER_SECOND: u64 = 1_000;
+/// Shards of an account in us-east-1 unless it asks for more (the same page).
+pub(super) const SHARDS_QUOTA: u64 = 20_000;
+/// Records a second of one lane: a batch waits 20 ms (the ingest service's `lane-linger`), and a put is assumed to take 10 ms.
+pub(super) const LANE_RECORDS_PER_SECOND: u64 = 33;
+/// Groups that read the stream: persist and tally.
+pub(super) const GROUPS: u64 = 2;
+/// Bytes of one PUT payload unit (Amazon Kinesis Data Streams pricing).
+pub(super) const PUT_PAYLOAD_UNIT_BYTES: f64 = 25_000.0;
+
+/// Write units of a vote of a new voter: an INSERT of an item below 1 KB, which `adapters/aws` asserts.
+pub(super) const UNITS_PER_NEW_VOTE: u64 = 1;
+/// Write units of a changed vote at the most: an INSERT whose condition fails, and the write that replaces. A process that
+/// remembers the voter spends one, and several changes within a window are one.
+pub(super) const UNITS_PER_CHANGED_VOTE_MAX: u64 = 2;
+/// Write units a second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for partition keys").
+pub(super) const PARTITION_UNITS_PER_SECOND: u64 = 1_000;
+/// Most buckets that a poll gets, as in `core/src/poll.rs`.
+pub(super) const BUCKETS_MAX: u64 = 4_096;
+/// Write units a second that a new on-demand table takes at once (Amazon DynamoDB Developer Guide, "Warm throughput").
+pub(super) const TABLE_WARM_UNITS_PER_SECOND: u64 = 4_000;
+/// Write units a second of a table unless the account asks for more (Amazon DynamoDB Developer Guide, "Quotas").
+pub(super) const TABLE_QUOTA_UNITS_PER_SECOND: u64 = 40_000;
+/// Bytes of a stored vote with a 36-character user id: keys, option, position, times (estimated from the item's attributes).
+pub(super) const VOTE_ITEM_BYTES: f64 = 200.0;
+/// Bytes that DynamoDB adds to each item for storage (Amazon DynamoDB Developer Guide, "Item sizes and formats").
+pub(super) const ITEM_OVERHEAD_BYTES: f64 = 100.0;
+/// Bytes of one read unit (the same guide).
+pub(super) const READ_UNIT_BYTES: f64 = 4_096.0;
+
+/// vCPUs of an ingest and of a persist task, as the CDK app has them by default.
+pub(super) const TASK_VCPUS: u64 = 2;
+/// vCPUs of a tally task, likewise.
+pub(super) const TALLY_TASK_VCPUS: u64 = 1;
+/// GB of memory a vCPU of every task.
+pub(super) const MEMORY_GB_PER_VCPU: u64 = 2;
+/// One task may fail or be replaced.
+pub(super) const TASKS_MIN: u64 = 2;
+/// Share of a task's CPU that is planned for. The rest is for TLS, telemetry, deployments, a slower core than the measured one.
+pub(super) const CPU_SHARE: f64 = 0.6;
+/// Most ingest tasks: each shard's memory holds 6,000 producers (`MEMORY_ENTRIES_MAX` in `core/src/memory.rs`), and while all
+/// are replaced there are two of each.
+pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
+
+/// CPU seconds of a million unary calls with one vote each: 11.8 in tonic (measured with mimalloc, calls decoded and dropped) and
+/// 0.7 in the service (bench/README.md, "Ingest against a bare tonic server": 0.98 - 0.28 at one vote a message).
+pub(super) const INGEST_CPU_SECONDS_PER_MILLION_CALLS: f64 = 12.5;
+/// CPU seconds of a million votes in streams of 100 a message (the same table).
+pub(super) const INGEST_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.29;
+/// CPU seconds of the puts of a million votes: the AWS SDK takes 1.7 µs for a small record of some 25 votes, 91 µs for 50 kB.
+pub(super) const INGEST_CPU_SECONDS_PER_MILLION_PUT: f64 = 0.1;
+/// CPU seconds of a million votes in persist and tally together, without the AWS SDK: all three services 1.46
+/// (bench/README.md, "Whole pipeline") less ingest's 0.29. An upper bound for each of the two.
+pub(super) const CONSUMER_CPU_SECONDS_PER_MILLION: f64 = 1.17;
+/// CPU seconds of a million items in the AWS SDK at 25 statements a `BatchExecuteStatement` (measured against a server that
+/// answers at once, without TLS).
+pub(super) const SDK_CPU_SECONDS_PER_MILLION_ITEMS: f64 = 6.1;
+/// Items of the SDK that a changed vote costs at the most: a failed INSERT, a read, a write. The read is assumed to cost as much.
+pub(super) const ITEMS_PER_CHANGED_VOTE_MAX: u64 = 3;
+/// Items in flight of one persist task: 64 calls of 25 (`CALLS_IN_FLIGHT`, `STATEMENTS_MAX` in `adapters/aws`).
+pub(super) const ITEMS_IN_FLIGHT: u64 = 64 * 25;
+/// How long DynamoDB is assumed to take for a call of 25.
+pub(super) const DYNAMODB_CALL_SECONDS: f64 = 0.010;
+
+/// From the last vote to a complete table if persist keeps up: window linger, idle commit, polling, one write. Assumed.
+pub(super) const PERSIST_LAG_SECONDS: f64 = 2.0;
+/// Windows a second of a shard in persist (its `window-linger` of 200 ms).
+pub(super) const PERSIST_WINDOWS_PER_SECOND: f64 = 5.0;
+/// Flushes a second of a shard in tally (its `flush-interval` of 1 s).
+pub(super) const TALLY_FLUSHES_PER_SECOND: f64 = 1.0;
+/// Lease renewals a second of a shard and group (`renew-every` of 3 s).
+pub(super) const RENEWALS_PER_SECOND: f64 = 1.0 / 3.0;
+/// Write units of a tally row: up to 1 KB, which holds some thirty options.
+pub(super) const UNITS_PER_TALLY_ROW: u64 = 1;
+/// Bytes of a shard row without its producer memory. Estimated.
+pub(super) const SHARD_ROW_BYTES: u64 = 500;
+/// Bytes of one producer in it (`ENTRY_BYTES` in `adapters/aws`).
+pub(super) const PRODUCER_BYTES: u64 = 36;
+/// Bytes of a write unit.
+pub(super) const WRITE_UNIT_BYTES: u64 = 1_024;
+
+/// New connections a second of one load balancer capacity unit (Elastic Load Balancing pricing).
+pub(super) const LCU_CONNECTIONS_PER_SECOND: f64 = 25.0;
+/// Bytes an hour of one load balancer capacity unit (the same page).
+pub(super) const LCU_BYTES_PER_HOUR: f64 = 1e9;
+/// Bytes of a vote in a unary call of its own over TLS, with its answer. Assumed; the handshake counts as a connection.
+pub(super) const CALL_BYTES: f64 = 1_000.0;
+/// Bytes of a vote in a stream of many a message: two ids of some 40 bytes and the framing.
+pub(super) const STREAMED_VOTE_BYTES: f64 = 80.0;
+
+/// The AWS sample, as published, for 20,000 votes/s during 10 minutes.
+pub(super) mod sample {
+    /// Its rule for shards: one record a vote.
+    pub(crate) const SHARD_VOTES_PER_SECOND: u64 = 1_000;
+    /// Each vote is written twice.
+    pub(crate) const UNITS_PER_VOTE: u64 = 2;
+    /// Shards of the published run.
+    pub(crate) const SHARDS: u64 = 20;
+    /// Write units a second of the published run at batch size 25.
+    pub(crate) const UNITS_PER_SECOND: u64 = 18_000;
+    /// Write units a second of its interim results with a window of 5 s.
+    pub(crate) const INTERIM_UNITS_PER_SECOND: f64 = 52.0;
+}
