@@ -4,6 +4,7 @@
 //! fail on purpose. Must never be used outside tests.
 
 pub mod aws;
+pub mod cluster;
 pub mod contract;
 pub mod faults;
 pub mod sim;

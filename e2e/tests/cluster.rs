@@ -1,0 +1,316 @@
+//! The three binaries as processes of their own, on stand-ins for Kinesis and DynamoDB: kill -9, hand-overs, resharding, the
+//! brake, and a rolling restart.
+//!
+//! Whatever is done to the processes, it is done under load, and the result is compared with what the load knows.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{Request, State},
+    response::Response,
+};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+use votestream_core::port::Group;
+use votestream_e2e::{
+    aws::{self, Server},
+    cluster::{Binaries, Cluster, Load, LoadPlan, PATIENCE, eventually},
+};
+
+const BINARIES: Binaries = Binaries {
+    ingest: env!("CARGO_BIN_EXE_cluster-ingest-svc"),
+    persist: env!("CARGO_BIN_EXE_cluster-persist-svc"),
+    tally: env!("CARGO_BIN_EXE_cluster-tally-svc"),
+};
+
+/// Long enough for a busy machine, and that a hand-over is told from a take-over.
+const FAILOVER: Duration = Duration::from_secs(6);
+const LEASES: &[&str] = &["--failover=6s", "--renew-every=1s", "--sync-every=500ms"];
+/// Many, so that a vote that went wrong shows.
+const OPTIONS: usize = 64;
+
+const GROUPS: [Group; 2] = [Group::Persist, Group::Tally];
+
+fn options() -> Vec<String> {
+    (0..OPTIONS).map(|at| format!("option-{at}")).collect()
+}
+
+async fn poll_and_load(cluster: &Cluster, plan: LoadPlan) -> Load {
+    let options = options();
+    cluster.create_poll("p", options.iter().map(String::as_str)).await;
+    let load = Load::start(cluster, "p", &options, plan);
+    load.goes_on(1).await;
+    load
+}
+
+/// Half of the processes die and come back; then others leave as they should.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_are_shared_taken_over_and_handed_over() {
+    let cluster = Cluster::with_shards(BINARIES, 8).await;
+    // One group by polling, one by enhanced fan-out.
+    let persist = |name| cluster.start_persist(name, LEASES);
+    let fan_out: Vec<&str> = LEASES.iter().copied().chain(["--consumer=fan-out"]).collect();
+    let tally = |name| cluster.start_tally(name, &fan_out);
+    let (persist_1, persist_2) = (persist("persist-1"), persist("persist-2"));
+    let (_ingest, mut tally_1, mut tally_2) =
+        tokio::join!(cluster.start_ingest("ingest-1", &[]), tally("tally-1"), tally("tally-2"));
+    let both = async |persist: &[(&str, usize)], tally: &[(&str, usize)], within| {
+        tokio::join!(cluster.shared(Group::Persist, persist, within), cluster.shared(Group::Tally, tally, within))
+    };
+    let load = poll_and_load(&cluster, LoadPlan { relays: 4, rate: 250, users: Some(300) }).await;
+    both(&[("persist-1", 4), ("persist-2", 4)], &[("tally-1", 4), ("tally-2", 4)], PATIENCE).await;
+    load.goes_on(1_000).await;
+
+    cluster.results.remove(tally_1.address().await);
+    tokio::join!(persist_1.kill(), tally_1.kill());
+    let taken = both(&[("persist-2", 8)], &[("tally-2", 8)], PATIENCE).await;
+    load.goes_on(1_000).await;
+
+    let (persist_3, tally_3) = (persist("persist-3"), tally("tally-3").await);
+    both(&[("persist-2", 4), ("persist-3", 4)], &[("tally-2", 4), ("tally-3", 4)], PATIENCE).await;
+    load.goes_on(1_000).await;
+
+    cluster.results.remove(tally_2.address().await);
+    tokio::join!(persist_2.terminate(), tally_2.terminate());
+    let handed = both(&[("persist-3", 8)], &[("tally-3", 8)], PATIENCE).await;
+    eprintln!("after kill -9 taken over in {taken:?}, after SIGTERM handed over in {handed:?}");
+    for (group, handed) in GROUPS.iter().zip([handed.0, handed.1]) {
+        assert!(handed < FAILOVER / 2, "{group:?}: a hand-over took {handed:?}, which is no better than a crash");
+    }
+    for mut stopped in [persist_2, tally_2] {
+        let ended = stopped.ended(PATIENCE).await;
+        assert!(ended.success(), "{} stopped with {ended}", stopped.name());
+    }
+    load.goes_on(1_000).await;
+    let cast = load.finish().await;
+    cluster.is_exact("p", &cast).await;
+    tokio::join!(persist_3.stop(PATIENCE), tally_3.stop(PATIENCE));
+}
+
+/// Shards are split and merged under load, also those that have only just come to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn resharding_loses_and_doubles_nothing() {
+    let cluster = Cluster::with_shards(BINARIES, 4).await;
+    let _persist = [cluster.start_persist("persist-1", LEASES), cluster.start_persist("persist-2", LEASES)];
+    let (_ingest_1, _ingest_2, _tally) = tokio::join!(
+        cluster.start_ingest("ingest-1", &["--ingest-tasks=2"]),
+        cluster.start_ingest("ingest-2", &["--ingest-tasks=2"]),
+        cluster.start_tally("tally-1", LEASES)
+    );
+    let load = poll_and_load(&cluster, LoadPlan { relays: 4, rate: 250, users: Some(100) }).await;
+
+    split(&cluster, 0).await;
+    load.goes_on(500).await;
+    merge(&cluster, 1).await;
+    // The child of the merge and one of its neighbours, whether or not anybody has read their parents to the end.
+    split(&cluster, 1).await;
+    merge(&cluster, 0).await;
+    load.goes_on(500).await;
+    split(&cluster, 3).await;
+    merge(&cluster, 2).await;
+    merge(&cluster, 0).await;
+    load.goes_on(500).await;
+
+    // Every shard that was closed is read to its end, and the open ones are those of the stream.
+    for group in GROUPS {
+        let what = format!("{group:?} has finished the closed shards");
+        eventually(&what, PATIENCE, async || {
+            let open = open_shards(&cluster).await;
+            let rows = cluster.rows(group).await;
+            let left: Vec<_> = rows
+                .iter()
+                .filter(|row| {
+                    let id = row.shard.to_string();
+                    let is_open = open.iter().any(|(open, _, _)| *open == id);
+                    row.progress.ended == is_open || (is_open && row.lease.owner.is_none())
+                })
+                .map(|row| format!("{row:?}"))
+                .collect();
+            if left.is_empty() && rows.len() > open.len() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    }
+    load.goes_on(500).await;
+    let cast = load.finish().await;
+    cluster.is_exact("p", &cast).await;
+}
+
+/// Id and range of every open shard, in the order of their ranges.
+async fn open_shards(cluster: &Cluster) -> Vec<(String, u128, u128)> {
+    let listed = cluster.clients().kinesis.list_shards().stream_name(cluster.stream()).send().await.unwrap();
+    let mut open: Vec<_> = listed
+        .shards()
+        .iter()
+        .filter(|shard| shard.sequence_number_range().is_none_or(|range| range.ending_sequence_number().is_none()))
+        .map(|shard| {
+            let range = shard.hash_key_range().unwrap();
+            let hash = |text: &str| text.parse().unwrap();
+            (shard.shard_id().to_owned(), hash(range.starting_hash_key()), hash(range.ending_hash_key()))
+        })
+        .collect();
+    open.sort_unstable_by_key(|(_, start, _)| *start);
+    open
+}
+
+/// Splits an open shard, by its place in the order of ranges, in the middle.
+async fn split(cluster: &Cluster, at: usize) {
+    let before = open_shards(cluster).await;
+    let (id, start, end) = &before[at];
+    let middle = start + (end - start) / 2 + 1;
+    let split = cluster.clients().kinesis.split_shard().stream_name(cluster.stream());
+    split.shard_to_split(id).new_starting_hash_key(middle.to_string()).send().await.unwrap();
+    resharded(cluster, before.len() + 1).await;
+}
+
+/// Merges an open shard with the next one.
+async fn merge(cluster: &Cluster, at: usize) {
+    let before = open_shards(cluster).await;
+    let merge = cluster.clients().kinesis.merge_shards().stream_name(cluster.stream());
+    merge.shard_to_merge(&before[at].0).adjacent_shard_to_merge(&before[at + 1].0).send().await.unwrap();
+    resharded(cluster, before.len() - 1).await;
+}
+
+async fn resharded(cluster: &Cluster, shards: usize) {
+    eventually("the stream is resharded", PATIENCE, async || {
+        let open = open_shards(cluster).await;
+        let summary = cluster.clients().kinesis.describe_stream_summary().stream_name(cluster.stream());
+        let summary = summary.send().await.unwrap().stream_description_summary.unwrap();
+        let active = summary.stream_status().as_str() == "ACTIVE";
+        if active && open.len() == shards { Ok(()) } else { Err(open) }
+    })
+    .await;
+}
+
+const UNITS_PER_SECOND: usize = 500;
+const MEASURED: Duration = Duration::from_secs(12);
+
+/// Votes come in twice as fast as they may be stored: the brake holds, and interim results stay fresh all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_brake_on_write_units_holds_while_interim_results_stay_fresh() {
+    /// By then a vote that was acknowledged shows: polling, the sums of a second, the cache, and a busy machine.
+    const FRESH: Duration = Duration::from_secs(5);
+
+    let (dynamodb, server) = aws::dynamodb().await;
+    let (metered, meter, meter_server) = Meter::start(&dynamodb).await;
+    let cluster =
+        Cluster::over(BINARIES, aws::STREAM, aws::kinesis(8).await, (metered, vec![server, meter_server])).await;
+    let budget = format!("--write-units-per-second={UNITS_PER_SECOND}");
+    let (_ingest, _tally) = tokio::join!(
+        cluster.start_ingest("ingest-1", &["--create-tables"]),
+        cluster.start_tally("tally-1", &["--create-tables"])
+    );
+    let _persist = cluster.start_persist("persist-1", &["--create-tables", &budget]);
+    let load = poll_and_load(&cluster, LoadPlan { relays: 4, rate: UNITS_PER_SECOND / 2, users: None }).await;
+    // A backlog: from now on nothing but the brake holds the writes back.
+    eventually("persist is behind", PATIENCE, async || {
+        let counted = cluster.interim("p").await.total_counted;
+        let behind = load.acknowledged().saturating_sub(counted);
+        if counted > 0 && behind > 3 * UNITS_PER_SECOND as u64 { Ok(()) } else { Err((counted, behind)) }
+    })
+    .await;
+
+    let (start, units_before) = (Instant::now(), meter.units());
+    let mut history = VecDeque::new();
+    let mut samples = 0;
+    let mut ticks = interval(Duration::from_millis(250));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while start.elapsed() < MEASURED {
+        ticks.tick().await;
+        history.push_back((Instant::now(), load.acknowledged()));
+        let submitted = cluster.interim("p").await.total_submitted;
+        while let Some((at, acknowledged)) = history.front()
+            && at.elapsed() >= FRESH
+        {
+            assert!(submitted >= *acknowledged, "{submitted} shown of {acknowledged} that were acknowledged long ago");
+            samples += 1;
+            history.pop_front();
+        }
+    }
+    let rate = (meter.units() - units_before) / start.elapsed().as_secs_f64();
+    let behind = load.acknowledged() - cluster.interim("p").await.total_counted;
+    eprintln!("{rate:.1} write units a second of {UNITS_PER_SECOND}, {behind} votes behind, {samples} fresh samples");
+    let ratio = rate / UNITS_PER_SECOND as f64;
+    assert!((0.9..=1.1).contains(&ratio), "{rate} write units a second");
+    assert!(behind > 3 * UNITS_PER_SECOND as u64, "the brake was not what held the writes back: {behind} votes behind");
+    assert!(samples > 10, "only {samples} samples");
+    let cast = load.finish().await;
+    cluster.is_exact("p", &cast).await;
+}
+
+/// Stands before DynamoDB and adds up what it reports that writes of votes have cost.
+struct Meter {
+    upstream: String,
+    client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<axum::body::Bytes>>,
+    units: Mutex<f64>,
+}
+
+impl Meter {
+    async fn start(upstream: &str) -> (String, Arc<Self>, Server) {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let meter = Arc::new(Self { upstream: upstream.into(), client, units: Mutex::new(0.0) });
+        let (endpoint, server) = aws::serve(Router::new().fallback(Self::forward).with_state(meter.clone())).await;
+        (endpoint, meter, server)
+    }
+
+    fn units(&self) -> f64 {
+        *self.units.lock()
+    }
+
+    async fn forward(State(meter): State<Arc<Self>>, request: Request) -> Response {
+        let (mut parts, body) = request.into_parts();
+        let writes_votes = parts
+            .headers
+            .get("x-amz-target")
+            .is_some_and(|target| target.as_bytes().ends_with(b".BatchExecuteStatement"));
+        parts.uri = meter.upstream.parse().unwrap();
+        let body = to_bytes(body, 32 << 20).await.unwrap();
+        let answer = meter.client.request(Request::from_parts(parts, Full::new(body))).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        if writes_votes {
+            let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let costs = answer["ConsumedCapacity"].as_array().into_iter().flatten();
+            *meter.units.lock() += costs.filter_map(|cost| cost["CapacityUnits"].as_f64()).sum::<f64>();
+        }
+        Response::from_parts(parts, Body::from(body))
+    }
+}
+
+/// Every process is replaced by a new one, as a deployment does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_fails_no_vote() {
+    let cluster = Cluster::with_shards(BINARIES, 4).await;
+    let mut persist = cluster.start_persist("persist-1", LEASES);
+    let (mut ingest, mut tally) =
+        tokio::join!(cluster.start_ingest("ingest-1", &[]), cluster.start_tally("tally-1", LEASES));
+    let load = poll_and_load(&cluster, LoadPlan { relays: 4, rate: 250, users: Some(300) }).await;
+    load.goes_on(500).await;
+    for round in 2..=3 {
+        let next = cluster.start_ingest(&format!("ingest-{round}"), &[]).await;
+        cluster.ingest.remove(ingest.address().await);
+        std::mem::replace(&mut ingest, next).stop(PATIENCE).await;
+        load.goes_on(500).await;
+
+        let next = cluster.start_persist(&format!("persist-{round}"), LEASES);
+        std::mem::replace(&mut persist, next).stop(PATIENCE).await;
+        cluster.shared(Group::Persist, &[(persist.name(), 4)], PATIENCE).await;
+        load.goes_on(500).await;
+
+        let next = cluster.start_tally(&format!("tally-{round}"), LEASES).await;
+        cluster.results.remove(tally.address().await);
+        std::mem::replace(&mut tally, next).stop(PATIENCE).await;
+        cluster.shared(Group::Tally, &[(tally.name(), 4)], PATIENCE).await;
+        load.goes_on(500).await;
+    }
+    let cast = load.finish().await;
+    assert!(cast.streams > 8, "the relays have moved from service to service: {} streams", cast.streams);
+    cluster.is_exact("p", &cast).await;
+}
