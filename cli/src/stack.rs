@@ -17,7 +17,7 @@ use votestream_core::port::Ports;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_service::ServiceError;
+use votestream_service::{DrainReport, ServiceError};
 use votestream_tally::TallyConfig;
 
 use crate::failure::{Failure, innermost};
@@ -52,13 +52,13 @@ impl StackOptions {
 struct Service {
     name: &'static str,
     shutdown: CancellationToken,
-    task: JoinHandle<Result<(), ServiceError>>,
+    task: JoinHandle<Result<DrainReport, ServiceError>>,
 }
 
 impl Service {
     fn spawn<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
     where
-        F: Future<Output = Result<(), ServiceError>> + Send + 'static,
+        F: Future<Output = Result<DrainReport, ServiceError>> + Send + 'static,
     {
         let shutdown = CancellationToken::new();
         Self { name, task: tokio::spawn(run(shutdown.clone())), shutdown }
@@ -67,7 +67,8 @@ impl Service {
     /// Waits for its end; `None` if it ended well.
     async fn ended(&mut self) -> Option<Failure> {
         match (&mut self.task).await {
-            Ok(Ok(())) => None,
+            // What is left undone of what was acknowledged is done at the next start.
+            Ok(Ok(DrainReport::Complete | DrainReport::Incomplete)) => None,
             Ok(Err(error)) => Some(Failure::failed(format!("the {} service: {error}", self.name))),
             Err(error) => Some(Failure::failed(format!("the {} service broke: {error}", self.name))),
         }
@@ -149,8 +150,8 @@ impl Stack {
 fn services(ports: &Ports, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
     let ingest = {
         let ports = ports.clone();
-        Service::spawn("ingest", |shutdown| async move {
-            votestream_ingest::run(IngestConfig::one_machine(), ports, ingest, shutdown).await.map(drop)
+        Service::spawn("ingest", |shutdown| {
+            votestream_ingest::run(IngestConfig::one_machine(), ports, ingest, shutdown)
         })
     };
     let persist = {

@@ -77,6 +77,8 @@ pub struct GroupConfig {
     pub renew_every: Duration,
     /// How often the worker looks for shards and leases.
     pub sync_every: Duration,
+    /// How long the consumers may take to finish once the group is told to stop; then they are cut off.
+    pub drain: Duration,
     /// Size of the windows.
     pub window: WindowLimits,
     /// The protocol's time limits.
@@ -92,6 +94,7 @@ impl GroupConfig {
             failover: Duration::from_secs(2),
             renew_every: Duration::from_millis(500),
             sync_every: Duration::from_millis(250),
+            drain: Duration::from_secs(30),
             window: WindowLimits {
                 votes_max: 50_000,
                 records_max: 1_000,
@@ -110,6 +113,7 @@ impl GroupConfig {
             failover: Duration::from_secs(10),
             renew_every: Duration::from_secs(3),
             sync_every: Duration::from_secs(2),
+            drain: Duration::from_secs(25),
             window: WindowLimits {
                 linger: Duration::from_millis(200),
                 idle_after: Duration::from_millis(500),
@@ -123,6 +127,15 @@ impl GroupConfig {
 
 fn random_worker_id() -> String {
     format!("{:032x}", rand::random::<u128>())
+}
+
+/// How a group ended that was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Every window that was begun is applied and committed.
+    Complete,
+    /// At least one is not: its consumer was cut off, or could not finish. The next owner applies it.
+    Incomplete,
 }
 
 /// Why a group stopped.
@@ -147,6 +160,6 @@ pub async fn run(
     ports: Ports,
     factory: Arc<dyn ApplierFactory>,
     shutdown: CancellationToken,
-) -> Result<(), GroupError> {
+) -> Result<Drain, GroupError> {
     manager::Manager::new(config, ports, factory).run(shutdown).await
 }

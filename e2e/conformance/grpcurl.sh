@@ -30,6 +30,10 @@ expect() {
 }
 
 expect 'reflection lists the service' '^votestream.v1.IngestService$' "$(grpcurl -plaintext "$ingest" list)"
+if grpcurl -plaintext "$results" list | grep IngestService; then
+    echo 'FAILED: reflection lists a service that is not on this port' >&2
+    exit 1
+fi
 expect 'health is SERVING' 'SERVING' "$(grpcurl -plaintext "$ingest" grpc.health.v1.Health/Check)"
 closes_at="$(date -u -d '+1 hour' +%Y-%m-%dT%H:%M:%SZ)"
 expect 'a poll is created' '"pollId": "p"' "$(grpcurl -plaintext -d "{\"poll_id\": \"p\", \"options\": \

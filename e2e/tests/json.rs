@@ -33,7 +33,7 @@ use votestream_e2e::{
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_ingest::IngestConfig;
 use votestream_proto::v1::{GetInterimResultsRequest, GetInterimResultsResponse, RecountRequest};
-use votestream_service::ServiceError;
+use votestream_service::{DrainReport, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// One connection of an HTTP/1.1 client.
@@ -301,7 +301,7 @@ async fn create(ports: &Ports, id: &str, opens_in: Duration, source: PollSource)
 struct Server {
     addr: SocketAddr,
     shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), ServiceError>>,
+    task: tokio::task::JoinHandle<Result<DrainReport, ServiceError>>,
 }
 
 impl Server {
@@ -310,15 +310,12 @@ impl Server {
         let mut config = IngestConfig::one_machine();
         (config.bounds, config.lanes.bounds) = (TEST_BOUNDS, TEST_BOUNDS);
         change(&mut config);
-        Self::start(
-            |listener, stop| async move { votestream_ingest::run(config, ports, listener, stop).await.map(drop) },
-        )
-        .await
+        Self::start(|listener, stop| async move { votestream_ingest::run(config, ports, listener, stop).await }).await
     }
 
     async fn start<F>(run: impl FnOnce(TcpListener, CancellationToken) -> F) -> Self
     where
-        F: Future<Output = Result<(), ServiceError>> + Send + 'static,
+        F: Future<Output = Result<DrainReport, ServiceError>> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());

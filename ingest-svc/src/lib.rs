@@ -23,7 +23,7 @@ use votestream_core::{
     poll_cache::PollCache,
     port::Ports,
 };
-use votestream_proto::v1::ingest_service_server::IngestServiceServer;
+use votestream_proto::v1::ingest_service_server::{self, IngestServiceServer};
 use votestream_service::{CorsOrigins, DrainReport, ServiceError, Surface};
 
 /// Settings of the ingest service.
@@ -82,7 +82,8 @@ pub async fn run(
     let service = IngestServiceServer::from_arc(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let surface = Surface::new(tonic::service::Routes::new(service), json, config.cors_allow_origins);
     let report =
-        votestream_service::serve("votestream.v1.IngestService", surface, listener, shutdown, config.drain).await?;
+        votestream_service::serve(&[ingest_service_server::SERVICE_NAME], surface, listener, shutdown, config.drain)
+            .await?;
     // Votes of calls that were cut off are still on their way; they are settled within D.
     producer.drain().await;
     Ok(report)

@@ -13,7 +13,7 @@ use votestream_core::{
     group::{self, GroupConfig},
     port::{Group, Ports},
 };
-use votestream_service::ServiceError;
+use votestream_service::{DrainReport, ServiceError};
 
 pub use applier::{PersistApplier, PersistAppliers};
 
@@ -41,12 +41,16 @@ impl PersistConfig {
 /// # Errors
 ///
 /// If the group cannot go on, for example because a shard's checkpoint has left the stream's retention.
-pub async fn run(config: PersistConfig, ports: Ports, shutdown: CancellationToken) -> Result<(), ServiceError> {
+pub async fn run(
+    config: PersistConfig,
+    ports: Ports,
+    shutdown: CancellationToken,
+) -> Result<DrainReport, ServiceError> {
     let appliers = Arc::new(PersistAppliers::new(ports.votes.clone(), ports.tallies.clone()));
     let ended = group::run(config.group, ports, appliers, shutdown.clone()).await;
     match ended {
-        Ok(()) if shutdown.is_cancelled() => Ok(()),
-        Ok(()) => Err(ServiceError::task("the persist group", "it stopped without being told to")),
+        Ok(drain) if shutdown.is_cancelled() => Ok(drain.into()),
+        Ok(_) => Err(ServiceError::task("the persist group", "it stopped without being told to")),
         Err(error) => Err(ServiceError::task("the persist group", error)),
     }
 }

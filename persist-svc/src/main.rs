@@ -7,10 +7,7 @@ use votestream_persist::{
     PersistConfig,
     settings::{PROGRAM, Settings},
 };
-use votestream_service::{
-    DrainReport,
-    process::{self, Failure, Process},
-};
+use votestream_service::process::{self, Failure, Process};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,7 +26,5 @@ async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
     let config = PersistConfig { group: consumer.group };
-    let service =
-        async { votestream_persist::run(config, ports, process.shutdown()).await.map(|()| DrainReport::Complete) };
-    process.run(drain, service).await
+    process.run(drain, votestream_persist::run(config, ports, process.shutdown())).await
 }

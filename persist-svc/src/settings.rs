@@ -62,6 +62,7 @@ impl Settings {
         let mut consumer = consumer?;
         consumer.group.window.votes_max = votes_max?;
         consumer.group.window.linger = linger?;
+        consumer.group.drain = drain?;
         Some(Self { engine: engine?, consumer, write_units_per_second: write_units_per_second?, drain: drain? })
     }
 }

@@ -14,6 +14,9 @@ use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
+use tonic_reflection::pb;
+
+use votestream_core::group::Drain;
 
 use crate::{ServiceError, Surface};
 
@@ -32,30 +35,55 @@ const _: () = assert!(
 /// How often an idle connection is asked whether it still lives, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
-/// How a server ended.
+/// How a service ended that was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainReport {
-    /// Every call was answered.
+    /// Every call was answered, and everything that was begun is finished.
     Complete,
-    /// The drain time was over before every call was answered; the rest was cut off.
-    TimedOut,
+    /// Calls were cut off, or work was left to the next owner.
+    Incomplete,
 }
 
-/// Serves `surface` with health and reflection (v1 and v1alpha) until `shutdown`; then reports NOT_SERVING, takes no new
+impl DrainReport {
+    /// Of two parts of a service.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match self {
+            Self::Complete => other,
+            Self::Incomplete => Self::Incomplete,
+        }
+    }
+}
+
+impl From<Drain> for DrainReport {
+    fn from(drain: Drain) -> Self {
+        match drain {
+            Drain::Complete => Self::Complete,
+            Drain::Incomplete => Self::Incomplete,
+        }
+    }
+}
+
+/// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until `shutdown`; then reports NOT_SERVING, takes no new
 /// connection, and gives the calls under way `drain` to end. Handlers that wait watch the same token and finish by themselves.
 pub async fn serve(
-    service_name: &'static str,
+    service_names: &[&'static str],
     surface: impl Into<Surface>,
     listener: TcpListener,
     shutdown: CancellationToken,
     drain: Duration,
 ) -> Result<DrainReport, ServiceError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status(service_name, ServingStatus::Serving).await;
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
+    for name in service_names {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
+    let reflection = |version| {
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(votestream_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        // The descriptors hold the whole API, of which this port serves a part.
+        let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
+        service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
     };
     let incoming = TcpListenerStream::new(listener).map(|stream| {
         stream.inspect(|stream| {
@@ -67,8 +95,10 @@ pub async fn serve(
     });
     let mut surface: Surface = surface.into();
     let grpc = surface.grpc.add_service(health_service);
-    surface.grpc = grpc.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
-    let draining = shutdown.clone();
+    let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
+    let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
+    surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
+    let (draining, names) = (shutdown.clone(), service_names.to_vec());
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -80,7 +110,9 @@ pub async fn serve(
         .serve_with_incoming_shutdown(incoming, async move {
             draining.cancelled().await;
             health.set_service_status("", ServingStatus::NotServing).await;
-            health.set_service_status(service_name, ServingStatus::NotServing).await;
+            for name in names {
+                health.set_service_status(name, ServingStatus::NotServing).await;
+            }
         });
     let overdue = async {
         shutdown.cancelled().await;
@@ -89,8 +121,63 @@ pub async fn serve(
     tokio::select! {
         ended = server.fuse() => ended.map(|()| DrainReport::Complete).map_err(ServiceError::from),
         () = overdue => {
-            tracing::warn!(service_name, ?drain, "calls were still under way at the end of the drain time");
-            Ok(DrainReport::TimedOut)
+            tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
+            Ok(DrainReport::Incomplete)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::once;
+    use tonic::{service::Routes, transport::Channel};
+    use tonic_reflection::pb::{
+        v1::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        },
+        v1alpha,
+    };
+
+    use super::*;
+
+    const NAMES: [&str; 2] = ["votestream.v1.PollService", "votestream.v1.ResultsService"];
+    const HEALTH: &str = "grpc.health.v1.Health";
+
+    #[tokio::test]
+    async fn reflection_lists_what_the_port_serves_and_nothing_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve(&NAMES, Routes::default(), listener, shutdown.clone(), Duration::from_secs(5)));
+        let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut client = ServerReflectionClient::new(channel.clone());
+        let mut answers = client.server_reflection_info(once(request)).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        let Some(MessageResponse::ListServicesResponse(listed)) = answer else { panic!("{answer:?}") };
+        let listed: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
+        assert_eq!(listed, [NAMES[0], NAMES[1], HEALTH, "grpc.reflection.v1.ServerReflection"]);
+
+        let request = v1alpha::ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
+        };
+        let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+        let mut answers = client.server_reflection_info(once(request)).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        let Some(v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(listed)) = answer else {
+            panic!("{answer:?}")
+        };
+        let listed: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
+        assert_eq!(listed, [NAMES[0], NAMES[1], HEALTH, "grpc.reflection.v1alpha.ServerReflection"]);
+
+        drop((client, answers));
+        shutdown.cancel();
+        assert_eq!(server.await.unwrap().unwrap(), DrainReport::Complete);
     }
 }

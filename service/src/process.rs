@@ -105,7 +105,7 @@ impl Process {
             ended = service => match ended? {
                 DrainReport::Complete if self.shutdown.is_cancelled() => Ok(()),
                 DrainReport::Complete => Err(ServiceError::task("the service", "it stopped without being told to").into()),
-                DrainReport::TimedOut => Err(Failure::Incomplete(drain_max)),
+                DrainReport::Incomplete => Err(Failure::Incomplete(drain_max)),
             },
             () = overdue => Err(Failure::Incomplete(drain_max)),
         }
@@ -230,7 +230,7 @@ mod tests {
         let process = process();
         process.shutdown.cancel();
         assert!(process.run(BUDGET, async { Ok(DrainReport::Complete) }).await.is_ok());
-        let cut = process.run(BUDGET, async { Ok(DrainReport::TimedOut) }).await;
+        let cut = process.run(BUDGET, async { Ok(DrainReport::Incomplete) }).await;
         assert_eq!(cut.unwrap_err().code(), 3);
         let overdue = process.run(BUDGET, std::future::pending()).await;
         assert_eq!(overdue.unwrap_err().code(), 3);

@@ -25,8 +25,11 @@ use votestream_core::{
     group::{self, GroupConfig},
     port::{Group, Ports},
 };
-use votestream_proto::v1::{poll_service_server::PollServiceServer, results_service_server::ResultsServiceServer};
-use votestream_service::{CorsOrigins, ServiceError, Surface};
+use votestream_proto::v1::{
+    poll_service_server::{self, PollServiceServer},
+    results_service_server::{self, ResultsServiceServer},
+};
+use votestream_service::{CorsOrigins, DrainReport, ServiceError, Surface};
 
 pub use applier::{TallyApplier, TallyAppliers};
 pub use finalizer::Finalizer;
@@ -43,8 +46,6 @@ const CACHE_LIFE: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Largest request: a poll with the most options, the longest ids and titles takes 650 KB.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
-/// Name under which the health service answers for this server.
-const SERVICE_NAME: &str = "votestream.v1.ResultsService";
 
 /// What the tally service can be told.
 #[derive(Clone, Debug)]
@@ -94,7 +95,7 @@ pub async fn run(
     ports: Ports,
     listener: TcpListener,
     shutdown: CancellationToken,
-) -> Result<(), ServiceError> {
+) -> Result<DrainReport, ServiceError> {
     let mut group = config.group;
     group.window.linger = config.flush_interval;
     let bounds = group.bounds;
@@ -114,25 +115,27 @@ pub async fn run(
         essential("the tally group", &stop, async {
             group::run(group, ports, appliers, stop.clone())
                 .await
+                .map(DrainReport::from)
                 .map_err(|error| ServiceError::task("the tally group", error))
         }),
         essential("the gRPC server", &stop, async {
-            votestream_service::serve(SERVICE_NAME, surface, listener, stop.clone(), config.drain).await.map(|_| ())
+            let names = [poll_service_server::SERVICE_NAME, results_service_server::SERVICE_NAME];
+            votestream_service::serve(&names, surface, listener, stop.clone(), config.drain).await
         }),
         essential("the finalizer", &stop, async {
             finalizer.run(stop.clone()).await;
-            Ok(())
+            Ok(DrainReport::Complete)
         }),
     );
-    grouped.and(served).and(finalized)
+    Ok(grouped?.and(served?).and(finalized?))
 }
 
 /// Runs a task that the service cannot do without. When it ends, the others are told to.
 async fn essential(
     name: &'static str,
     stop: &CancellationToken,
-    task: impl Future<Output = Result<(), ServiceError>>,
-) -> Result<(), ServiceError> {
+    task: impl Future<Output = Result<DrainReport, ServiceError>>,
+) -> Result<DrainReport, ServiceError> {
     let ended = task.await;
     if stop.is_cancelled() {
         return ended;

@@ -3,10 +3,7 @@
 use std::process::ExitCode;
 
 use votestream_aws::{AwsConfig, Deployment, connect, kinesis::Reading};
-use votestream_service::{
-    DrainReport,
-    process::{self, Failure, Process},
-};
+use votestream_service::process::{self, Failure, Process};
 use votestream_tally::settings::{PROGRAM, Settings};
 
 #[global_allocator]
@@ -25,8 +22,5 @@ async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
     let listener = process.bind(listen).await?;
-    let service = async {
-        votestream_tally::run(tally, ports, listener, process.shutdown()).await.map(|()| DrainReport::Complete)
-    };
-    process.run(drain, service).await
+    process.run(drain, votestream_tally::run(tally, ports, listener, process.shutdown())).await
 }

@@ -64,7 +64,8 @@ impl Settings {
         let consumer = ConsumerConfig::read(values, Group::Tally);
         let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
         let drain = values.get("drain", duration(engine::DRAINS));
-        let ConsumerConfig { fan_out, group } = consumer?;
+        let ConsumerConfig { fan_out, mut group } = consumer?;
+        group.drain = drain?;
         let tally = TallyConfig {
             group,
             flush_interval: flush_interval?,

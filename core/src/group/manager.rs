@@ -11,12 +11,12 @@ use std::{
 
 use tokio::{
     task::{JoinError, JoinSet},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    ApplierFactory, GroupConfig, GroupError,
+    ApplierFactory, Drain, GroupConfig, GroupError,
     backoff::Backoff,
     consumer::{Consumer, Stopped, renew},
 };
@@ -28,8 +28,6 @@ use crate::{
     routing::ShardId,
 };
 
-/// Longest wait for the consumers when the group stops.
-const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// Longest time of one look at shards and rows.
 const SYNC_MAX: Duration = Duration::from_secs(30);
 /// Attempts to release a lease; it expires anyway.
@@ -82,7 +80,7 @@ impl Manager {
     }
 
     /// Runs until `shutdown`, then until every consumer has committed and released.
-    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), GroupError> {
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<Drain, GroupError> {
         let result = self.serve(&shutdown).await;
         let drained = self.drain().await;
         result.and(drained)
@@ -96,7 +94,7 @@ impl Manager {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 Some(joined) = self.tasks.join_next() => {
-                    if self.joined(joined)? {
+                    if matches!(self.joined(joined)?, Stopped::Ended) {
                         // Its children can start.
                         ticks.reset_immediately();
                     }
@@ -113,25 +111,27 @@ impl Manager {
         }
     }
 
-    async fn drain(&mut self) -> Result<(), GroupError> {
+    async fn drain(&mut self) -> Result<Drain, GroupError> {
         self.running.values().for_each(CancellationToken::cancel);
-        let mut result = Ok(());
-        let all = async {
-            while let Some(joined) = self.tasks.join_next().await {
-                if let Err(error) = joined {
-                    result = Err(task_failed(&error));
-                }
+        let deadline = Instant::now() + self.config.drain;
+        let mut result = Ok(Drain::Complete);
+        loop {
+            let Ok(joined) = timeout_at(deadline, self.tasks.join_next()).await else {
+                tracing::warn!(group = self.config.group.as_str(), "consumers did not stop in time and are cut off");
+                self.tasks.shutdown().await;
+                return result.and(Ok(Drain::Incomplete));
+            };
+            let Some(joined) = joined else { return result };
+            match self.joined(joined) {
+                Ok(Stopped::Drained | Stopped::Ended | Stopped::Fenced) => {}
+                Ok(Stopped::Interrupted | Stopped::Failed(_)) => result = result.and(Ok(Drain::Incomplete)),
+                Err(error) => result = Err(error),
             }
-        };
-        if timeout(DRAIN_MAX, all).await.is_err() {
-            tracing::warn!(group = self.config.group.as_str(), "consumers did not stop in time and are cut off");
-            self.tasks.shutdown().await;
         }
-        result
     }
 
-    /// Notes that a consumer has stopped. True if its shard has ended.
-    fn joined(&mut self, joined: Result<(ShardId, Stopped), JoinError>) -> Result<bool, GroupError> {
+    /// Notes that a consumer has stopped.
+    fn joined(&mut self, joined: Result<(ShardId, Stopped), JoinError>) -> Result<Stopped, GroupError> {
         let (shard, stopped) = joined.map_err(|error| task_failed(&error))?;
         self.running.remove(&shard);
         let group = self.config.group.as_str();
@@ -144,7 +144,7 @@ impl Manager {
                 self.avoided.insert(shard, Instant::now() + self.config.failover);
             }
         }
-        Ok(matches!(stopped, Stopped::Ended))
+        Ok(stopped)
     }
 
     async fn sync(&mut self) -> Result<(), PortError> {

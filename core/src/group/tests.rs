@@ -17,7 +17,7 @@ use crate::{
 const GROUP: Group = Group::Persist;
 
 struct Worker {
-    task: JoinHandle<Result<(), GroupError>>,
+    task: JoinHandle<Result<Drain, GroupError>>,
     shutdown: CancellationToken,
     gate: watch::Sender<bool>,
 }
@@ -37,8 +37,12 @@ impl Worker {
     }
 
     async fn stop(self) {
+        assert_eq!(self.drain().await, Drain::Complete);
+    }
+
+    async fn drain(self) -> Drain {
         self.shutdown.cancel();
-        self.task.await.unwrap().unwrap();
+        self.task.await.unwrap().unwrap()
     }
 }
 
@@ -101,6 +105,24 @@ async fn shutdown_finishes_the_window_that_is_being_applied() {
     let row = memory.row(GROUP, "s0").unwrap();
     assert_eq!((row.progress.checkpoint, row.lease.owner), (SequenceNumber::from_u64(1), None));
     assert_counts(&memory, &[("x", 5)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_is_not_finished_in_time_is_no_complete_drain() {
+    let memory = Memory::new(1);
+    memory.add_poll("p", &["x"]);
+    let users = users(5);
+    memory.vote(id(1), "p", &votes(&users, "x"), 1_000);
+    let worker = Worker::start_gated(&memory, "a", false);
+    memory.until("votes are stored", |memory| memory.counts("p").1.len() == 1).await;
+    let start = tokio::time::Instant::now();
+    assert_eq!(worker.drain().await, Drain::Incomplete);
+    assert_eq!(start.elapsed().as_secs(), GroupConfig::one_machine(GROUP).drain.as_secs());
+    // The next owner finishes it, once the lease has expired.
+    let next = Worker::start(&memory, "b");
+    memory.until_committed(GROUP).await;
+    assert_counts(&memory, &[("x", 5)]);
+    next.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
