@@ -7,5 +7,6 @@ pub mod aws;
 pub mod cluster;
 pub mod contract;
 pub mod faults;
+pub mod reshard;
 pub mod sim;
 pub mod stack;

@@ -1,12 +1,11 @@
 //! The vote stream on Kinesis, over an in-process stand-in: the contract, throttling, resharding, and what readers survive.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -16,17 +15,15 @@ use votestream_aws::{
     kinesis::{Kinesis, KinesisConfig, Reading},
 };
 use votestream_core::{
-    SequenceNumber, ShardId,
-    port::{Effect, Group, Ports, ReadOutcome, Record, RecordReader, Shard, VoteStream},
+    SequenceNumber,
+    port::{Effect, Group, Ports, ReadOutcome, VoteStream},
 };
 use votestream_e2e::{
     aws::{STREAM, kinesis, kinesis_clients, kinesis_with},
     contract,
+    reshard::{self, PATIENCE, put, read},
 };
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
-
-/// Longest time that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn polling() -> Reading {
     Reading::Polling { pause: Duration::from_millis(5) }
@@ -57,39 +54,6 @@ async fn contract_by_polling() {
 #[tokio::test(flavor = "multi_thread")]
 async fn contract_by_fan_out() {
     contract_holds(fan_out()).await;
-}
-
-/// Puts until it is stored. Nothing here fails in a way that leaves the outcome open.
-async fn put(stream: &Kinesis, hash: u128, data: Bytes) -> (votestream_core::port::Stored, u32) {
-    let mut refused = 0;
-    loop {
-        match stream.put(hash, data.clone()).await {
-            Ok(stored) => return (stored, refused),
-            Err(error) => {
-                assert!(error.retryable && error.effect == Effect::None, "{error}");
-                refused += 1;
-                sleep(Duration::from_millis(20)).await;
-            }
-        }
-    }
-}
-
-/// Reads until so many records have come or the shard has ended.
-async fn read(reader: &mut dyn RecordReader, count: usize) -> (Vec<Record>, bool) {
-    let mut all = Vec::new();
-    let reading = async {
-        while all.len() < count {
-            match reader.next().await {
-                Ok(ReadOutcome::Records(records)) => all.extend(records),
-                Ok(ReadOutcome::ShardEnd) => return true,
-                Ok(ReadOutcome::Expired) => panic!("nothing has expired"),
-                Err(error) => assert!(error.retryable, "{error}"),
-            }
-        }
-        false
-    };
-    let ended = timeout(PATIENCE, reading).await.expect("the records that were put come");
-    (all, ended)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,114 +123,9 @@ async fn throttled_records_are_answered_one_by_one_and_stored_once() {
     }
 }
 
-fn lane_hash(lane: u8) -> u128 {
-    (u128::MAX / 8) * u128::from(lane) + 12_345
-}
-
-async fn active(clients: &Clients) {
-    timeout(PATIENCE, async {
-        loop {
-            let summary = clients.kinesis.describe_stream_summary().stream_name(STREAM).send().await.unwrap();
-            if summary.stream_description_summary.unwrap().stream_status.as_str() == "ACTIVE" {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("resharding ends");
-}
-
-async fn open_shards(stream: &Kinesis) -> Vec<Shard> {
-    let mut open = stream.list_shards().await.unwrap();
-    open.retain(|shard| shard.open);
-    open.sort_by_key(|shard| shard.range.start);
-    open
-}
-
-/// Eight lanes put while shards split and merge.
 async fn resharding_loses_nothing(reading: Reading) {
-    const RECORDS: u16 = 150;
     let (endpoint, _server) = kinesis(2).await;
-    let clients = kinesis_clients(&endpoint).await;
-    let stream = open(&endpoint, reading).await;
-    let mut lanes = JoinSet::new();
-    for lane in 0..8u8 {
-        let stream = stream.clone();
-        lanes.spawn(async move {
-            let mut last = SequenceNumber::ZERO;
-            for at in 0..RECORDS {
-                let data = [&[lane][..], &at.to_be_bytes()].concat();
-                let stored = put(&stream, lane_hash(lane), data.into()).await.0;
-                assert!(stored.sequence > last, "a child's sequence numbers are larger than its parents'");
-                last = stored.sequence;
-                let named = stream.list_shards().await.unwrap().into_iter().find(|shard| shard.id == stored.shard);
-                assert!(named.expect("it is listed").range.contains(lane_hash(lane)));
-            }
-        });
-    }
-    for round in 0..4 {
-        let shards = open_shards(&stream).await;
-        if round % 2 == 0 {
-            let shard = &shards[round / 2];
-            let middle = shard.range.start + (shard.range.end - shard.range.start) / 2;
-            let split = clients.kinesis.split_shard().stream_name(STREAM).shard_to_split(shard.id.as_str());
-            split.new_starting_hash_key(middle.to_string()).send().await.unwrap();
-        } else {
-            let merge = clients.kinesis.merge_shards().stream_name(STREAM).shard_to_merge(shards[0].id.as_str());
-            merge.adjacent_shard_to_merge(shards[1].id.as_str()).send().await.unwrap();
-        }
-        active(&clients).await;
-    }
-    timeout(PATIENCE, lanes.join_all()).await.expect("the lanes get everything stored");
-
-    // Parents first, as the consumer groups do.
-    let shards = stream.list_shards().await.unwrap();
-    assert_eq!(shards.len(), 2 + 2 + 1 + 2 + 1);
-    assert_eq!(shards.iter().filter(|shard| !shard.parents.is_empty()).count(), 6);
-    let mut last = HashMap::<ShardId, SequenceNumber>::new();
-    let mut next = [0u16; 8];
-    let mut read_shards = BTreeSet::new();
-    for shard in &shards {
-        assert!(shard.parents.iter().all(|parent| read_shards.contains(parent)), "they are listed as they came");
-        read_shards.insert(shard.id.clone());
-        let mut reader = stream.reader(Group::Persist, &shard.id, SequenceNumber::ZERO).await.unwrap();
-        let mut records = Vec::new();
-        let mut empty = 0;
-        timeout(PATIENCE, async {
-            while !shard.open || empty < 3 {
-                match reader.next().await.unwrap() {
-                    ReadOutcome::Records(new) => {
-                        empty = if new.is_empty() { empty + 1 } else { 0 };
-                        records.extend(new);
-                    }
-                    ReadOutcome::ShardEnd => return assert!(!shard.open),
-                    ReadOutcome::Expired => panic!("nothing has expired"),
-                }
-            }
-        })
-        .await
-        .expect("a closed shard ends");
-        if !shard.open {
-            assert_eq!(reader.next().await.unwrap(), ReadOutcome::ShardEnd, "it stays ended");
-            // From its last record on, there is nothing but the end.
-            if let Some(record) = records.last() {
-                let mut reader = stream.reader(Group::Tally, &shard.id, record.sequence).await.unwrap();
-                let (rest, ended) = read(&mut *reader, 1).await;
-                assert!(rest.is_empty() && ended);
-            }
-        }
-        for record in records {
-            let before = shard.parents.iter().chain([&shard.id]).filter_map(|shard| last.get(shard)).max();
-            assert!(before.is_none_or(|before| *before < record.sequence));
-            last.insert(shard.id.clone(), record.sequence);
-            let (lane, at) = (record.data[0], u16::from_be_bytes([record.data[1], record.data[2]]));
-            assert!(shard.range.contains(lane_hash(lane)), "a record lies in the shard that owns its hash");
-            assert_eq!(at, next[usize::from(lane)], "each lane's records in their order, once");
-            next[usize::from(lane)] += 1;
-        }
-    }
-    assert_eq!(next, [RECORDS; 8], "nothing was lost");
+    reshard::check(open(&endpoint, reading).await, &kinesis_clients(&endpoint).await, STREAM, 150).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
