@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # The contract suite over stand-ins for AWS of another make than those in the tests' own process: ministack (PyPI) for both
 # services, kinesis-local (npm) for resharding, and a foreign producer in Python (boto3, aws-kinesis-agg). Needs cargo, python3
-# and npm, else it is skipped. Installs once into a cache outside the checkout; everything listens on loopback, on free ports, and is stopped at
-# the end. What each stand-in is trusted with, and why: adapters/aws/README.md.
+# and npm, else it is skipped. Everything listens on loopback, on free ports, and is stopped at the end. What each stand-in is
+# trusted with, and why: adapters/aws/README.md.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
-tools="${XDG_CACHE_HOME:-$HOME/.cache}/votestream-tools"
-# Longest time for one installation.
-install_seconds=300
+source "$here/tools.sh"
+needs python3 npm node
+from_pypi emulators ministack==1.5.33 boto3==1.43.106 aws-kinesis-agg==1.2.3
+export PYTHONPATH="$tool" PYTHONDONTWRITEBYTECODE=1
+from_npm kinesis-local@0.6.2
+module="$tool/node_modules/kinesis-local"
+
 work="$(mktemp -d)"
 pids=()
 stop() {
@@ -17,32 +21,6 @@ stop() {
 }
 trap stop EXIT
 trap 'exit 130' INT TERM
-
-skipped() { printf 'skipped: %s\n' "$1"; exit 0; }
-for tool in python3 npm node; do
-    command -v "$tool" >/dev/null || skipped "$tool is not installed"
-done
-
-# Versions are part of the directories' names: another version is another installation.
-ministack=1.5.33 boto3=1.43.106 agg=1.2.3 kinesis_local=0.6.2
-python="$tools/python-ministack-$ministack-boto3-$boto3-agg-$agg"
-node="$tools/node-kinesis-local-$kinesis_local"
-# What is missing is installed beside its place and moved there when it is complete, so that half of it is never used.
-if [ ! -d "$python" ]; then
-    mkdir -p "$tools"
-    python3 -m venv "$work/python" >/dev/null || skipped 'python3 -m venv does not work here'
-    timeout "$install_seconds" "$work/python/bin/python" -m pip --quiet --disable-pip-version-check install \
-        --retries 1 --timeout 15 --target "$work/site" "ministack==$ministack" "boto3==$boto3" "aws-kinesis-agg==$agg" ||
-        skipped 'pip cannot install the stand-in and the producer from its index'
-    mv "$work/site" "$python"
-fi
-if [ ! -d "$node" ]; then
-    timeout "$install_seconds" npm install --prefix "$work/node" --silent --no-audit --no-fund \
-        --fetch-retries 1 --fetch-timeout 15000 "kinesis-local@$kinesis_local" ||
-        skipped 'npm cannot install the stand-in from its registry'
-    mv "$work/node" "$node"
-fi
-export PYTHONPATH="$python" PYTHONDONTWRITEBYTECODE=1
 
 free_ports() {
     python3 -c 'import socket, sys
@@ -72,7 +50,6 @@ BIND_HOST=127.0.0.1 IOT_MTLS_ENABLED=0 GATEWAY_PORT="$ministack_port" TMPDIR="$w
     python3 "$here/run_ministack.py" >"$work/ministack.log" 2>&1 &
 pids+=($!)
 ministack_pid=$!
-module="$node/node_modules/kinesis-local"
 KINESIS_MOCK_CERT_PATH="$module/server.json" KINESIS_MOCK_PLAIN_PORT="$plain_port" KINESIS_MOCK_TLS_PORT="$tls_port" \
     SHARD_LIMIT=200 LOG_LEVEL=ERROR node --require "$here/loopback.cjs" "$module/main.js" >"$work/kinesis-local.log" 2>&1 &
 pids+=($!)
