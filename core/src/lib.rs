@@ -19,6 +19,7 @@ pub mod lane;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+pub mod mutation;
 pub mod poll;
 pub mod poll_cache;
 pub mod port;

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    mutation::{self, Mutation},
     port::StoredProducer,
     routing::{HashRange, HashRanges},
     time::{TimeBounds, Timestamp},
@@ -61,6 +62,9 @@ impl ProducerMemory {
 
     /// Whether a vote of this hash, in this batch of the producer, was processed before or was overtaken by a later batch.
     pub fn is_duplicate(&self, producer: u128, hash: u128, number: u64) -> bool {
+        if mutation::is_active(Mutation::NoProducerMemory) {
+            return false;
+        }
         let Some(entries) = self.producers.get(&producer) else { return false };
         let at = entries.partition_point(|entry| entry.range.end < hash);
         entries.get(at).is_some_and(|entry| entry.range.contains(hash) && entry.number >= number)
@@ -75,7 +79,9 @@ impl ProducerMemory {
     /// Remembers a batch for these hashes: raises their number, never lowers it, and renews their arrival. The caller
     /// expires and then checks.
     pub fn record(&mut self, producer: u128, ranges: &HashRanges, number: u64, clock: Timestamp) {
-        for &range in ranges.as_slice() {
+        let whole = [HashRange::ALL];
+        let per_producer = mutation::is_active(Mutation::MemoryPerProducer);
+        for &range in if per_producer { &whole } else { ranges.as_slice() } {
             // Renewing the arrival even where the number stays: that is what the model does.
             self.merge(producer, Entry { range, number, arrived_at: clock }, |old, new| Entry {
                 range: old.range,

@@ -15,6 +15,7 @@ use crate::{
     batch::{self, Batch, BatchId, DecodeError, RecordBody},
     foreign,
     memory::{MemoryFull, ProducerMemory},
+    mutation::{self, Mutation},
     poll::{Poll, PollId, PollSource},
     port::Record,
     routing::{HashRange, ShardId, vote_hash},
@@ -353,7 +354,7 @@ fn select(
         return Some(None);
     }
 
-    let late_after = bounds.late_after();
+    let late_after = late_after(bounds);
     let judge = |index: usize| {
         let (choice, accepted_at) = (batch.choices[index] as usize, batch.accepted_at[index]);
         if check_range || check_duplicate {
@@ -381,7 +382,7 @@ fn select_foreign(
     bounds: &TimeBounds,
     discards: &mut Discards,
 ) -> Option<Option<Vec<u32>>> {
-    let (batch, late_after) = (&votes.batch, bounds.late_after());
+    let (batch, late_after) = (&votes.batch, late_after(bounds));
     let entries = entries(batch, PollSource::Stream, polls);
     let mut unreadable = votes.unreadable.iter().peekable();
     let judge = |index: usize| {
@@ -416,6 +417,11 @@ fn entries(
 }
 
 /// Whether a vote was accepted while its poll was open, and stored soon enough after that.
+/// L.
+fn late_after(bounds: &TimeBounds) -> std::time::Duration {
+    if mutation::is_active(Mutation::NoLateRule) { std::time::Duration::MAX / 2 } else { bounds.late_after() }
+}
+
 fn in_time(
     (opens_at, closes_at): (Timestamp, Timestamp),
     accepted_at: Timestamp,
@@ -462,7 +468,7 @@ fn all_count(
     let mut accepted = batch.accepted_at.iter();
     let Some(&first) = accepted.next() else { return false };
     let (earliest, latest) = accepted.fold((first, first), |(min, max), &at| (min.min(at), max.max(at)));
-    clock <= earliest.plus(bounds.late_after())
+    clock <= earliest.plus(late_after(bounds))
         && entries.iter().all(|entry| entry.is_ok_and(|(opens, closes)| opens <= earliest && latest < closes))
 }
 

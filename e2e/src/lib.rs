@@ -8,5 +8,4 @@ pub mod cluster;
 pub mod contract;
 pub mod faults;
 pub mod reshard;
-pub mod sim;
 pub mod stack;

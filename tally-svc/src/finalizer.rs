@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use votestream_core::{
     Closing, HashRange, Poll, PollId, TimeBounds, Timestamp,
     batch::encode_marker,
+    mutation::{self, Mutation},
     poll::FinalResult,
     port::{Group, Ports, ShardRow},
     routing::HashRanges,
@@ -42,6 +43,10 @@ const SHARDS_NAMED_MAX: usize = 20;
 
 /// The latest time up to which the rows, ended ones included, have committed everything over the whole hash range.
 pub(crate) fn horizon(rows: &[ShardRow]) -> Option<Timestamp> {
+    if mutation::is_active(Mutation::FinalWithoutCoverage) {
+        let known = rows.iter().filter(|row| row.started && !row.progress.ended);
+        return known.map(|row| row.progress.watermark).min();
+    }
     let mut started: Vec<&ShardRow> = rows.iter().filter(|row| row.started).collect();
     started.sort_unstable_by_key(|row| std::cmp::Reverse(row.progress.watermark));
     let covers = |count: usize| HashRanges::union_of(started[..count].iter().map(|row| row.range)).is_all();

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     memory::ProducerMemory,
     metrics,
+    mutation::{self, Mutation},
     poll::{Closing, Poll, PollId, PollSource},
     poll_cache::PollCache,
     port::{PortError, Ports, Progress, ShardRow, WriteOutcome},
@@ -152,10 +153,19 @@ impl Consumer {
                         Err(stopped) => return Err(stopped),
                     };
                     // The state at the checkpoint, which is where the previous window ended.
+                    if mutation::is_active(Mutation::NoIntent) {
+                        self.apply(decided).await?;
+                        self.commit().await?;
+                        continue;
+                    }
                     self.write_progress(end, false).await?;
                     self.apply(decided).await?;
                 }
                 Gathered::Idle if self.stop.is_cancelled() => return self.drain().await,
+                Gathered::Idle if mutation::is_active(Mutation::WatermarkFromOwnClock) => {
+                    self.state.clock = self.state.clock.max(self.ports.clock.now());
+                    self.write_progress(self.position, false).await?;
+                }
                 Gathered::Idle => self.commit().await?,
                 Gathered::End => {
                     self.write_progress(self.position, true).await?;
@@ -220,7 +230,8 @@ impl Consumer {
         let stop = self.stop.clone();
         let mut records = Vec::new();
         let (mut votes, mut bytes) = (0, 0);
-        let mut deadline = self.is_ahead().then(|| Instant::now() + limits.idle_after);
+        let wakes = self.is_ahead() || mutation::is_active(Mutation::WatermarkFromOwnClock);
+        let mut deadline = wakes.then(|| Instant::now() + limits.idle_after);
         while self.last.is_none()
             && votes < limits.votes_max
             && bytes < limits.bytes_max

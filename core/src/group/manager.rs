@@ -23,6 +23,7 @@ use super::{
 use crate::{
     memory::ProducerMemory,
     metrics::{self, LeaseChange},
+    mutation::{self, Mutation},
     poll_cache::PollCache,
     port::{Lease, PortError, Ports, Progress, Shard, ShardRow},
     routing::ShardId,
@@ -187,8 +188,11 @@ impl Manager {
                 tracing::error!(shard = %row.shard, error = %full, "the shard cannot start");
                 continue;
             }
-            self.ports.leases.start(self.config.group, &row.shard, &inherited).await?;
-            started = true;
+            match self.ports.leases.start(self.config.group, &row.shard, &inherited).await {
+                Ok(()) => started = true,
+                // The next round tries again; the other shards do not wait for it.
+                Err(error) => tracing::warn!(shard = %row.shard, %error, "the shard could not be started"),
+            }
         }
         Ok(started)
     }
@@ -346,7 +350,7 @@ fn ended_parents<'a>(row: &ShardRow, shards: &[Shard], rows: &'a [ShardRow]) -> 
     let mut ended = Vec::new();
     for parent in &row.parents {
         match rows.iter().find(|row| row.shard == *parent) {
-            Some(row) if row.progress.ended => ended.push(row),
+            Some(row) if row.progress.ended || mutation::is_active(Mutation::ChildrenBeforeParents) => ended.push(row),
             Some(_) => return None,
             None if shards.iter().any(|shard| shard.id == *parent) => return None,
             None => {}
@@ -358,8 +362,13 @@ fn ended_parents<'a>(row: &ShardRow, shards: &[Shard], rows: &'a [ShardRow]) -> 
 /// What a child starts with: its share of the parents' memory, and the later one of their clocks.
 fn inherit(child: &ShardRow, parents: &[&ShardRow], config: &GroupConfig) -> Progress {
     let mut memory = ProducerMemory::default();
-    for parent in parents {
-        memory.absorb(&ProducerMemory::from_stored(&parent.progress.memory).clip(&parent.range).clip(&child.range));
+    for parent in parents.iter().filter(|_| !mutation::is_active(Mutation::MemoryNotInherited)) {
+        let theirs = ProducerMemory::from_stored(&parent.progress.memory);
+        if mutation::is_active(Mutation::MemoryPerProducer) {
+            memory.absorb(&theirs);
+        } else {
+            memory.absorb(&theirs.clip(&parent.range).clip(&child.range));
+        }
     }
     let watermark = parents.iter().map(|parent| parent.progress.watermark).max().unwrap_or_default();
     memory.expire(watermark, &config.bounds);

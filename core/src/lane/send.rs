@@ -21,6 +21,7 @@ use super::{
 use crate::{
     batch::BatchId,
     metrics,
+    mutation::{self, Mutation},
     port::Effect,
     routing::{HashRange, HashRanges, ShardId},
     trace,
@@ -145,7 +146,7 @@ impl Lane {
         if !linger.is_zero() && !front.is_full(&producer.config) {
             return Step::Wait(Some(linger));
         }
-        if producer.pending.overlaps(&self.range) {
+        if producer.pending.overlaps(&self.range) && !mutation::is_active(Mutation::ChildLanesDoNotWait) {
             return Step::Blocked;
         }
         // Sealed under the lane's lock: a refresh finds the batch either in the queue or among the pending ones.
@@ -169,7 +170,8 @@ impl Producer {
         number: u64,
         trace_context: &str,
     ) {
-        let deadline = self.config.bounds.answer_deadline;
+        let after_deadline = mutation::is_active(Mutation::AcknowledgedAfterDeadline);
+        let deadline = if after_deadline { Duration::from_secs(3_600) } else { self.config.bounds.answer_deadline };
         let id = BatchId { producer: self.config.producer, number };
 
         // Votes that waited too long in the queue were certainly never sent.
@@ -241,6 +243,13 @@ impl Producer {
                         break;
                     }
                     tracing::debug!(%error, shard = %lane.shard, "put failed, trying again");
+                    if mutation::is_active(Mutation::RefusedBatchIsOvertaken) && error.effect == Effect::None {
+                        let mut state = lane.state.lock();
+                        if !state.retired {
+                            state.queue.push_back(left);
+                            return;
+                        }
+                    }
                 }
                 Err(_) => {
                     outcome_if_given_up = Outcome::Unknown;

@@ -10,6 +10,7 @@ mod auditor;
 mod clients;
 mod host;
 mod run;
+pub mod scripted;
 mod world;
 
 pub use run::{Report, Settings, run};

@@ -17,6 +17,7 @@ use votestream_core::{
     Clock, Poll, PollId, PollOption, PollSource, TimeBounds,
     group::{self, GroupConfig},
     lane::Producer,
+    mutation::{self, Mutation},
     poll_cache::PollCache,
     port::{Created, Group},
 };
@@ -32,7 +33,7 @@ use super::{
 };
 
 /// Time limits of a run: short, so that their edges are met often.
-const BOUNDS: TimeBounds = TimeBounds {
+pub(super) const BOUNDS: TimeBounds = TimeBounds {
     answer_deadline: Duration::from_secs(2),
     clock_skew_max: Duration::from_millis(200),
     poll_cache_life: Duration::from_millis(400),
@@ -45,7 +46,7 @@ const ACTIVE: Duration = Duration::from_secs(30);
 /// Longest time until everything is final and committed, after the last fault.
 const REST_MAX: Duration = Duration::from_secs(300);
 /// After which every late copy has landed.
-const AFTERMATH: Duration = Duration::from_secs(60);
+pub(super) const AFTERMATH: Duration = Duration::from_secs(60);
 
 /// What a run is to do beside running.
 #[derive(Clone, Copy, Debug)]
@@ -155,13 +156,13 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
     Ok(finals)
 }
 
-fn finals(world: &World) -> BTreeMap<String, Vec<u64>> {
+pub(super) fn finals(world: &World) -> BTreeMap<String, Vec<u64>> {
     let state = world.state.lock();
     let result = |poll: &Poll| poll.final_result.as_ref().map(|result| result.votes.clone());
     state.polls.values().filter_map(|poll| Some((poll.id.to_string(), result(poll)?))).collect()
 }
 
-async fn wait_for(what: &str, condition: impl Fn() -> bool, world: &World) -> Result<(), String> {
+pub(super) async fn wait_for(what: &str, condition: impl Fn() -> bool, world: &World) -> Result<(), String> {
     let met = async {
         while !condition() {
             sleep(Duration::from_millis(100)).await;
@@ -169,13 +170,14 @@ async fn wait_for(what: &str, condition: impl Fn() -> bool, world: &World) -> Re
     };
     timeout(REST_MAX, met).await.map_err(|_| {
         let state = world.state.lock();
+        let flagged: Vec<_> = state.polls.values().filter(|poll| poll.needs_recount).map(|poll| &poll.id).collect();
         let rows: Vec<_> = state.rows.iter().map(|((group, _), row)| (group, row)).collect();
-        format!("never came true: {what}; rows: {rows:?}")
+        format!("never came true: {what}; polls whose data contradicts itself: {flagged:?}; rows: {rows:?}")
     })
 }
 
 /// Whether both groups have committed every record of every shard.
-fn is_committed(world: &World) -> bool {
+pub(super) fn is_committed(world: &World) -> bool {
     let state = world.state.lock();
     [Group::Persist, Group::Tally].into_iter().all(|group| {
         state.shards.iter().all(|(shard, records)| {
@@ -215,6 +217,10 @@ async fn administer(world: Arc<World>, polls: OpenPolls, until: Instant) {
         if world.draw(|rng| rng.random_bool(0.5)) {
             sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..6_000)))).await;
             world.fault(Fault::EarlyClose);
+            if mutation::is_active(Mutation::ClosedInOneStep) {
+                ports.polls.close(&id, host.now().plus(BOUNDS.close_margin())).await.ok();
+                continue;
+            }
             // As the service does; at times the process that closes is gone before the second step.
             while ports.polls.begin_close(&id).await.is_err() {
                 sleep(Duration::from_millis(50)).await;
@@ -241,13 +247,13 @@ fn skew(world: &World) -> i64 {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(super) enum Kind {
     Ingest(usize),
     Worker(Group, usize),
 }
 
 /// A process that can be frozen and killed.
-struct Process {
+pub(super) struct Process {
     kind: Kind,
     frozen: Arc<Frozen>,
     dead: CancellationToken,
@@ -255,7 +261,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(world: &Arc<World>, kind: Kind, ingests: &Ingests) -> Self {
+    pub(super) fn start(world: &Arc<World>, kind: Kind, ingests: &Ingests) -> Self {
         let frozen = Arc::<Frozen>::default();
         let host = Host::new(world.clone(), frozen.clone(), skew(world));
         let dead = CancellationToken::new();
@@ -269,7 +275,7 @@ impl Process {
     }
 
     /// Ends the process: nothing of it goes on but the requests that are on their way.
-    fn crash(&self, world: &World, ingests: &Ingests) {
+    pub(super) fn crash(&self, world: &World, ingests: &Ingests) {
         world.note(|| format!("{:?} crashes", self.kind));
         self.frozen.set(true);
         self.dead.cancel();
@@ -280,8 +286,8 @@ impl Process {
     }
 }
 
-async fn ingest(host: Host, at: usize, seed: u64, producer: u128, ingests: Ingests, dead: CancellationToken) {
-    let ports = host.ports();
+/// Small batches, so that much happens between them.
+fn ingest_config(seed: u64, producer: u128) -> IngestConfig {
     let mut config = IngestConfig::one_machine();
     config.bounds = BOUNDS;
     config.lanes.bounds = BOUNDS;
@@ -290,6 +296,12 @@ async fn ingest(host: Host, at: usize, seed: u64, producer: u128, ingests: Inges
     config.lanes.linger = Duration::from_millis(seed % 40);
     config.lanes.batch_votes_max = 5;
     config.lanes.refresh_every = Duration::from_secs(3);
+    config
+}
+
+async fn ingest(host: Host, at: usize, seed: u64, producer: u128, ingests: Ingests, dead: CancellationToken) {
+    let ports = host.ports();
+    let config = ingest_config(seed, producer);
     let producer = loop {
         match Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone()).await {
             Ok(producer) => break producer,

@@ -47,7 +47,7 @@ pub(super) struct Log {
     votes: Mutex<Vec<SentVote>>,
     /// Counts sends and answers: the real-time order.
     step: AtomicU64,
-    streams: AtomicU64,
+    pub(super) streams: AtomicU64,
 }
 
 impl Log {
@@ -55,14 +55,14 @@ impl Log {
         self.step.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn sent(&self, poll: &PollId, user: String, option: usize, stream: u64) -> usize {
+    pub(super) fn sent(&self, poll: &PollId, user: String, option: usize, stream: u64) -> usize {
         let sent_at = self.step();
         let mut votes = self.votes.lock();
         votes.push(SentVote { poll: poll.clone(), user, option, stream, sent_at, answer: None });
         votes.len() - 1
     }
 
-    fn answered(&self, vote: usize, answer: Answer) {
+    pub(super) fn answered(&self, vote: usize, answer: Answer) {
         let at = self.step();
         self.votes.lock()[vote].answer.get_or_insert((answer, at));
     }
@@ -110,31 +110,8 @@ pub(super) async fn client(world: Arc<World>, ingests: Ingests, polls: OpenPolls
 async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &OpenPolls, log: &Arc<Log>, until: Instant) {
     let id = log.streams.fetch_add(1, Ordering::Relaxed);
     let session = Arc::new(Session::default());
-    // Votes that wait for their answer, in the order of the stream.
-    let waiting = Arc::new(Mutex::new(VecDeque::<usize>::new()));
-    let answers = tokio::spawn({
-        let (session, waiting, log, world) = (session.clone(), waiting.clone(), log.clone(), world.clone());
-        async move {
-            let mut through = 0;
-            while let Some(settled) = session.settled().await {
-                let mut rejections = settled.rejections.into_iter().peekable();
-                for index in through..settled.through {
-                    let rejection = rejections.next_if(|rejection| rejection.index == index);
-                    let answer = match rejection.map(|rejection| rejection.code()) {
-                        None => Answer::Durable,
-                        Some(RejectionCode::OutcomeUnknown) => Answer::Unknown,
-                        Some(_) => Answer::Rejected,
-                    };
-                    let vote = waiting.lock().pop_front();
-                    if let Some(vote) = vote {
-                        log.answered(vote, answer);
-                        world.note(|| format!("vote {vote} is {answer:?}"));
-                    }
-                }
-                through = settled.through;
-            }
-        }
-    });
+    let waiting = Waiting::default();
+    let answers = tokio::spawn(answers(world.clone(), session.clone(), waiting.clone(), log.clone()));
     let send = async {
         let (mut stream_polls, mut first) = (StreamPolls::default(), 0);
         for _ in 0..world.draw(|rng| rng.random_range(1..6)) {
@@ -165,6 +142,31 @@ async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &OpenPolls, 
             }
         }
         () = all => {}
+    }
+}
+
+/// Votes that wait for their answer, in the order of their stream.
+pub(super) type Waiting = Arc<Mutex<VecDeque<usize>>>;
+
+/// Writes down what a stream's client is told.
+pub(super) async fn answers(world: Arc<World>, session: Arc<Session>, waiting: Waiting, log: Arc<Log>) {
+    let mut through = 0;
+    while let Some(settled) = session.settled().await {
+        let mut rejections = settled.rejections.into_iter().peekable();
+        for index in through..settled.through {
+            let rejection = rejections.next_if(|rejection| rejection.index == index);
+            let answer = match rejection.map(|rejection| rejection.code()) {
+                None => Answer::Durable,
+                Some(RejectionCode::OutcomeUnknown) => Answer::Unknown,
+                Some(_) => Answer::Rejected,
+            };
+            let vote = waiting.lock().pop_front();
+            if let Some(vote) = vote {
+                log.answered(vote, answer);
+                world.note(|| format!("vote {vote} is {answer:?}"));
+            }
+        }
+        through = settled.through;
     }
 }
 

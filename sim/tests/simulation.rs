@@ -1,8 +1,8 @@
-//! A few seeds of the simulation with every test run; `simulate --seeds 1000` runs many.
+//! A few seeds of the simulation with every test run; `votestream-sim --seeds 1000` runs many.
 
 use std::sync::Arc;
 
-use votestream_e2e::sim::{Fault, Faults, Settings, run};
+use votestream_sim::{Fault, Faults, Settings, run};
 
 const SEEDS: u64 = 12;
 
@@ -19,7 +19,7 @@ fn every_seed_is_exact() {
     let faults = Arc::new(Faults::default());
     for seed in 0..SEEDS {
         let report = run(Settings { seed, keep_trace: false }, faults.clone()).unwrap();
-        assert_eq!(report.verdict, Ok(()), "replay: simulate --seed {seed} --trace");
+        assert_eq!(report.verdict, Ok(()), "replay: votestream-sim --seed {seed} --trace");
     }
     for fault in Fault::ALL {
         assert!(faults.get(fault) > 0, "{fault:?} was never injected");

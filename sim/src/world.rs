@@ -4,7 +4,7 @@
 //! long a request takes, whether it is refused, whether its answer is lost, whether a copy of it lands later.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
@@ -114,6 +114,38 @@ pub(super) struct State {
     pub(super) rows: BTreeMap<(Group, ShardId), ShardRow>,
 }
 
+/// What becomes of one put, instead of what the seed would draw.
+#[derive(Debug)]
+pub(super) struct ScriptedPut {
+    /// How long the request is on its way.
+    pub(super) hold: Duration,
+    /// What happens to the shards just before it lands.
+    pub(super) before: Vec<Reshard>,
+    pub(super) fate: Fate,
+    /// How long its record stays invisible.
+    pub(super) invisible: Duration,
+    /// What happens to the shards just after it has landed.
+    pub(super) after: Vec<Reshard>,
+}
+
+/// What the caller of a scripted put is told, and whether that is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Stored,
+    Refused,
+    /// Stored, but the answer is lost.
+    AnswerLost,
+}
+
+/// A split or a merge; shards are named by their number in the order in which they were made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reshard {
+    /// The second part starts with this hash.
+    Split(usize, u128),
+    /// The first one is the lower one.
+    Merge(usize, usize),
+}
+
 /// The engines of one run.
 pub(super) struct World {
     pub(super) state: Mutex<State>,
@@ -124,6 +156,12 @@ pub(super) struct World {
     pub(super) changed: Notify,
     /// No more faults: the run comes to its end.
     pub(super) calm: AtomicBool,
+    /// The next puts; when there are none left, the seed draws.
+    pub(super) script: Mutex<VecDeque<ScriptedPut>>,
+    /// Shards whose records a group does not see for the time being.
+    pub(super) unreadable: Mutex<Vec<(Group, ShardId)>>,
+    /// Shards whose rows cannot be started for the time being.
+    pub(super) unstartable: Mutex<Vec<ShardId>>,
     trace: Mutex<(DefaultHasher, Option<Vec<String>>)>,
 }
 
@@ -149,6 +187,9 @@ impl World {
             origin: Instant::now(),
             changed: Notify::new(),
             calm: AtomicBool::new(false),
+            script: Mutex::default(),
+            unreadable: Mutex::default(),
+            unstartable: Mutex::default(),
             trace: Mutex::new((DefaultHasher::new(), keep_trace.then(Vec::new))),
         })
     }
@@ -189,14 +230,25 @@ impl World {
         what: &'static str,
         effect: impl Fn(&mut State) -> T + Send + 'static,
     ) -> Result<T, PortError> {
-        let (answer, answered) = oneshot::channel();
-        let world = self.clone();
         let calm = self.is_calm();
         let plan = self.draw(|rng| Plan::draw(rng, calm));
+        self.carry_out(plan, what, effect).await
+    }
+
+    async fn carry_out<T: Send + 'static>(
+        self: &Arc<Self>,
+        plan: Plan,
+        what: &'static str,
+        effect: impl Fn(&mut State) -> T + Send + 'static,
+    ) -> Result<T, PortError> {
+        let (answer, answered) = oneshot::channel();
+        let world = self.clone();
         tokio::spawn(async move {
             sleep(plan.before).await;
             if plan.refused {
                 world.fault(Fault::Refused);
+                effect_on_shards(&world, &plan.before_effect);
+                effect_on_shards(&world, &plan.after_effect);
                 sleep(plan.after).await;
                 // The caller may have given up.
                 answer.send(Err(PortError::refused(format!("{what} was throttled")))).ok();
@@ -205,7 +257,9 @@ impl World {
             if plan.slow {
                 world.fault(Fault::Slow);
             }
+            effect_on_shards(&world, &plan.before_effect);
             let result = effect(&mut world.state.lock());
+            effect_on_shards(&world, &plan.after_effect);
             world.changed.notify_waiters();
             sleep(plan.after).await;
             if plan.lost {
@@ -235,8 +289,16 @@ impl World {
             let jitter = if rng.random_bool(0.3) { rng.random_range(0..=ARRIVAL_JITTER_MS_MAX) } else { 0 };
             (jitter, Duration::from_millis(rng.random_range(0..=VISIBLE_MS_MAX)))
         });
+        let calm = self.is_calm();
+        let (plan, visible) = match self.script.lock().pop_front() {
+            Some(put) => {
+                let visible = visible.max(put.invisible);
+                (self.draw(|rng| Plan::draw(rng, true)).scripted(put), visible)
+            }
+            None => (self.draw(|rng| Plan::draw(rng, calm)), visible),
+        };
         let world = self.clone();
-        self.call("put", move |state| {
+        self.carry_out(plan, "put", move |state| {
             state.sequence += 1;
             let sequence = SequenceNumber::from_u64(state.sequence);
             let arrived_at = Timestamp(world.now().0 - jitter);
@@ -274,19 +336,47 @@ impl World {
             (vec![a, b], vec![HashRange { start, end }])
         };
         self.fault(if split { Fault::Split } else { Fault::Merge });
+        self.replace(&mut state, &parents, &ranges);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Splits or merges these shards.
+    pub(super) fn reshard_so(&self, reshard: Reshard) {
+        let mut state = self.state.lock();
+        let range = |at: usize| state.shards[at].0.range;
+        let (parents, ranges) = match reshard {
+            Reshard::Split(at, middle) => {
+                self.fault(Fault::Split);
+                let HashRange { start, end } = range(at);
+                (vec![at], vec![HashRange { start, end: middle - 1 }, HashRange { start: middle, end }])
+            }
+            Reshard::Merge(a, b) => {
+                self.fault(Fault::Merge);
+                (vec![a, b], vec![HashRange { start: range(a).start, end: range(b).end }])
+            }
+        };
+        self.replace(&mut state, &parents, &ranges);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn replace(&self, state: &mut State, parents: &[usize], ranges: &[HashRange]) {
         let names: Vec<ShardId> = parents.iter().map(|&at| state.shards[at].0.id.clone()).collect();
         parents.iter().for_each(|&at| state.shards[at].0.open = false);
-        for range in ranges {
+        for &range in ranges {
             let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true };
             self.note(|| format!("{} takes over from {names:?}", shard.id));
             state.shards.push((shard, Vec::new()));
         }
-        drop(state);
-        self.changed.notify_waiters();
     }
 }
 
-fn id(at: usize) -> ShardId {
+fn effect_on_shards(world: &World, reshards: &[Reshard]) {
+    reshards.iter().for_each(|&reshard| world.reshard_so(reshard));
+}
+
+pub(super) fn id(at: usize) -> ShardId {
     ShardId::new(format!("shard-{at}"))
 }
 
@@ -298,14 +388,35 @@ struct Plan {
     slow: bool,
     lost: bool,
     copy: Option<Duration>,
+    before_effect: Vec<Reshard>,
+    after_effect: Vec<Reshard>,
 }
 
 impl Plan {
+    fn scripted(self, put: ScriptedPut) -> Self {
+        Self {
+            before: put.hold,
+            refused: put.fate == Fate::Refused,
+            lost: put.fate == Fate::AnswerLost,
+            before_effect: put.before,
+            after_effect: put.after,
+            ..self
+        }
+    }
+
     fn draw(rng: &mut StdRng, calm: bool) -> Self {
         let latency = |rng: &mut StdRng| Duration::from_millis(rng.random_range(0..=LATENCY_MS_MAX));
         let long = |rng: &mut StdRng| Duration::from_millis(rng.random_range(100..=SLOW_MS_MAX));
-        let mut plan =
-            Self { before: latency(rng), after: latency(rng), refused: false, slow: false, lost: false, copy: None };
+        let mut plan = Self {
+            before: latency(rng),
+            after: latency(rng),
+            refused: false,
+            slow: false,
+            lost: false,
+            copy: None,
+            before_effect: Vec::new(),
+            after_effect: Vec::new(),
+        };
         // Always the same number of draws, so that a fault does not shift what comes after it.
         let (kind, length, when): (u32, Duration, bool) = (rng.random_range(0..100), long(rng), rng.random());
         if calm {

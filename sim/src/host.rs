@@ -19,6 +19,7 @@ use tokio::{
 };
 use votestream_core::{
     Clock, Closing, Poll, PollId, SequenceNumber, ShardId, Timestamp,
+    mutation::{self, Mutation},
     poll::FinalResult,
     port::{
         Created, Group, Lease, LeaseStore, PollStore, PortError, Ports, Progress, ReadOutcome, Record, RecordReader,
@@ -120,16 +121,17 @@ impl VoteStream for Host {
 
     async fn reader(
         &self,
-        _: Group,
+        group: Group,
         shard: &ShardId,
         after: SequenceNumber,
     ) -> Result<Box<dyn RecordReader>, PortError> {
-        Ok(Box::new(Reader { host: self.clone(), shard: shard.clone(), after }))
+        Ok(Box::new(Reader { host: self.clone(), group, shard: shard.clone(), after }))
     }
 }
 
 struct Reader {
     host: Host,
+    group: Group,
     shard: ShardId,
     after: SequenceNumber,
 }
@@ -141,6 +143,10 @@ impl RecordReader for Reader {
         loop {
             let changed = self.host.world.changed.notified();
             let (shard, after) = (self.shard.clone(), self.after);
+            if self.host.world.unreadable.lock().contains(&(self.group, shard.clone())) {
+                sleep_until(deadline).await;
+                return Ok(ReadOutcome::Records(Vec::new()));
+            }
             let (found, closed, next_visible) = self
                 .host
                 .call("read", move |state| {
@@ -224,7 +230,9 @@ impl PollStore for Host {
         let (id, world) = (id.clone(), self.world.clone());
         self.call("close_poll", move |state| {
             let poll = state.polls.get_mut(&id)?;
-            if poll.closing == Closing::Asked {
+            if mutation::is_active(Mutation::ClosedInOneStep) {
+                (poll.closes_at, poll.closing) = (closes_at, Closing::No);
+            } else if poll.closing == Closing::Asked {
                 poll.closes_at = poll.closes_at.min(closes_at);
                 poll.closing = Closing::Done;
                 world.note(|| format!("poll {id} closes at {}", poll.closes_at.0));
@@ -283,7 +291,8 @@ fn write_vote(state: &mut State, vote: &VoteWrite) -> VoteOutcome {
             (Some(stored.option.clone()), VoteOutcome::Replaced { previous: stored.option.clone() })
         }
         Some(stored) if stored.position == vote.position => {
-            return VoteOutcome::AlreadyStored { previous: stored.previous.clone() };
+            let forgotten = mutation::is_active(Mutation::NoPreviousOption);
+            return VoteOutcome::AlreadyStored { previous: stored.previous.clone().filter(|_| !forgotten) };
         }
         Some(_) => return VoteOutcome::Superseded,
     };
@@ -318,7 +327,7 @@ impl TallyStore for Host {
             let (key, delta) = ((delta.poll_id.clone(), group, shard.clone()), delta.clone());
             self.call("add_tally", move |state| {
                 let tally: &mut StoredTally = state.tallies.entry(key.clone()).or_default();
-                if tally.position < window_end {
+                if tally.position < window_end || mutation::is_active(Mutation::NoTallyCondition) {
                     tally.position = window_end;
                     for (option, count) in &delta.counts {
                         *tally.counts.entry(option.clone()).or_default() += count;
@@ -364,6 +373,9 @@ impl LeaseStore for Host {
     }
 
     async fn start(&self, group: Group, shard: &ShardId, inherited: &Progress) -> Result<(), PortError> {
+        if self.world.unstartable.lock().contains(shard) {
+            return Err(PortError::refused("start_row was throttled"));
+        }
         let (key, inherited) = ((group, shard.clone()), inherited.clone());
         self.call("start_row", move |state| {
             let row = state.rows.get_mut(&key).filter(|row| !row.started);
@@ -439,7 +451,11 @@ impl LeaseStore for Host {
         self.call("write_progress", move |state| {
             let Some(row) = state.rows.get_mut(&key) else { return WriteOutcome::Refused(None) };
             let stored = (row.progress.checkpoint, row.progress.window_end);
-            if row.lease.epoch != epoch || stored != previous || row.progress.ended {
+            let unfenced = mutation::is_active(Mutation::NoFence);
+            let wrong_epoch = row.lease.epoch != epoch && !unfenced;
+            let wrong_position =
+                stored != previous && !unfenced && !mutation::is_active(Mutation::NoPositionInCondition);
+            if wrong_epoch || wrong_position || row.progress.ended {
                 return WriteOutcome::Refused(Some(Box::new(row.clone())));
             }
             row.progress = progress.clone();

@@ -1,0 +1,87 @@
+//! Deliberate breaks of the protocol, for proving that the simulation sees them.
+//!
+//! Without the feature `mutations` there are none: [`is_active`] is constantly false, and the compiler removes what depends on
+//! it. Nothing but the simulation turns the feature on.
+
+/// A rule that is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mutation {
+    /// A batch that was refused is overtaken by its lane's next one.
+    RefusedBatchIsOvertaken = 1,
+    /// Consumers keep no producer memory.
+    NoProducerMemory,
+    /// Memory is one number per producer and shard, the larger one on a merge, instead of one per range of hashes.
+    MemoryPerProducer,
+    /// Child shards start without their parents' memory.
+    MemoryNotInherited,
+    /// The lane of a new shard does not wait for its parents' pending batches.
+    ChildLanesDoNotWait,
+    /// A window is applied before its end is stored.
+    NoIntent,
+    /// Progress is written whatever epoch and progress are stored. (Without the epoch alone nothing is lost: the stored
+    /// progress never returns to what it was, so a zombie that passes the other condition does what the owner would.)
+    NoFence,
+    /// Progress is written whatever progress is stored.
+    NoPositionInCondition,
+    /// Tallies are added whatever their position.
+    NoTallyCondition,
+    /// A vote that was stored before counts as a new one.
+    NoPreviousOption,
+    /// Child shards start before their parents have ended.
+    ChildrenBeforeParents,
+    /// Votes count however late their record arrives.
+    NoLateRule,
+    /// An answer acknowledges votes whenever it comes.
+    AcknowledgedAfterDeadline,
+    /// An idle shard's watermark is its consumer's clock.
+    WatermarkFromOwnClock,
+    /// A result is final when all shards that are known and not ended have come far enough.
+    FinalWithoutCoverage,
+    /// ClosePoll stores its time in one step, and moves it in either direction.
+    ClosedInOneStep,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::RefusedBatchIsOvertaken,
+        Self::NoProducerMemory,
+        Self::MemoryPerProducer,
+        Self::MemoryNotInherited,
+        Self::ChildLanesDoNotWait,
+        Self::NoIntent,
+        Self::NoFence,
+        Self::NoPositionInCondition,
+        Self::NoTallyCondition,
+        Self::NoPreviousOption,
+        Self::ChildrenBeforeParents,
+        Self::NoLateRule,
+        Self::AcknowledgedAfterDeadline,
+        Self::WatermarkFromOwnClock,
+        Self::FinalWithoutCoverage,
+        Self::ClosedInOneStep,
+    ];
+}
+
+#[cfg(feature = "mutations")]
+static ACTIVE: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+/// Makes this mutation the active one of the process, or none.
+#[cfg(feature = "mutations")]
+pub fn activate(mutation: Option<Mutation>) {
+    ACTIVE.store(mutation.map_or(0, |mutation| mutation as u8), std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether the mutation is active.
+#[cfg(feature = "mutations")]
+pub fn is_active(mutation: Mutation) -> bool {
+    ACTIVE.load(std::sync::atomic::Ordering::Relaxed) == mutation as u8
+}
+
+/// Whether the mutation is active: never, without the feature.
+#[cfg(not(feature = "mutations"))]
+#[inline(always)]
+pub const fn is_active(_: Mutation) -> bool {
+    false
+}
