@@ -4,18 +4,18 @@
 //! that could still count is on its way. Must read the rows before the tallies, both strongly consistent, and must never
 //! take a missing row for an empty shard. Several processes may do this at once: the store keeps the first result.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    Closing, HashRange, Poll, PollId, TimeBounds, Timestamp,
+    Closing, HashRange, Poll, PollId, ShardId, TimeBounds, Timestamp,
     batch::encode_marker,
     mutation::{self, Mutation},
     poll::FinalResult,
-    port::{Group, Ports, ShardRow},
+    port::{Group, Ports, ShardRow, VoteStream},
     routing::HashRanges,
     tally::sums,
 };
@@ -205,7 +205,7 @@ impl Finalizer {
         let marked = last.marker.is_some_and(|(at, stamp)| stamp >= latest && at.elapsed() < MARKER_INTERVAL);
         if horizon < latest && !marked {
             last.marker = Some((Instant::now(), self.ports.clock.now()));
-            self.put_markers().await?;
+            put_markers(&*self.ports.stream, |_| true).await?;
         }
         Ok(())
     }
@@ -287,25 +287,23 @@ impl Finalizer {
         }
         Ok(())
     }
+}
 
-    /// Puts a record without votes into every open shard: its arrival is what moves the watermark of an idle shard.
-    async fn put_markers(&self) -> Result<(), Failure> {
-        let shards = self.ports.stream.list_shards().await?;
-        let marker = encode_marker();
-        let stream = Arc::clone(&self.ports.stream);
-        let puts = futures::stream::iter(shards.into_iter().filter(|shard| shard.open))
-            .map(|shard| {
-                let (stream, marker) = (stream.clone(), marker.clone());
-                async move { stream.put(shard.range.start, marker).await }
-            })
-            .buffer_unordered(MARKERS_AT_ONCE);
-        let failures: Vec<_> = puts.filter_map(|put| std::future::ready(put.err())).collect().await;
-        failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
-    }
+/// Puts a record without votes into every open shard that is wanted: its arrival is what moves the watermark of an idle shard.
+pub(crate) async fn put_markers(stream: &dyn VoteStream, wanted: impl Fn(&ShardId) -> bool) -> Result<(), Failure> {
+    let shards = stream.list_shards().await?;
+    let marker = encode_marker();
+    let puts = futures::stream::iter(shards.into_iter().filter(|shard| shard.open && wanted(&shard.id)))
+        .map(|shard| stream.put(shard.range.start, marker.clone()))
+        .buffer_unordered(MARKERS_AT_ONCE);
+    let failures: Vec<_> = puts.filter_map(|put| std::future::ready(put.err())).collect().await;
+    failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
     use votestream_core::port::PollStore;
 

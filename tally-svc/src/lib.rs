@@ -7,6 +7,7 @@ mod applier;
 mod cache;
 mod convert;
 mod finalizer;
+mod idle;
 mod json;
 mod polls;
 mod results;
@@ -58,6 +59,8 @@ pub struct TallyConfig {
     pub cache_life: Duration,
     /// How long calls under way may take once the service is told to stop.
     pub drain: Duration,
+    /// How old the last record of a shard may become before it gets one without votes.
+    pub idle_after: Duration,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
 }
@@ -70,6 +73,7 @@ impl TallyConfig {
             flush_interval: FLUSH_INTERVAL,
             cache_life: CACHE_LIFE,
             drain: DRAIN,
+            idle_after: idle::AFTER,
             cors_allow_origins: CorsOrigins::default(),
         }
     }
@@ -111,7 +115,8 @@ pub async fn run(
     let surface = Surface::new(routes, json, config.cors_allow_origins);
 
     let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
-    let (grouped, served, finalized) = tokio::join!(
+    let (idle_ports, idle_after) = (ports.clone(), config.idle_after);
+    let (grouped, served, finalized, kept) = tokio::join!(
         essential("the tally group", &stop, async {
             group::run(group, ports, appliers, stop.clone())
                 .await
@@ -126,8 +131,12 @@ pub async fn run(
             finalizer.run(stop.clone()).await;
             Ok(DrainReport::Complete)
         }),
+        essential("the care of idle shards", &stop, async {
+            idle::run(&idle_ports, idle_after, stop.clone()).await;
+            Ok(DrainReport::Complete)
+        }),
     );
-    Ok(grouped?.and(served?).and(finalized?))
+    Ok(grouped?.and(served?).and(finalized?).and(kept?))
 }
 
 /// Runs a task that the service cannot do without. When it ends, the others are told to.

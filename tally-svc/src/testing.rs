@@ -81,6 +81,11 @@ impl Fake {
         self.failures.store(calls, Ordering::Relaxed);
     }
 
+    /// How many of those are still to come.
+    pub(crate) fn failures_left(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn tally_reads(&self) -> u32 {
         self.tally_reads.load(Ordering::Relaxed)
     }

@@ -1,0 +1,142 @@
+//! Keeps the checkpoints of idle shards within the stream's retention.
+//!
+//! A reader starts at the last record that was processed and wants to see it again, since that proves that none was skipped.
+//! In a shard that stays silent for longer than the retention that record is gone, and the next owner would have to stop,
+//! although nothing was lost. So a shard gets a record without votes in time. Must never need to know the retention: half of
+//! the shortest that any engine offers is more than [`AFTER`].
+
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use votestream_core::{
+    SequenceNumber, ShardId, Timestamp,
+    port::{Group, Ports},
+};
+
+use crate::{finalizer::put_markers, status::Failure};
+
+/// How old a shard's last record may become. Kinesis keeps records for 24 hours at the least ("Change the data retention
+/// period" in its developer guide); the rest is for consumers that are behind or down.
+pub(crate) const AFTER: Duration = Duration::from_secs(6 * 3_600);
+const _: () = assert!(AFTER.as_secs() * 2 <= 24 * 3_600);
+/// Looks in this time.
+const LOOKS: u32 = 4;
+/// Pause between two looks at the least, whatever the setting.
+const LOOK_MIN: Duration = Duration::from_millis(10);
+/// How long to wait after a failure, at most.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Puts markers until `shutdown`. Several processes may do this at once: each sees what the others' markers have moved.
+pub(crate) async fn run(ports: &Ports, after: Duration, shutdown: CancellationToken) {
+    let pause = (after / LOOKS).max(LOOK_MIN);
+    let mut looks = tokio::time::interval(pause);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let steps = async {
+        loop {
+            looks.tick().await;
+            if let Err(error) = look(ports, after).await {
+                tracing::warn!(%error, "idle shards could not be looked after, it will be tried again");
+                looks.reset_at(Instant::now() + pause.min(RETRY_AFTER));
+            }
+        }
+    };
+    shutdown.run_until_cancelled(steps).await;
+}
+
+/// Puts a marker into each open shard whose last committed record is old. Both groups read it; the rows of one say enough.
+async fn look(ports: &Ports, after: Duration) -> Result<(), Failure> {
+    let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
+    let oldest = Timestamp(ports.clock.now().0.saturating_sub(after));
+    let rows = ports.leases.list(Group::Persist).await?;
+    // A shard without a checkpoint is read from its beginning, wherever that is.
+    let idle: Vec<ShardId> = rows
+        .into_iter()
+        .filter(|row| row.started && !row.progress.ended && row.progress.checkpoint > SequenceNumber::ZERO)
+        .filter(|row| row.progress.watermark <= oldest)
+        .map(|row| row.shard)
+        .collect();
+    if idle.is_empty() {
+        return Ok(());
+    }
+    tracing::debug!(shards = idle.len(), "idle shards get a marker each");
+    put_markers(&*ports.stream, |shard| idle.contains(shard)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use votestream_core::port::ShardRow;
+
+    use super::*;
+    use crate::testing::{Fake, row};
+
+    const HOUR: i64 = 3_600_000;
+    const HALVES: [(u128, u128); 2] = [(0, u128::MAX / 2), (u128::MAX / 2 + 1, u128::MAX)];
+
+    /// The row of an open shard whose last record came at this hour.
+    fn at(shard: &str, hour: i64) -> ShardRow {
+        let mut row = row(shard, HALVES[usize::from(shard == "s1")], hour * HOUR);
+        row.progress.checkpoint = SequenceNumber::from_u64(1);
+        row
+    }
+
+    #[tokio::test]
+    async fn only_open_shards_with_an_old_checkpoint_get_a_marker() {
+        let fake = Arc::new(Fake::default());
+        let unread = row("s1", HALVES[1], 0);
+        let blank = ShardRow { started: false, ..at("s1", 0) };
+        let mut ended = at("s1", 0);
+        ended.progress.ended = true;
+        for (now, second, markers) in [
+            (6 * HOUR - 1, at("s1", 0), 0),
+            (6 * HOUR, at("s1", 0), 2),
+            (6 * HOUR, at("s1", 1), 1),
+            (6 * HOUR, unread, 1),
+            (6 * HOUR, blank, 1),
+            (6 * HOUR, ended, 1),
+            (6 * HOUR, at("closed", 0), 1),
+        ] {
+            let before = fake.markers();
+            fake.set_now(now);
+            fake.set_rows(vec![at("s0", 0), second.clone()]);
+            look(&fake.ports(), AFTER).await.unwrap();
+            assert_eq!(fake.markers() - before, markers, "{second:?}");
+        }
+    }
+
+    /// Ten silent days: nobody votes, no poll is due, and a new owner could start at any minute. The consumers read what is put.
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stream_stays_readable() {
+        const DAYS: i64 = 10;
+        let fake = Arc::new(Fake::default());
+        fake.set_rows(vec![at("s0", 0), at("s1", 0)]);
+        let ports = fake.ports();
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn({
+            let shutdown = shutdown.clone();
+            async move { run(&ports, AFTER, shutdown).await }
+        });
+        let (mut last, mut markers, mut failures) = (0, 0, 0);
+        for minute in 0..DAYS * 24 * 60 {
+            fake.set_now(minute * 60_000);
+            if minute % 600 == 0 {
+                fake.fail_next(1);
+                failures += 1;
+            }
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            if fake.markers() > markers {
+                markers = fake.markers();
+                last = minute / 60;
+                fake.set_rows(vec![at("s0", last), at("s1", last)]);
+            }
+            assert!(minute / 60 - last <= 8, "the last record is too old at minute {minute}");
+        }
+        shutdown.cancel();
+        running.await.unwrap();
+        assert!(fake.failures_left() == 0 && failures > 0, "the failures took place");
+        // Two shards, four times a day, and no more.
+        assert!((2 * 3 * DAYS..=2 * 4 * DAYS).contains(&i64::from(markers)), "{markers}");
+    }
+}
