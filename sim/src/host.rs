@@ -147,6 +147,10 @@ impl RecordReader for Reader {
                 sleep_until(deadline).await;
                 return Ok(ReadOutcome::Records(Vec::new()));
             }
+            let slowness = self.host.world.slowness(&self.shard);
+            if !slowness.is_zero() {
+                sleep_until(Instant::now() + slowness).await;
+            }
             let (found, closed, next_visible) = self
                 .host
                 .call("read", move |state| {

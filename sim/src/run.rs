@@ -111,7 +111,7 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
     while Instant::now() < until {
         sleep(Duration::from_millis(world.draw(|rng| rng.random_range(100..1_200)))).await;
         let victim = world.draw(|rng| rng.random_range(0..processes.len()));
-        match world.draw(|rng| rng.random_range(0..10)) {
+        match world.draw(|rng| rng.random_range(0..13)) {
             0..3 => world.reshard(),
             3..6 => {
                 world.fault(Fault::Crash);
@@ -135,6 +135,9 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
                     }
                 });
             }
+            9 => world.steal(),
+            10 => world.slow_down(Duration::from_millis(world.draw(|rng| rng.random_range(500..8_000)))),
+            11 => world.fill_up(Duration::from_millis(world.draw(|rng| rng.random_range(200..5_000)))),
             _ => {}
         }
     }

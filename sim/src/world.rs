@@ -22,7 +22,7 @@ use tokio::{
 };
 use votestream_core::{
     HashRange, Poll, PollId, Position, SequenceNumber, ShardId, Timestamp,
-    port::{Group, PortError, Record, Shard, ShardRow, Stored},
+    port::{Group, Lease, PortError, Record, Shard, ShardRow, Stored},
 };
 
 /// Kinds of faults that a run injects.
@@ -48,11 +48,17 @@ pub enum Fault {
     Skew,
     /// A poll was closed early.
     EarlyClose,
+    /// A lease was taken from an owner that was well.
+    Theft,
+    /// Requests to one shard took long, for a while.
+    SlowShard,
+    /// The store took no writes, for a while, as if its disk were full.
+    FullStore,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Refused,
         Self::AnswerLost,
         Self::LateCopy,
@@ -63,6 +69,9 @@ impl Fault {
         Self::Merge,
         Self::Skew,
         Self::EarlyClose,
+        Self::Theft,
+        Self::SlowShard,
+        Self::FullStore,
     ];
 }
 
@@ -146,6 +155,13 @@ pub(super) enum Reshard {
     Merge(usize, usize),
 }
 
+impl State {
+    fn owner(&self, hash: u128) -> Option<ShardId> {
+        let owner = self.shards.iter().find(|(shard, _)| shard.open && shard.range.contains(hash));
+        owner.map(|(shard, _)| shard.id.clone())
+    }
+}
+
 /// The engines of one run.
 pub(super) struct World {
     pub(super) state: Mutex<State>,
@@ -156,6 +172,10 @@ pub(super) struct World {
     pub(super) changed: Notify,
     /// No more faults: the run comes to its end.
     pub(super) calm: AtomicBool,
+    /// A shard that is slow until then.
+    slow: Mutex<Option<(ShardId, Instant)>>,
+    /// Until when the store takes no writes.
+    full_until: Mutex<Instant>,
     /// The next puts; when there are none left, the seed draws.
     pub(super) script: Mutex<VecDeque<ScriptedPut>>,
     /// Shards whose records a group does not see for the time being.
@@ -173,6 +193,10 @@ const LATENCY_MS_MAX: u64 = 30;
 const SLOW_MS_MAX: u64 = 25_000;
 /// How much earlier than it was stored a record's arrival timestamp may be.
 const ARRIVAL_JITTER_MS_MAX: i64 = 900;
+/// By how much a slow shard is slower: at times longer than a batch is tried.
+const SLOW_SHARD_MS_MAX: u64 = 2_500;
+/// Requests that a full store answers.
+const READS: [&str; 7] = ["list_shards", "read", "get_poll", "list_polls", "recount", "read_tallies", "list_rows"];
 /// How late a record shows.
 const VISIBLE_MS_MAX: u64 = 300;
 
@@ -187,6 +211,8 @@ impl World {
             origin: Instant::now(),
             changed: Notify::new(),
             calm: AtomicBool::new(false),
+            slow: Mutex::default(),
+            full_until: Mutex::new(Instant::now()),
             script: Mutex::default(),
             unreadable: Mutex::default(),
             unstartable: Mutex::default(),
@@ -231,8 +257,51 @@ impl World {
         effect: impl Fn(&mut State) -> T + Send + 'static,
     ) -> Result<T, PortError> {
         let calm = self.is_calm();
-        let plan = self.draw(|rng| Plan::draw(rng, calm));
+        let mut plan = self.draw(|rng| Plan::draw(rng, calm));
+        plan.refused |= !calm && !READS.contains(&what) && *self.full_until.lock() > Instant::now();
         self.carry_out(plan, what, effect).await
+    }
+
+    /// How much longer than others a request to this shard takes.
+    pub(super) fn slowness(&self, shard: &ShardId) -> Duration {
+        let slow = self.slow.lock().as_ref().is_some_and(|(slow, until)| slow == shard && *until > Instant::now());
+        if !slow || self.is_calm() {
+            return Duration::ZERO;
+        }
+        self.draw(|rng| Duration::from_millis(rng.random_range(0..SLOW_SHARD_MS_MAX)))
+    }
+
+    /// Makes a shard slow for a while.
+    pub(super) fn slow_down(&self, length: Duration) {
+        let shards: Vec<ShardId> = self.state.lock().shards.iter().map(|(shard, _)| shard.id.clone()).collect();
+        let shard = shards[self.draw(|rng| rng.random_range(0..shards.len()))].clone();
+        self.fault(Fault::SlowShard);
+        self.note(|| format!("{shard} is slow for {length:?}"));
+        *self.slow.lock() = Some((shard, Instant::now() + length));
+    }
+
+    /// Fills the store for a while.
+    pub(super) fn fill_up(&self, length: Duration) {
+        self.fault(Fault::FullStore);
+        self.note(|| format!("the store is full for {length:?}"));
+        *self.full_until.lock() = Instant::now() + length;
+    }
+
+    /// Takes the lease of some shard away, in the name of nobody who would use it.
+    pub(super) fn steal(&self) {
+        let mut state = self.state.lock();
+        let owned: Vec<_> = state.rows.values_mut().filter(|row| row.lease.owner.is_some()).collect();
+        let count = owned.len();
+        if count == 0 {
+            return;
+        }
+        let at = self.draw(|rng| rng.random_range(0..count));
+        for row in owned.into_iter().skip(at).take(1) {
+            let (epoch, counter) = (row.lease.epoch + 1, row.lease.counter + 1);
+            row.lease = Lease { owner: Some("thief".into()), counter, epoch, wanted_by: None };
+            self.fault(Fault::Theft);
+            self.note(|| format!("{} is stolen under epoch {epoch}", row.shard));
+        }
     }
 
     async fn carry_out<T: Send + 'static>(
@@ -295,7 +364,12 @@ impl World {
                 let visible = visible.max(put.invisible);
                 (self.draw(|rng| Plan::draw(rng, true)).scripted(put), visible)
             }
-            None => (self.draw(|rng| Plan::draw(rng, calm)), visible),
+            None => {
+                let mut plan = self.draw(|rng| Plan::draw(rng, calm));
+                let owner = self.state.lock().owner(hash);
+                plan.before += owner.map_or(Duration::ZERO, |shard| self.slowness(&shard));
+                (plan, visible)
+            }
         };
         let world = self.clone();
         self.carry_out(plan, "put", move |state| {
