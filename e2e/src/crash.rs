@@ -1,0 +1,334 @@
+//! `kill -9` of real processes at random times, while clients vote and polls are closed, and the verdict on what is left.
+//!
+//! Owns starting, freezing, killing and restarting processes, and one run over `votestream up` or over the three services on
+//! stand-ins that live in this process. Must never leave a process behind, and never pass a run in which nothing was killed.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, Command},
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use votestream_aws::dynamodb::DynamoConfig;
+
+use crate::{
+    audit::Answer,
+    aws,
+    voters::{Election, PATIENCE, Places, Voters},
+};
+
+/// Lines of its output that are kept of each process.
+const LOG_LINES_MAX: usize = 60;
+/// Clients that vote at once.
+const CLIENTS: u64 = 6;
+/// Shards of the stream.
+const SHARDS: u32 = 3;
+/// Rounds after which a poll is closed and another one opened.
+const ROUNDS_PER_POLL: usize = 8;
+/// Time between a restart and the next kill, in milliseconds: some hit a process that is only starting.
+const PAUSE_MS: std::ops::Range<u64> = 20..1_100;
+/// How long a frozen process stands still, in milliseconds: longer than `--failover`, so that it wakes up as a zombie.
+const FREEZE_MS: std::ops::Range<u64> = 500..4_000;
+/// Failover short enough that leases move in every round.
+const LEASES: [&str; 3] = ["--failover=1200ms", "--renew-every=300ms", "--sync-every=300ms"];
+
+/// Where the binaries are.
+#[derive(Clone, Copy, Debug)]
+pub struct Binaries {
+    /// `votestream`.
+    pub votestream: &'static str,
+    /// `ingest-svc`.
+    pub ingest: &'static str,
+    /// `persist-svc`.
+    pub persist: &'static str,
+    /// `tally-svc`.
+    pub tally: &'static str,
+}
+
+/// What was done to the processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Kills, by the name of what was killed.
+    pub kills: BTreeMap<&'static str, usize>,
+    /// Kills while votes were waiting for their answer.
+    pub kills_under_load: usize,
+    /// Processes that stood still for a while and woke up.
+    pub freezes: usize,
+    /// Votes by answer: durable, rejected, unknown.
+    pub votes: [u64; 3],
+    /// Polls that were judged.
+    pub polls: usize,
+}
+
+/// What a process is told, and where its addresses show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Up,
+    Ingest,
+    Persist,
+    Tally,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Ingest => "ingest",
+            Self::Persist => "persist",
+            Self::Tally => "tally",
+        }
+    }
+
+    fn places(self, places: &Places) -> Vec<&Mutex<Vec<Option<SocketAddr>>>> {
+        match self {
+            Self::Up => vec![&places.ingest, &places.results],
+            Self::Ingest => vec![&places.ingest],
+            Self::Persist => vec![],
+            Self::Tally => vec![&places.results],
+        }
+    }
+}
+
+/// How to start a process again.
+struct Slot {
+    role: Role,
+    /// Its place among the addresses of its role.
+    at: usize,
+    binary: &'static str,
+    arguments: Vec<String>,
+    variables: Vec<(&'static str, String)>,
+}
+
+/// A process that runs.
+struct Process {
+    child: Child,
+    output: Arc<Mutex<VecDeque<String>>>,
+    /// They end with the process.
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Slot {
+    fn start(&self, election: &Arc<Election>) -> Process {
+        let mut command = Command::new(self.binary);
+        // Nothing of the shell that runs the tests: it may have variables of the project, of AWS, or for telemetry.
+        command.args(&self.arguments).env_clear().envs(self.variables.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{} cannot be started: {error}", self.binary));
+        let output = Arc::<Mutex<VecDeque<String>>>::default();
+        let (stdout, stderr) = (child.stdout.take().expect("it is piped"), child.stderr.take().expect("it is piped"));
+        let readers = vec![self.listen(stdout, &output, election), self.listen(stderr, &output, election)];
+        Process { child, output, readers }
+    }
+
+    /// Keeps what the process says, and takes the addresses out of it.
+    fn listen(
+        &self,
+        pipe: impl AsyncRead + Unpin + Send + 'static,
+        output: &Arc<Mutex<VecDeque<String>>>,
+        election: &Arc<Election>,
+    ) -> JoinHandle<()> {
+        let (role, at, output, election) = (self.role, self.at, output.clone(), election.clone());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(pipe).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                for (places, address) in role.places(&election.places).into_iter().zip(addresses(&line)) {
+                    places.lock()[at] = Some(address);
+                }
+                let mut output = output.lock();
+                if output.len() == LOG_LINES_MAX {
+                    output.pop_front();
+                }
+                output.push_back(line);
+            }
+        })
+    }
+
+    /// SIGKILL, and a new process.
+    async fn restart(
+        &self,
+        process: &mut Option<Process>,
+        election: &Arc<Election>,
+        report: &mut Report,
+    ) -> Result<(), String> {
+        if let Some(running) = process.take() {
+            self.kill(running, election).await?;
+            *report.kills.entry(self.role.name()).or_default() += 1;
+        }
+        *process = Some(self.start(election));
+        Ok(())
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended by itself, which no process may.
+    async fn kill(&self, mut process: Process, election: &Election) -> Result<(), String> {
+        if let Ok(Some(status)) = process.child.try_wait() {
+            return Err(format!("{} ended by itself with {status}:\n{}", self.role.name(), process.said()));
+        }
+        process.child.kill().await.map_err(|error| format!("{} cannot be killed: {error}", self.role.name()))?;
+        // What it said before it died must not be taken for what its successor says.
+        for reader in &mut process.readers {
+            timeout(PATIENCE, reader).await.map_err(|_| "a pipe outlives its process")?.ok();
+        }
+        for places in self.role.places(&election.places) {
+            places.lock()[self.at] = None;
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    fn said(&self) -> String {
+        self.output.lock().iter().map(|line| format!("    {line}\n")).collect()
+    }
+
+    /// SIGSTOP or SIGCONT, to this process alone.
+    async fn signal(&self, signal: &str) {
+        if let Some(id) = self.child.id() {
+            // It may have ended, which the next kill finds.
+            Command::new("kill").args([signal, &id.to_string()]).status().await.ok();
+        }
+    }
+}
+
+/// The addresses in a line of output: `votestream up --json` prints both, a service logs the one that it listens on.
+fn addresses(line: &str) -> Vec<SocketAddr> {
+    let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { return vec![] };
+    let address = |value: &serde_json::Value| value.as_str()?.trim_start_matches("http://").parse().ok();
+    if let (Some(ingest), Some(results)) = (line.get("ingest"), line.get("results")) {
+        return [ingest, results].into_iter().filter_map(address).collect();
+    }
+    let fields = line.get("fields").unwrap_or(&line);
+    let listens = fields.get("message").and_then(|message| message.as_str()) == Some("listening");
+    fields.get("address").filter(|_| listens).and_then(address).into_iter().collect()
+}
+
+/// Kills `votestream up` again and again; its data directory is kept.
+///
+/// # Errors
+///
+/// What the auditor does not allow, or what never happened.
+pub async fn up(binaries: Binaries, directory: &Path, rounds: usize, seed: u64) -> Result<Report, String> {
+    let arguments = ["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--shards"];
+    let mut arguments: Vec<String> = arguments.map(String::from).into();
+    arguments.extend([SHARDS.to_string(), "--data-dir".into(), directory.display().to_string()]);
+    let slot = Slot { role: Role::Up, at: 0, binary: binaries.votestream, arguments, variables: vec![] };
+    run(vec![slot], rounds, seed).await
+}
+
+/// Kills the three services, of each of which two processes run, again and again. The stand-ins live on.
+///
+/// # Errors
+///
+/// What the auditor does not allow, or what never happened.
+pub async fn services(binaries: Binaries, rounds: usize, seed: u64) -> Result<Report, String> {
+    let ((kinesis, _kinesis), (dynamodb, _dynamodb)) = tokio::join!(aws::kinesis(SHARDS), aws::dynamodb());
+    let store = aws::dynamo_store(&dynamodb, &DynamoConfig::default()).await;
+    store.create_tables().await.map_err(|error| error.to_string())?;
+    let variables = vec![
+        ("AWS_ENDPOINT_URL_KINESIS", kinesis),
+        ("AWS_ENDPOINT_URL_DYNAMODB", dynamodb),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("AWS_ACCESS_KEY_ID", "dev".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "dev".to_owned()),
+    ];
+    let slot = |role: Role, at: usize| {
+        let (binary, own): (_, &[&str]) = match role {
+            Role::Ingest => (binaries.ingest, &["--listen", "127.0.0.1:0", "--ingest-tasks", "2"]),
+            Role::Persist => (binaries.persist, &LEASES),
+            Role::Tally => (binaries.tally, &["--listen", "127.0.0.1:0", LEASES[0], LEASES[1], LEASES[2]]),
+            Role::Up => (binaries.votestream, &[]),
+        };
+        let arguments = ["--stream", aws::STREAM, "--log-format", "json"].iter().chain(own);
+        let arguments = arguments.map(|argument| (*argument).to_owned()).collect();
+        Slot { role, at, binary, arguments, variables: variables.clone() }
+    };
+    let roles = [Role::Ingest, Role::Persist, Role::Tally];
+    run(roles.into_iter().flat_map(|role| [slot(role, 0), slot(role, 1)]).collect(), rounds, seed).await
+}
+
+async fn run(slots: Vec<Slot>, rounds: usize, seed: u64) -> Result<Report, String> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let election = Arc::<Election>::default();
+    for slot in &slots {
+        slot.role.places(&election.places).into_iter().for_each(|places| places.lock().push(None));
+    }
+    let mut processes: Vec<Option<Process>> = slots.iter().map(|slot| Some(slot.start(&election))).collect();
+    let ended = kill_and_judge(&slots, &mut processes, &election, rounds, &mut rng).await;
+    ended.map_err(|reason| {
+        let running = slots.iter().zip(&processes).filter_map(|(slot, process)| Some((slot, process.as_ref()?)));
+        let said = running.map(|(slot, process)| format!("{}:\n{}", slot.role.name(), process.said()));
+        format!("{reason}\nseed {seed}; the processes said last:\n{}", said.collect::<String>())
+    })
+}
+
+async fn kill_and_judge(
+    slots: &[Slot],
+    processes: &mut [Option<Process>],
+    election: &Arc<Election>,
+    rounds: usize,
+    rng: &mut StdRng,
+) -> Result<Report, String> {
+    let mut report = Report::default();
+    let mut closing = JoinSet::new();
+    let mut poll = String::new();
+    let mut victims: Vec<usize> = Vec::new();
+    let voters = Voters::start(election, CLIENTS, rng.random());
+    for round in 0..rounds {
+        if round % ROUNDS_PER_POLL == 0 || election.is_worn() {
+            // The old poll is closed, and becomes final, while the kills go on.
+            let next = format!("poll-{round}");
+            election.open(&next).await?;
+            let old = std::mem::replace(&mut poll, next);
+            if !old.is_empty() {
+                let election = election.clone();
+                closing.spawn(async move { election.close(&old).await });
+            }
+            report.polls += 1;
+        }
+        sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
+        // Each process once before any of them a second time.
+        if victims.is_empty() {
+            victims = (0..slots.len()).collect();
+            victims.shuffle(rng);
+        }
+        let Some(victim) = victims.pop() else { continue };
+        if slots.len() > 1 && rng.random_bool(0.3) {
+            let frozen = rng.random_range(0..slots.len());
+            let thaw_after = Duration::from_millis(rng.random_range(FREEZE_MS));
+            if let Some(process) = &processes[frozen] {
+                process.signal("-STOP").await;
+                sleep(thaw_after).await;
+                process.signal("-CONT").await;
+                report.freezes += 1;
+            }
+        }
+        report.kills_under_load += usize::from(election.log.waiting() > 0);
+        slots[victim].restart(&mut processes[victim], election, &mut report).await?;
+    }
+    voters.finish().await?;
+    election.close(&poll).await?;
+    while let Some(closed) = timeout(PATIENCE, closing.join_next()).await.map_err(|_| "a poll is never closed")? {
+        closed.map_err(|error| error.to_string())??;
+    }
+    // Once more over a crash of everything: what is final stays as it is.
+    for (slot, process) in slots.iter().zip(processes) {
+        slot.restart(process, election, &mut report).await?;
+    }
+    election.verdict().await?;
+    report.votes = [Answer::Durable, Answer::Rejected, Answer::Unknown].map(|answer| election.log.count(answer));
+    Ok(report)
+}
