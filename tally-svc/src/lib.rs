@@ -34,6 +34,7 @@ use votestream_service::{CorsOrigins, DrainReport, ServiceError, Surface};
 
 pub use applier::{TallyApplier, TallyAppliers};
 pub use finalizer::Finalizer;
+pub use polls::new_poll;
 
 use crate::{polls::Polls, results::Results, snapshot::Snapshots};
 

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 use votestream_core::{
     Closing, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp,
+    poll::InvalidField,
     port::{Created, Ports},
 };
 use votestream_proto::v1::{self, poll_service_server::PollService};
@@ -46,46 +47,25 @@ impl Polls {
 
     async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, Failure> {
         let now = self.ports.clock.now();
-        let id = poll_id_of(&request.poll_id)?;
-        let source = source_of(request.source)?;
-        let closes_at = request.closes_at.as_ref().ok_or_else(|| Failure::field("closes_at", "is missing"))?;
-        let closes_at = timestamp_of("closes_at", closes_at)?;
-        let opens_at = request.opens_at.as_ref().map(|at| timestamp_of("opens_at", at)).transpose()?;
-        let earliest = match source {
-            PollSource::Ingest => now,
-            PollSource::Stream => now.plus(self.bounds.close_margin()),
-        };
-        let options = request.options.into_iter();
-        let options = options.map(|option| PollOption { id: option.option_id.into(), title: option.title }).collect();
-        let expected_peak = if request.expected_peak == 0 { EXPECTED_PEAK } else { request.expected_peak };
-
+        let definition = Definition::of(request)?;
         // What depends on the present moment must not stand in the way of a repeated call.
-        let stored = self.ports.polls.get(&id).await?;
+        let stored = self.ports.polls.get(&definition.id).await?;
+        let earliest = definition.earliest(now, &self.bounds);
         let default_opening = stored.as_ref().map_or(earliest, |stored| stored.opens_at);
-        let opens = opens_at.unwrap_or(default_opening);
-        let poll = Poll::new(id, request.title, options, opens, closes_at, source, expected_peak);
+        let opens_by_default = definition.opens_at.is_none();
+        let opens = definition.opens_at.unwrap_or(default_opening);
         if let Some(stored) = stored {
             // Closed early, the stored poll may even close before it opens; the repeated definition does not.
-            return self.same(poll?, opens_at.is_none(), stored);
+            return self.same(definition.poll(opens)?, opens_by_default, stored);
         }
-        if closes_at <= now {
-            return Err(Failure::field("closes_at", "must be in the future"));
-        }
-        if closes_at > now.plus(CLOSES_WITHIN) {
-            return Err(Failure::field("closes_at", "must be within the next 366 days"));
-        }
-        if source == PollSource::Stream && opens < earliest {
-            let margin = self.bounds.close_margin().as_millis();
-            let reason = format!("must be at least {margin} ms ahead for a poll that takes its votes from the stream");
-            return Err(Failure::field("opens_at", reason));
-        }
-        let poll = poll?;
+        definition.check(opens, now, &self.bounds)?;
+        let poll = definition.poll(opens)?;
         match self.ports.polls.create(&poll).await? {
             Created::New => {
                 self.stored(&poll);
                 Ok(poll)
             }
-            Created::Existing(stored) => self.same(poll, opens_at.is_none(), *stored),
+            Created::Existing(stored) => self.same(poll, opens_by_default, *stored),
         }
     }
 
@@ -162,6 +142,75 @@ impl Polls {
     fn now(&self) -> Timestamp {
         self.ports.clock.now()
     }
+}
+
+/// A request for a poll, of which every field can be read.
+struct Definition {
+    id: PollId,
+    title: String,
+    options: Vec<PollOption>,
+    opens_at: Option<Timestamp>,
+    closes_at: Timestamp,
+    source: PollSource,
+    expected_peak: u64,
+}
+
+impl Definition {
+    fn of(request: v1::CreatePollRequest) -> Result<Self, Failure> {
+        let id = poll_id_of(&request.poll_id)?;
+        let source = source_of(request.source)?;
+        let closes_at = request.closes_at.as_ref().ok_or_else(|| Failure::field("closes_at", "is missing"))?;
+        let closes_at = timestamp_of("closes_at", closes_at)?;
+        let opens_at = request.opens_at.as_ref().map(|at| timestamp_of("opens_at", at)).transpose()?;
+        let options = request.options.into_iter();
+        let options = options.map(|option| PollOption { id: option.option_id.into(), title: option.title }).collect();
+        let expected_peak = if request.expected_peak == 0 { EXPECTED_PEAK } else { request.expected_peak };
+        Ok(Self { id, title: request.title, options, opens_at, closes_at, source, expected_peak })
+    }
+
+    /// The earliest moment at which a new poll may open.
+    fn earliest(&self, now: Timestamp, bounds: &TimeBounds) -> Timestamp {
+        match self.source {
+            PollSource::Ingest => now,
+            PollSource::Stream => now.plus(bounds.close_margin()),
+        }
+    }
+
+    /// Whether a new poll may have these times at this moment.
+    fn check(&self, opens: Timestamp, now: Timestamp, bounds: &TimeBounds) -> Result<(), Failure> {
+        if self.closes_at <= now {
+            return Err(Failure::field("closes_at", "must be in the future"));
+        }
+        if self.closes_at > now.plus(CLOSES_WITHIN) {
+            return Err(Failure::field("closes_at", "must be within the next 366 days"));
+        }
+        if self.source == PollSource::Stream && opens < self.earliest(now, bounds) {
+            let margin = bounds.close_margin().as_millis();
+            let reason = format!("must be at least {margin} ms ahead for a poll that takes its votes from the stream");
+            return Err(Failure::field("opens_at", reason));
+        }
+        Ok(())
+    }
+
+    fn poll(self, opens: Timestamp) -> Result<Poll, InvalidField> {
+        let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
+        Poll::new(id, title, options, opens, closes_at, source, expected_peak)
+    }
+}
+
+/// The poll that a request of `CreatePoll` defines, if none of its id is stored.
+///
+/// # Errors
+///
+/// What its caller is told if it defines none.
+pub fn new_poll(request: v1::CreatePollRequest, now: Timestamp, bounds: &TimeBounds) -> Result<Poll, Status> {
+    let define = || {
+        let definition = Definition::of(request)?;
+        let opens = definition.opens_at.unwrap_or_else(|| definition.earliest(now, bounds));
+        definition.check(opens, now, bounds)?;
+        Ok::<_, Failure>(definition.poll(opens)?)
+    };
+    Ok(define()?)
 }
 
 fn source_of(source: i32) -> Result<PollSource, Failure> {
