@@ -176,12 +176,14 @@ pub enum Rejected {
     WrongSource,
     /// The poll cannot be read at the moment.
     Unavailable,
+    /// Too many votes wait; the client is to come back.
+    Overloaded,
     /// None of these.
     Other,
 }
 
 /// Votes that were rejected, per reason.
-pub static VOTES_REJECTED: Counter<8> = Counter::new(
+pub static VOTES_REJECTED: Counter<9> = Counter::new(
     info("votestream.ingest.votes.rejected", "{vote}", "Votes that were rejected before they reached a lane"),
     [
         &[("reason", "malformed")],
@@ -191,6 +193,7 @@ pub static VOTES_REJECTED: Counter<8> = Counter::new(
         &[("reason", "poll_closed")],
         &[("reason", "wrong_source")],
         &[("reason", "unavailable")],
+        &[("reason", "overloaded")],
         &[("reason", "other")],
     ],
 );

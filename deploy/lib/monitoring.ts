@@ -256,7 +256,8 @@ export class Monitoring extends Construct {
     const applied = (group: Group): Metric =>
       own(group, 'votestream.group.votes.applied', { group }, { label: `counted by ${group}` });
     const perGroup = (make: (group: Group) => Metric): Metric[] => (['persist', 'tally'] as const).map(make);
-    const reasons = ['poll_closed', 'poll_not_open', 'poll_not_found', 'option_not_found', 'malformed', 'unavailable'];
+    const reasons = ['poll_closed', 'poll_not_open', 'poll_not_found', 'option_not_found', 'malformed', 'unavailable',
+      'overloaded'];
 
     dashboard.addWidgets(heading('## Votes in'));
     dashboard.addWidgets(

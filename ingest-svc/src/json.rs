@@ -14,7 +14,10 @@ use axum::{
 };
 use serde::Deserialize;
 use tonic::{Code, Request, Status};
-use votestream_core::foreign::{DecodeError, JsonText, JsonVote};
+use votestream_core::{
+    foreign::{DecodeError, JsonText, JsonVote},
+    metrics::{self, Rejected},
+};
 use votestream_proto::{VotesMessage, v1::ingest_service_server::IngestService};
 use votestream_service::{
     http::{failure, read_body, status_of_field, success},
@@ -34,7 +37,10 @@ pub(crate) fn routes(ingest: Arc<Ingest>) -> Router {
 async fn sample_vote(State(ingest): State<Arc<Ingest>>, headers: HeaderMap, body: Body) -> Response {
     let body = match read_body(body).await {
         Ok(body) => body,
-        Err(response) => return response,
+        Err(response) => {
+            metrics::rejected(Rejected::Malformed, 1);
+            return response;
+        }
     };
     let cast = async {
         let vote = JsonVote::decode(&body).map_err(|error| invalid(&error))?;
@@ -51,7 +57,10 @@ async fn vote(
 ) -> Response {
     let body = match read_body(body).await {
         Ok(body) => body,
-        Err(response) => return response,
+        Err(response) => {
+            metrics::rejected(Rejected::Malformed, 1);
+            return response;
+        }
     };
     let cast = async {
         let Path(poll_id) = poll.map_err(|_| invalid_field("poll_id", "poll_id is not valid UTF-8"))?;
@@ -94,16 +103,20 @@ fn answer(cast: Result<(), Status>, names: &[(&str, &str)]) -> Response {
     }
 }
 
+/// The status of a vote that cannot be read. Counts it.
 fn invalid_field(field: &str, message: &str) -> Status {
+    metrics::rejected(Rejected::Malformed, 1);
     status_of_field(Code::InvalidArgument, field, message)
 }
 
+/// The status of a vote that cannot be read. Counts it.
 fn invalid(error: &DecodeError) -> Status {
     let message = error.to_string();
     match error {
         DecodeError::Missing(field) | DecodeError::Type(field) => invalid_field(field, &message),
         DecodeError::Invalid(invalid) => invalid_field(invalid.field(), &message),
         DecodeError::TooLarge(_) | DecodeError::Json(_) | DecodeError::Digest | DecodeError::Aggregate(_) => {
+            metrics::rejected(Rejected::Malformed, 1);
             Status::invalid_argument(format!("the body is {message}"))
         }
     }

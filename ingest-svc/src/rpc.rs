@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::Instrument;
-use votestream_core::limits::MESSAGE_BYTES_MAX;
+use votestream_core::{
+    limits::MESSAGE_BYTES_MAX,
+    metrics::{self, Rejected},
+};
 use votestream_proto::{
     VotesMessage,
     v1::{
@@ -137,11 +140,13 @@ impl IngestService for Ingest {
         let message = request.into_inner();
         let votes = message.votes().take(2).count();
         if votes != 1 {
+            metrics::rejected(Rejected::Malformed, message.votes().count().max(1) as u64);
             return Err(Status::invalid_argument(if votes == 0 { "vote is missing" } else { "vote is given twice" }));
         }
         let room =
             tokio::time::timeout(self.admission.unary_patience, self.admission.room(std::slice::from_ref(&message)));
         let room = room.await.map_err(|_| {
+            metrics::rejected(Rejected::Overloaded, 1);
             let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::ResourceExhausted, "too many votes are waiting; retry later", details)
         })?;
@@ -257,6 +262,9 @@ fn code_of(code: RejectionCode) -> Code {
 /// What the client is told when its stream cannot be read on.
 fn inbound_error(status: &Status, first: u64) -> Status {
     let code = status.code();
+    // How many votes such a message holds, nobody knows. `Unknown` is a connection that broke, too.
+    let unreadable = [Code::OutOfRange, Code::ResourceExhausted, Code::Internal].contains(&code);
+    metrics::rejected(Rejected::Malformed, u64::from(unreadable));
     if [Code::OutOfRange, Code::ResourceExhausted].contains(&code) {
         // tonic's answer to a message above the limit.
         Status::invalid_argument(format!(
