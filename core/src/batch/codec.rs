@@ -281,6 +281,10 @@ fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
         end.copy_from_slice(&bytes[16..]);
         HashRange { start: u128::from_be_bytes(start), end: u128::from_be_bytes(end) }
     });
+    // Such a range holds no hash. A batch that covers nothing would be remembered nowhere, and each copy of it count.
+    if ranges.clone().any(|range| range.start > range.end) {
+        return Err(DecodeError::Field("ranges"));
+    }
 
     if message.entry_polls.len() != message.entry_options.len() || message.entry_options.len() > DICTIONARY_MAX {
         return Err(DecodeError::Field("entry_polls"));
