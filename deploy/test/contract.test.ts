@@ -7,7 +7,9 @@ import { METRICS } from '../lib/collector';
 import { SETTINGS } from '../lib/config';
 import { CONSUMER_PREFIX, KEYS } from '../lib/data-stack';
 import { FAN_OUT, PERMISSIONS, POLLING, SERVICES } from '../lib/permissions';
-import { DRAIN_SECONDS, SETTLE_SECONDS, stopTimeoutSeconds, TELEMETRY_SECONDS } from '../lib/service';
+import {
+  DRAIN_SECONDS, HEALTH_COMMAND, SETTLE_SECONDS, stopTimeoutSeconds, TELEMETRY_SECONDS, USER,
+} from '../lib/service';
 import { ADMIN_RPCS, DEREGISTRATION_DELAY } from '../lib/service-stack';
 import { DEPLOY, Made, resources, ROOT } from './stacks';
 
@@ -135,6 +137,40 @@ test('calls that the load balancer knows exist', () => {
       const matches = (pattern: string) => pattern === path || (pattern.endsWith('*') && path.startsWith(pattern.slice(0, -1)));
       assert.ok(patterns.some(matches), `${path} is routed`);
     }
+  }
+});
+
+test('what `votestream plan` prints to paste are settings', () => {
+  const plan = source('cli/src/plan.rs');
+  const pairs = /fn pairs\(.*?\n    }\n/s.exec(plan)?.[0] ?? assert.fail();
+  const names = all(pairs, /\("([A-Za-z]+)", /g);
+  assert.deepEqual(names.filter((name) => !(SETTINGS as readonly string[]).includes(name)), []);
+  for (const name of ['shards', 'ingestTasks', 'persistTasks', 'tallyTasks', 'writeUnitsPerSecond', 'warmWriteUnits']) {
+    assert.ok(names.includes(name), name);
+  }
+});
+
+test('the image asks for health as the task definition does, and runs as its user', () => {
+  const dockerfile = readFileSync(join(DEPLOY, 'Dockerfile'), 'utf8');
+  const [first, ...rest] = HEALTH_COMMAND;
+  assert.ok(dockerfile.includes(` ${first} ${JSON.stringify(rest).replaceAll(',', ', ')}\n`));
+  assert.ok(dockerfile.includes(`USER ${USER}\n`));
+  assert.ok(source('service/src/process/health.rs').includes(`COMMAND: &str = "${HEALTH_COMMAND.at(-1)}"`));
+});
+
+test('compose.yaml sets what the services know, and hardens them as the task definitions do', () => {
+  const compose = source('compose.yaml');
+  const known = [...settings(source('service/src/config/engine.rs')), 'listen', 'drain', 'consumer', 'log-format'];
+  const set = all(compose, /^\s+VOTESTREAM_([A-Z_]+):/gm).map((name) => name.toLowerCase().replaceAll('_', '-'));
+  assert.ok(set.length > 0);
+  assert.deepEqual(set.filter((name) => !known.includes(name)), []);
+  for (const line of ['read_only: true', `user: "${USER}"`, 'cap_drop: [ALL]', 'no-new-privileges:true']) {
+    assert.ok(compose.includes(line), line);
+  }
+  for (const service of SERVICES) {
+    assert.ok(compose.includes(`args: {SERVICE: ${service}}`), service);
+    const grace = new RegExp(`  ${service}:\n(?:    .*\n)*?    stop_grace_period: (\\d+)s`).exec(compose)?.[1];
+    assert.equal(Number(grace), stopTimeoutSeconds(service), service);
   }
 });
 

@@ -5,6 +5,7 @@ import { Annotations, Match, Template } from 'aws-cdk-lib/assertions';
 import { WILDCARD_ACTIONS } from '../lib/nag';
 import { KEYS, VOTE_EXPIRY } from '../lib/data-stack';
 import { PERMISSIONS, SERVICES, ServiceName, TABLES } from '../lib/permissions';
+import { HEALTH_COMMAND } from '../lib/service';
 import { asArray, Made, resources, stacks } from './stacks';
 
 const made = new Made();
@@ -187,6 +188,17 @@ test('tasks run on Graviton, hardened, without a public address, and take no cal
   const inward = resources(made.service, 'AWS::EC2::SecurityGroupIngress').map(([, one]) => one.Properties);
   for (const rule of inward) assert.ok(rule.SourceSecurityGroupId, 'from a group, never from a range');
   assert.deepEqual(new Set(inward.map((rule) => rule.FromPort)), new Set([443, 50051, 50052]));
+});
+
+test('every service is asked whether it is healthy', () => {
+  for (const [id, { Properties }] of resources(made.service, 'AWS::ECS::TaskDefinition')) {
+    const [service] = Properties.ContainerDefinitions as Record<string, any>[];
+    const listen = (service?.Environment as { Name: string; Value: string }[]).find((one) => one.Name === 'VOTESTREAM_LISTEN');
+    const asked = service?.HealthCheck !== undefined;
+    assert.equal(asked, id.startsWith('persistTask'), `${id}: the load balancer asks the others`);
+    assert.match(listen?.Value ?? '', asked ? /^127\.0\.0\.1:/ : /^0\.0\.0\.0:/, id);
+    if (asked) assert.deepEqual(service?.HealthCheck.Command, HEALTH_COMMAND);
+  }
 });
 
 test('services scale within their bounds', () => {

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
-    let Settings { engine, consumer, write_units_per_second, drain } = settings;
+    let Settings { listen, engine, consumer, write_units_per_second, drain } = settings;
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
         reading: if consumer.fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
@@ -25,6 +25,9 @@ async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
         ..Deployment::new(engine.stream, engine.table_prefix)
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
+    if let Some(addr) = listen {
+        process.serve_health(addr).await?;
+    }
     let config = PersistConfig { group: consumer.group };
     process.run(drain, votestream_persist::run(config, ports, process.shutdown())).await
 }

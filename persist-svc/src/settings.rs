@@ -1,12 +1,12 @@
 //! Settings of the `persist-svc` binary.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use votestream_core::port::Group;
 use votestream_service::config::{
     Program, Setting, Values, duration,
     engine::{self, ConsumerConfig, EngineConfig},
-    whole,
+    socket_addr, whole,
 };
 
 /// The binary.
@@ -14,6 +14,7 @@ pub const PROGRAM: Program = Program {
     name: "persist-svc",
     about: "Stores one vote per user and poll, the last one, and keeps exact tallies.",
     settings: &[
+        &[Setting::optional("listen", "ADDR", "Address at which gRPC health is answered [default: nowhere].")],
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -40,6 +41,8 @@ pub const PROGRAM: Program = Program {
 /// What the binary needs.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Where health is answered, if anywhere.
+    pub listen: Option<SocketAddr>,
     /// Stream and store.
     pub engine: EngineConfig,
     /// The group.
@@ -53,6 +56,7 @@ pub struct Settings {
 impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
+        let listen = values.optional("listen", socket_addr);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Persist);
         let write_units_per_second = values.get("write-units-per-second", engine::write_units);
@@ -62,8 +66,9 @@ impl Settings {
         let mut consumer = consumer?;
         consumer.group.window.votes_max = votes_max?;
         consumer.group.window.linger = linger?;
-        consumer.group.drain = drain?;
-        Some(Self { engine: engine?, consumer, write_units_per_second: write_units_per_second?, drain: drain? })
+        let (drain, write_units_per_second) = (drain?, write_units_per_second?);
+        consumer.group.drain = drain;
+        Some(Self { listen: listen?, engine: engine?, consumer, write_units_per_second, drain })
     }
 }
 

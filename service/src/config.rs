@@ -85,6 +85,9 @@ Standard variables:
   OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, ... export of traces, metrics and logs by OTLP over gRPC; off when unset
   RUST_LOG                                              which logs are written to stderr [default: info]
 
+Health:
+  `health` as the first argument asks the service at --listen over gRPC instead of starting one; 0 if it serves, else 1
+
 Exit codes:
   0   stopped by a signal, and everything was finished
   1   could not start: a stream, a table, a permission or an address is missing

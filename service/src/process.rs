@@ -3,7 +3,10 @@
 //! Owns the phases of every binary: configuration, telemetry, adapters, bind, run, drain. Must never know what a service
 //! does; and nothing outside tests may end the process but this module.
 
+mod health;
+
 use std::{
+    ffi::OsString,
     fmt::Display,
     future::Future,
     net::SocketAddr,
@@ -16,6 +19,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use crate::{
     DrainReport, ServiceError,
@@ -60,6 +64,9 @@ impl Failure {
 /// Exit code of an incomplete drain.
 const INCOMPLETE: u8 = 3;
 
+/// How long questions about health may take to end after a signal.
+const HEALTH_DRAIN: Duration = Duration::from_secs(1);
+
 /// What a running service asks of its process.
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -87,6 +94,23 @@ impl Process {
         Ok(listener)
     }
 
+    /// Answers gRPC health until the end of the process, for a service that has no API of its own. That it answers says that
+    /// the process started and its runtime turns; a service that cannot go on ends its process.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be had.
+    pub async fn serve_health(&self, addr: SocketAddr) -> Result<(), Failure> {
+        let listener = self.bind(addr).await?;
+        let shutdown = self.shutdown();
+        tokio::spawn(async move {
+            if let Err(error) = crate::serve(&[], Routes::default(), listener, shutdown, HEALTH_DRAIN).await {
+                tracing::error!(%error, "health is answered no longer");
+            }
+        });
+        Ok(())
+    }
+
     /// Waits for the service to end. Once a signal has come it has this much time.
     ///
     /// # Errors
@@ -112,7 +136,8 @@ impl Process {
     }
 }
 
-/// Runs a program: reads its configuration, starts telemetry, serves until a signal, and reports how that went.
+/// Runs a program: reads its configuration, starts telemetry, serves until a signal, and reports how that went. With `health` as
+/// the first argument it asks a running one instead.
 pub fn main<C, F>(
     program: &Program,
     configure: impl FnOnce(&mut Values) -> Option<C>,
@@ -122,13 +147,13 @@ where
     C: std::fmt::Debug,
     F: Future<Output = Result<(), Failure>>,
 {
-    let (config, start) = match read(program, configure) {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == health::COMMAND).is_some() {
+        return health::main(program, arguments);
+    }
+    let (config, start) = match read(program, arguments, configure) {
         Ok(read) => read,
-        Err(Refused::Answered(answer)) => {
-            print!("{answer}");
-            return ExitCode::SUCCESS;
-        }
-        Err(Refused::Mistakes(mistakes)) => return refuse(program, &Failure::Config(mistakes)),
+        Err(refused) => return answer(program, refused),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -171,14 +196,28 @@ struct Start {
     summary: String,
 }
 
-fn read<C>(program: &Program, configure: impl FnOnce(&mut Values) -> Option<C>) -> Result<(C, Start), Refused> {
-    let mut values = program.read(std::env::args_os().skip(1), std::env::vars_os())?;
+fn read<C>(
+    program: &Program,
+    arguments: impl Iterator<Item = OsString>,
+    configure: impl FnOnce(&mut Values) -> Option<C>,
+) -> Result<(C, Start), Refused> {
+    let mut values = program.read(arguments, std::env::vars_os())?;
     let format = values.get("log-format", one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
     let exports = values.merge(Exports::from_variables(|name| std::env::var(name).ok()));
     let config = configure(&mut values);
     let summary = values.to_string();
     let all = config.zip(format).zip(exports);
     values.finish(all.map(|((config, format), exports)| (config, Start { format, exports, summary })))
+}
+
+fn answer(program: &Program, refused: Refused) -> ExitCode {
+    match refused {
+        Refused::Answered(answer) => {
+            print!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Refused::Mistakes(mistakes) => refuse(program, &Failure::Config(mistakes)),
+    }
 }
 
 /// There are no logs yet.

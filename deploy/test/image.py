@@ -1,0 +1,266 @@
+"""Builds the images of the three services as the Dockerfile says, and runs them as ECS would: another user than root, root file
+system read-only, no capabilities. Asks their health, and stops each by SIGTERM under load; no acknowledged vote may be lost.
+
+No registry is asked: the binaries are those that cargo builds here, and a base with this machine's C library stands in for the
+one that the Dockerfile names. Needs root, buildah, runc and cargo. Must never leave an image or a container behind.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+
+from rig import ROOT, SERVICES, Command, Failed, build, environment, expect, free_ports, main, say, tail, wait_for
+
+BASE = "gcr.io/distroless/cc-debian12:nonroot"
+USER, GROUP = 65532, 65532
+# Longest drain and what comes after it: deploy/lib/service.ts.
+STOP_SECONDS = {"ingest": 36, "persist": 39, "tally": 39}
+# Votes of the load that ends when ingest is stopped, and of the one during which persist and tally are; each is a user's only one.
+INTERRUPTED, WHOLE, RATE = 2_000_000, 100_000, 2_000
+# The stop comes in the middle of the load: when this many votes are counted.
+STARTED = 4_000
+
+
+class Images:
+    """Builds and unpacks images in a storage of its own."""
+
+    def __init__(self, work):
+        self.work = work
+        self.storage = ["--root", work / "storage", "--runroot", work / "run", "--storage-driver", "vfs"]
+
+    def buildah(self, *arguments):
+        ran = subprocess.run(["buildah", *self.storage, *arguments], text=True, capture_output=True, check=False)
+        if ran.returncode != 0:
+            raise Failed(f"buildah {' '.join(map(str, arguments))}:\n{ran.stdout}{ran.stderr}")
+        return ran.stdout.strip()
+
+    def from_folder(self, folder, name):
+        """An image that holds a folder and nothing else."""
+        container = self.buildah("from", "scratch")
+        self.buildah("add", "--quiet", container, folder, "/")
+        self.buildah("commit", "--quiet", container, name)
+        self.buildah("rm", container)
+
+    def base(self, binary):
+        """The C library that the binary was linked with, certificates, and a place in /tmp."""
+        root = self.work / "base"
+        linked = subprocess.run(["ldd", binary], text=True, capture_output=True, check=True).stdout
+        for library in re.findall(r"(/\S+) \(0x", linked):
+            target = root / library.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, target)
+        certificates = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
+        (root / "etc/ssl/certs").mkdir(parents=True)
+        if certificates.exists():
+            shutil.copy(certificates, root / "etc/ssl/certs")
+        (root / "etc/passwd").write_text(f"nonroot:x:{USER}:{GROUP}:nonroot:/home/nonroot:/sbin/nologin\n")
+        (root / "etc/group").write_text(f"nonroot:x:{GROUP}:\n")
+        for folder in ("tmp", "proc", "dev", "sys"):
+            (root / folder).mkdir()
+        self.from_folder(root, BASE)
+
+    def service(self, service, binary):
+        """Builds the Dockerfile for one service; returns its root and its configuration."""
+        stage = self.work / f"binaries-{service}"
+        (stage / "out").mkdir(parents=True)
+        # Symbols of a debug build are many times the program.
+        subprocess.run(["strip", "--strip-debug", "-o", stage / "out/service", binary], check=True)
+        self.from_folder(stage, f"localhost/binaries:{service}")
+        shutil.rmtree(stage)
+        self.buildah(
+            "build", "--quiet", "--format", "docker", "--pull-never", "--file", ROOT / "deploy/Dockerfile",
+            "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", "--build-arg", f"SERVICE={service}",
+            "--build-arg", f"BINARIES=localhost/binaries:{service}", "--tag", f"localhost/votestream:{service}", ROOT,
+        )
+        made = json.loads(self.buildah("inspect", "--type", "image", f"localhost/votestream:{service}"))["Docker"]["config"]
+        expect(f"user of the {service} image", made["User"], f"{USER}:{GROUP}")
+        expect("signal that stops it", made["StopSignal"], "SIGTERM")
+        container = self.buildah("from", "--pull-never", f"localhost/votestream:{service}")
+        return pathlib.Path(self.buildah("mount", container)), made
+
+    def context(self):
+        """What the build stage gets is enough for cargo: the ignore file lets every member of the workspace through."""
+        container = self.buildah("from", "scratch")
+        self.buildah(
+            "copy", "--quiet", "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", "--contextdir", ROOT,
+            container, ROOT, "/src",
+        )
+        source = pathlib.Path(self.buildah("mount", container)) / "src"
+        metadata = ["cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"]
+        found = subprocess.run(metadata, cwd=source, capture_output=True, text=True, check=True).stdout
+        members = {one["name"] for one in json.loads(found)["packages"]}
+        expect("services in the build context", {f"votestream-{one}" for one in SERVICES} <= members, True)
+        size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+        if size > 50_000_000:
+            raise Failed(f"the build context has {size} bytes: something is built into it")
+        self.buildah("rm", container)
+
+
+class Container:
+    """One service under runc: only what its image holds, nothing of it writable, nothing allowed that root could do."""
+
+    def __init__(self, rig, service, root, image):
+        self.rig, self.service, self.root, self.image = rig, service, root, image
+        self.starts = 0
+        self.state = rig.work / "runc"
+
+    def runc(self, *arguments, **how):
+        return subprocess.run(["runc", "--root", self.state, *arguments], text=True, check=False, capture_output=True, **how)
+
+    def start(self, variables):
+        self.starts += 1
+        # Control groups have the name of their container, and are shared by everything on this machine.
+        self.id = f"{self.rig.work.name}-{self.service}-{self.starts}"
+        bundle = self.rig.work / self.id
+        bundle.mkdir()
+        self.rig.leftovers.append(lambda id=self.id: self.delete(id))
+        variables = {"PATH": "/", "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt", **variables}
+        (bundle / "config.json").write_text(json.dumps({
+            "ociVersion": "1.0.2",
+            "root": {"path": str(self.root), "readonly": True},
+            "process": {
+                "user": {"uid": USER, "gid": GROUP},
+                "args": self.image["Entrypoint"],
+                "env": [f"{name}={value}" for name, value in variables.items()],
+                "cwd": "/",
+                "noNewPrivileges": True,
+                "capabilities": {},
+            },
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+            ],
+            # The network is this machine's loopback.
+            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]},
+        }))
+        self.rig.start(self.id, ["runc", "--root", self.state, "run", "--bundle", bundle, self.id], None)
+        self.rig.ready(self.id, self.healthy)
+        self.is_locked_up()
+
+    def delete(self, id):
+        """Whatever state it is in. A control group may be busy for a moment after its last process has ended."""
+        self.runc("delete", "--force", id)
+        for _ in range(50):
+            groups = list(pathlib.Path("/sys/fs/cgroup").rglob(id))
+            for group in groups:
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+            if not groups:
+                return
+            time.sleep(0.1)
+
+    def healthy(self):
+        test = self.image["Healthcheck"]["Test"]
+        assert test[0] == "CMD", test
+        return self.runc("exec", self.id, *test[1:]).returncode == 0
+
+    def is_locked_up(self):
+        pid = json.loads(self.runc("state", self.id).stdout)["pid"]
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        uids = re.search(r"^Uid:\s+(.*)$", status, re.MULTILINE)[1].split()
+        capabilities = {int(one, 16) for one in re.findall(r"^Cap(?:Prm|Eff|Bnd|Amb):\s+(\w+)$", status, re.MULTILINE)}
+        if set(uids) != {str(USER)} or capabilities != {0}:
+            raise Failed(f"{self.service} runs as {uids} with the capabilities {capabilities}")
+        for folder in ("", "tmp/"):
+            try:
+                pathlib.Path(f"/proc/{pid}/root/{folder}written").write_text("")
+            except OSError as error:
+                if error.strerror != "Read-only file system":
+                    raise
+            else:
+                raise Failed(f"{self.service} has a root that can be written")
+
+    def stop(self):
+        """By SIGTERM; returns the seconds that it took."""
+        before = time.monotonic()
+        told = self.runc("kill", self.id, "TERM")
+        if told.returncode != 0:
+            raise Failed(f"{self.id}: {told.stderr}")
+        code = self.rig.ended(self.id, patience=STOP_SECONDS[self.service])
+        seconds = time.monotonic() - before
+        if code != 0:
+            raise Failed(f"{self.id} ended with {code}:\n{tail(self.rig.work / f'{self.id}.log')}")
+        say(f"ok: {self.service} stopped {seconds:.1f} s after SIGTERM, with everything finished")
+        return seconds
+
+
+def check(rig):
+    binaries = build()
+    images = Images(rig.work)
+    images.context()
+    images.base(binaries / "ingest-svc")
+    containers = {}
+    for service in SERVICES:
+        root, image = images.service(service, binaries / f"{service}-svc")
+        expect(f"files of the {service} image beside its base", (root / "service").is_file(), True)
+        say(f"{service}: {(root / 'service').stat().st_size / 1e6:.0f} MB")
+        containers[service] = Container(rig, service, root, image)
+
+    kinesis, dynamodb, *ports = free_ports(5)
+    listen = dict(zip(SERVICES, ports))
+    stand_ins = ["--json", "dev-aws", "--kinesis-addr", f"127.0.0.1:{kinesis}", "--dynamodb-addr", f"127.0.0.1:{dynamodb}"]
+    rig.start("dev-aws", [binaries / "votestream", *stand_ins], environment())
+    rig.ready("dev-aws", lambda: "AWS_ENDPOINT_URL_KINESIS" in rig.log("dev-aws"))
+    stand_in = json.loads(next(line for line in rig.log("dev-aws").splitlines() if line.startswith("{")))
+
+    def start(service):
+        containers[service].start({
+            **stand_in, "VOTESTREAM_CREATE_TABLES": "true", "VOTESTREAM_LISTEN": f"127.0.0.1:{listen[service]}",
+        })
+
+    for service in SERVICES:
+        start(service)
+    say("ok: all three answer health, run as another user, and can write nothing")
+
+    command = Command(binaries / "votestream", listen["ingest"], listen["tally"])
+    command.create_poll("show", ["a", "b", "c"])
+
+    def load(seed, votes):
+        log = open(rig.work / f"load-{seed}.log", "wb")
+        arguments = ["load", "--poll", "show", "--votes", str(votes), "--rate", str(RATE), "--seed", str(seed)]
+        running = command.popen(*arguments, stdout=subprocess.PIPE, stderr=log)
+        log.close()
+        rig.running[f"load-{seed}"] = running
+        return running
+
+    def finished(seed, running):
+        report = json.loads(running.communicate(timeout=300)[0])
+        del rig.running[f"load-{seed}"]
+        return report
+
+    cut = load(1, INTERRUPTED)
+    wait_for("the load is on", lambda: (command.submitted("show") or 0) >= STARTED)
+    expect("the load goes on when ingest is told to stop", cut.poll(), None)
+    containers["ingest"].stop()
+    first = finished(1, cut)["accepted"]
+    expect("the load was cut off by it", STARTED <= first < INTERRUPTED, True)
+
+    start("ingest")
+    whole = load(2, WHOLE)
+    wait_for("the load is on", lambda: (command.submitted("show") or 0) >= first + STARTED)
+    for service in ("persist", "tally"):
+        expect(f"the load goes on when {service} is told to stop", whole.poll(), None)
+        containers[service].stop()
+        start(service)
+    report = finished(2, whole)
+    # A stand-in that is slow makes ingest refuse votes; its client knows that they do not count.
+    second = report["accepted"]
+    expect("votes of the second load, each acknowledged or refused", second + report["rejected"], WHOLE)
+    expect("most of them acknowledged", second > WHOLE / 2, True)
+
+    final = command.finish("show")
+    total, submitted = final["total_votes"], command.submitted("show")
+    say(f"acknowledged {first} + {second}, submitted {submitted}, counted {total}")
+    # Votes whose answer was lost with the connection may have been stored; no acknowledged one may be missing.
+    if not first + second <= total == submitted < INTERRUPTED + WHOLE:
+        raise Failed("acknowledged votes are missing, or votes are counted twice")
+    say("ok: no acknowledged vote is missing, and none is counted twice")
+    for service in SERVICES:
+        containers[service].stop()
+
+
+main(check)
