@@ -47,6 +47,8 @@ use crate::aws::{Server, dynamo_store, dynamodb, kinesis_clients};
 
 /// Longest time that any one thing may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time from closing a poll to its final result: all votes of an election may still have to be stored.
+const FINAL_MAX: Duration = Duration::from_secs(240);
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Lines of its log that are kept of each process.
@@ -395,13 +397,13 @@ impl Cluster {
         polls.close_poll(ClosePollRequest { poll_id: poll.into() }).await.expect("the poll is closed");
         let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
         let mut results = self.results().await;
-        let waiting = timeout(PATIENCE, results.get_final_results(request)).await;
+        let waiting = timeout(FINAL_MAX, results.get_final_results(request)).await;
         match waiting {
             Ok(result) => result.expect("the final result").into_inner(),
             Err(_) => {
                 let request = GetFinalResultsRequest { poll_id: poll.into(), wait: false };
                 let now = results.get_final_results(request).await;
-                panic!("the result is not final within {PATIENCE:?}: {now:?}")
+                panic!("the result is not final within {FINAL_MAX:?}: {now:?}")
             }
         }
     }
