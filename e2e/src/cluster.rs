@@ -5,7 +5,7 @@
 //! of every process.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fmt::Debug,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -38,8 +38,9 @@ use votestream_proto::{
     VotesMessage,
     v1::{
         ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest,
-        GetInterimResultsResponse, PollOption, RecountRequest, ingest_service_client::IngestServiceClient,
-        poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
+        GetInterimResultsResponse, PollOption, RecountRequest, RejectionCode,
+        ingest_service_client::IngestServiceClient, poll_service_client::PollServiceClient,
+        results_service_client::ResultsServiceClient,
     },
 };
 
@@ -424,9 +425,10 @@ impl Cluster {
             if submitted >= cast.acknowledged { Ok(submitted) } else { Err((submitted, cast.acknowledged)) }
         })
         .await;
-        let Cast { acknowledged, sent, streams, .. } = cast;
+        let Cast { acknowledged, rejected, sent, streams, .. } = cast;
         eprintln!(
-            "{poll}: {submitted} submitted, {acknowledged} acknowledged, {sent} sent in {streams} streams, {} voters",
+            "{poll}: {submitted} submitted, {acknowledged} acknowledged, {rejected} refused, {sent} sent in {streams} \
+             streams, {} voters",
             cast.last.len()
         );
         assert_eq!(found, model, "the last vote of every user counts");
@@ -454,6 +456,8 @@ pub struct Cast {
     pub last: HashMap<String, Arc<String>>,
     /// Votes that were acknowledged.
     pub acknowledged: u64,
+    /// Votes that the service said it could not take at the moment: they are as if never cast.
+    pub rejected: u64,
     /// Votes that were sent, those that were sent again included.
     pub sent: u64,
     /// Streams that were opened.
@@ -519,6 +523,7 @@ impl Load {
             let cast = cast.expect("a relay does not fail");
             all.last.extend(cast.last);
             all.acknowledged += cast.acknowledged;
+            all.rejected += cast.rejected;
             all.sent += cast.sent;
             all.streams += cast.streams;
         }
@@ -554,6 +559,7 @@ impl Relay {
             let Ok(answers) = opened else { continue };
             let mut answers = answers.into_inner();
             let (mut send, mut through, mut next) = (Some(send), 0, 0);
+            let mut rejected = HashSet::new();
             // Until the stream breaks.
             loop {
                 let stopping = self.stop.is_cancelled();
@@ -564,14 +570,24 @@ impl Relay {
                 tokio::select! {
                     answer = answers.next() => match answer {
                         Some(Ok(answer)) => {
-                            assert_eq!(answer.rejections, [], "nothing is to be rejected");
-                            let durable = (answer.durable_through - through) as usize;
+                            for rejection in answer.rejections {
+                                let code = rejection.code();
+                                assert_eq!(code, RejectionCode::Unavailable, "{rejection:?}");
+                                rejected.insert(rejection.index);
+                            }
+                            let settled = (answer.durable_through - through) as usize;
+                            assert!(settled <= next, "only what was sent is settled");
+                            next -= settled;
+                            for (index, (user, option)) in (through..).zip(self.open.drain(..settled)) {
+                                if rejected.remove(&index) {
+                                    self.cast.rejected += 1;
+                                    continue;
+                                }
+                                self.cast.acknowledged += 1;
+                                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                                self.cast.last.insert(user, option);
+                            }
                             through = answer.durable_through;
-                            assert!(durable <= next, "only what was sent is durable");
-                            next -= durable;
-                            self.cast.acknowledged += durable as u64;
-                            self.acknowledged.fetch_add(durable as u64, Ordering::Relaxed);
-                            self.cast.last.extend(self.open.drain(..durable));
                         }
                         Some(Err(_)) | None => break,
                     },
