@@ -5,16 +5,17 @@
 //! a 36-character UUID takes about 19 bytes, of which 16 are its entropy. zstd level 1, because higher levels are ten times
 //! slower and save nothing on random ids.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use prost::{
     Message,
-    encoding::{WireType, encode_key, encode_varint},
+    encoding::{WireType, decode_varint, encode_key, encode_varint},
 };
 
 use super::{Batch, BatchId, RecordBody};
 use crate::{
+    limits::USER_ID_BYTES_MAX,
     poll::{PollId, check_option_id, check_user_id},
     routing::{HashRange, HashRanges},
     time::Timestamp,
@@ -240,7 +241,7 @@ pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
     if size > DECODED_BYTES_MAX {
         return Err(DecodeError::TooLarge(size));
     }
-    let plain = DECOMPRESSOR
+    let mut plain = DECOMPRESSOR
         .with_borrow_mut(|slot| {
             let decompressor = match slot {
                 Some(decompressor) => decompressor,
@@ -252,11 +253,94 @@ pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
     if plain.len() != size {
         return Err(DecodeError::Compression);
     }
-    let message = VoteBatch::decode(&plain[..]).map_err(|_| DecodeError::Field("VoteBatch"))?;
+    let message = match read_plainly_written(&plain) {
+        Some((message, block)) => {
+            // The ids stay where they were decompressed to.
+            plain.truncate(block.end);
+            plain.drain(..block.start);
+            let user_block = String::from_utf8(plain).map_err(|_| DecodeError::Field("VoteBatch"))?;
+            VoteBatch { user_block, ..message }
+        }
+        None => VoteBatch::decode(&plain[..]).map_err(|_| DecodeError::Field("VoteBatch"))?,
+    };
     if message.producer.is_empty() && message.choices.is_empty() {
         return Ok(RecordBody::Marker);
     }
     batch_of(message).map(RecordBody::Batch)
+}
+
+/// Reads a message as [`write_message`] writes it, without its user ids: returns where those stand. `None` for any other
+/// message, valid or not: a general reader of protobuf handles each number by itself, which costs as much as decompressing.
+/// That both read the same is tested.
+fn read_plainly_written(plain: &[u8]) -> Option<(VoteBatch, Range<usize>)> {
+    const fn key(tag: u8, wire_type: WireType) -> u8 {
+        tag << 3 | wire_type as u8
+    }
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    let mut message = VoteBatch::default();
+    let (mut block, mut before, mut rest) = (0..0, 0, plain);
+    while let Some((&field, after)) = rest.split_first() {
+        rest = after;
+        let tag = field >> 3;
+        // Fields stand in order, and once, unless they are repeated texts.
+        if tag < before || (tag == before && !matches!(tag, 5 | 7)) {
+            return None;
+        }
+        before = tag;
+        let value = read_varint(&mut rest)?;
+        if field == key(2, WireType::Varint) {
+            message.number = value;
+            continue;
+        }
+        if field == key(9, WireType::Varint) {
+            message.accepted_base = value as i64;
+            continue;
+        }
+        if field != key(tag, WireType::LengthDelimited) {
+            return None;
+        }
+        let bytes;
+        (bytes, rest) = rest.split_at_checked(usize::try_from(value).ok()?)?;
+        match tag {
+            1 => message.producer = bytes.to_vec(),
+            3 => message.ranges = bytes.to_vec(),
+            4 => message.trace_context = text(bytes)?,
+            5 => message.polls.push(text(bytes)?),
+            6 => message.entry_polls = read_packed(bytes, |value| value as u32)?,
+            7 => message.entry_options.push(text(bytes)?),
+            8 => message.choices = read_packed(bytes, |value| value as u32)?,
+            10 => message.accepted_deltas = read_packed(bytes, |value| (value >> 1) as i64 ^ -((value & 1) as i64))?,
+            11 => message.user_lengths = read_packed(bytes, |value| value as u32)?,
+            12 => block = plain.len() - rest.len() - bytes.len()..plain.len() - rest.len(),
+            _ => return None,
+        }
+    }
+    Some((message, block))
+}
+
+/// The numbers of a packed field.
+#[inline]
+fn read_packed<T>(mut bytes: &[u8], number: impl Fn(u64) -> T) -> Option<Vec<T>> {
+    // Nearly always one byte a number.
+    if bytes.iter().fold(0, |all, byte| all | byte) < 0x80 {
+        return Some(bytes.iter().map(|&byte| number(byte.into())).collect());
+    }
+    let mut numbers = Vec::with_capacity(bytes.len());
+    while !bytes.is_empty() {
+        numbers.push(number(read_varint(&mut bytes)?));
+    }
+    Some(numbers)
+}
+
+#[inline]
+fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
+    match bytes.split_first() {
+        Some((&byte, rest)) if byte < 0x80 => {
+            *bytes = rest;
+            Some(byte.into())
+        }
+        _ => decode_varint(bytes).ok(),
+    }
 }
 
 fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
@@ -297,24 +381,33 @@ fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
         check_option_id(option.as_bytes()).map_err(|_| DecodeError::Field("entry_options"))?;
         dictionary.push((poll.clone(), Arc::<str>::from(option)));
     }
-    if message.choices.iter().any(|&choice| choice as usize >= dictionary.len()) {
+    if message.choices.iter().copied().max().is_some_and(|largest| largest as usize >= dictionary.len()) {
         return Err(DecodeError::Field("choices"));
     }
 
     let mut at = message.accepted_base;
-    let accepted_at = message.accepted_deltas.iter().map(|delta| {
-        at = at.wrapping_add(*delta);
+    let accepted_at = message.accepted_deltas.into_iter().map(|delta| {
+        at = at.wrapping_add(delta);
         Timestamp(at)
     });
     let accepted_at = accepted_at.collect();
 
     let (mut user_ends, mut end) = (message.user_lengths, 0u32);
+    let block = message.user_block.as_bytes();
+    // Then every cut is one between characters, and every character is allowed, so that only lengths are left to check.
+    let plain = is_plain_text(block);
     for slot in &mut user_ends {
-        let start = end;
+        let (start, length) = (end, *slot as usize);
         end = end.checked_add(*slot).ok_or(DecodeError::Field("user_lengths"))?;
-        let user = message.user_block.as_bytes().get(start as usize..end as usize);
-        // Checks the length, the characters, and that the cut does not fall into one.
-        user.and_then(|user| check_user_id(user).ok()).ok_or(DecodeError::Field("user_block"))?;
+        let allowed = if plain {
+            (1..=USER_ID_BYTES_MAX).contains(&length)
+        } else {
+            // Checks the length, the characters, and that the cut does not fall into one.
+            block.get(start as usize..end as usize).is_some_and(|user| check_user_id(user).is_ok())
+        };
+        if !allowed {
+            return Err(DecodeError::Field("user_block"));
+        }
         *slot = end;
     }
     if end as usize != message.user_block.len() {
@@ -331,6 +424,12 @@ fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
         user_block: message.user_block,
         user_ends,
     })
+}
+
+/// Whether all bytes are characters of ASCII that are not control characters.
+fn is_plain_text(bytes: &[u8]) -> bool {
+    // In chunks, each without a branch a byte.
+    bytes.chunks(256).all(|chunk| chunk.iter().fold(true, |all, byte| all & (0x20..0x7f).contains(byte)))
 }
 
 #[cfg(test)]
@@ -392,7 +491,31 @@ mod tests {
             let Batch { id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends } = &batch;
             let columns = Columns { id: *id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends };
             write_message(columns, &mut plain);
-            prop_assert_eq!(VoteBatch::decode(&plain[..]).unwrap().encode_to_vec(), plain);
+            let general = VoteBatch::decode(&plain[..]).unwrap();
+            prop_assert_eq!(general.encode_to_vec(), &*plain);
+            let (message, block) = read_plainly_written(&plain).unwrap();
+            let user_block = String::from_utf8(plain[block].to_vec()).unwrap();
+            prop_assert_eq!(VoteBatch { user_block, ..message }, general);
+        }
+
+        #[test]
+        fn reads_any_message_as_prost_would(
+            batch in batch(), damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut plain = Vec::new();
+            let Batch { id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends } = &batch;
+            let columns = Columns { id: *id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends };
+            write_message(columns, &mut plain);
+            for (at, byte) in damage {
+                let at = at.index(plain.len());
+                plain[at] = byte;
+            }
+            // What the quick reader leaves to the general one is not compared.
+            if let Some((message, block)) = read_plainly_written(&plain) {
+                let quick = String::from_utf8(plain[block].to_vec()).ok();
+                let quick = quick.map(|user_block| VoteBatch { user_block, ..message });
+                prop_assert_eq!(quick, VoteBatch::decode(&plain[..]).ok());
+            }
         }
     }
 
