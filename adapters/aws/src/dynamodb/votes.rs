@@ -7,7 +7,7 @@ mod write;
 use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
-use aws_sdk_dynamodb::types::{AttributeValue, BatchStatementRequest, ReturnConsumedCapacity};
+use aws_sdk_dynamodb::types::{BatchStatementRequest, ReturnConsumedCapacity};
 use futures::{StreamExt, TryStreamExt, stream};
 use votestream_core::{
     Poll, PollId, Position,
@@ -74,36 +74,44 @@ impl Statements {
         }
     }
 
-    fn request(statement: &str, parameters: Vec<AttributeValue>) -> Result<BatchStatementRequest, PortError> {
+    /// The request of one statement.
+    fn request(&self, write: &Write<'_>) -> Result<BatchStatementRequest, PortError> {
+        let (statement, parameters) = match *write {
+            Write::Insert(vote) => (
+                &self.insert,
+                vec![
+                    text(&partition_key(&vote.poll_id, vote.bucket)),
+                    text(&vote.user_id),
+                    text(&vote.option_id),
+                    binary(vote.position.to_bytes()),
+                    time(vote.accepted_at),
+                ],
+            ),
+            Write::Replace(vote, stored) => (
+                &self.replace,
+                vec![
+                    text(&vote.option_id),
+                    binary(vote.position.to_bytes()),
+                    time(vote.accepted_at),
+                    text(&stored.option),
+                    text(&partition_key(&vote.poll_id, vote.bucket)),
+                    text(&vote.user_id),
+                    binary(stored.position.to_bytes()),
+                ],
+            ),
+        };
         let request = BatchStatementRequest::builder().statement(statement).set_parameters(Some(parameters)).build();
         request.map_err(|error| PortError::permanent(error.to_string()))
     }
+}
 
+/// What one statement does.
+#[derive(Clone, Copy, Debug)]
+enum Write<'a> {
     /// Stores a vote unless the user has one.
-    fn insert(&self, vote: &VoteWrite) -> Result<BatchStatementRequest, PortError> {
-        let parameters = vec![
-            text(&partition_key(&vote.poll_id, vote.bucket)),
-            text(&vote.user_id),
-            text(&vote.option_id),
-            binary(vote.position.to_bytes()),
-            time(vote.accepted_at),
-        ];
-        Self::request(&self.insert, parameters)
-    }
-
+    Insert(&'a VoteWrite),
     /// Stores a vote in place of this very one.
-    fn replace(&self, vote: &VoteWrite, stored: &StoredVote) -> Result<BatchStatementRequest, PortError> {
-        let parameters = vec![
-            text(&vote.option_id),
-            binary(vote.position.to_bytes()),
-            time(vote.accepted_at),
-            text(&stored.option),
-            text(&partition_key(&vote.poll_id, vote.bucket)),
-            text(&vote.user_id),
-            binary(stored.position.to_bytes()),
-        ];
-        Self::request(&self.replace, parameters)
-    }
+    Replace(&'a VoteWrite, &'a StoredVote),
 }
 
 fn partition_key(poll_id: &PollId, bucket: u32) -> String {
@@ -235,14 +243,14 @@ mod tests {
                 accepted_at: Timestamp(5),
             };
             let statements = Statements::new("votes");
-            let insert = statements.insert(&vote).unwrap();
+            let insert = statements.request(&Write::Insert(&vote)).unwrap();
             let item = stored(&[POLL_BUCKET, USER_ID, OPTION, POSITION, ACCEPTED_AT], &insert);
             let first = StoredVote { position: vote.position, option: vote.option_id.clone(), previous: None };
             prop_assert_eq!(StoredVote::decode(&item), Ok(first));
             prop_assert!(key_of(&vote).iter().all(|(name, value)| item.get(name) == Some(value)));
 
             let older = StoredVote { position: Position::default(), option: previous.into(), previous: None };
-            let replace = statements.replace(&vote, &older).unwrap();
+            let replace = statements.request(&Write::Replace(&vote, &older)).unwrap();
             let item = stored(&[OPTION, POSITION, ACCEPTED_AT, PREVIOUS_OPTION, POLL_BUCKET, USER_ID], &replace);
             let second =
                 StoredVote { position: vote.position, option: vote.option_id.clone(), previous: Some(older.option) };

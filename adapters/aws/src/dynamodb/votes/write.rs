@@ -7,14 +7,14 @@
 
 use std::collections::HashMap;
 
-use aws_sdk_dynamodb::types::{BatchStatementRequest, KeysAndAttributes, ReturnConsumedCapacity};
+use aws_sdk_dynamodb::types::{KeysAndAttributes, ReturnConsumedCapacity};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::SemaphorePermit;
 use votestream_core::port::{PortError, VoteOutcome, VoteWrite};
 
 use super::{
-    CALLS_IN_FLIGHT, Inner, OPTION, POLL_BUCKET, POSITION, PREVIOUS_OPTION, Reader, StoredVote, USER_ID, key_of,
+    CALLS_IN_FLIGHT, Inner, OPTION, POLL_BUCKET, POSITION, PREVIOUS_OPTION, Reader, StoredVote, USER_ID, Write, key_of,
     partition_key,
 };
 use crate::{
@@ -75,8 +75,8 @@ impl Inner {
 
     /// Stores votes of users who seem to have none. Returns which were stored, and which have a vote already.
     async fn insert_new(&self, votes: &[VoteWrite], chunk: &[usize]) -> Result<(Vec<usize>, Vec<usize>), PortError> {
-        let statements = chunk.iter().map(|&index| self.statements.insert(&votes[index]));
-        let ran = self.execute(statements.collect::<Result<_, _>>()?).await?;
+        let writes: Vec<_> = chunk.iter().map(|&index| Write::Insert(&votes[index])).collect();
+        let ran = self.execute(&writes).await?;
         let (done, refused): (Vec<_>, Vec<_>) = chunk.iter().copied().zip(ran).partition(|(_, ran)| *ran == Ran::Done);
         let indices = |pairs: Vec<(usize, Ran)>| pairs.into_iter().map(|(index, _)| index).collect();
         Ok((indices(done), indices(refused)))
@@ -97,20 +97,22 @@ impl Inner {
                 let key = (partition_key(&vote.poll_id, vote.bucket), vote.user_id.to_string());
                 match stored.get(&key) {
                     // Remembered by mistake, or taken for another.
-                    None => writes.push((index, VoteOutcome::Inserted, self.statements.insert(vote)?)),
+                    None => writes.push((index, VoteOutcome::Inserted, Write::Insert(vote))),
                     Some(stored) => match stored.judge(vote.position) {
                         Ok(outcome) => settled.push((index, outcome)),
-                        Err(outcome) => writes.push((index, outcome, self.statements.replace(vote, stored)?)),
+                        Err(outcome) => writes.push((index, outcome, Write::Replace(vote, stored))),
                     },
                 }
             }
-            while !writes.is_empty() {
-                let rest = writes.split_off(writes.len().min(STATEMENTS_MAX));
-                let (decided, statements): (Settled, Vec<_>) = std::mem::replace(&mut writes, rest)
-                    .into_iter()
-                    .map(|(index, outcome, statement)| ((index, outcome), statement))
+            let mut writes = writes.into_iter();
+            loop {
+                let (decided, statements): (Settled, Vec<_>) = (writes.by_ref().take(STATEMENTS_MAX))
+                    .map(|(index, outcome, write)| ((index, outcome), write))
                     .unzip();
-                for (decided, ran) in decided.into_iter().zip(self.execute(statements).await?) {
+                if statements.is_empty() {
+                    break;
+                }
+                for (decided, ran) in decided.into_iter().zip(self.execute(&statements).await?) {
                     match ran {
                         Ran::Done => settled.push(decided),
                         Ran::Refused => open.push(decided.0),
@@ -184,17 +186,14 @@ impl Inner {
     }
 
     /// Runs at most 25 statements in one call, and those that are throttled again, alone. An answer a statement, in order.
-    async fn execute(&self, statements: Vec<BatchStatementRequest>) -> Result<Vec<Ran>, PortError> {
-        let mut ran = vec![Ran::Done; statements.len()];
-        let mut open: Vec<usize> = (0..statements.len()).collect();
+    async fn execute(&self, writes: &[Write<'_>]) -> Result<Vec<Ran>, PortError> {
+        let mut ran = vec![Ran::Done; writes.len()];
+        let mut open: Vec<usize> = (0..writes.len()).collect();
         let mut retries = Retries::new();
         loop {
             self.budget.spend(open.len()).await;
-            let batch = if open.len() == statements.len() {
-                statements.clone()
-            } else {
-                open.iter().map(|&at| statements[at].clone()).collect()
-            };
+            // Made anew for each attempt: most calls have one, and a copy to keep would cost as much.
+            let batch = open.iter().map(|&at| self.statements.request(&writes[at])).collect::<Result<_, _>>()?;
             let result = {
                 let _permit = self.permit().await?;
                 self.meters.votes.request();
