@@ -1,9 +1,12 @@
 //! Benchmarks. Every speed of a service is measured in a process of its own, as CPU time and as a ratio to a baseline in
 //! the same run; see bench/README.md for how to read the table.
 
+mod aws;
 mod codec;
+mod counters;
 mod ingest;
 mod memory;
+mod null;
 mod pipeline;
 mod server;
 mod store;
@@ -29,8 +32,15 @@ enum Bench {
     Ingest,
     /// Bytes and nanoseconds a vote of the stored batch
     Codec,
+    /// From the bytes of a record to counters, as tally-svc does
+    Counters,
     /// Conditional writes of the embedded store
     Store,
+    /// persist-svc, tally-svc and ingest-svc against a null Kinesis and a null DynamoDB
+    Aws {
+        /// One of persist, tally, ingest, shard; all of them unless named
+        part: Option<aws::Part>,
+    },
     /// Whole pipeline on the embedded engines, from the client to exact counts
     Pipeline,
     /// Resident memory of the stack, idle and with 1,000 idle streams
@@ -40,17 +50,22 @@ enum Bench {
     Serve {
         /// Which server
         kind: server::Kind,
+        #[command(flatten)]
+        options: server::Options,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     let bench = Arguments::parse().bench;
-    if let Bench::Serve { kind } = bench {
-        return server::run(kind);
+    if let Bench::Serve { kind, options } = bench {
+        return server::run(kind, options);
     }
     let is = |wanted: fn(&Bench) -> bool| matches!(bench, Bench::All) || wanted(&bench);
     if is(|bench| matches!(bench, Bench::Codec)) {
         codec::run();
+    }
+    if is(|bench| matches!(bench, Bench::Counters)) {
+        counters::run()?;
     }
     if is(|bench| matches!(bench, Bench::Store)) {
         store::run()?;
@@ -60,6 +75,17 @@ fn main() -> anyhow::Result<()> {
     }
     if is(|bench| matches!(bench, Bench::Ingest)) {
         ingest::run()?;
+    }
+    match bench {
+        Bench::All => aws::run(None)?,
+        Bench::Aws { part } => aws::run(part)?,
+        Bench::Ingest
+        | Bench::Codec
+        | Bench::Counters
+        | Bench::Store
+        | Bench::Pipeline
+        | Bench::Memory
+        | Bench::Serve { .. } => {}
     }
     if is(|bench| matches!(bench, Bench::Pipeline)) {
         pipeline::run()?;

@@ -4,11 +4,12 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::Context;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,11 @@ use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
 use votestream_tally::TallyConfig;
 
-use crate::votes;
+use crate::{
+    aws,
+    null::{self, NullConfig},
+    votes,
+};
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,6 +34,39 @@ pub(crate) enum Kind {
     Ingest,
     /// All three services on the embedded engines.
     Stack,
+    /// A null Kinesis and a null DynamoDB.
+    Null,
+    /// ingest-svc on the AWS adapters.
+    IngestAws,
+    /// persist-svc on the AWS adapters.
+    PersistAws,
+    /// tally-svc on the AWS adapters.
+    TallyAws,
+    /// The AWS SDK alone: INSERT statements, 25 a call, as many calls at a time as the adapter makes.
+    Sdk,
+}
+
+/// What some servers want to know.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct Options {
+    /// Where Kinesis and DynamoDB are
+    #[arg(long)]
+    pub(crate) aws: Option<SocketAddr>,
+    /// How long the null DynamoDB takes for a call on votes
+    #[arg(long, default_value_t = 0)]
+    pub(crate) delay_ms: u64,
+    /// Shards of the null Kinesis
+    #[arg(long, default_value_t = 1)]
+    pub(crate) shards: usize,
+    /// Votes of one round of the null Kinesis, or of the SDK
+    #[arg(long, default_value_t = 0)]
+    pub(crate) votes: usize,
+}
+
+impl Options {
+    fn engines(&self) -> anyhow::Result<SocketAddr> {
+        self.aws.context("--aws is missing")
+    }
 }
 
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -73,7 +111,7 @@ impl bare::ingest_service_server::IngestService for Bare {
 }
 
 /// Runs a server until standard input ends. Prints the addresses of ingest and results on one line.
-pub(crate) fn run(kind: Kind) -> anyhow::Result<()> {
+pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let (ingest, results) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
@@ -87,52 +125,84 @@ pub(crate) fn run(kind: Kind) -> anyhow::Result<()> {
                 shutdown.cancel();
             }
         });
-        if kind == Kind::Bare {
-            let service = bare::ingest_service_server::IngestServiceServer::new(Bare);
-            let incoming = tokio_stream::wrappers::TcpListenerStream::new(ingest)
-                .map(|stream| stream.inspect(|stream| drop(stream.set_nodelay(true))));
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming_shutdown(incoming, shutdown.cancelled())
-                .await?;
-            return Ok(());
-        }
-        let dir = tempfile::tempdir()?;
-        let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
-        let ports = engine.ports();
-        let persist = async {
-            match kind {
-                Kind::Stack => votestream_persist::run(PersistConfig::one_machine(), ports.clone(), shutdown.clone())
-                    .await
-                    .map(drop),
-                Kind::Bare | Kind::Ingest => Ok(()),
+        match kind {
+            Kind::Bare => bare(ingest, shutdown).await,
+            Kind::Ingest => embedded_ingest(ingest, shutdown).await,
+            Kind::Stack => stack(ingest, results, shutdown).await,
+            Kind::Null => {
+                let Options { delay_ms, shards, votes, aws: _ } = options;
+                let config = NullConfig { delay: Duration::from_millis(delay_ms), shards, votes };
+                shutdown.run_until_cancelled(null::serve(ingest, config)).await.unwrap_or(Ok(()))
             }
-        };
-        let tally = async {
-            match kind {
-                Kind::Stack => {
-                    let config = TallyConfig::one_machine();
-                    votestream_tally::run(config, ports.clone(), results, shutdown.clone()).await.map(drop)
-                }
-                Kind::Bare | Kind::Ingest => Ok(()),
+            Kind::Sdk => aws::write_by_sdk(options.engines()?, options.votes).await,
+            Kind::IngestAws => {
+                let ports = aws::ports(options.engines()?).await?;
+                votestream_ingest::run(IngestConfig::distributed(), ports, ingest, shutdown).await?;
+                Ok(())
             }
-        };
-        if kind == Kind::Ingest {
-            ports.polls.create(&votes::poll()?).await?;
+            Kind::PersistAws => {
+                let ports = aws::ports(options.engines()?).await?;
+                votestream_persist::run(PersistConfig::distributed(), ports, shutdown).await?;
+                Ok(())
+            }
+            Kind::TallyAws => {
+                let ports = aws::ports(options.engines()?).await?;
+                votestream_tally::run(TallyConfig::distributed(), ports, results, shutdown).await?;
+                Ok(())
+            }
         }
-        let ingest = votestream_ingest::run(IngestConfig::one_machine(), ports.clone(), ingest, shutdown.clone());
-        let (ingest, persist, tally) = tokio::join!(ingest, persist, tally);
-        ingest?;
-        persist?;
-        tally?;
-        engine.close();
-        Ok(())
     })
+}
+
+async fn bare(listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let service = bare::ingest_service_server::IngestServiceServer::new(Bare);
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener)
+        .map(|stream| stream.inspect(|stream| drop(stream.set_nodelay(true))));
+    let server = tonic::transport::Server::builder().add_service(service);
+    Ok(server.serve_with_incoming_shutdown(incoming, shutdown.cancelled()).await?)
+}
+
+async fn embedded_ingest(listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
+    let ports = engine.ports();
+    ports.polls.create(&votes::poll()?).await?;
+    votestream_ingest::run(IngestConfig::one_machine(), ports, listener, shutdown).await?;
+    engine.close();
+    Ok(())
+}
+
+async fn stack(ingest: TcpListener, results: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
+    let ports = engine.ports();
+    let (ingest, persist, tally) = tokio::join!(
+        votestream_ingest::run(IngestConfig::one_machine(), ports.clone(), ingest, shutdown.clone()),
+        votestream_persist::run(PersistConfig::one_machine(), ports.clone(), shutdown.clone()),
+        votestream_tally::run(TallyConfig::one_machine(), ports.clone(), results, shutdown.clone()),
+    );
+    ingest?;
+    persist?;
+    tally?;
+    engine.close();
+    Ok(())
+}
+
+/// CPU seconds that a process has taken, user and system.
+pub(crate) fn cpu_seconds(process: &str) -> anyhow::Result<f64> {
+    // proc(5): fields 14 and 15 are user and system time in clock ticks, of which Linux reports 100 a second.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let after_name = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1;
+    let mut fields = after_name.split_whitespace().skip(11);
+    let mut ticks = || fields.next().and_then(|field| field.parse::<f64>().ok()).context("/proc/PID/stat is short");
+    Ok((ticks()? + ticks()?) / TICKS_PER_SECOND)
 }
 
 /// A server in another process.
 pub(crate) struct Server {
     child: Child,
+    stdout: BufReader<ChildStdout>,
     stdin: Option<ChildStdin>,
     pub(crate) ingest: SocketAddr,
     pub(crate) results: SocketAddr,
@@ -141,28 +211,39 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one.
     pub(crate) fn start(kind: Kind) -> anyhow::Result<Self> {
+        Self::start_with(kind, Options::default())
+    }
+
+    /// Starts one that wants to know something.
+    pub(crate) fn start_with(kind: Kind, options: Options) -> anyhow::Result<Self> {
         let kind = kind.to_possible_value().context("every kind has a name")?;
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", kind.get_name()])
+            .args(options.aws.map(|aws| format!("--aws={aws}")))
+            .arg(format!("--delay-ms={}", options.delay_ms))
+            .arg(format!("--shards={}", options.shards))
+            .arg(format!("--votes={}", options.votes))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
         let stdin = child.stdin.take();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().context("standard output is piped")?).read_line(&mut line)?;
+        let mut stdout = BufReader::new(child.stdout.take().context("standard output is piped")?);
+        stdout.read_line(&mut line)?;
         let (ingest, results) = line.trim().split_once(' ').context("the server printed no addresses")?;
-        Ok(Self { ingest: ingest.parse()?, results: results.parse()?, child, stdin })
+        Ok(Self { ingest: ingest.parse()?, results: results.parse()?, child, stdin, stdout })
     }
 
     /// CPU seconds that the process has taken, user and system.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        // proc(5): fields 14 and 15 are user and system time in clock ticks, of which Linux reports 100 a second.
-        const TICKS_PER_SECOND: f64 = 100.0;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after_name = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1;
-        let mut fields = after_name.split_whitespace().skip(11);
-        let mut ticks = || fields.next().and_then(|field| field.parse::<f64>().ok()).context("/proc/PID/stat is short");
-        Ok((ticks()? + ticks()?) / TICKS_PER_SECOND)
+        cpu_seconds(&self.child.id().to_string())
+    }
+
+    /// Waits until the server ends by itself. Returns the last line that it printed.
+    pub(crate) fn last_line(mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        self.stdout.read_to_string(&mut line)?;
+        Ok(line)
     }
 
     /// Largest resident size so far, in MB.

@@ -1,13 +1,16 @@
 //! Votes to measure with: 36-character UUID user ids, five options.
 
 use rand::{RngExt, rngs::StdRng};
-use votestream_core::{Clock, Poll, PollId, PollOption, PollSource, time::SystemClock};
+use votestream_core::{Clock, Poll, PollId, PollOption, PollSource, Timestamp, time::SystemClock};
 use votestream_proto::VotesMessage;
 
 /// The poll that all votes are for.
 pub(crate) const POLL: &str = "bench";
 /// Its options.
 pub(crate) const OPTIONS: [&str; 5] = ["option-0", "option-1", "option-2", "option-3", "option-4"];
+
+/// Its expected peak, in votes a second.
+const PEAK: u64 = 1_000_000;
 
 /// A random user id.
 pub(crate) fn user(rng: &mut StdRng) -> String {
@@ -36,10 +39,11 @@ pub(crate) fn message(rng: &mut StdRng, votes: usize) -> VotesMessage {
     message
 }
 
-/// The poll, open for an hour.
+/// The poll, open since an hour and for another one.
 pub(crate) fn poll() -> anyhow::Result<Poll> {
+    const HOUR_MS: i64 = 3_600_000;
     let options = OPTIONS.iter().map(|&id| PollOption { id: id.into(), title: String::new() }).collect();
     let now = SystemClock::new().now();
-    let closes_at = now.plus(std::time::Duration::from_secs(3_600));
-    Ok(Poll::new(PollId::new(POLL)?, String::new(), options, now, closes_at, PollSource::Ingest, 1)?)
+    let (opens_at, closes_at) = (Timestamp(now.0 - HOUR_MS), Timestamp(now.0 + HOUR_MS));
+    Ok(Poll::new(PollId::new(POLL)?, String::new(), options, opens_at, closes_at, PollSource::Ingest, PEAK)?)
 }

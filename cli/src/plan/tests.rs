@@ -131,6 +131,17 @@ fn json_has_units_in_its_names_and_the_parameters_by_theirs() {
     assert_eq!(json["cdk"], serde_json::Value::Object(parameters));
 }
 
+#[test]
+fn the_parameters_are_settings_of_the_cdk_app() {
+    let config = include_str!("../../../deploy/lib/config.ts");
+    let (_, settings) = config.split_once("export const SETTINGS = [").unwrap();
+    let (settings, _) = settings.split_once(']').unwrap();
+    let question = Question { write_units_per_second: Some(100_000), ..event(1_000_000, 30_000_000, 30) };
+    for (name, _) in plan(question).unwrap().cdk.pairs() {
+        assert!(settings.contains(&format!("'{name}'")), "the CDK app has no {name}: {settings}");
+    }
+}
+
 /// Questions that have an answer.
 fn questions() -> impl Strategy<Value = Question> {
     let rates = (1u64..=10_000_000, 1u64..=100_000, 0.0..0.9f64);

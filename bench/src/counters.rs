@@ -1,0 +1,133 @@
+//! From the bytes of a record to counters: decoding, deciding and counting as tally-svc does, in this process, without the
+//! engines. The baseline is decompressing the same records.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rand::{SeedableRng, rngs::StdRng};
+use votestream_core::{
+    Clock, HashRange, PollId, SequenceNumber, ShardId, Timestamp,
+    batch::{BatchId, OpenBatch},
+    group::ApplierFactory,
+    port::{Group, PortError, Record, TallyDelta, TallyRow, TallyStore},
+    time::{SystemClock, TimeBounds},
+    vote_hash,
+    window::{ReadRecord, ShardState, Window, decide},
+};
+use votestream_tally::TallyAppliers;
+
+use crate::{ingest::median, server::cpu_seconds, votes};
+
+const VOTES: usize = 1_000_000;
+/// Votes of one window: what a busy shard's interval between two flushes holds.
+const WINDOW_VOTES: usize = 50_000;
+const PASSES: usize = 8;
+const ROUNDS: usize = 3;
+/// Bytes before the compressed ones.
+const HEADER_BYTES: usize = 8;
+
+/// Takes everything.
+struct Nowhere;
+
+#[async_trait]
+impl TallyStore for Nowhere {
+    async fn add(
+        &self,
+        _: Group,
+        _: &ShardId,
+        _: SequenceNumber,
+        _: u64,
+        deltas: &[TallyDelta],
+    ) -> Result<(), PortError> {
+        let votes: i64 = deltas.iter().flat_map(|delta| &delta.counts).map(|(_, count)| count).sum();
+        if votes == WINDOW_VOTES as i64 { Ok(()) } else { Err(PortError::permanent(format!("{votes} were counted"))) }
+    }
+
+    async fn read(&self, _: &PollId) -> Result<Vec<TallyRow>, PortError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Prints the table.
+pub(crate) fn run() -> anyhow::Result<()> {
+    println!(
+        "\n| votes a record | decompress, ns a vote | record to counters, ns a vote | decompress / record to counters | votes/s per core |"
+    );
+    println!("|---:|---:|---:|---:|---:|");
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    for per_record in [100, 1_000, 10_000] {
+        let records = records(per_record)?;
+        let (mut floor, mut all) = (vec![], vec![]);
+        for _ in 0..ROUNDS {
+            floor.push(each(|| decompress(&records))?);
+            all.push(each(|| runtime.block_on(count(&records, per_record)))?);
+        }
+        let ratio = median(floor.iter().zip(&all).map(|(floor, all)| floor / all));
+        let (floor, all) = (median(floor.into_iter()), median(all.into_iter()));
+        println!("| {per_record} | {floor:.0} | {all:.0} | {ratio:.2} | {:.0} |", 1e9 / all);
+    }
+    Ok(())
+}
+
+/// Nanoseconds of CPU a vote.
+fn each(mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    pass()?;
+    let before = cpu_seconds("self")?;
+    for _ in 0..PASSES {
+        pass()?;
+    }
+    Ok((cpu_seconds("self")? - before) * 1e9 / (PASSES * VOTES) as f64)
+}
+
+fn records(per_record: usize) -> anyhow::Result<Vec<Record>> {
+    let mut rng = StdRng::seed_from_u64(4);
+    let poll = PollId::new(votes::POLL)?;
+    let options: Vec<Arc<str>> = votes::OPTIONS.iter().map(|&option| option.into()).collect();
+    let now = SystemClock::new().now();
+    let mut open = OpenBatch::default();
+    let records = (1..=(VOTES / per_record) as u64).map(|number| {
+        open.clear();
+        for at in 0..per_record {
+            let user = votes::user(&mut rng);
+            let entry = open.entry(&poll, &options[at * 7 % options.len()]);
+            open.push(entry, &user, vote_hash(votes::POLL, &user), Timestamp(now.0 + at as i64 / 50));
+        }
+        let data = open.seal(BatchId { producer: 7, number }, &HashRange::ALL.into(), "");
+        Record { sequence: SequenceNumber::from_u64(number), arrived_at: now, partition_key: String::new(), data }
+    });
+    Ok(records.collect())
+}
+
+fn decompress(records: &[Record]) -> anyhow::Result<()> {
+    let mut decompressor = zstd::bulk::Decompressor::new()?;
+    let mut plain = Vec::with_capacity(1 << 20);
+    for Record { data, .. } in records {
+        plain.clear();
+        decompressor.decompress_to_buffer(Bytes::as_ref(&data.slice(HEADER_BYTES..)), &mut plain)?;
+    }
+    Ok(())
+}
+
+async fn count(records: &[Record], per_record: usize) -> anyhow::Result<()> {
+    let poll = Arc::new(votes::poll()?);
+    let polls = [(poll.id.clone(), poll)].into();
+    let mut applier = TallyAppliers::new(Arc::new(Nowhere)).applier();
+    let (mut state, mut start) = (ShardState::default(), SequenceNumber::ZERO);
+    for chunk in records.chunks(WINDOW_VOTES / per_record) {
+        let read: Vec<_> = chunk.iter().map(ReadRecord::decode).collect();
+        let decision = decide(&read, state, &HashRange::ALL, &polls, &TimeBounds::DISTRIBUTED)?;
+        let end = chunk[chunk.len() - 1].sequence;
+        let window = Window {
+            shard: ShardId::new("shard"),
+            epoch: 1,
+            start,
+            end,
+            selected: decision.selected,
+            polls: decision.polls,
+        };
+        applier.apply(&window).await?;
+        (state, start) = (decision.state, end);
+    }
+    Ok(())
+}

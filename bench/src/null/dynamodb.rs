@@ -1,0 +1,178 @@
+//! The null DynamoDB: keeps polls, tallies and shard rows, takes every vote, and holds that every condition is met.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+};
+
+use anyhow::Context;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+type Item = Map<String, Value>;
+
+#[derive(Default)]
+pub(super) struct Dynamo {
+    pub(super) calls: AtomicU64,
+    pub(super) inserts: AtomicU64,
+    pub(super) updates: AtomicU64,
+    pub(super) tallied: AtomicI64,
+    items: Mutex<HashMap<Key, Item>>,
+}
+
+/// Table, partition key, sort key.
+type Key = (String, String, String);
+
+#[derive(Deserialize)]
+struct Statements<'a> {
+    #[serde(borrow, rename = "Statements")]
+    statements: Vec<Statement<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Statement<'a> {
+    #[serde(borrow, rename = "Statement")]
+    statement: std::borrow::Cow<'a, str>,
+}
+
+/// Names of a table's keys.
+fn keys_of(table: &str) -> (&'static str, &'static str) {
+    match table.rsplit('-').next() {
+        Some("votes") => ("poll_bucket", "user_id"),
+        Some("tallies") => ("poll_id", "group_shard"),
+        Some("shards") => ("shard_group", "shard_id"),
+        _ => ("poll_id", ""),
+    }
+}
+
+fn text<'a>(item: &'a Value, name: &str) -> &'a str {
+    item.get(name).and_then(|value| value.get("S")).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn key(table: &str, item: &Value) -> Key {
+    let (partition, sort) = keys_of(table);
+    (table.to_owned(), text(item, partition).to_owned(), text(item, sort).to_owned())
+}
+
+impl Dynamo {
+    /// The answer, and whether the call was one on votes.
+    pub(super) fn answer(&self, operation: &str, body: &[u8]) -> anyhow::Result<(Bytes, bool)> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        match operation {
+            "BatchExecuteStatement" => return Ok((self.execute(body)?, true)),
+            "BatchGetItem" => return Ok((Self::read_votes(body)?, true)),
+            _ => {}
+        }
+        let request: Value = serde_json::from_slice(body)?;
+        let table = request["TableName"].as_str().context("no table")?;
+        let answer = match operation {
+            "DescribeTable" => describe(table),
+            "PutItem" => {
+                let item = request["Item"].as_object().context("no item")?;
+                self.items.lock().insert(key(table, &request["Item"]), item.clone());
+                json!({})
+            }
+            "GetItem" => match self.items.lock().get(&key(table, &request["Key"])) {
+                Some(item) => json!({ "Item": item }),
+                None => json!({}),
+            },
+            "Query" | "Scan" => {
+                let wanted = request["ExpressionAttributeValues"][":key"]["S"].as_str();
+                let items = self.items.lock();
+                let found: Vec<_> = items
+                    .iter()
+                    .filter(|(key, _)| key.0 == table && wanted.is_none_or(|wanted| key.1 == wanted))
+                    .map(|(_, item)| item)
+                    .collect();
+                json!({ "Items": found, "Count": found.len(), "ScannedCount": found.len() })
+            }
+            "UpdateItem" => {
+                let mut items = self.items.lock();
+                let item = items.entry(key(table, &request["Key"])).or_default();
+                let added = update(item, &request)?;
+                if table.ends_with("tallies") {
+                    self.tallied.fetch_add(added, Ordering::Relaxed);
+                }
+                json!({ "Attributes": item })
+            }
+            _ => anyhow::bail!("DynamoDB has no {operation} here"),
+        };
+        Ok((answer.to_string().into(), false))
+    }
+
+    fn execute(&self, body: &[u8]) -> anyhow::Result<Bytes> {
+        let request: Statements<'_> = serde_json::from_slice(body)?;
+        let inserts = request.statements.iter().filter(|each| each.statement.starts_with("INSERT")).count();
+        let all = request.statements.len();
+        self.inserts.fetch_add(inserts as u64, Ordering::Relaxed);
+        self.updates.fetch_add((all - inserts) as u64, Ordering::Relaxed);
+        let answers = vec!["{\"TableName\":\"votestream-votes\"}"; all].join(",");
+        let capacity = format!("{{\"TableName\":\"votestream-votes\",\"CapacityUnits\":{all}.0}}");
+        Ok(format!("{{\"Responses\":[{answers}],\"ConsumedCapacity\":[{capacity}]}}").into())
+    }
+
+    /// Everybody has voted, before every position, for the first option.
+    fn read_votes(body: &[u8]) -> anyhow::Result<Bytes> {
+        let request: Value = serde_json::from_slice(body)?;
+        let tables = request["RequestItems"].as_object().context("no tables")?;
+        let position = aws_smithy_types::base64::encode([0; 28]);
+        let stored = |key: &Value| {
+            let mut item = key.clone();
+            item["option"] = json!({ "S": crate::votes::OPTIONS[0] });
+            item["position"] = json!({ "B": position });
+            item
+        };
+        let mut responses = Map::new();
+        for (table, wanted) in tables {
+            let keys = wanted["Keys"].as_array().context("no keys")?;
+            responses.insert(table.clone(), keys.iter().map(stored).collect());
+        }
+        Ok(json!({ "Responses": responses, "UnprocessedKeys": {} }).to_string().into())
+    }
+}
+
+fn describe(table: &str) -> Value {
+    let (partition, sort) = keys_of(table);
+    let keys: Vec<_> =
+        [(partition, "HASH"), (sort, "RANGE")].into_iter().filter(|(name, _)| !name.is_empty()).collect();
+    let schema: Vec<_> = keys.iter().map(|(name, kind)| json!({ "AttributeName": name, "KeyType": kind })).collect();
+    let definitions: Vec<_> =
+        keys.iter().map(|(name, _)| json!({ "AttributeName": name, "AttributeType": "S" })).collect();
+    json!({ "Table": {
+        "TableName": table, "TableStatus": "ACTIVE", "KeySchema": schema, "AttributeDefinitions": definitions,
+    } })
+}
+
+/// Carries out an update expression, and returns the sum of what it adds to counts of options.
+fn update(item: &mut Item, request: &Value) -> anyhow::Result<i64> {
+    let expression = request["UpdateExpression"].as_str().context("no update expression")?;
+    let (names, values) = (&request["ExpressionAttributeNames"], &request["ExpressionAttributeValues"]);
+    if let Some(key) = request["Key"].as_object() {
+        key.iter().for_each(|(name, value)| drop(item.insert(name.clone(), value.clone())));
+    }
+    let (mut clause, mut name, mut added) = ("", "", 0);
+    for token in expression.split([' ', ',']).filter(|token| !token.is_empty() && *token != "=") {
+        if matches!(token, "SET" | "ADD" | "REMOVE") {
+            clause = token;
+        } else if token.starts_with('#') {
+            name = names[token].as_str().with_context(|| format!("no name {token}"))?;
+            if clause == "REMOVE" {
+                item.remove(name);
+            }
+        } else {
+            let value = &values[token];
+            anyhow::ensure!(!value.is_null(), "no value {token}");
+            let sum = |value: &Value| value["N"].as_str().and_then(|number| number.parse::<i64>().ok()).unwrap_or(0);
+            if clause == "ADD" {
+                let before = item.get(name).map_or(0, sum);
+                added += sum(value);
+                item.insert(name.to_owned(), json!({ "N": (before + sum(value)).to_string() }));
+            } else {
+                item.insert(name.to_owned(), value.clone());
+            }
+        }
+    }
+    Ok(added)
+}
