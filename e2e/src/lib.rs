@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod contract;
 pub mod crash;
 pub mod faults;
+pub mod http_faults;
 pub mod reshard;
 pub mod stack;
 pub mod voters;

@@ -37,8 +37,17 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts the services.
+    /// Starts the services as on one machine.
     pub async fn start(ports: Ports, bounds: TimeBounds) -> Self {
+        Self::start_with(ports, bounds, |_, _| ()).await
+    }
+
+    /// Starts the services with other settings of their groups.
+    pub async fn start_with(
+        ports: Ports,
+        bounds: TimeBounds,
+        change: impl FnOnce(&mut PersistConfig, &mut TallyConfig),
+    ) -> Self {
         let shutdown = CancellationToken::new();
         let (ingest, results) = (listener().await, listener().await);
         let (ingest_addr, results_addr) = (ingest.local_addr().unwrap(), results.local_addr().unwrap());
@@ -49,6 +58,7 @@ impl Stack {
         persist_config.group.bounds = bounds;
         let mut tally_config = TallyConfig::one_machine();
         tally_config.group.bounds = bounds;
+        change(&mut persist_config, &mut tally_config);
         let stop = || shutdown.clone();
         let (persist_ports, tally_ports) = (ports.clone(), ports.clone());
         let tasks = vec![
@@ -66,6 +76,17 @@ impl Stack {
             }),
         ];
         Self { ingest: ingest_addr, results: results_addr, shutdown, tasks }
+    }
+
+    /// Checks that every service still runs.
+    ///
+    /// # Panics
+    ///
+    /// If one has ended by itself; says why.
+    pub async fn check(&mut self) {
+        if let Some(ended) = self.tasks.iter_mut().find(|task| task.is_finished()) {
+            panic!("a service ended by itself: {:?}", ended.await);
+        }
     }
 
     /// Stops the services in good order.

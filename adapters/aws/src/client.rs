@@ -183,8 +183,11 @@ where
         }
         SdkError::ServiceError(service) => match service.err().code() {
             Some(code) => Verdict::of_code(code, status),
-            // Stand-ins and proxies between us and AWS answer without a code.
-            None if status.is_some_and(|status| status < 500 && status != 429 && status != 408) => Verdict::Permanent,
+            // Stand-ins and proxies between us and AWS answer without a code. Below 400 the call took place, and its answer
+            // cannot be read: it was cut off.
+            None if status.is_some_and(|status| (400..500).contains(&status) && status != 429 && status != 408) => {
+                Verdict::Permanent
+            }
             None => Verdict::Unknown,
         },
         // Also what later versions of the SDK may add.
