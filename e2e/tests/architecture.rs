@@ -96,3 +96,36 @@ fn the_command_line_tool_does_not_compile_the_aws_sdk() {
     assert!(output.status.success() && tree.contains("tonic"), "cargo tree printed no tree");
     assert!(!tree.lines().any(|line| line.starts_with("aws-")), "the AWS SDK is in the tree of `votestream`");
 }
+
+/// Every test, mutation, schedule and file that docs/exactness.md names exists: as a whole word in some source, or as a path.
+#[test]
+fn the_argument_names_only_what_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = std::fs::read_to_string(root.join("docs/exactness.md")).unwrap();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut words = std::collections::BTreeSet::new();
+    let mut folders: Vec<_> = ["core", "adapters", "sim", "e2e", "persist-svc", "tally-svc", "ingest-svc"]
+        .map(|folder| root.join(folder))
+        .into();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let source = std::fs::read_to_string(&path).unwrap();
+                words.extend(source.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_owned));
+            }
+        }
+    }
+    let named: Vec<&str> = page.split('`').skip(1).step_by(2).collect();
+    assert!(named.len() > 50, "the page names {} things", named.len());
+    for name in named {
+        let exists = if name.contains('/') {
+            root.join(name).exists()
+        } else {
+            name.split(|c| !is_word(c)).all(|word| words.contains(word))
+        };
+        assert!(exists, "docs/exactness.md names {name}, which does not exist");
+    }
+}
