@@ -112,12 +112,23 @@ impl Stack {
         Ok(Self { ingest_addr, results_addr, directory, services, engine, temporary })
     }
 
-    /// Waits until a service ends by itself, which none should.
+    /// Waits until a service ends by itself, or the disk takes no more, which neither should.
     pub(crate) async fn broken(&mut self) -> Failure {
         let ends: Vec<BoxFuture<'_, Option<Failure>>> =
             self.services.iter_mut().map(|service| service.ended().boxed()).collect();
-        let (failure, at, rest) = select_all(ends).await;
-        drop(rest);
+        let (failure, at) = tokio::select! {
+            (failure, at, rest) = select_all(ends) => {
+                drop(rest);
+                (failure, at)
+            }
+            cause = self.engine.broken() => {
+                return Failure::failed(format!(
+                    "cannot write to {}: {cause}; every vote that was acknowledged is safe, and none is any more: \
+                     mend that and start again",
+                    self.directory.display()
+                ));
+            }
+        };
         // Its task has been waited for; a task cannot be waited for twice.
         let service = self.services.remove(at);
         failure.unwrap_or_else(|| Failure::failed(format!("the {} service ended by itself", service.name)))

@@ -77,6 +77,17 @@ impl EmbeddedEngine {
         }
     }
 
+    /// Waits until a write fails, and says why: the disk is full, or broken. From then on nothing is written and nothing is
+    /// acknowledged; what was acknowledged is safe. Only opening the directory anew helps.
+    pub async fn broken(&self) -> String {
+        let mut broken = self.store.broken();
+        match broken.wait_for(Option::is_some).await {
+            Ok(cause) => cause.clone().unwrap_or_default(),
+            // The store lives as long as this engine, so this does not happen.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Splits an open shard: the second child's hashes start at `at`. The parent keeps its records and takes no more.
     pub async fn split_shard(&self, shard: &ShardId, at: u128) -> Result<(ShardId, ShardId), PortError> {
         self.stream.split(shard, at).await

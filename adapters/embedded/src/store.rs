@@ -22,6 +22,7 @@ use fjall::{
     config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy},
 };
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use votestream_core::port::PortError;
 
 use self::leases::Rows;
@@ -48,6 +49,8 @@ struct Inner {
     tallies: Keyspace,
     polls: Keyspace,
     leases: Keyspace,
+    /// Why the first write failed, in the log or here. Nothing is written after it: `fjall` refuses.
+    broken: watch::Sender<Option<String>>,
     db: Database,
     _lock: DirectoryLock,
 }
@@ -79,10 +82,21 @@ impl EmbeddedStore {
             tallies: keyspace("tallies")?,
             polls: keyspace("polls")?,
             leases,
+            broken: watch::Sender::new(None),
             db,
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Notes that a write of the log or of the store has failed.
+    pub(crate) fn broke(&self, error: &fjall::Error) {
+        self.inner.broke(error);
+    }
+
+    /// Why the first write failed, once one has.
+    pub(crate) fn broken(&self) -> watch::Receiver<Option<String>> {
+        self.inner.broken.subscribe()
     }
 
     /// Makes everything durable.
@@ -96,7 +110,30 @@ impl EmbeddedStore {
 impl Inner {
     /// Commits and syncs, and with it every earlier commit.
     fn commit_durably(&self, batch: OwnedWriteBatch) -> Result<(), PortError> {
-        batch.durability(Some(PersistMode::SyncAll)).commit().map_err(write_failed)
+        batch.durability(Some(PersistMode::SyncAll)).commit().map_err(|error| self.write_failed(&error))
+    }
+
+    /// What a failed write means. It is the last one.
+    fn write_failed(&self, error: &fjall::Error) -> PortError {
+        self.broke(error);
+        write_failed(error)
+    }
+
+    fn broke(&self, error: &fjall::Error) {
+        self.broken.send_if_modified(|broken| {
+            let first = broken.is_none();
+            if first {
+                let cause = if let fjall::Error::Io(error) = error {
+                    error.to_string()
+                } else if matches!(error, fjall::Error::Poisoned) {
+                    "a write in the background has failed, the disk is full or broken".to_owned()
+                } else {
+                    error.to_string()
+                };
+                *broken = Some(cause);
+            }
+            first
+        });
     }
 }
 

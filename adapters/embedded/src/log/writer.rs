@@ -194,6 +194,7 @@ impl Writer {
 
     fn fail(&mut self, error: &fjall::Error) {
         tracing::error!(%error, "the embedded stream cannot write; it takes no more records");
+        self.log.store.broke(error);
         self.failed = Some(error.to_string());
     }
 

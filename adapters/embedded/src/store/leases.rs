@@ -19,7 +19,6 @@ use super::{EmbeddedStore, Inner};
 use crate::{
     blocking,
     codec::{Corrupt, Decoder, Encoder},
-    write_failed,
 };
 
 const GROUPS: [Group; 2] = [Group::Persist, Group::Tally];
@@ -164,7 +163,7 @@ impl Inner {
         let mut batch = self.db.batch();
         batch.insert(&self.leases, key_of(group, &row.shard, STATE), encode_state(row));
         batch.insert(&self.leases, key_of(group, &row.shard, LEASE), encode_lease(&row.lease));
-        batch.commit().map_err(write_failed)?;
+        batch.commit().map_err(|error| self.write_failed(&error))?;
         rows.0.insert(key, row.clone());
         Ok(())
     }
@@ -181,7 +180,7 @@ impl Inner {
         let started = ShardRow { started: true, progress: inherited.clone(), ..row.clone() };
         let mut batch = self.db.batch();
         batch.insert(&self.leases, key_of(group, shard, STATE), encode_state(&started));
-        batch.commit().map_err(write_failed)?;
+        batch.commit().map_err(|error| self.write_failed(&error))?;
         *row = started;
         Ok(())
     }
@@ -198,7 +197,7 @@ impl Inner {
         let Some(lease) = change(row) else { return Ok(None) };
         let mut batch = self.db.batch();
         batch.insert(&self.leases, key_of(group, shard, LEASE), encode_lease(&lease));
-        batch.commit().map_err(write_failed)?;
+        batch.commit().map_err(|error| self.write_failed(&error))?;
         row.lease = lease;
         Ok(Some(row.clone()))
     }

@@ -16,7 +16,7 @@ use super::{EmbeddedStore, Inner, leases::group_of, poll_prefix};
 use crate::{
     blocking,
     codec::{Corrupt, Decoder, Encoder},
-    read_failed, write_failed,
+    read_failed,
 };
 
 struct StoredTally {
@@ -90,7 +90,7 @@ impl Inner {
             }
             batch.insert(&self.tallies, key, encode(&tally, epoch));
         }
-        batch.commit().map_err(write_failed)
+        batch.commit().map_err(|error| self.write_failed(&error))
     }
 
     fn read(&self, poll: &PollId) -> Result<Vec<TallyRow>, PortError> {

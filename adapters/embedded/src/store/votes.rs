@@ -22,7 +22,7 @@ use super::{EmbeddedStore, Inner, poll_prefix};
 use crate::{
     blocking,
     codec::{Corrupt, Decoder},
-    read_failed, write_failed,
+    read_failed,
 };
 
 const POSITION_BYTES: usize = 28;
@@ -122,7 +122,7 @@ impl Inner {
                 VoteOutcome::AlreadyStored { .. } | VoteOutcome::Superseded => {}
             }
         }
-        batch.commit().map_err(write_failed)?;
+        batch.commit().map_err(|error| self.write_failed(&error))?;
         Ok(outcomes)
     }
 
