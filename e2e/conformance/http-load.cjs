@@ -14,17 +14,20 @@ const OPTIONS = ['red', 'green', 'grün'];
 // For one request, in seconds. Longer than the service takes for an answer at the worst.
 const TIMEOUT = 30;
 
-// The same votes in each run: multiplication and addition modulo 2^32.
-let state = 7;
-const below = (bound) => {
-  state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-  return Math.floor((state / 2 ** 32) * bound);
+// The same for each connection in each run: multiplication and addition modulo 2^32.
+const chooser = (seed) => {
+  let state = seed;
+  return (bound) => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return Math.floor((state / 2 ** 32) * bound);
+  };
 };
 
 const votes = [];
 let connections = 0;
 const setupClient = (client) => {
   const connection = connections++;
+  const below = chooser(connection);
   let sent;
   client.setRequests([
     {
