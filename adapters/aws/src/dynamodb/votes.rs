@@ -1,13 +1,14 @@
-//! Stored votes: their items, and counting them anew. Writing is in `votes/write.rs`.
+//! Stored votes: their items, and counting them anew. Writing is in `votes/write.rs`, what is sent in `votes/body.rs`.
 //!
 //! Owns the encoding of the table of votes. An item always fits into one write unit, see the assertion.
 
+mod body;
 mod write;
 
 use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
-use aws_sdk_dynamodb::types::{BatchStatementRequest, ReturnConsumedCapacity};
+use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
 use futures::{StreamExt, TryStreamExt, stream};
 use votestream_core::{
     Poll, PollId, Position,
@@ -17,11 +18,13 @@ use votestream_core::{
 
 use super::{
     DynamoStore, Inner,
-    item::{Damaged, Item, Reader, binary, text, time},
+    item::{Damaged, Item, Reader, text},
     meter::Kind,
     retry::unless_throttled,
 };
 use crate::client::port_error;
+
+pub(super) use body::Statements;
 
 /// Partition key: `poll_id#bucket`. No poll id holds a `#`.
 pub(super) const POLL_BUCKET: &str = "poll_bucket";
@@ -54,57 +57,6 @@ const VOTE_BYTES_MAX: usize = POLL_BUCKET.len()
     + 21;
 const _: () = assert!(VOTE_BYTES_MAX <= WRITE_UNIT_BYTES, "a vote costs one write unit");
 
-/// The statements that write votes. Values are parameters only: one stand-in stores the text of a path on the right of a SET.
-pub(super) struct Statements {
-    insert: String,
-    replace: String,
-}
-
-impl Statements {
-    pub(super) fn new(table: &str) -> Self {
-        Self {
-            insert: format!(
-                "INSERT INTO \"{table}\" VALUE {{'{POLL_BUCKET}': ?, '{USER_ID}': ?, '{OPTION}': ?, '{POSITION}': ?, \
-                 '{ACCEPTED_AT}': ?}}"
-            ),
-            replace: format!(
-                "UPDATE \"{table}\" SET \"{OPTION}\" = ? SET \"{POSITION}\" = ? SET \"{ACCEPTED_AT}\" = ? \
-                 SET \"{PREVIOUS_OPTION}\" = ? WHERE \"{POLL_BUCKET}\" = ? AND \"{USER_ID}\" = ? AND \"{POSITION}\" = ?"
-            ),
-        }
-    }
-
-    /// The request of one statement.
-    fn request(&self, write: &Write<'_>) -> Result<BatchStatementRequest, PortError> {
-        let (statement, parameters) = match *write {
-            Write::Insert(vote) => (
-                &self.insert,
-                vec![
-                    text(&partition_key(&vote.poll_id, vote.bucket)),
-                    text(&vote.user_id),
-                    text(&vote.option_id),
-                    binary(vote.position.to_bytes()),
-                    time(vote.accepted_at),
-                ],
-            ),
-            Write::Replace(vote, stored) => (
-                &self.replace,
-                vec![
-                    text(&vote.option_id),
-                    binary(vote.position.to_bytes()),
-                    time(vote.accepted_at),
-                    text(&stored.option),
-                    text(&partition_key(&vote.poll_id, vote.bucket)),
-                    text(&vote.user_id),
-                    binary(stored.position.to_bytes()),
-                ],
-            ),
-        };
-        let request = BatchStatementRequest::builder().statement(statement).set_parameters(Some(parameters)).build();
-        request.map_err(|error| PortError::permanent(error.to_string()))
-    }
-}
-
 /// What one statement does.
 #[derive(Clone, Copy, Debug)]
 enum Write<'a> {
@@ -116,13 +68,6 @@ enum Write<'a> {
 
 fn partition_key(poll_id: &PollId, bucket: u32) -> String {
     format!("{poll_id}#{bucket}")
-}
-
-fn key_of(vote: &VoteWrite) -> Item {
-    HashMap::from([
-        (POLL_BUCKET.to_owned(), text(&partition_key(&vote.poll_id, vote.bucket))),
-        (USER_ID.to_owned(), text(&vote.user_id)),
-    ])
 }
 
 /// What decides about a new vote of the same user.
@@ -218,15 +163,42 @@ impl VoteStore for DynamoStore {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_dynamodb::types::AttributeValue;
     use proptest::prelude::*;
+    use serde_json::Value;
     use votestream_core::{SequenceNumber, Timestamp};
 
     use super::*;
-    use crate::dynamodb::item::number;
+    use crate::dynamodb::item::{binary, number};
 
-    /// The item that the statements make of their parameters, in the order in which they name attributes.
-    fn stored(names: &[&str], request: &BatchStatementRequest) -> Item {
-        names.iter().map(|name| (*name).to_owned()).zip(request.parameters().to_vec()).collect()
+    fn sent(body: body::Body) -> Value {
+        let mut request = aws_smithy_runtime_api::client::orchestrator::HttpRequest::empty();
+        body.replace()(&mut request);
+        let bytes = request.body().bytes().unwrap();
+        assert_eq!(request.headers().get("content-length"), Some(&*bytes.len().to_string()));
+        serde_json::from_slice(bytes).unwrap()
+    }
+
+    fn attribute(value: &Value) -> AttributeValue {
+        let (kind, value) = value.as_object().unwrap().iter().next().unwrap();
+        let value = value.as_str().unwrap();
+        match kind.as_str() {
+            "S" => text(value),
+            "N" => number(value),
+            "B" => binary(aws_smithy_types::base64::decode(value).unwrap()),
+            kind => panic!("no attribute is a {kind}"),
+        }
+    }
+
+    /// The item that a statement makes of its parameters, in the order in which it names attributes.
+    fn stored(names: &[&str], write: &Write<'_>) -> Item {
+        let body = sent(Statements::new("votes").execute([write].into_iter()));
+        assert_eq!(body["ReturnConsumedCapacity"], "TOTAL");
+        let [statement] = &body["Statements"].as_array().unwrap()[..] else { panic!("{body}") };
+        let text = statement["Statement"].as_str().unwrap();
+        let parameters = statement["Parameters"].as_array().unwrap();
+        assert_eq!(text.matches('?').count(), parameters.len(), "{text}");
+        names.iter().map(|name| (*name).to_owned()).zip(parameters.iter().map(attribute)).collect()
     }
 
     proptest! {
@@ -242,20 +214,27 @@ mod tests {
                 position: Position { sequence: SequenceNumber::from_u64(sequence), index },
                 accepted_at: Timestamp(5),
             };
-            let statements = Statements::new("votes");
-            let insert = statements.request(&Write::Insert(&vote)).unwrap();
-            let item = stored(&[POLL_BUCKET, USER_ID, OPTION, POSITION, ACCEPTED_AT], &insert);
+            let item = stored(&[POLL_BUCKET, USER_ID, OPTION, POSITION, ACCEPTED_AT], &Write::Insert(&vote));
             let first = StoredVote { position: vote.position, option: vote.option_id.clone(), previous: None };
             prop_assert_eq!(StoredVote::decode(&item), Ok(first));
-            prop_assert!(key_of(&vote).iter().all(|(name, value)| item.get(name) == Some(value)));
+
+            let read = sent(Statements::new("votes").read([&vote, &vote].into_iter()));
+            let keys = read["RequestItems"]["votes"]["Keys"].as_array().unwrap();
+            prop_assert_eq!(keys.len(), 2);
+            for (name, value) in keys[0].as_object().unwrap() {
+                prop_assert_eq!(item.get(name), Some(&attribute(value)));
+            }
+            prop_assert_eq!(keys[0].as_object().unwrap().len(), 2);
 
             let older = StoredVote { position: Position::default(), option: previous.into(), previous: None };
-            let replace = statements.request(&Write::Replace(&vote, &older)).unwrap();
-            let item = stored(&[OPTION, POSITION, ACCEPTED_AT, PREVIOUS_OPTION, POLL_BUCKET, USER_ID], &replace);
+            let names = [OPTION, POSITION, ACCEPTED_AT, PREVIOUS_OPTION, POLL_BUCKET, USER_ID];
+            let item = stored(&names, &Write::Replace(&vote, &older));
             let second =
                 StoredVote { position: vote.position, option: vote.option_id.clone(), previous: Some(older.option) };
             prop_assert_eq!(StoredVote::decode(&item), Ok(second));
-            prop_assert!(key_of(&vote).iter().all(|(name, value)| item.get(name) == Some(value)));
+            for (name, value) in keys[1].as_object().unwrap() {
+                prop_assert_eq!(item.get(name), Some(&attribute(value)));
+            }
         }
 
         #[test]

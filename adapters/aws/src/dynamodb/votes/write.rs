@@ -5,18 +5,14 @@
 //! hides is read again. Must never take an outcome from anything but a write that took place or a consistent read, and never
 //! rely on the item that a failed statement may or may not return.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use aws_sdk_dynamodb::types::{KeysAndAttributes, ReturnConsumedCapacity};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::SemaphorePermit;
 use votestream_core::port::{PortError, VoteOutcome, VoteWrite};
 
-use super::{
-    CALLS_IN_FLIGHT, Inner, OPTION, POLL_BUCKET, POSITION, PREVIOUS_OPTION, Reader, StoredVote, USER_ID, Write, key_of,
-    partition_key,
-};
+use super::{CALLS_IN_FLIGHT, Damaged, Inner, Item, POLL_BUCKET, Reader, StoredVote, USER_ID, Write, partition_key};
 use crate::{
     client::port_error,
     dynamodb::{
@@ -40,6 +36,19 @@ enum Ran {
     Done,
     /// Its condition failed: there is a vote already, or another one than was read.
     Refused,
+}
+
+/// Partition and sort key.
+type VoteKey = (String, String);
+
+fn key_of_vote(vote: &VoteWrite) -> VoteKey {
+    (partition_key(&vote.poll_id, vote.bucket), vote.user_id.to_string())
+}
+
+/// The key of an item, or of a key that stands alone.
+fn key_of(item: &Item) -> Result<VoteKey, Damaged> {
+    let item = Reader(item);
+    Ok((item.text(POLL_BUCKET)?.to_owned(), item.text(USER_ID)?.to_owned()))
 }
 
 /// Votes of one call by their index in it.
@@ -94,8 +103,7 @@ impl Inner {
             let mut writes = Vec::with_capacity(open.len());
             for index in std::mem::take(&mut open) {
                 let vote = &votes[index];
-                let key = (partition_key(&vote.poll_id, vote.bucket), vote.user_id.to_string());
-                match stored.get(&key) {
+                match stored.get(&key_of_vote(vote)) {
                     // Remembered by mistake, or taken for another.
                     None => writes.push((index, VoteOutcome::Inserted, Write::Insert(vote))),
                     Some(stored) => match stored.judge(vote.position) {
@@ -136,51 +144,39 @@ impl Inner {
         &self,
         votes: &[VoteWrite],
         indices: &[usize],
-    ) -> Result<HashMap<(String, String), StoredVote>, PortError> {
-        let damaged = |damaged: super::Damaged| damaged.in_table(&self.tables.votes);
+    ) -> Result<HashMap<VoteKey, StoredVote>, PortError> {
+        let damaged = |damaged: Damaged| damaged.in_table(&self.tables.votes);
         let mut found = HashMap::with_capacity(indices.len());
-        let mut keys: Vec<_> = indices.iter().map(|&index| key_of(&votes[index])).collect();
+        let mut open = indices.to_vec();
         let mut retries = Retries::new();
         loop {
-            let wanted = KeysAndAttributes::builder()
-                .set_keys(Some(keys))
-                .consistent_read(true)
-                .projection_expression("#bucket, #user, #option, #position, #previous")
-                .expression_attribute_names("#bucket", POLL_BUCKET)
-                .expression_attribute_names("#user", USER_ID)
-                .expression_attribute_names("#option", OPTION)
-                .expression_attribute_names("#position", POSITION)
-                .expression_attribute_names("#previous", PREVIOUS_OPTION)
-                .build()
-                .map_err(|error| PortError::permanent(error.to_string()))?;
             let answer = {
                 let _permit = self.permit().await?;
                 unless_throttled(&self.meters.votes, || {
-                    self.client
-                        .batch_get_item()
-                        .request_items(&self.tables.votes, wanted.clone())
-                        .return_consumed_capacity(ReturnConsumedCapacity::Total)
-                        .send()
+                    let body = self.statements.read(open.iter().map(|&at| &votes[at]));
+                    self.client.batch_get_item().customize().mutate_request(body.replace()).send()
                 })
                 .await
                 .map_err(|error| port_error("read votes", &error))?
             };
             self.meters.votes.consumed(Kind::Read, answer.consumed_capacity());
             for item in answer.responses.iter().flat_map(|tables| tables.values()).flatten() {
-                let reader = Reader(item);
-                let key = (reader.text(POLL_BUCKET).map_err(damaged)?, reader.text(USER_ID).map_err(damaged)?);
                 let vote = StoredVote::decode(item).map_err(damaged)?;
-                found.insert((key.0.to_owned(), key.1.to_owned()), vote);
+                found.insert(key_of(item).map_err(damaged)?, vote);
             }
             // Keys that were throttled, or beyond the size of an answer.
-            let left = answer.unprocessed_keys.unwrap_or_default().into_values();
-            keys = left.flat_map(|unprocessed| unprocessed.keys).collect();
-            if keys.is_empty() {
+            let left = answer.unprocessed_keys.iter().flat_map(|tables| tables.values()).flat_map(|left| &left.keys);
+            let left = left.map(|key| key_of(key).map_err(damaged)).collect::<Result<HashSet<_>, _>>()?;
+            if left.is_empty() {
                 return Ok(found);
             }
-            self.meters.votes.throttled(keys.len());
+            open.retain(|&at| left.contains(&key_of_vote(&votes[at])));
+            if open.is_empty() {
+                return Err(PortError::unknown("read votes: keys were left that nobody asked for"));
+            }
+            self.meters.votes.throttled(open.len());
             if !retries.pause().await {
-                return Err(PortError::refused(format!("read votes: {} keys stay throttled", keys.len())));
+                return Err(PortError::refused(format!("read votes: {} keys stay throttled", open.len())));
             }
         }
     }
@@ -193,12 +189,12 @@ impl Inner {
         loop {
             self.budget.spend(open.len()).await;
             // Made anew for each attempt: most calls have one, and a copy to keep would cost as much.
-            let batch = open.iter().map(|&at| self.statements.request(&writes[at])).collect::<Result<_, _>>()?;
+            let body = self.statements.execute(open.iter().map(|&at| &writes[at]));
             let result = {
                 let _permit = self.permit().await?;
                 self.meters.votes.request();
-                let call = self.client.batch_execute_statement().set_statements(Some(batch));
-                call.return_consumed_capacity(ReturnConsumedCapacity::Total).send().await
+                let call = self.client.batch_execute_statement().customize();
+                call.mutate_request(body.replace()).send().await
             };
             let again = match result {
                 Ok(answer) => {
