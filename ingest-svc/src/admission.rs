@@ -1,6 +1,6 @@
 //! Admission of votes: from the bytes of a message to accepted votes in their lanes.
 //!
-//! Owns validation and backpressure. Must never accept a vote on a poll definition older than the cache's life, and never
+//! Owns validation. Must never accept a vote on a poll definition older than the cache's life, and never
 //! stamp a vote with another clock reading than the one that was compared with opens_at and closes_at.
 
 use std::{
@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::time::Instant;
 use votestream_core::{
     Clock, Closing, Poll, PollId, PollSource, Timestamp,
     lane::{AcceptedVote, Producer, Settle},
@@ -26,7 +23,11 @@ use votestream_proto::{
     v1::{Rejection, RejectionCode},
 };
 
-use crate::{IngestConfig, session::Session};
+use crate::{
+    IngestConfig,
+    room::{Room, Rooms},
+    session::Session,
+};
 
 /// What a message costs beside its bytes: ledger entry, indices, the lane's columns.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
@@ -43,23 +44,11 @@ pub struct Admission {
     producer: Arc<Producer>,
     polls: PollCache,
     clock: Arc<dyn Clock>,
-    room: Arc<Semaphore>,
-    room_bytes: usize,
+    rooms: Rooms,
     /// How long a message tries to read its polls before its votes are refused.
     lookup_patience: Duration,
     pub(crate) unary_patience: Duration,
     pub(crate) drain: Duration,
-}
-
-/// Share of the bytes that may be unsettled, given back when it is dropped.
-pub struct Room {
-    permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        metrics::LANE_BYTES.add(-(self.permit.num_permits() as i64));
-    }
 }
 
 /// Label of a rejection.
@@ -140,22 +129,17 @@ fn padded(bytes: &[u8]) -> Option<u128> {
 }
 
 impl Admission {
-    /// Admission into the lanes of `producer`.
+    /// Admission into the lanes of `producer`. To be called on a runtime.
     pub fn new(config: &IngestConfig, producer: Arc<Producer>, polls: PollCache, clock: Arc<dyn Clock>) -> Self {
-        let room_bytes = config.unsettled_bytes_max.min(Semaphore::MAX_PERMITS);
-        let room = Arc::new(Semaphore::new(room_bytes));
+        let rooms = Rooms::new(config.unsettled_bytes_max, config.bounds.answer_deadline);
         let (unary_patience, drain) = (config.unary_patience, config.drain);
         let lookup_patience = config.bounds.answer_deadline / 2;
-        Self { producer, polls, clock, room, room_bytes, lookup_patience, unary_patience, drain }
+        Self { producer, polls, clock, rooms, lookup_patience, unary_patience, drain }
     }
 
     /// Waits for room for messages.
     pub async fn room(&self, messages: &[VotesMessage]) -> Option<Room> {
-        let bytes = messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum::<usize>();
-        let bytes = bytes.min(self.room_bytes);
-        let permit = self.room.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await.ok()?;
-        metrics::LANE_BYTES.add(permit.num_permits() as i64);
-        Some(Room { permit })
+        self.rooms.take(messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum()).await
     }
 
     /// Validates the votes of messages that arrived together and hands the good ones to their lanes. Returns how many votes

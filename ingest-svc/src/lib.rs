@@ -5,11 +5,13 @@
 
 mod admission;
 mod json;
+mod room;
 mod rpc;
 mod session;
 pub mod settings;
 
-pub use admission::{Admission, Room, StreamPolls};
+pub use admission::{Admission, StreamPolls};
+pub use room::Room;
 pub use session::{Session, Settled};
 
 use std::{sync::Arc, time::Duration};
@@ -33,7 +35,8 @@ pub struct IngestConfig {
     pub bounds: TimeBounds,
     /// The lanes.
     pub lanes: LaneConfig,
-    /// Most bytes of votes, as received, that are not settled yet. More of them wait in the clients.
+    /// Most bytes of votes, as received, that are not settled yet; fewer while the stream is slow. More of them wait in the
+    /// clients.
     pub unsettled_bytes_max: usize,
     /// How long a single vote waits for room before it is refused with RESOURCE_EXHAUSTED.
     pub unary_patience: Duration,

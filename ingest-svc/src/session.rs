@@ -18,7 +18,7 @@ use votestream_core::lane::{Outcome, Settle};
 use votestream_proto::v1::{Rejection, RejectionCode};
 use votestream_service::telemetry::request_span;
 
-use crate::admission::Room;
+use crate::room::Room;
 
 /// Most groups of messages of one stream that are read and not yet answered.
 const UNANSWERED_MESSAGES_MAX: usize = 4_096;

@@ -1,0 +1,164 @@
+//! Room for votes that are not settled yet.
+//!
+//! Owns backpressure: a message waits in its client until there is room for its bytes. There is as much as fits into the
+//! memory that is set aside, but no more than the lanes settle within a share of the answer deadline. What waits in a lane
+//! until the deadline is refused, so taking it would only make its client wait for nothing. Must never let anything in
+//! without a share.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use votestream_core::{limits::MESSAGE_BYTES_MAX, metrics};
+
+/// Votes wait for their lanes for this fraction of the answer deadline at most, or a little longer while the rate falls.
+const SHARE_OF_DEADLINE: u32 = 4;
+/// Room that there always is: for two messages of the largest size, so that one is read while the other is settled.
+const BYTES_MIN: usize = 2 * MESSAGE_BYTES_MAX;
+/// How often the room is fitted to the rate at which votes are settled.
+const REGULATE_EVERY: Duration = Duration::from_millis(250);
+/// Weight of the latest rate in the average: votes are settled in batches, so single rates jump.
+const LATEST: f64 = 0.3;
+/// As long as more than this fraction of the room is free, the rate tells what clients send, not what lanes can settle.
+const FREE: usize = 8;
+
+/// All the room of one process.
+pub(crate) struct Rooms {
+    free: Arc<Semaphore>,
+    bytes_max: usize,
+    /// Bytes given back since they were last looked at.
+    settled: Arc<AtomicU64>,
+}
+
+/// Share of the bytes that may be unsettled, given back when it is dropped.
+pub struct Room {
+    permit: OwnedSemaphorePermit,
+    settled: Arc<AtomicU64>,
+}
+
+impl Rooms {
+    /// Room for at most `bytes_max` bytes. To be called on a runtime.
+    pub(crate) fn new(bytes_max: usize, answer_deadline: Duration) -> Self {
+        let bytes_max = bytes_max.min(u32::MAX as usize).min(Semaphore::MAX_PERMITS);
+        let (free, settled) = (Arc::new(Semaphore::new(bytes_max.min(BYTES_MIN))), Arc::<AtomicU64>::default());
+        let wait_max = answer_deadline / SHARE_OF_DEADLINE;
+        tokio::spawn(regulate(Arc::downgrade(&free), settled.clone(), bytes_max, wait_max));
+        Self { free, bytes_max, settled }
+    }
+
+    /// Waits for room for so many bytes; more than there can ever be count as all of it.
+    pub(crate) async fn take(&self, bytes: usize) -> Option<Room> {
+        let bytes = u32::try_from(bytes.min(self.bytes_max).min(BYTES_MIN)).unwrap_or(u32::MAX);
+        let permit = self.free.clone().acquire_many_owned(bytes).await.ok()?;
+        metrics::LANE_BYTES.add(i64::from(bytes));
+        Some(Room { permit, settled: self.settled.clone() })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let bytes = self.permit.num_permits();
+        self.settled.fetch_add(bytes as u64, Ordering::Relaxed);
+        metrics::LANE_BYTES.add(-(bytes as i64));
+    }
+}
+
+/// Fits the room to what the lanes settle within `wait_max`. It grows by itself: while the room is small, votes are settled in
+/// less time than that.
+async fn regulate(free: Weak<Semaphore>, settled: Arc<AtomicU64>, bytes_max: usize, wait_max: Duration) {
+    let bytes_min = bytes_max.min(BYTES_MIN);
+    let (mut room, mut average, mut last) = (bytes_min, 0.0, Instant::now());
+    let mut ticks = interval(REGULATE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(free) = free.upgrade() else { return };
+        let elapsed = std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64();
+        if elapsed <= 0.0 {
+            continue;
+        }
+        let rate = settled.swap(0, Ordering::Relaxed) as f64 / elapsed;
+        average += LATEST * (rate - average);
+        if free.available_permits() > room / FREE {
+            continue;
+        }
+        let wanted = ((average * wait_max.as_secs_f64()) as usize).clamp(bytes_min, bytes_max);
+        if wanted > room {
+            free.add_permits(wanted - room);
+        } else if let Ok(surplus) = free.acquire_many(u32::try_from(room - wanted).unwrap_or(u32::MAX)).await {
+            // Before whoever waits for room now.
+            surplus.forget();
+        }
+        room = wanted;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+    const MESSAGE: usize = 8 << 10;
+    const STEP: Duration = Duration::from_millis(10);
+
+    /// Clients that send as fast as they may, to lanes that settle so many bytes a second: how long the last bytes that were
+    /// settled had waited, and how many bytes a second were settled, second by second.
+    async fn flood(rooms: &Rooms, rate: usize, seconds: u32) -> (Duration, usize) {
+        let mut queue: VecDeque<(Instant, Room)> = VecDeque::new();
+        let (mut waited, mut total) = (Duration::ZERO, 0);
+        let start = Instant::now();
+        let mut budget = 0;
+        while start.elapsed() < Duration::from_secs(seconds.into()) {
+            while let Ok(Some(room)) = tokio::time::timeout(Duration::ZERO, rooms.take(MESSAGE)).await {
+                queue.push_back((Instant::now(), room));
+            }
+            tokio::time::sleep(STEP).await;
+            budget += rate / 100;
+            while budget >= MESSAGE
+                && let Some((taken, _room)) = queue.pop_front()
+            {
+                (waited, budget, total) = (taken.elapsed(), budget - MESSAGE, total + MESSAGE);
+            }
+        }
+        (waited, total / seconds as usize)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_lanes_make_clients_wait_and_not_votes() {
+        let rooms = Rooms::new(64 << 20, DEADLINE);
+        let (waited, rate) = flood(&rooms, 6 << 20, 30).await;
+        assert!(waited < DEADLINE / 3, "the last votes waited for {waited:?}");
+        assert!(rate > 5 << 20, "the lanes were not kept busy: {rate} bytes/s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_follows_the_rate_both_ways() {
+        let rooms = Rooms::new(64 << 20, DEADLINE);
+        let (waited, rate) = flood(&rooms, 100 << 20, 10).await;
+        assert!(waited < DEADLINE / 3 && rate > 80 << 20, "{waited:?}, {rate} bytes/s");
+        let (waited, rate) = flood(&rooms, 4 << 20, 40).await;
+        assert!(waited < DEADLINE / 3, "after the lanes slowed down, votes waited for {waited:?}");
+        assert!(rate > 3 << 20, "{rate} bytes/s");
+        let (_, rate) = flood(&rooms, 100 << 20, 30).await;
+        assert!(rate > 70 << 20, "after the lanes became fast again: {rate} bytes/s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_message_fits_always() {
+        for bytes_max in [1 << 10, 64 << 20] {
+            let rooms = Rooms::new(bytes_max, DEADLINE);
+            drop(rooms.take(usize::MAX).await.unwrap());
+            assert!(rooms.take(MESSAGE_BYTES_MAX).await.is_some());
+        }
+    }
+}
