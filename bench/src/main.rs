@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
     }
     let is = |wanted: fn(&Bench) -> bool| matches!(bench, Bench::All) || wanted(&bench);
     if is(|bench| matches!(bench, Bench::Codec)) {
-        codec::run();
+        codec::run()?;
     }
     if is(|bench| matches!(bench, Bench::Counters)) {
         counters::run()?;
