@@ -4,7 +4,10 @@
 mod aws;
 mod codec;
 mod counters;
+mod freshness;
 mod ingest;
+mod latency;
+mod load;
 mod memory;
 mod null;
 mod pipeline;
@@ -43,6 +46,10 @@ enum Bench {
     },
     /// Whole pipeline on the embedded engines, from the client to exact counts
     Pipeline,
+    /// From the time a vote was to be sent to its acknowledgement, at 10, 50 and 90 % of the top rate
+    Latency,
+    /// From a vote's acknowledgement to interim results that show it
+    Freshness,
     /// Resident memory of the stack, idle and with 1,000 idle streams
     Memory,
     /// Internal: a server under test
@@ -84,11 +91,19 @@ fn main() -> anyhow::Result<()> {
         | Bench::Counters
         | Bench::Store
         | Bench::Pipeline
+        | Bench::Latency
+        | Bench::Freshness
         | Bench::Memory
         | Bench::Serve { .. } => {}
     }
     if is(|bench| matches!(bench, Bench::Pipeline)) {
         pipeline::run()?;
+    }
+    if is(|bench| matches!(bench, Bench::Latency)) {
+        latency::run()?;
+    }
+    if is(|bench| matches!(bench, Bench::Freshness)) {
+        freshness::run()?;
     }
     Ok(())
 }

@@ -55,8 +55,8 @@ pub(crate) struct Options {
     /// How long the null DynamoDB takes for a call on votes
     #[arg(long, default_value_t = 0)]
     pub(crate) delay_ms: u64,
-    /// Shards of the null Kinesis
-    #[arg(long, default_value_t = 1)]
+    /// Shards of the stream; 0 for as many as the server has by default
+    #[arg(long, default_value_t = 0)]
     pub(crate) shards: usize,
     /// Votes of one round of the null Kinesis, or of the SDK
     #[arg(long, default_value_t = 0)]
@@ -128,10 +128,10 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
         match kind {
             Kind::Bare => bare(ingest, shutdown).await,
             Kind::Ingest => embedded_ingest(ingest, shutdown).await,
-            Kind::Stack => stack(ingest, results, shutdown).await,
+            Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
                 let Options { delay_ms, shards, votes, aws: _ } = options;
-                let config = NullConfig { delay: Duration::from_millis(delay_ms), shards, votes };
+                let config = NullConfig { delay: Duration::from_millis(delay_ms), shards: shards.max(1), votes };
                 shutdown.run_until_cancelled(null::serve(ingest, config)).await.unwrap_or(Ok(()))
             }
             Kind::Sdk => aws::write_by_sdk(options.engines()?, options.votes).await,
@@ -172,9 +172,18 @@ async fn embedded_ingest(listener: TcpListener, shutdown: CancellationToken) -> 
     Ok(())
 }
 
-async fn stack(ingest: TcpListener, results: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn stack(
+    ingest: TcpListener,
+    results: TcpListener,
+    options: Options,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
+    let mut embedded = EmbeddedOptions::default();
+    if options.shards > 0 {
+        embedded.shards = u32::try_from(options.shards)?;
+    }
+    let engine = EmbeddedEngine::open(dir.path(), embedded)?;
     let ports = engine.ports();
     let (ingest, persist, tally) = tokio::join!(
         votestream_ingest::run(IngestConfig::one_machine(), ports.clone(), ingest, shutdown.clone()),

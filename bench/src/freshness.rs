@@ -1,0 +1,144 @@
+//! From a vote's acknowledgement to interim results that show it, on the embedded stack: idle, and under load.
+//!
+//! A few probes, each with a poll of its own, cast one vote and ask until it shows. Must never infer from totals of the load
+//! that one vote is visible.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use hdrhistogram::Histogram;
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        CreatePollRequest, GetInterimResultsRequest, PollOption, ingest_service_client::IngestServiceClient,
+        poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
+    },
+};
+
+use crate::{
+    ingest::create_poll,
+    load::{milliseconds, open_loop, top_rate},
+    server::{Kind, Server},
+    votes,
+};
+
+/// Half of them wait for the submitted votes, half for the counted ones.
+const PROBES: usize = 10;
+/// How often a probe asks: what is measured is at most this much too long.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+/// How long each rate is kept up.
+const TIME: Duration = Duration::from_secs(5);
+/// Longest wait of a probe for its vote.
+const VISIBLE_MAX: Duration = Duration::from_secs(40);
+
+/// In which total a vote is to show.
+#[derive(Clone, Copy)]
+enum Total {
+    Submitted,
+    Counted,
+}
+
+/// Prints the table.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let top = top_rate().await?;
+        println!(
+            "\n| acknowledged → visible, embedded, top rate {top:.0} votes/s | votes | submitted p50, ms | p99, ms | votes | counted p50, ms | p99, ms |"
+        );
+        println!("|---|---:|---:|---:|---:|---:|---:|");
+        for percent in [0.0, 5.0, 50.0] {
+            let server = Server::start(Kind::Stack)?;
+            create_poll(&server).await?;
+            create_probes(&server).await?;
+            let until = Instant::now() + TIME;
+            let mut tasks = JoinSet::new();
+            for at in 0..PROBES {
+                let total = if at % 2 == 0 { Total::Submitted } else { Total::Counted };
+                let ingest = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
+                let results = ResultsServiceClient::connect(format!("http://{}", server.results)).await?;
+                tasks.spawn(async move { Ok::<_, anyhow::Error>((total, probe(ingest, results, at, total, until).await?)) });
+            }
+            if percent > 0.0 {
+                open_loop(&server, top * percent / 100.0, TIME).await?;
+            }
+            let (mut submitted, mut counted) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
+            while let Some(seen) = tasks.join_next().await {
+                let (total, seen) = seen??;
+                match total {
+                    Total::Submitted => submitted.add(seen)?,
+                    Total::Counted => counted.add(seen)?,
+                }
+            }
+            println!(
+                "| at {percent:.0} % | {} | {:.0} | {:.0} | {} | {:.0} | {:.0} |",
+                submitted.len(),
+                milliseconds(&submitted, 0.5),
+                milliseconds(&submitted, 0.99),
+                counted.len(),
+                milliseconds(&counted, 0.5),
+                milliseconds(&counted, 0.99),
+            );
+        }
+        Ok(())
+    })
+}
+
+async fn create_probes(server: &Server) -> anyhow::Result<()> {
+    let mut polls = PollServiceClient::connect(format!("http://{}", server.results)).await?;
+    for probe in 0..PROBES {
+        let options = votes::OPTIONS.iter();
+        polls
+            .create_poll(CreatePollRequest {
+                poll_id: poll_of(probe),
+                options: options.map(|&id| PollOption { option_id: id.into(), title: String::new() }).collect(),
+                closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
+                ..CreatePollRequest::default()
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+fn poll_of(probe: usize) -> String {
+    format!("probe-{probe}")
+}
+
+/// Casts votes of ever new users in a poll of its own, one after the other, each when the one before has shown. Returns the
+/// microseconds that each took.
+async fn probe(
+    mut ingest: IngestServiceClient<Channel>,
+    mut results: ResultsServiceClient<Channel>,
+    at: usize,
+    total: Total,
+    until: Instant,
+) -> anyhow::Result<Histogram<u64>> {
+    let mut seen = Histogram::new(3)?;
+    let mut rng = StdRng::seed_from_u64(at as u64);
+    let request = GetInterimResultsRequest { poll_id: poll_of(at) };
+    let mut cast = 0;
+    while Instant::now() < until {
+        let mut vote = VotesMessage::default();
+        vote.push(&request.poll_id, &votes::user(&mut rng), votes::option(&mut rng));
+        ingest.cast_vote(vote).await?;
+        let acknowledged = Instant::now();
+        cast += 1;
+        loop {
+            let shown = results.get_interim_results(request.clone()).await?.into_inner();
+            let waited = acknowledged.elapsed();
+            let shown = match total {
+                Total::Submitted => shown.total_submitted,
+                Total::Counted => shown.total_counted,
+            };
+            if shown >= cast {
+                seen.record(waited.as_micros() as u64)?;
+                break;
+            }
+            anyhow::ensure!(waited < VISIBLE_MAX, "a vote does not show after {VISIBLE_MAX:?}");
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+    Ok(seen)
+}
