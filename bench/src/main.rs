@@ -11,6 +11,7 @@ mod load;
 mod memory;
 mod null;
 mod pipeline;
+mod scaling;
 mod server;
 mod store;
 mod votes;
@@ -50,6 +51,14 @@ enum Bench {
     Latency,
     /// From a vote's acknowledgement to interim results that show it
     Freshness,
+    /// Cost of a vote against shards, connections, votes a message, voters, polls and re-votes
+    Scaling {
+        /// One of shards, connections, message, voters, polls, revotes; all of them unless named
+        part: Option<scaling::Part>,
+        /// Up to ten million voters instead of one million, and 1,000 polls instead of 100
+        #[arg(long)]
+        many: bool,
+    },
     /// Resident memory of the stack, idle and with 1,000 idle streams
     Memory,
     /// Internal: a server under test
@@ -86,6 +95,7 @@ fn main() -> anyhow::Result<()> {
     match bench {
         Bench::All => aws::run(None)?,
         Bench::Aws { part } => aws::run(part)?,
+        Bench::Scaling { part, many } => scaling::run(part, many)?,
         Bench::Ingest
         | Bench::Codec
         | Bench::Counters
@@ -104,6 +114,9 @@ fn main() -> anyhow::Result<()> {
     }
     if is(|bench| matches!(bench, Bench::Freshness)) {
         freshness::run()?;
+    }
+    if matches!(bench, Bench::All) {
+        scaling::run(None, false)?;
     }
     Ok(())
 }

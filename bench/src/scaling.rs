@@ -1,0 +1,250 @@
+//! What a vote costs against shards, connections, votes a message, voters, polls and the share of re-votes.
+//!
+//! The whole stack on the embedded engines, a new one for each run. Every run is set against runs at a middle point in the
+//! same table, one before and one after it: the machine is not the same from minute to minute.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use clap::ValueEnum;
+use futures::{StreamExt, TryStreamExt, stream};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use tokio::task::JoinSet;
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        CreatePollRequest, GetInterimResultsRequest, PollOption, ingest_service_client::IngestServiceClient,
+        poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
+    },
+};
+
+use crate::{
+    server::{Kind, Options, Server},
+    votes,
+};
+
+/// What is varied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Shards of the stream
+    Shards,
+    /// Connections of clients
+    Connections,
+    /// Votes of one message
+    Message,
+    /// Voters who have voted before
+    Voters,
+    /// Polls open at a time
+    Polls,
+    /// Share of votes that replace one
+    Revotes,
+}
+
+/// One run.
+#[derive(Clone, Copy)]
+struct Shape {
+    shards: usize,
+    connections: usize,
+    per_message: usize,
+    /// Voters whose votes are stored before anything is measured, each of whom may vote again.
+    voters: usize,
+    polls: usize,
+    /// Percent of the measured votes that are of those voters.
+    revotes: usize,
+}
+
+const MIDDLE: Shape = Shape { shards: 4, connections: 8, per_message: 100, voters: 100_000, polls: 10, revotes: 50 };
+/// Votes of a measurement.
+const VOTES: usize = 300_000;
+/// Votes of a measurement at one vote a message.
+const VOTES_SINGLE: usize = 100_000;
+/// Votes of a message while voters are stored.
+const STORE_PER_MESSAGE: usize = 500;
+const STORE_CONNECTIONS: usize = 8;
+/// Votes that are prepared at a time while voters are stored.
+const STORE_CHUNK: usize = 500_000;
+/// Calls at a time that create polls.
+const CREATE_CALLS: usize = 32;
+
+/// Longest wait until everything is counted.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+/// How often the server is looked at meanwhile.
+const SETTLE_STEP: Duration = Duration::from_millis(250);
+/// CPU time within a step that an idle server may take.
+const IDLE_CPU_SECONDS: f64 = 0.025;
+
+/// What a run took.
+#[derive(Clone, Copy)]
+struct Took {
+    votes_per_second: f64,
+    cpu_us: f64,
+}
+
+/// Prints the tables.
+pub(crate) fn run(only: Option<Part>, many: bool) -> anyhow::Result<()> {
+    for &part in Part::value_variants() {
+        if only.is_none_or(|only| only == part) {
+            vary(part, many)?;
+        }
+    }
+    Ok(())
+}
+
+fn vary(part: Part, many: bool) -> anyhow::Result<()> {
+    let (what, points): (_, &[usize]) = match part {
+        Part::Shards => ("shards", &[1, 2, 4, 8, 16]),
+        Part::Connections => ("connections", &[1, 10, 100, 1_000]),
+        Part::Message => ("votes a message", &[1, 10, 100, 1_000, 10_000]),
+        Part::Voters if many => ("voters who voted before", &[10_000, 100_000, 1_000_000, 10_000_000]),
+        Part::Voters => ("voters who voted before", &[10_000, 100_000, 1_000_000]),
+        Part::Polls if many => ("polls", &[1, 10, 100, 1_000]),
+        Part::Polls => ("polls", &[1, 10, 100]),
+        Part::Revotes => ("re-votes, percent", &[0, 50, 90]),
+    };
+    println!(
+        "\n| {what} | acknowledged, votes/s | against the middle | CPU µs a vote, all three services | against the middle |"
+    );
+    println!("|---:|---:|---:|---:|---:|");
+    // Every run between two of the middle, which share it.
+    let mut before = measure(MIDDLE)?;
+    for &point in points {
+        let shape = match part {
+            Part::Shards => Shape { shards: point, ..MIDDLE },
+            Part::Connections => Shape { connections: point, ..MIDDLE },
+            Part::Message => Shape { per_message: point, ..MIDDLE },
+            // All of them are of the voters, so that each looks one up.
+            Part::Voters => Shape { voters: point, revotes: 100, ..MIDDLE },
+            Part::Polls => Shape { polls: point, ..MIDDLE },
+            Part::Revotes => Shape { revotes: point, ..MIDDLE },
+        };
+        let took = measure(shape)?;
+        let after = measure(MIDDLE)?;
+        let rate = (before.votes_per_second + after.votes_per_second) / 2.0;
+        let cpu = (before.cpu_us + after.cpu_us) / 2.0;
+        println!(
+            "| {point} | {:.0} | {:.2} | {:.2} | {:.2} |",
+            took.votes_per_second,
+            took.votes_per_second / rate,
+            took.cpu_us,
+            took.cpu_us / cpu
+        );
+        before = after;
+    }
+    Ok(())
+}
+
+fn measure(shape: Shape) -> anyhow::Result<Took> {
+    let options = Options { shards: shape.shards, ..Options::default() };
+    let server = Server::start_with(Kind::Stack, options)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let polls: Vec<String> = (0..shape.polls).map(|at| format!("poll-{at}")).collect();
+        create(&server, &polls).await?;
+        let mut rng = StdRng::seed_from_u64(6);
+        // A voter is the seed of his name: ten million names take too much memory. Each votes in one poll.
+        let mut stored: Vec<u32> = (0..u32::try_from(shape.voters)?).collect();
+        let mut submitted = vec![0; polls.len()];
+        for chunk in stored.chunks(STORE_CHUNK) {
+            let sent = messages(chunk, &polls, STORE_PER_MESSAGE, &mut rng, &mut submitted);
+            cast(&server, sent, STORE_CONNECTIONS).await?;
+        }
+        settle(&server, &polls, &submitted).await?;
+
+        let votes = if shape.per_message == 1 { VOTES_SINGLE } else { VOTES };
+        let again = votes * shape.revotes / 100;
+        stored.shuffle(&mut rng);
+        let mut voters: Vec<u32> = stored.iter().copied().cycle().take(again).collect();
+        voters.extend((u32::try_from(shape.voters)?..).take(votes - again));
+        voters.shuffle(&mut rng);
+        let sent = messages(&voters, &polls, shape.per_message, &mut rng, &mut submitted);
+        let (cpu, start) = (server.cpu_seconds()?, Instant::now());
+        cast(&server, sent, shape.connections).await?;
+        let seconds = start.elapsed().as_secs_f64();
+        let cpu = settle(&server, &polls, &submitted).await? - cpu;
+        Ok(Took { votes_per_second: votes as f64 / seconds, cpu_us: cpu * 1e6 / votes as f64 })
+    })
+}
+
+async fn create(server: &Server, polls: &[String]) -> anyhow::Result<()> {
+    let client = PollServiceClient::connect(format!("http://{}", server.results)).await?;
+    let calls = polls.iter().map(|poll| {
+        let mut client = client.clone();
+        let options = votes::OPTIONS.iter().map(|&id| PollOption { option_id: id.into(), title: String::new() });
+        let request = CreatePollRequest {
+            poll_id: poll.clone(),
+            options: options.collect(),
+            closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
+            ..CreatePollRequest::default()
+        };
+        async move { client.create_poll(request).await.map(drop) }
+    });
+    Ok(stream::iter(calls).buffer_unordered(CREATE_CALLS).try_collect().await?)
+}
+
+/// Waits until the server has nothing left to do and shows every vote. Returns its CPU seconds before it was asked.
+async fn settle(server: &Server, polls: &[String], submitted: &[u64]) -> anyhow::Result<f64> {
+    let mut results = ResultsServiceClient::connect(format!("http://{}", server.results)).await?;
+    let start = Instant::now();
+    loop {
+        let before = server.cpu_seconds()?;
+        tokio::time::sleep(SETTLE_STEP).await;
+        let now = server.cpu_seconds()?;
+        if now - before <= IDLE_CPU_SECONDS {
+            let mut missing = 0;
+            for (poll, &submitted) in polls.iter().zip(submitted) {
+                let request = GetInterimResultsRequest { poll_id: poll.clone() };
+                let shown = results.get_interim_results(request).await?.into_inner().total_submitted;
+                missing += submitted - shown.min(submitted);
+            }
+            if missing == 0 {
+                return Ok(now);
+            }
+        }
+        anyhow::ensure!(start.elapsed() < SETTLE_MAX, "not everything is counted after {SETTLE_MAX:?}");
+    }
+}
+
+/// One vote of each of these voters.
+fn messages(
+    voters: &[u32],
+    polls: &[String],
+    per_message: usize,
+    rng: &mut StdRng,
+    submitted: &mut [u64],
+) -> Vec<VotesMessage> {
+    let message = |voters: &[u32]| {
+        let mut message = VotesMessage::with_capacity(voters.len() * 60);
+        for &voter in voters {
+            let poll = voter as usize % polls.len();
+            submitted[poll] += 1;
+            let user = votes::user(&mut StdRng::seed_from_u64(u64::from(voter)));
+            message.push(&polls[poll], &user, votes::OPTIONS[rng.random_range(0..votes::OPTIONS.len())]);
+        }
+        message
+    };
+    voters.chunks(per_message).map(message).collect()
+}
+
+/// Casts these votes over so many connections, one stream each, all connected before the first is sent.
+async fn cast(server: &Server, messages: Vec<VotesMessage>, connections: usize) -> anyhow::Result<()> {
+    let messages = Arc::new(messages);
+    let mut clients = Vec::with_capacity(connections);
+    for _ in 0..connections {
+        clients.push(IngestServiceClient::connect(format!("http://{}", server.ingest)).await?);
+    }
+    let mut tasks = JoinSet::new();
+    for (at, mut client) in clients.into_iter().enumerate() {
+        let messages = messages.clone();
+        tasks.spawn(async move {
+            let of_stream = (at..messages.len()).step_by(connections).map(move |at| messages[at].clone());
+            client.cast_votes(tokio_stream::iter(of_stream)).await.map(|answer| answer.into_inner().rejected)
+        });
+    }
+    while let Some(rejected) = tasks.join_next().await {
+        let rejected = rejected??;
+        anyhow::ensure!(rejected == 0, "{rejected} votes were rejected");
+    }
+    Ok(())
+}
