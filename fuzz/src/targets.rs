@@ -1,6 +1,6 @@
 //! What the fuzzer feeds: every place where bytes of strangers come in, and what must be true of any answer.
 //!
-//! Each function is a target of `cargo fuzz` (see `fuzz_targets`), and is replayed over the corpus by `e2e/tests/fuzz.rs` with
+//! Each function is a target of `fuzz/run.sh` (see `fuzz_targets`), and is replayed over the corpus by `e2e/tests/fuzz.rs` with
 //! a stable compiler. Must never need more than the bytes: the same input gives the same run.
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc, time::Duration};
