@@ -174,7 +174,10 @@ impl Admission {
             };
             let in_time = started.elapsed() < self.lookup_patience;
             match self.polls.get(&missing).await {
-                Ok(Some(poll)) if in_time => polls.known.push(KnownPoll::new(poll)),
+                Ok(Some(poll)) if in_time => {
+                    polls.known.push(KnownPoll::new(poll));
+                    polls.recall(messages, &self.polls);
+                }
                 Ok(None) => {
                     refused.unknown.insert(missing.as_str().to_owned());
                 }
@@ -252,6 +255,15 @@ impl StreamPolls {
             }
             None => false,
         });
+    }
+
+    /// Takes every poll of these messages that the cache holds, so that judging starts anew only for those that are read.
+    fn recall(&mut self, messages: &[VotesMessage], cache: &PollCache) {
+        let mut seen: HashSet<&[u8]> = self.known.iter().map(|known| known.poll.id.as_str().as_bytes()).collect();
+        let new = messages.iter().flat_map(VotesMessage::votes).flatten().filter(|vote| seen.insert(vote.poll_id));
+        let ids = new.filter_map(|vote| PollId::new(PollId::check(vote.poll_id).ok()?).ok());
+        let found: Vec<_> = ids.filter_map(|id| cache.peek(&id)).map(KnownPoll::new).collect();
+        self.known.extend(found);
     }
 }
 
