@@ -415,45 +415,32 @@ impl LeaseStore for Memory {
     ) -> Result<Option<ShardRow>, PortError> {
         self.faulty(|state| {
             let row = state.rows.get_mut(&(group, shard.clone()))?;
-            let same = (row.lease.epoch, row.lease.counter) == (observed.epoch, observed.counter);
-            if !same || !row.started || row.progress.ended {
-                return None;
-            }
-            row.lease = Lease {
-                owner: Some(owner.into()),
-                counter: observed.counter + 1,
-                epoch: observed.epoch + 1,
-                wanted_by: None,
-            };
+            row.lease = row.taken(observed, owner)?;
             Some(row.clone())
         })
     }
 
     async fn renew(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<Option<Lease>, PortError> {
         self.faulty(|state| {
-            let lease = &mut state.rows.get_mut(&(group, shard.clone()))?.lease;
-            if lease.epoch != epoch || lease.owner.is_none() {
-                return None;
-            }
-            lease.counter += 1;
-            Some(lease.clone())
+            let row = state.rows.get_mut(&(group, shard.clone()))?;
+            row.lease = row.renewed(epoch)?;
+            Some(row.lease.clone())
         })
     }
 
     async fn release(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<(), PortError> {
         self.faulty(|state| {
-            let lease = state.rows.get_mut(&(group, shard.clone())).map(|row| &mut row.lease);
-            lease.filter(|lease| lease.epoch == epoch).into_iter().for_each(|lease| lease.owner = None);
+            if let Some(row) = state.rows.get_mut(&(group, shard.clone())) {
+                row.lease = row.released(epoch).unwrap_or_else(|| row.lease.clone());
+            }
         })
     }
 
     async fn request(&self, group: Group, shard: &ShardId, epoch: u64, by: &str) -> Result<(), PortError> {
         self.faulty(|state| {
-            let lease = state.rows.get_mut(&(group, shard.clone())).map(|row| &mut row.lease);
-            lease
-                .filter(|lease| lease.epoch == epoch && lease.wanted_by.is_none())
-                .into_iter()
-                .for_each(|lease| lease.wanted_by = Some(by.into()));
+            if let Some(row) = state.rows.get_mut(&(group, shard.clone())) {
+                row.lease = row.requested(epoch, by).unwrap_or_else(|| row.lease.clone());
+            }
         })
     }
 

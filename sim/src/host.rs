@@ -402,12 +402,8 @@ impl LeaseStore for Host {
         let world = self.world.clone();
         self.call("take", move |state| {
             let row = state.rows.get_mut(&key)?;
-            let same = (row.lease.epoch, row.lease.counter) == (observed.epoch, observed.counter);
-            if !same || !row.started || row.progress.ended {
-                return None;
-            }
-            let (epoch, counter) = (row.lease.epoch + 1, row.lease.counter + 1);
-            row.lease = Lease { owner: Some(owner.clone()), counter, epoch, wanted_by: None };
+            row.lease = row.taken(&observed, &owner)?;
+            let epoch = row.lease.epoch;
             world.note(|| format!("{owner} takes {} of {} under epoch {epoch}", key.1, group.as_str()));
             Some(row.clone())
         })
@@ -417,8 +413,8 @@ impl LeaseStore for Host {
     async fn renew(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<Option<Lease>, PortError> {
         let key = (group, shard.clone());
         self.call("renew", move |state| {
-            let row = state.rows.get_mut(&key).filter(|row| row.lease.epoch == epoch && row.lease.owner.is_some())?;
-            row.lease.counter += 1;
+            let row = state.rows.get_mut(&key)?;
+            row.lease = row.renewed(epoch)?;
             Some(row.lease.clone())
         })
         .await
@@ -427,8 +423,9 @@ impl LeaseStore for Host {
     async fn release(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<(), PortError> {
         let key = (group, shard.clone());
         self.call("release", move |state| {
-            let row = state.rows.get_mut(&key).filter(|row| row.lease.epoch == epoch);
-            row.into_iter().for_each(|row| (row.lease.owner, row.lease.wanted_by) = (None, None));
+            if let Some(row) = state.rows.get_mut(&key) {
+                row.lease = row.released(epoch).unwrap_or_else(|| row.lease.clone());
+            }
         })
         .await
     }
@@ -436,9 +433,9 @@ impl LeaseStore for Host {
     async fn request(&self, group: Group, shard: &ShardId, epoch: u64, by: &str) -> Result<(), PortError> {
         let (key, by) = ((group, shard.clone()), by.to_owned());
         self.call("request", move |state| {
-            let row = state.rows.get_mut(&key);
-            let row = row.filter(|row| row.lease.epoch == epoch && row.lease.wanted_by.is_none());
-            row.into_iter().for_each(|row| row.lease.wanted_by = Some(by.clone()));
+            if let Some(row) = state.rows.get_mut(&key) {
+                row.lease = row.requested(epoch, &by).unwrap_or_else(|| row.lease.clone());
+            }
         })
         .await
     }

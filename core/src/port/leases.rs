@@ -67,6 +67,36 @@ pub struct ShardRow {
     pub progress: Progress,
 }
 
+/// The conditions and effects of [`LeaseStore`], for engines that hold rows in memory. `None`: the condition failed.
+impl ShardRow {
+    /// The lease after [`LeaseStore::take`].
+    pub fn taken(&self, observed: &Lease, owner: &str) -> Option<Lease> {
+        let Lease { epoch, counter, .. } = self.lease;
+        let unchanged = (epoch, counter) == (observed.epoch, observed.counter);
+        let takeable = unchanged && self.started && !self.progress.ended;
+        takeable.then(|| Lease { owner: Some(owner.into()), counter: counter + 1, epoch: epoch + 1, wanted_by: None })
+    }
+
+    /// The lease after [`LeaseStore::renew`].
+    pub fn renewed(&self, epoch: u64) -> Option<Lease> {
+        let lease = &self.lease;
+        let holds = lease.epoch == epoch && lease.owner.is_some();
+        holds.then(|| Lease { counter: lease.counter + 1, ..lease.clone() })
+    }
+
+    /// The lease after [`LeaseStore::release`], if that changes anything.
+    pub fn released(&self, epoch: u64) -> Option<Lease> {
+        let holds = self.lease.epoch == epoch && self.lease.owner.is_some();
+        holds.then(|| Lease { owner: None, ..self.lease.clone() })
+    }
+
+    /// The lease after [`LeaseStore::request`].
+    pub fn requested(&self, epoch: u64, by: &str) -> Option<Lease> {
+        let free = self.lease.epoch == epoch && self.lease.wanted_by.is_none();
+        free.then(|| Lease { wanted_by: Some(by.into()), ..self.lease.clone() })
+    }
+}
+
 /// What a conditional write did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {

@@ -254,53 +254,27 @@ impl LeaseStore for EmbeddedStore {
         observed: &Lease,
         owner: &str,
     ) -> Result<Option<ShardRow>, PortError> {
-        let (inner, shard, owner) = (self.inner.clone(), shard.clone(), owner.to_owned());
-        let (epoch, counter) = (observed.epoch, observed.counter);
-        blocking(move || {
-            inner.change_lease(group, &shard, |row| {
-                let unchanged = (row.lease.epoch, row.lease.counter) == (epoch, counter);
-                let takeable = unchanged && row.started && !row.progress.ended;
-                takeable.then(|| Lease { owner: Some(owner), counter: counter + 1, epoch: epoch + 1, wanted_by: None })
-            })
-        })
-        .await
+        let (inner, shard, observed, owner) = (self.inner.clone(), shard.clone(), observed.clone(), owner.to_owned());
+        blocking(move || inner.change_lease(group, &shard, |row| row.taken(&observed, &owner))).await
     }
 
     async fn renew(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<Option<Lease>, PortError> {
         let (inner, shard) = (self.inner.clone(), shard.clone());
         blocking(move || {
-            let renewed = inner.change_lease(group, &shard, |row| {
-                let lease = &row.lease;
-                let holds = lease.epoch == epoch && lease.owner.is_some();
-                holds.then(|| Lease { counter: lease.counter + 1, ..lease.clone() })
-            });
-            Ok(renewed?.map(|row| row.lease))
+            let renewed = inner.change_lease(group, &shard, |row| row.renewed(epoch))?;
+            Ok(renewed.map(|row| row.lease))
         })
         .await
     }
 
     async fn release(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<(), PortError> {
         let (inner, shard) = (self.inner.clone(), shard.clone());
-        blocking(move || {
-            let released = inner.change_lease(group, &shard, |row| {
-                let holds = row.lease.epoch == epoch && row.lease.owner.is_some();
-                holds.then(|| Lease { owner: None, ..row.lease.clone() })
-            });
-            released.map(drop)
-        })
-        .await
+        blocking(move || inner.change_lease(group, &shard, |row| row.released(epoch)).map(drop)).await
     }
 
     async fn request(&self, group: Group, shard: &ShardId, epoch: u64, by: &str) -> Result<(), PortError> {
         let (inner, shard, by) = (self.inner.clone(), shard.clone(), by.to_owned());
-        blocking(move || {
-            let requested = inner.change_lease(group, &shard, |row| {
-                let free = row.lease.epoch == epoch && row.lease.wanted_by.is_none();
-                free.then(|| Lease { wanted_by: Some(by), ..row.lease.clone() })
-            });
-            requested.map(drop)
-        })
-        .await
+        blocking(move || inner.change_lease(group, &shard, |row| row.requested(epoch, &by)).map(drop)).await
     }
 
     async fn write_progress(
