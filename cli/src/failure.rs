@@ -5,7 +5,8 @@
 
 use std::process::ExitCode;
 
-use tonic::{Code, Status};
+use tonic::Status;
+use votestream_service::http::name_of;
 
 /// What a command that ran found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl Failure {
         if let Some(cause) = std::error::Error::source(status) {
             return Self::Failed(format!("{what} failed, the connection to {url} broke: {}", innermost(cause)));
         }
-        Self::Failed(format!("{what} failed: {} ({})", one_line(status.message()), code_name(status.code())))
+        Self::Failed(format!("{what} failed: {} ({})", one_line(status.message()), name_of(status.code())))
     }
 }
 
@@ -93,29 +94,6 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Name of a status code as gRPC writes it.
-pub(crate) fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 #[cfg(test)]

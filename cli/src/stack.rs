@@ -176,7 +176,8 @@ fn services(ports: &Ports, ingest: TcpListener, results: TcpListener) -> Vec<Ser
     vec![ingest, persist, tally]
 }
 
-async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+/// Listens, or says where it could not.
+pub(crate) async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
     let bound = async {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;

@@ -35,12 +35,9 @@ pub(crate) fn routes(ingest: Arc<Ingest>) -> Router {
 }
 
 async fn sample_vote(State(ingest): State<Arc<Ingest>>, headers: HeaderMap, body: Body) -> Response {
-    let body = match read_body(body).await {
+    let body = match read_vote_body(body).await {
         Ok(body) => body,
-        Err(response) => {
-            metrics::rejected(Rejected::Malformed, 1);
-            return response;
-        }
+        Err(response) => return response,
     };
     let cast = async {
         let vote = JsonVote::decode(&body).map_err(|error| invalid(&error))?;
@@ -55,12 +52,9 @@ async fn vote(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let body = match read_body(body).await {
+    let body = match read_vote_body(body).await {
         Ok(body) => body,
-        Err(response) => {
-            metrics::rejected(Rejected::Malformed, 1);
-            return response;
-        }
+        Err(response) => return response,
     };
     let cast = async {
         let Path(poll_id) = poll.map_err(|_| invalid_field("poll_id", "poll_id is not valid UTF-8"))?;
@@ -68,6 +62,11 @@ async fn vote(
         cast(&ingest, &headers, [&poll_id, &user_id, &option_id]).await
     };
     answer(cast.await, &[])
+}
+
+/// The body of a request for one vote. A vote that cannot be read is a rejected one.
+async fn read_vote_body(body: Body) -> Result<Bytes, Response> {
+    read_body(body).await.inspect_err(|_| metrics::rejected(Rejected::Malformed, 1))
 }
 
 #[derive(Deserialize)]

@@ -3,10 +3,13 @@
 use std::{net::SocketAddr, time::Duration};
 
 use votestream_core::TimeBounds;
-use votestream_service::config::{
-    Program, Setting, Values, bytes, duration,
-    engine::{self, EngineConfig},
-    socket_addr, whole,
+use votestream_service::{
+    CorsOrigins,
+    config::{
+        Program, Setting, Values, bytes, duration,
+        engine::{self, EngineConfig},
+        socket_addr, whole,
+    },
 };
 
 use crate::IngestConfig;
@@ -18,11 +21,7 @@ pub const PROGRAM: Program = Program {
     settings: &[
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50051", "Address of the service; port 0 picks a free one."),
-            Setting::optional(
-                "cors-allow-origins",
-                "ORIGINS",
-                "Web pages that may call, with commas between; * for all [default: none].",
-            ),
+            CorsOrigins::SETTING,
         ],
         engine::ENGINE,
         &[
@@ -69,14 +68,14 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
-        let origins = values.optional("cors-allow-origins", str::parse);
+        let origins = CorsOrigins::read(values);
         let engine = EngineConfig::read(values);
         let ingest_tasks = values.get("ingest-tasks", whole(1..=10_000u32));
         let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
         let unsettled_bytes_max = values.get("unsettled-bytes-max", bytes(8 << 20..=2 << 30));
         let drain = values.get("drain", duration(TimeBounds::DISTRIBUTED.answer_deadline..=*engine::DRAINS.end()));
         let mut ingest = IngestConfig::distributed();
-        ingest.cors_allow_origins = origins?.unwrap_or_default();
+        ingest.cors_allow_origins = origins?;
         ingest.lanes.linger = linger?;
         ingest.unsettled_bytes_max = unsettled_bytes_max?;
         ingest.drain = drain?;

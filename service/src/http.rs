@@ -29,6 +29,8 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer, Service};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use crate::config::{Setting, Values};
+
 /// Largest JSON body. A vote with the longest ids, every character of them escaped, takes about 3 KiB.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a client may take to send its body.
@@ -150,6 +152,18 @@ impl FromStr for CorsOrigins {
 }
 
 impl CorsOrigins {
+    /// The setting of services that pages may call.
+    pub const SETTING: Setting = Setting::optional(
+        "cors-allow-origins",
+        "ORIGINS",
+        "Web pages that may call, with commas between; * for all [default: none].",
+    );
+
+    /// Reads [`Self::SETTING`].
+    pub fn read(values: &mut Values) -> Option<Self> {
+        Some(values.optional(Self::SETTING.name, str::parse)?.unwrap_or_default())
+    }
+
     fn layer(&self) -> Option<CorsLayer> {
         let origins = match &self.0[..] {
             [] => return None,
@@ -252,7 +266,7 @@ pub fn http_status(code: Code) -> StatusCode {
 }
 
 /// Name of a code as in the gRPC documentation.
-fn name_of(code: Code) -> &'static str {
+pub fn name_of(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -3,10 +3,13 @@
 use std::{net::SocketAddr, time::Duration};
 
 use votestream_core::port::Group;
-use votestream_service::config::{
-    Program, Setting, Values, duration,
-    engine::{self, ConsumerConfig, EngineConfig},
-    socket_addr,
+use votestream_service::{
+    CorsOrigins,
+    config::{
+        Program, Setting, Values, duration,
+        engine::{self, ConsumerConfig, EngineConfig},
+        socket_addr,
+    },
 };
 
 use crate::TallyConfig;
@@ -18,11 +21,7 @@ pub const PROGRAM: Program = Program {
     settings: &[
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
-            Setting::optional(
-                "cors-allow-origins",
-                "ORIGINS",
-                "Web pages that may call, with commas between; * for all [default: none].",
-            ),
+            CorsOrigins::SETTING,
         ],
         engine::ENGINE,
         engine::CONSUMER,
@@ -59,7 +58,7 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
-        let origins = values.optional("cors-allow-origins", str::parse);
+        let origins = CorsOrigins::read(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Tally);
         let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
@@ -69,7 +68,7 @@ impl Settings {
         let tally = TallyConfig {
             group,
             flush_interval: flush_interval?,
-            cors_allow_origins: origins?.unwrap_or_default(),
+            cors_allow_origins: origins?,
             ..TallyConfig::distributed()
         };
         Some(Self { listen: listen?, engine: engine?, fan_out, tally, drain: drain? })

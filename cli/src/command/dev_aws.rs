@@ -3,7 +3,7 @@
 //! Owns how the stand-ins are set up. Everything is in memory and gone at the end. Must never be taken for AWS: nothing is
 //! durable, and nobody is asked who they are.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -12,13 +12,14 @@ use axum::{
 };
 use ferrokinesis::store::StoreOptions;
 use serde::Serialize;
-use tokio::{net::TcpListener, sync::Mutex};
+use tokio::sync::Mutex;
 
 use super::up::Signals;
 use crate::{
     args::{DevAwsArgs, Global},
     failure::{Answer, Failure, Outcome},
     output,
+    stack::listen,
 };
 
 /// Largest request to Kinesis: a PutRecords call of 5 MiB in base64.
@@ -94,13 +95,4 @@ fn print(global: &Global, variables: &Variables) -> Result<(), Failure> {
         "Stand-ins for Kinesis and DynamoDB, in memory, until they are stopped. In every terminal that uses them:"
     );
     output::lines(&exports.collect::<Vec<_>>())
-}
-
-async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
-    let bound = async {
-        let listener = TcpListener::bind(addr).await?;
-        let addr = listener.local_addr()?;
-        Ok((listener, addr))
-    };
-    bound.await.map_err(|error: std::io::Error| Failure::failed(format!("cannot listen on {addr}: {error}")))
 }
