@@ -3,7 +3,6 @@
 //! Owns leases, epochs, windows and checkpoints. Must never apply a window before its end is stored, nor write progress
 //! without the epoch in the condition.
 
-mod backoff;
 mod consumer;
 mod manager;
 mod prefetch;

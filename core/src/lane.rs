@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{map::LaneMap, queue::Spare, send::PendingBatches};
 use crate::{
+    backoff::Backoff,
     metrics,
     poll::PollId,
     port::{PortError, VoteStream},
@@ -101,6 +102,10 @@ impl LaneConfig {
     }
 }
 
+/// Attempts to read the shard map at the start, over some seconds. Longer, and whoever starts the process learns too late what
+/// is wrong.
+const START_ATTEMPTS_MAX: u32 = 8;
+
 /// Up to this many lanes, going through a message once a lane is faster than sorting it.
 const LANES_SCANNED_MAX: usize = 8;
 
@@ -128,7 +133,8 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Reads the shard map and starts a lane for each open shard.
+    /// Reads the shard map and starts a lane for each open shard. Fails if the map cannot be read in several attempts, or if
+    /// another attempt would not help.
     pub async fn start(
         config: LaneConfig,
         stream: Arc<dyn VoteStream>,
@@ -148,7 +154,15 @@ impl Producer {
             jitter: Mutex::new(StdRng::seed_from_u64(config.seed)),
             stopped: CancellationToken::new(),
         });
-        producer.refresh().await?;
+        let mut backoff = Backoff::new(&config.seed.to_be_bytes());
+        while let Err(error) = producer.refresh().await {
+            let pause = backoff.pause();
+            if !error.retryable || backoff.attempts() >= START_ATTEMPTS_MAX {
+                return Err(error);
+            }
+            tracing::warn!(%error, "cannot read the shard map, trying again");
+            tokio::time::sleep(pause).await;
+        }
         tokio::spawn(map::refresh_regularly(Arc::downgrade(&producer), config.refresh_every, producer.stopped.clone()));
         Ok(producer)
     }

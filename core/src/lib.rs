@@ -12,6 +12,7 @@
 //! - **group**: the consumers of one service. **watermark**: all votes that arrived before it have been committed.
 //! - **submitted**: every accepted vote. **counted**: one vote per user, the last one.
 
+mod backoff;
 pub mod batch;
 pub mod foreign;
 pub mod group;

@@ -295,3 +295,44 @@ async fn a_stream_that_always_refuses_stores_nothing_and_says_so() {
     assert_eq!(outcomes.0.lock().get(&0), Some(&Outcome::NotStored));
     assert!(before.elapsed() <= TimeBounds::ONE_MACHINE.answer_deadline + Duration::from_secs(1));
 }
+
+/// A shard map that cannot be read for a while.
+struct Unlisted {
+    stream: Arc<FaultyStream>,
+    /// What the next reads are answered with; then the map is read.
+    errors: Mutex<Vec<PortError>>,
+}
+
+#[async_trait]
+impl VoteStream for Unlisted {
+    async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
+        let error = self.errors.lock().pop();
+        match error {
+            Some(error) => Err(error),
+            None => self.stream.list_shards().await,
+        }
+    }
+    async fn put(&self, hash: u128, data: Bytes) -> Result<Stored, PortError> {
+        self.stream.put(hash, data).await
+    }
+    async fn reader(&self, _: Group, _: &ShardId, _: SequenceNumber) -> Result<Box<dyn RecordReader>, PortError> {
+        Err(PortError::permanent("not read"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lanes_start_once_the_shard_map_can_be_read_and_not_without_it() {
+    let clock = Arc::new(TestClock(tokio::time::Instant::now()));
+    let start = async |errors: Vec<PortError>| {
+        let stream = FaultyStream::new(3, 0.0, Duration::ZERO);
+        let stream = Arc::new(Unlisted { stream, errors: Mutex::new(errors) });
+        let started = Producer::start(LaneConfig::one_machine(), stream.clone(), clock.clone()).await;
+        (started.map(drop).map_err(|error| error.to_string()), stream.errors.lock().len())
+    };
+    let cut = || PortError::unknown("the answer was cut off");
+    assert_eq!(start(vec![cut(), cut(), cut()]).await, (Ok(()), 0));
+    let forbidden = vec![cut(), PortError::permanent("no permission"), cut()];
+    assert_eq!(start(forbidden).await, (Err("no permission".into()), 1), "a permanent error is not tried again");
+    let (never, left) = start((0..100).map(|_| cut()).collect()).await;
+    assert!(never.is_err() && left > 50, "{left} attempts were left");
+}

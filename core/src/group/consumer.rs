@@ -17,10 +17,10 @@ use tracing::Instrument;
 
 use super::{
     Applier, ApplyError, GroupConfig,
-    backoff::Backoff,
     prefetch::{Fetched, Prefetch},
 };
 use crate::{
+    backoff::Backoff,
     memory::ProducerMemory,
     metrics,
     mutation::{self, Mutation},

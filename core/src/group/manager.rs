@@ -17,10 +17,10 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     ApplierFactory, Drain, GroupConfig, GroupError,
-    backoff::Backoff,
     consumer::{Consumer, Stopped, renew},
 };
 use crate::{
+    backoff::Backoff,
     memory::ProducerMemory,
     metrics::{self, LeaseChange},
     mutation::{self, Mutation},

@@ -11,8 +11,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::backoff::Backoff;
 use crate::{
+    backoff::Backoff,
     port::{Group, PortError, ReadOutcome, RecordReader, VoteStream},
     routing::ShardId,
     sequence::SequenceNumber,

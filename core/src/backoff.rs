@@ -11,8 +11,8 @@ const FIRST: Duration = Duration::from_millis(20);
 /// Longest pause.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Pauses of one consumer.
-pub(super) struct Backoff {
+/// The pauses of one thing that is tried again and again.
+pub(crate) struct Backoff {
     rng: StdRng,
     next: Duration,
     attempts: u32,
@@ -20,23 +20,23 @@ pub(super) struct Backoff {
 
 impl Backoff {
     /// Pauses whose jitter depends on the seed only.
-    pub(super) fn new(seed: &[u8]) -> Self {
+    pub(crate) fn new(seed: &[u8]) -> Self {
         let rng = StdRng::seed_from_u64(xxhash_rust::xxh3::xxh3_64(seed));
         Self { rng, next: FIRST, attempts: 0 }
     }
 
     /// Starts over after a success.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         (self.next, self.attempts) = (FIRST, 0);
     }
 
     /// Failures since the last success, the one that is being waited for included.
-    pub(super) fn attempts(&self) -> u32 {
+    pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
 
     /// The next pause.
-    pub(super) fn pause(&mut self) -> Duration {
+    pub(crate) fn pause(&mut self) -> Duration {
         self.attempts = self.attempts.saturating_add(1);
         let pause = self.next.mul_f64(self.rng.random_range(0.5..=1.0));
         self.next = (self.next * 2).min(LONGEST);
