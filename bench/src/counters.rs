@@ -17,7 +17,12 @@ use votestream_core::{
 };
 use votestream_tally::TallyAppliers;
 
-use crate::{ingest::median, server::cpu_seconds, votes};
+use crate::{
+    ingest::median,
+    report::{Chart, Report, Series, number},
+    server::cpu_seconds,
+    votes,
+};
 
 const VOTES: usize = 1_000_000;
 /// Votes of one window: what a busy shard's interval between two flushes holds.
@@ -49,35 +54,44 @@ impl TallyStore for Nowhere {
     }
 }
 
-/// Prints the table.
-pub(crate) fn run() -> anyhow::Result<()> {
-    println!(
-        "\n| votes a record | decompress, ns a vote | record to counters, ns a vote | decompress / record to counters | votes/s per core |"
-    );
-    println!("|---:|---:|---:|---:|---:|");
+/// Fills the table.
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+    let (passes, rounds) = (report.size(PASSES, 1), report.size(ROUNDS, 1));
+    let note = "What tally-svc does with the bytes of a record, without the engines: decode, check every id, decide which votes \
+        count, add up. The baseline is decompressing the same records. CPU time of one thread.";
+    let columns = [
+        "votes a record",
+        "decompress, ns a vote",
+        "record to counters, ns a vote",
+        "decompress / record to counters",
+        "votes/s per core",
+    ];
+    let table = report.table("From a record to counters", note, &columns);
+    let series = [Series::new(1, "decompress"), Series::new(2, "record to counters")];
+    table.chart(Chart::bars("counters", "Tally: CPU time by votes a record", "ns a vote", &series));
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for per_record in [100, 1_000, 10_000] {
         let records = records(per_record)?;
         let (mut floor, mut all) = (vec![], vec![]);
-        for _ in 0..ROUNDS {
-            floor.push(each(|| decompress(&records))?);
-            all.push(each(|| runtime.block_on(count(&records, per_record)))?);
+        for _ in 0..rounds {
+            floor.push(each(passes, || decompress(&records))?);
+            all.push(each(passes, || runtime.block_on(count(&records, per_record)))?);
         }
         let ratio = median(floor.iter().zip(&all).map(|(floor, all)| floor / all));
         let (floor, all) = (median(floor.into_iter()), median(all.into_iter()));
-        println!("| {per_record} | {floor:.0} | {all:.0} | {ratio:.2} | {:.0} |", 1e9 / all);
+        table.row([per_record.into(), number(floor, 0), number(all, 0), number(ratio, 2), number(1e9 / all, 0)]);
     }
     Ok(())
 }
 
 /// Nanoseconds of CPU a vote.
-fn each(mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+fn each(passes: usize, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     pass()?;
     let before = cpu_seconds("self")?;
-    for _ in 0..PASSES {
+    for _ in 0..passes {
         pass()?;
     }
-    Ok((cpu_seconds("self")? - before) * 1e9 / (PASSES * VOTES) as f64)
+    Ok((cpu_seconds("self")? - before) * 1e9 / (passes * VOTES) as f64)
 }
 
 fn records(per_record: usize) -> anyhow::Result<Vec<Record>> {

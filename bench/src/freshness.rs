@@ -19,7 +19,8 @@ use votestream_proto::{
 
 use crate::{
     ingest::create_poll,
-    load::{milliseconds, open_loop, top_rate},
+    load::{TOP_VOTES, milliseconds, open_loop, top_rate},
+    report::{Chart, Report, Series, number},
     server::{Kind, Server},
     votes,
 };
@@ -40,20 +41,40 @@ enum Total {
     Counted,
 }
 
-/// Prints the table.
-pub(crate) fn run() -> anyhow::Result<()> {
+/// Fills the table.
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+    let time = report.size(TIME, Duration::from_secs(1));
+    let top_votes = report.size(TOP_VOTES, TOP_VOTES / 20);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let top = top_rate().await?;
-        println!(
-            "\n| acknowledged → visible, embedded, top rate {top:.0} votes/s | votes | submitted p50, ms | p99, ms | votes | counted p50, ms | p99, ms |"
+        let top = top_rate(top_votes).await?;
+        let note = format!(
+            "From a vote's acknowledgement to GetInterimResults that show it, while the load above goes on, top rate {top:.0} \
+             votes/s. Probes with polls of their own cast a vote and ask every 5 ms until it shows, half of them in the \
+             submitted votes (tally-svc), half in the counted ones (persist-svc)."
         );
-        println!("|---|---:|---:|---:|---:|---:|---:|");
+        let columns = [
+            "load, % of the top rate",
+            "submitted, probes",
+            "submitted p50, ms",
+            "submitted p99, ms",
+            "counted, probes",
+            "counted p50, ms",
+            "counted p99, ms",
+        ];
+        let table = report.table("Freshness of interim results", &note, &columns);
+        let quantiles = [
+            Series::new(2, "submitted, p50"),
+            Series::new(3, "submitted, p99"),
+            Series::new(5, "counted, p50"),
+            Series::new(6, "counted, p99"),
+        ];
+        table.chart(Chart::lines("freshness", "Freshness, embedded", "load, % of the top rate", "ms", &quantiles));
         for percent in [0.0, 5.0, 50.0] {
             let server = Server::start(Kind::Stack)?;
             create_poll(&server).await?;
             create_probes(&server).await?;
-            let until = Instant::now() + TIME;
+            let until = Instant::now() + time;
             let mut tasks = JoinSet::new();
             for at in 0..PROBES {
                 let total = if at % 2 == 0 { Total::Submitted } else { Total::Counted };
@@ -62,7 +83,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 tasks.spawn(async move { Ok::<_, anyhow::Error>((total, probe(ingest, results, at, total, until).await?)) });
             }
             if percent > 0.0 {
-                open_loop(&server, top * percent / 100.0, TIME).await?;
+                open_loop(&server, top * percent / 100.0, time).await?;
             }
             let (mut submitted, mut counted) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
             while let Some(seen) = tasks.join_next().await {
@@ -72,15 +93,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
                     Total::Counted => counted.add(seen)?,
                 }
             }
-            println!(
-                "| at {percent:.0} % | {} | {:.0} | {:.0} | {} | {:.0} | {:.0} |",
-                submitted.len(),
-                milliseconds(&submitted, 0.5),
-                milliseconds(&submitted, 0.99),
-                counted.len(),
-                milliseconds(&counted, 0.5),
-                milliseconds(&counted, 0.99),
-            );
+            table.row([
+                number(percent, 0),
+                submitted.len().into(),
+                number(milliseconds(&submitted, 0.5), 0),
+                number(milliseconds(&submitted, 0.99), 0),
+                counted.len().into(),
+                number(milliseconds(&counted, 0.5), 0),
+                number(milliseconds(&counted, 0.99), 0),
+            ]);
         }
         Ok(())
     })

@@ -24,7 +24,7 @@ pub(crate) const PER_MESSAGE: usize = 100;
 /// Messages that each stream sends again and again: 800,000 voters in all.
 const PREPARED: usize = 1_000;
 /// Votes of a measurement of the top rate.
-const TOP_VOTES: usize = 1_200_000;
+pub(crate) const TOP_VOTES: usize = 1_200_000;
 
 /// What an open loop saw.
 pub(crate) struct Seen {
@@ -39,14 +39,14 @@ pub(crate) struct Seen {
 /// Votes a second that a stack of its own acknowledges when clients send as fast as they may.
 ///
 /// It is what ingest and its fsync hold for seconds; persist-svc stores fewer, and catches up later.
-pub(crate) async fn top_rate() -> anyhow::Result<f64> {
+pub(crate) async fn top_rate(votes: usize) -> anyhow::Result<f64> {
     let server = Server::start(Kind::Stack)?;
     create_poll(&server).await?;
     // Until memory is mapped and caches are filled.
-    cast(&server, TOP_VOTES / 4, PER_MESSAGE, STREAMS).await?;
+    cast(&server, votes / 4, PER_MESSAGE, STREAMS).await?;
     let start = Instant::now();
-    let accepted = cast(&server, TOP_VOTES, PER_MESSAGE, STREAMS).await?;
-    anyhow::ensure!(accepted == TOP_VOTES as u64, "{accepted} of {TOP_VOTES} votes were accepted");
+    let accepted = cast(&server, votes, PER_MESSAGE, STREAMS).await?;
+    anyhow::ensure!(accepted == votes as u64, "{accepted} of {votes} votes were accepted");
     Ok(accepted as f64 / start.elapsed().as_secs_f64())
 }
 
@@ -58,7 +58,8 @@ pub(crate) async fn open_loop(server: &Server, votes_per_second: f64, time: Dura
     let mut prepared: Vec<Vec<VotesMessage>> = Vec::with_capacity(STREAMS);
     for seed in 0..STREAMS {
         let mut rng = StdRng::seed_from_u64(seed as u64);
-        prepared.push((0..PREPARED).map(|_| votes::message(&mut rng, PER_MESSAGE)).collect());
+        let different = PREPARED.min(messages as usize).max(1);
+        prepared.push((0..different).map(|_| votes::message(&mut rng, PER_MESSAGE)).collect());
     }
     let start = Instant::now() + Duration::from_millis(20);
     let mut streams = JoinSet::new();

@@ -1,51 +1,81 @@
 //! Benchmarks. Every speed of a service is measured in a process of its own, as CPU time and as a ratio to a baseline in
-//! the same run; see bench/README.md for how to read the table.
+//! the same run; see bench/README.md for how to read the tables.
 
 mod aws;
 mod codec;
 mod counters;
+mod dev_aws;
 mod freshness;
 mod ingest;
+mod lanes;
 mod latency;
 mod load;
 mod memory;
 mod null;
 mod pipeline;
+mod report;
+mod sample;
 mod scaling;
 mod server;
 mod store;
 mod votes;
+mod windows;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+
+use crate::report::Report;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
-#[command(about = "Measures Votestream and prints Markdown tables")]
+#[command(about = "Measures Votestream; prints Markdown tables, and writes a report with charts")]
 struct Arguments {
     #[command(subcommand)]
     bench: Bench,
+    /// Writes report.md with all tables, and the charts beside it
+    #[arg(long, global = true, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Small sizes, to see whether everything runs: the figures mean nothing
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Up to ten million voters in `scaling voters`
+    #[arg(long, global = true, conflicts_with = "quick")]
+    many: bool,
 }
 
 #[derive(Clone, Copy, Subcommand)]
 enum Bench {
     /// Everything below, one after the other
     All,
-    /// Ingest against a bare tonic server that decodes the same messages and drops them
-    Ingest,
     /// Bytes and nanoseconds a vote of the stored batch
     Codec,
     /// From the bytes of a record to counters, as tally-svc does
     Counters,
     /// Conditional writes of the embedded store
     Store,
+    /// From a validated vote to its settlement, into a stream in memory
+    Lanes,
+    /// Deciding which votes of a window count, against decoding it
+    Windows,
+    /// Resident memory of the stack: idle, with 1,000 idle streams, and with many voters
+    Memory {
+        /// How many voters at most
+        #[arg(long)]
+        voters: Option<usize>,
+    },
+    /// Ingest against a bare tonic server that decodes the same messages and drops them
+    Ingest,
     /// persist-svc, tally-svc and ingest-svc against a null Kinesis and a null DynamoDB
     Aws {
         /// One of persist, tally, ingest, shard; all of them unless named
         part: Option<aws::Part>,
     },
-    /// Whole pipeline on the embedded engines, from the client to exact counts
+    /// The AWS sample's experiments: write units and completion time
+    Sample,
+    /// Whole pipeline from the client to exact counts, on the embedded engines and on stand-ins for AWS
     Pipeline,
     /// From the time a vote was to be sent to its acknowledgement, at 10, 50 and 90 % of the top rate
     Latency,
@@ -55,12 +85,7 @@ enum Bench {
     Scaling {
         /// One of shards, connections, message, voters, polls, revotes; all of them unless named
         part: Option<scaling::Part>,
-        /// Up to ten million voters instead of one million, and 1,000 polls instead of 100
-        #[arg(long)]
-        many: bool,
     },
-    /// Resident memory of the stack, idle and with 1,000 idle streams
-    Memory,
     /// Internal: a server under test
     #[command(hide = true)]
     Serve {
@@ -71,52 +96,49 @@ enum Bench {
     },
 }
 
+/// What `all` runs. Those that take long come last.
+const ALL: [Bench; 13] = [
+    Bench::Codec,
+    Bench::Counters,
+    Bench::Lanes,
+    Bench::Windows,
+    Bench::Store,
+    Bench::Memory { voters: None },
+    Bench::Ingest,
+    Bench::Aws { part: None },
+    Bench::Pipeline,
+    Bench::Latency,
+    Bench::Freshness,
+    Bench::Sample,
+    Bench::Scaling { part: None },
+];
+
 fn main() -> anyhow::Result<()> {
-    let bench = Arguments::parse().bench;
+    let Arguments { bench, out, quick, many } = Arguments::parse();
     if let Bench::Serve { kind, options } = bench {
         return server::run(kind, options);
     }
-    let is = |wanted: fn(&Bench) -> bool| matches!(bench, Bench::All) || wanted(&bench);
-    if is(|bench| matches!(bench, Bench::Codec)) {
-        codec::run()?;
-    }
-    if is(|bench| matches!(bench, Bench::Counters)) {
-        counters::run()?;
-    }
-    if is(|bench| matches!(bench, Bench::Store)) {
-        store::run()?;
-    }
-    if is(|bench| matches!(bench, Bench::Memory)) {
-        memory::run()?;
-    }
-    if is(|bench| matches!(bench, Bench::Ingest)) {
-        ingest::run()?;
-    }
+    let mut report = Report::new(quick, many, out)?;
+    run(bench, &mut report)?;
+    report.finish()
+}
+
+fn run(bench: Bench, report: &mut Report) -> anyhow::Result<()> {
     match bench {
-        Bench::All => aws::run(None)?,
-        Bench::Aws { part } => aws::run(part)?,
-        Bench::Scaling { part, many } => scaling::run(part, many)?,
-        Bench::Ingest
-        | Bench::Codec
-        | Bench::Counters
-        | Bench::Store
-        | Bench::Pipeline
-        | Bench::Latency
-        | Bench::Freshness
-        | Bench::Memory
-        | Bench::Serve { .. } => {}
+        Bench::All => ALL.into_iter().try_for_each(|bench| run(bench, report)),
+        Bench::Codec => report.part("codec", codec::run),
+        Bench::Counters => report.part("counters", counters::run),
+        Bench::Store => report.part("store", store::run),
+        Bench::Lanes => report.part("lanes", lanes::run),
+        Bench::Windows => report.part("windows", windows::run),
+        Bench::Memory { voters } => memory::run(report, voters),
+        Bench::Sample => sample::run(report),
+        Bench::Ingest => report.part("ingest", ingest::run),
+        Bench::Aws { part } => aws::run(report, part),
+        Bench::Pipeline => report.part("pipeline", pipeline::run),
+        Bench::Latency => report.part("latency", latency::run),
+        Bench::Freshness => report.part("freshness", freshness::run),
+        Bench::Scaling { part } => scaling::run(report, part),
+        Bench::Serve { .. } => anyhow::bail!("a server is no measurement"),
     }
-    if is(|bench| matches!(bench, Bench::Pipeline)) {
-        pipeline::run()?;
-    }
-    if is(|bench| matches!(bench, Bench::Latency)) {
-        latency::run()?;
-    }
-    if is(|bench| matches!(bench, Bench::Freshness)) {
-        freshness::run()?;
-    }
-    if matches!(bench, Bench::All) {
-        scaling::run(None, false)?;
-    }
-    Ok(())
 }

@@ -30,10 +30,16 @@ use self::{dynamodb::Dynamo, kinesis::Kinesis};
 pub(crate) struct NullConfig {
     /// How long a call on the table of votes takes.
     pub(crate) delay: Duration,
+    /// Whether every other call of DynamoDB takes as long.
+    pub(crate) delay_all: bool,
     /// Shards of the stream.
     pub(crate) shards: usize,
     /// Votes of one round of prepared records, over all shards; 0 for none.
     pub(crate) votes: usize,
+    /// Votes of a prepared record.
+    pub(crate) record_votes: usize,
+    /// Votes a second that are shown from the first release on, over all shards: the round is then the only one.
+    pub(crate) rate: Option<f64>,
 }
 
 /// What was counted.
@@ -49,6 +55,12 @@ pub(crate) struct Stats {
     pub(crate) updates: u64,
     /// What was added to tallies.
     pub(crate) tallied: i64,
+    /// Write units that went into votes, one for each KiB of an item that was begun.
+    pub(crate) vote_units: u64,
+    /// Write units that went into tallies.
+    pub(crate) tally_units: u64,
+    /// Write units that went into everything else: checkpoints and leases.
+    pub(crate) other_units: u64,
     /// Records that were put.
     pub(crate) records: u64,
     /// Bytes of those.
@@ -57,12 +69,15 @@ pub(crate) struct Stats {
     pub(crate) shard_records_per_second_max: u64,
     /// Most bytes that one shard got within one second.
     pub(crate) shard_bytes_per_second_max: u64,
+    /// Shards that somebody reads.
+    pub(crate) shards_read: usize,
 }
 
 struct Engines {
     kinesis: Kinesis,
     dynamo: Dynamo,
     delay: Duration,
+    delay_all: bool,
 }
 
 impl Engines {
@@ -85,7 +100,7 @@ impl Engines {
             return self.kinesis.answer(operation, &body);
         }
         let (answer, of_votes) = self.dynamo.answer(operation, &body)?;
-        if of_votes && !self.delay.is_zero() {
+        if (of_votes || self.delay_all) && !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
         Ok(answer)
@@ -100,10 +115,14 @@ impl Engines {
             inserts: count(&self.dynamo.inserts),
             updates: count(&self.dynamo.updates),
             tallied: self.dynamo.tallied.load(Ordering::Relaxed),
+            vote_units: count(&self.dynamo.vote_units),
+            tally_units: count(&self.dynamo.tally_units),
+            other_units: count(&self.dynamo.other_units),
             records: count(&self.kinesis.records),
             record_bytes: count(&self.kinesis.record_bytes),
             shard_records_per_second_max,
             shard_bytes_per_second_max,
+            shards_read: self.kinesis.shards_read(),
         }
     }
 }
@@ -111,9 +130,10 @@ impl Engines {
 /// Serves until the process ends.
 pub(crate) async fn serve(listener: TcpListener, config: NullConfig) -> anyhow::Result<()> {
     let engines = Arc::new(Engines {
-        kinesis: Kinesis::new(config.shards, config.votes)?,
+        kinesis: Kinesis::new(&config)?,
         dynamo: Dynamo::default(),
         delay: config.delay,
+        delay_all: config.delay_all,
     });
     loop {
         let (stream, _) = listener.accept().await?;

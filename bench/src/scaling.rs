@@ -21,6 +21,7 @@ use votestream_proto::{
 };
 
 use crate::{
+    report::{Chart, Report, Series, number},
     server::{Kind, Options, Server},
     votes,
 };
@@ -60,6 +61,13 @@ const MIDDLE: Shape = Shape { shards: 4, connections: 8, per_message: 100, voter
 const VOTES: usize = 300_000;
 /// Votes of a measurement at one vote a message.
 const VOTES_SINGLE: usize = 100_000;
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Size {
+    votes: usize,
+    votes_single: usize,
+}
+
 /// Votes of a message while voters are stored.
 const STORE_PER_MESSAGE: usize = 500;
 const STORE_CONNECTIONS: usize = 8;
@@ -82,60 +90,102 @@ struct Took {
     cpu_us: f64,
 }
 
-/// Prints the tables.
-pub(crate) fn run(only: Option<Part>, many: bool) -> anyhow::Result<()> {
+/// Fills the tables.
+pub(crate) fn run(report: &mut Report, only: Option<Part>) -> anyhow::Result<()> {
     for &part in Part::value_variants() {
         if only.is_none_or(|only| only == part) {
-            vary(part, many)?;
+            let value = part.to_possible_value();
+            let name = value.as_ref().map_or("", |value| value.get_name());
+            report.part(&format!("scaling {name}"), |report| vary(report, part))?;
         }
     }
     Ok(())
 }
 
-fn vary(part: Part, many: bool) -> anyhow::Result<()> {
-    let (what, points): (_, &[usize]) = match part {
-        Part::Shards => ("shards", &[1, 2, 4, 8, 16]),
-        Part::Connections => ("connections", &[1, 10, 100, 1_000]),
-        Part::Message => ("votes a message", &[1, 10, 100, 1_000, 10_000]),
-        Part::Voters if many => ("voters who voted before", &[10_000, 100_000, 1_000_000, 10_000_000]),
-        Part::Voters => ("voters who voted before", &[10_000, 100_000, 1_000_000]),
-        Part::Polls if many => ("polls", &[1, 10, 100, 1_000]),
-        Part::Polls => ("polls", &[1, 10, 100]),
-        Part::Revotes => ("re-votes, percent", &[0, 50, 90]),
+fn vary(report: &mut Report, part: Part) -> anyhow::Result<()> {
+    let (what, file, points): (_, _, &[usize]) = match part {
+        Part::Shards => ("shards", "scaling-shards", &[1, 2, 4, 8, 16]),
+        Part::Connections => ("connections", "scaling-connections", &[1, 10, 100, 1_000]),
+        Part::Message => ("votes a message", "scaling-message", &[1, 10, 100, 1_000, 10_000]),
+        Part::Voters if report.many => {
+            ("voters who voted before", "scaling-voters", &[10_000, 100_000, 1_000_000, 10_000_000])
+        }
+        Part::Voters => ("voters who voted before", "scaling-voters", &[10_000, 100_000, 1_000_000]),
+        Part::Polls => ("polls", "scaling-polls", &[1, 10, 100, 1_000]),
+        Part::Revotes => ("re-votes, percent", "scaling-revotes", &[0, 50, 90]),
     };
-    println!(
-        "\n| {what} | acknowledged, votes/s | against the middle | CPU µs a vote, all three services | against the middle |"
+    let size =
+        report.size(Size { votes: VOTES, votes_single: VOTES_SINGLE }, Size { votes: 10_000, votes_single: 2_000 });
+    let (middle, points) = if report.quick {
+        (Shape { voters: 2_000, ..MIDDLE }, points.iter().copied().filter(|&point| point <= 10_000).collect())
+    } else {
+        (MIDDLE, points.to_vec())
+    };
+    let note = format!(
+        "The stack on the embedded engines, a new one for each run. Each run stands between two of a middle point: {} shards, \
+         {} connections, {} votes a message, {} voters who voted before, {} polls, {} % of the votes re-votes{}. CPU time of \
+         all three services, until they have nothing left to do.",
+        middle.shards,
+        middle.connections,
+        middle.per_message,
+        middle.voters,
+        middle.polls,
+        middle.revotes,
+        if part == Part::Voters { "; in this table all votes are re-votes" } else { "" }
     );
-    println!("|---:|---:|---:|---:|---:|");
+    let columns = [
+        what,
+        "acknowledged, votes/s",
+        "votes/s against the middle",
+        "CPU µs a vote",
+        "the middle then, CPU µs a vote",
+        "CPU against the middle",
+    ];
+    let table = report.table(&format!("Scaling: {what}"), &note, &columns);
+    let series = [Series::new(3, "this run"), Series::new(4, "the middle point before and after it")];
+    table.chart(Chart::lines(file, "CPU time of all three services", what, "µs a vote", &series));
     // Every run between two of the middle, which share it.
-    let mut before = measure(MIDDLE)?;
-    for &point in points {
+    let mut before = measure(middle, size)?;
+    for point in points {
         let shape = match part {
-            Part::Shards => Shape { shards: point, ..MIDDLE },
-            Part::Connections => Shape { connections: point, ..MIDDLE },
-            Part::Message => Shape { per_message: point, ..MIDDLE },
+            Part::Shards => Shape { shards: point, ..middle },
+            Part::Connections => Shape { connections: point, ..middle },
+            Part::Message => Shape { per_message: point, ..middle },
             // All of them are of the voters, so that each looks one up.
-            Part::Voters => Shape { voters: point, revotes: 100, ..MIDDLE },
-            Part::Polls => Shape { polls: point, ..MIDDLE },
-            Part::Revotes => Shape { revotes: point, ..MIDDLE },
+            Part::Voters => Shape { voters: point, revotes: 100, ..middle },
+            Part::Polls => Shape { polls: point, ..middle },
+            Part::Revotes => Shape { revotes: point, ..middle },
         };
-        let took = measure(shape)?;
-        let after = measure(MIDDLE)?;
+        let took = match measure(shape, size) {
+            Ok(took) => took,
+            Err(error) => {
+                if let Some(table) = report.last_table() {
+                    table.row([point.into(), "failed".into()]);
+                }
+                report.failed(format!("{point} {what}: {error:#}"));
+                continue;
+            }
+        };
+        // The middle does not change within the seconds of a quick run.
+        let after = if report.quick { before } else { measure(middle, size)? };
         let rate = (before.votes_per_second + after.votes_per_second) / 2.0;
         let cpu = (before.cpu_us + after.cpu_us) / 2.0;
-        println!(
-            "| {point} | {:.0} | {:.2} | {:.2} | {:.2} |",
-            took.votes_per_second,
-            took.votes_per_second / rate,
-            took.cpu_us,
-            took.cpu_us / cpu
-        );
+        if let Some(table) = report.last_table() {
+            table.row([
+                point.into(),
+                number(took.votes_per_second, 0),
+                number(took.votes_per_second / rate, 2),
+                number(took.cpu_us, 2),
+                number(cpu, 2),
+                number(took.cpu_us / cpu, 2),
+            ]);
+        }
         before = after;
     }
     Ok(())
 }
 
-fn measure(shape: Shape) -> anyhow::Result<Took> {
+fn measure(shape: Shape, size: Size) -> anyhow::Result<Took> {
     let options = Options { shards: shape.shards, ..Options::default() };
     let server = Server::start_with(Kind::Stack, options)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -146,13 +196,9 @@ fn measure(shape: Shape) -> anyhow::Result<Took> {
         // A voter is the seed of his name: ten million names take too much memory. Each votes in one poll.
         let mut stored: Vec<u32> = (0..u32::try_from(shape.voters)?).collect();
         let mut submitted = vec![0; polls.len()];
-        for chunk in stored.chunks(STORE_CHUNK) {
-            let sent = messages(chunk, &polls, STORE_PER_MESSAGE, &mut rng, &mut submitted);
-            cast(&server, sent, STORE_CONNECTIONS).await?;
-        }
-        settle(&server, &polls, &submitted).await?;
+        store(&server, &stored, &polls, &mut rng, &mut submitted).await?;
 
-        let votes = if shape.per_message == 1 { VOTES_SINGLE } else { VOTES };
+        let votes = if shape.per_message == 1 { size.votes_single } else { size.votes };
         let again = votes * shape.revotes / 100;
         stored.shuffle(&mut rng);
         let mut voters: Vec<u32> = stored.iter().copied().cycle().take(again).collect();
@@ -165,6 +211,47 @@ fn measure(shape: Shape) -> anyhow::Result<Took> {
         let cpu = settle(&server, &polls, &submitted).await? - cpu;
         Ok(Took { votes_per_second: votes as f64 / seconds, cpu_us: cpu * 1e6 / votes as f64 })
     })
+}
+
+/// Voters whose votes are stored, each one's once.
+pub(crate) struct Crowd {
+    polls: Vec<String>,
+    submitted: Vec<u64>,
+    voters: u32,
+    rng: StdRng,
+}
+
+impl Crowd {
+    /// Nobody yet, on a server without polls.
+    pub(crate) async fn new(server: &Server) -> anyhow::Result<Self> {
+        let polls = vec!["crowd".to_owned()];
+        create(server, &polls).await?;
+        Ok(Self { polls, submitted: vec![0], voters: 0, rng: StdRng::seed_from_u64(6) })
+    }
+
+    /// Lets more vote, until there are so many, and waits until everything is counted.
+    pub(crate) async fn grow(&mut self, server: &Server, voters: usize) -> anyhow::Result<()> {
+        let more: Vec<u32> = (self.voters..u32::try_from(voters)?).collect();
+        store(server, &more, &self.polls, &mut self.rng, &mut self.submitted).await?;
+        self.voters = u32::try_from(voters)?;
+        Ok(())
+    }
+}
+
+/// Stores one vote of each of these voters.
+async fn store(
+    server: &Server,
+    voters: &[u32],
+    polls: &[String],
+    rng: &mut StdRng,
+    submitted: &mut [u64],
+) -> anyhow::Result<()> {
+    for chunk in voters.chunks(STORE_CHUNK) {
+        let sent = messages(chunk, polls, STORE_PER_MESSAGE, rng, submitted);
+        cast(server, sent, STORE_CONNECTIONS).await?;
+        settle(server, polls, submitted).await?;
+    }
+    Ok(())
 }
 
 async fn create(server: &Server, polls: &[String]) -> anyhow::Result<()> {

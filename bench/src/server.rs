@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
+    num::NonZeroU32,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
@@ -20,8 +21,9 @@ use votestream_persist::PersistConfig;
 use votestream_tally::TallyConfig;
 
 use crate::{
-    aws,
-    null::{self, NullConfig},
+    aws::{self, Engines},
+    dev_aws,
+    null::{self, NullConfig, VOTES_PER_RECORD},
     votes,
 };
 
@@ -42,6 +44,10 @@ pub(crate) enum Kind {
     PersistAws,
     /// tally-svc on the AWS adapters.
     TallyAws,
+    /// Stand-ins for Kinesis and DynamoDB that keep what they are given, in memory.
+    DevAws,
+    /// All three services on the AWS adapters, in one process.
+    StackAws,
     /// The AWS SDK alone: INSERT statements, 25 a call, as many calls at a time as the adapter makes.
     Sdk,
 }
@@ -49,12 +55,33 @@ pub(crate) enum Kind {
 /// What some servers want to know.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct Options {
-    /// Where Kinesis and DynamoDB are
+    /// Where Kinesis is, and DynamoDB unless it is elsewhere
     #[arg(long)]
     pub(crate) aws: Option<SocketAddr>,
+    /// Where DynamoDB is
+    #[arg(long)]
+    pub(crate) dynamodb: Option<SocketAddr>,
     /// How long the null DynamoDB takes for a call on votes
     #[arg(long, default_value_t = 0)]
     pub(crate) delay_ms: u64,
+    /// Whether the null DynamoDB takes as long for every other call
+    #[arg(long)]
+    pub(crate) delay_all: bool,
+    /// Votes of a record of the null Kinesis; 0 for as many as it has by default
+    #[arg(long, default_value_t = 0)]
+    pub(crate) record_votes: usize,
+    /// Votes a second that the null Kinesis shows, once it is told to begin; 0 for whole rounds at once
+    #[arg(long, default_value_t = 0)]
+    pub(crate) rate: usize,
+    /// Votes after which persist-svc closes a window; 0 for as many as it has by default
+    #[arg(long, default_value_t = 0)]
+    pub(crate) window_votes: usize,
+    /// Write units a second that persist-svc may spend on votes; 0 for no limit
+    #[arg(long, default_value_t = 0)]
+    pub(crate) write_units: u32,
+    /// How often tally-svc writes its sums; 0 for as often as by default
+    #[arg(long, default_value_t = 0)]
+    pub(crate) flush_ms: u64,
     /// Shards of the stream; 0 for as many as the server has by default
     #[arg(long, default_value_t = 0)]
     pub(crate) shards: usize,
@@ -64,8 +91,56 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    fn engines(&self) -> anyhow::Result<SocketAddr> {
-        self.aws.context("--aws is missing")
+    fn engines(&self) -> anyhow::Result<Engines> {
+        let kinesis = self.aws.context("--aws is missing")?;
+        Ok(Engines { kinesis, dynamodb: self.dynamodb.unwrap_or(kinesis) })
+    }
+
+    /// As a command line.
+    fn arguments(self) -> Vec<String> {
+        let Self {
+            aws,
+            dynamodb,
+            delay_ms,
+            delay_all,
+            record_votes,
+            rate,
+            window_votes,
+            write_units,
+            flush_ms,
+            shards,
+            votes,
+        } = self;
+        let mut arguments = vec![
+            format!("--delay-ms={delay_ms}"),
+            format!("--record-votes={record_votes}"),
+            format!("--rate={rate}"),
+            format!("--window-votes={window_votes}"),
+            format!("--write-units={write_units}"),
+            format!("--flush-ms={flush_ms}"),
+            format!("--shards={shards}"),
+            format!("--votes={votes}"),
+        ];
+        arguments.extend(aws.map(|aws| format!("--aws={aws}")));
+        arguments.extend(dynamodb.map(|dynamodb| format!("--dynamodb={dynamodb}")));
+        arguments.extend(delay_all.then(|| "--delay-all".to_owned()));
+        arguments
+    }
+
+    fn persist(&self) -> PersistConfig {
+        let mut config = PersistConfig::distributed();
+        if self.window_votes > 0 {
+            config.group.window.votes_max = self.window_votes;
+        }
+        config
+    }
+
+    fn tally(&self) -> TallyConfig {
+        let mut config = TallyConfig::distributed();
+        if self.flush_ms > 0 {
+            config.flush_interval = Duration::from_millis(self.flush_ms);
+        }
+        config
     }
 }
 
@@ -130,24 +205,49 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
             Kind::Ingest => embedded_ingest(ingest, shutdown).await,
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
-                let Options { delay_ms, shards, votes, aws: _ } = options;
-                let config = NullConfig { delay: Duration::from_millis(delay_ms), shards: shards.max(1), votes };
+                let config = NullConfig {
+                    delay: Duration::from_millis(options.delay_ms),
+                    delay_all: options.delay_all,
+                    shards: options.shards.max(1),
+                    votes: options.votes,
+                    record_votes: if options.record_votes > 0 { options.record_votes } else { VOTES_PER_RECORD },
+                    rate: (options.rate > 0).then_some(options.rate as f64),
+                };
                 shutdown.run_until_cancelled(null::serve(ingest, config)).await.unwrap_or(Ok(()))
             }
             Kind::Sdk => aws::write_by_sdk(options.engines()?, options.votes).await,
             Kind::IngestAws => {
-                let ports = aws::ports(options.engines()?).await?;
+                let ports = aws::ports(options.engines()?, None).await?;
                 votestream_ingest::run(IngestConfig::distributed(), ports, ingest, shutdown).await?;
                 Ok(())
             }
             Kind::PersistAws => {
-                let ports = aws::ports(options.engines()?).await?;
-                votestream_persist::run(PersistConfig::distributed(), ports, shutdown).await?;
+                let ports = aws::ports(options.engines()?, NonZeroU32::new(options.write_units)).await?;
+                votestream_persist::run(options.persist(), ports, shutdown).await?;
                 Ok(())
             }
             Kind::TallyAws => {
-                let ports = aws::ports(options.engines()?).await?;
-                votestream_tally::run(TallyConfig::distributed(), ports, results, shutdown).await?;
+                let ports = aws::ports(options.engines()?, None).await?;
+                votestream_tally::run(options.tally(), ports, results, shutdown).await?;
+                Ok(())
+            }
+            Kind::DevAws => {
+                let engines =
+                    async { tokio::try_join!(dev_aws::kinesis(ingest), dev_aws::dynamodb(results)).map(drop) };
+                // What they still hold is gone anyway, and consumers' connections stay open for minutes.
+                shutdown.run_until_cancelled(engines).await.unwrap_or(Ok(()))
+            }
+            Kind::StackAws => {
+                let shards = u32::try_from(options.shards)?;
+                let ports = aws::create(options.engines()?, shards).await?;
+                let (ingest, persist, tally) = tokio::join!(
+                    votestream_ingest::run(IngestConfig::distributed(), ports.clone(), ingest, shutdown.clone()),
+                    votestream_persist::run(options.persist(), ports.clone(), shutdown.clone()),
+                    votestream_tally::run(options.tally(), ports.clone(), results, shutdown.clone()),
+                );
+                ingest?;
+                persist?;
+                tally?;
                 Ok(())
             }
         }
@@ -228,10 +328,7 @@ impl Server {
         let kind = kind.to_possible_value().context("every kind has a name")?;
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", kind.get_name()])
-            .args(options.aws.map(|aws| format!("--aws={aws}")))
-            .arg(format!("--delay-ms={}", options.delay_ms))
-            .arg(format!("--shards={}", options.shards))
-            .arg(format!("--votes={}", options.votes))
+            .args(options.arguments())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -6,22 +6,27 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use votestream_core::{PollId, Position, SequenceNumber, Timestamp, port::VoteWrite};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 
-use crate::votes;
+use crate::{
+    report::{Chart, Report, Series, number},
+    votes,
+};
 
 const WINDOW: usize = 5_000;
 const VOTERS: usize = 500_000;
 
-/// Prints the table.
-pub(crate) fn run() -> anyhow::Result<()> {
+/// Fills the table.
+pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+    let voters = report.size(VOTERS, 20_000);
     let runtime = tokio::runtime::Runtime::new()?;
     let dir = tempfile::tempdir()?;
     let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
     let store = engine.ports().votes;
     let mut rng = StdRng::seed_from_u64(2);
-    let mut users: Vec<Arc<str>> = (0..VOTERS).map(|_| votes::user(&mut rng).into()).collect();
+    let mut users: Vec<Arc<str>> = (0..voters).map(|_| votes::user(&mut rng).into()).collect();
     let poll_id = PollId::new(votes::POLL)?;
-    println!("\n| embedded store, {VOTERS} voters, windows of {WINDOW} | votes/s |");
-    println!("|---|---:|");
+    let note = format!("Conditional writes of {voters} voters, in windows of {WINDOW}, each window synced to disk.");
+    let table = report.table("The embedded store", &note, &["votes", "votes/s"]);
+    table.chart(Chart::bars("store", "Embedded store: conditional writes", "votes/s", &[Series::new(1, "")]));
     let mut sequence = 0;
     for what in ["new votes", "changed votes"] {
         users.shuffle(&mut rng);
@@ -42,7 +47,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 .collect();
             runtime.block_on(store.write(&writes))?;
         }
-        println!("| {what} | {:.0} |", VOTERS as f64 / start.elapsed().as_secs_f64());
+        table.row([what.into(), number(voters as f64 / start.elapsed().as_secs_f64(), 0)]);
     }
     engine.close();
     Ok(())

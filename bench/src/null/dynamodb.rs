@@ -13,12 +13,18 @@ use serde_json::{Map, Value, json};
 
 type Item = Map<String, Value>;
 
+/// What one write unit writes.
+const UNIT_BYTES: usize = 1 << 10;
+
 #[derive(Default)]
 pub(super) struct Dynamo {
     pub(super) calls: AtomicU64,
     pub(super) inserts: AtomicU64,
     pub(super) updates: AtomicU64,
     pub(super) tallied: AtomicI64,
+    pub(super) vote_units: AtomicU64,
+    pub(super) tally_units: AtomicU64,
+    pub(super) other_units: AtomicU64,
     items: Mutex<HashMap<Key, Item>>,
 }
 
@@ -71,8 +77,9 @@ impl Dynamo {
             "DescribeTable" => describe(table),
             "PutItem" => {
                 let item = request["Item"].as_object().context("no item")?;
+                let units = self.wrote(table, item);
                 self.items.lock().insert(key(table, &request["Item"]), item.clone());
-                json!({})
+                json!({ "ConsumedCapacity": consumed(table, units) })
             }
             "GetItem" => match self.items.lock().get(&key(table, &request["Key"])) {
                 Some(item) => json!({ "Item": item }),
@@ -95,7 +102,8 @@ impl Dynamo {
                 if table.ends_with("tallies") {
                     self.tallied.fetch_add(added, Ordering::Relaxed);
                 }
-                json!({ "Attributes": item })
+                let units = self.wrote(table, item);
+                json!({ "Attributes": item, "ConsumedCapacity": consumed(table, units) })
             }
             _ => anyhow::bail!("DynamoDB has no {operation} here"),
         };
@@ -109,8 +117,19 @@ impl Dynamo {
         self.inserts.fetch_add(inserts as u64, Ordering::Relaxed);
         self.updates.fetch_add((all - inserts) as u64, Ordering::Relaxed);
         let answers = vec!["{\"TableName\":\"votestream-votes\"}"; all].join(",");
+        // A vote is far smaller than a KiB: one unit each.
+        self.vote_units.fetch_add(all as u64, Ordering::Relaxed);
         let capacity = format!("{{\"TableName\":\"votestream-votes\",\"CapacityUnits\":{all}.0}}");
         Ok(format!("{{\"Responses\":[{answers}],\"ConsumedCapacity\":[{capacity}]}}").into())
+    }
+
+    /// Counts what a write of this item costs.
+    fn wrote(&self, table: &str, item: &Item) -> u64 {
+        let bytes: usize = item.iter().map(|(name, value)| name.len() + size_of_value(value)).sum();
+        let units = bytes.div_ceil(UNIT_BYTES).max(1) as u64;
+        let counter = if table.ends_with("tallies") { &self.tally_units } else { &self.other_units };
+        counter.fetch_add(units, Ordering::Relaxed);
+        units
     }
 
     /// Everybody has voted, before every position, for the first option.
@@ -130,6 +149,25 @@ impl Dynamo {
             responses.insert(table.clone(), keys.iter().map(stored).collect());
         }
         Ok(json!({ "Responses": responses, "UnprocessedKeys": {} }).to_string().into())
+    }
+}
+
+fn consumed(table: &str, units: u64) -> Value {
+    json!({ "TableName": table, "CapacityUnits": units as f64 })
+}
+
+/// Bytes of an attribute's value, as DynamoDB counts them, or a little more.
+fn size_of_value(value: &Value) -> usize {
+    let Some((kind, value)) = value.as_object().and_then(|value| value.iter().next()) else { return 1 };
+    match (kind.as_str(), value) {
+        ("S", Value::String(text)) => text.len(),
+        ("B", Value::String(base64)) => base64.len() / 4 * 3,
+        ("N", Value::String(digits)) => digits.len() / 2 + 2,
+        ("L", Value::Array(list)) => 3 + list.iter().map(|value| 1 + size_of_value(value)).sum::<usize>(),
+        ("M", Value::Object(map)) => {
+            3 + map.iter().map(|(name, value)| name.len() + 1 + size_of_value(value)).sum::<usize>()
+        }
+        _ => 1,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use votestream_core::{
     vote_hash,
 };
 
+use super::NullConfig;
 use crate::votes;
 
 /// Rounds of prepared records. All have the same votes, so that from the second on they are changed ones.
@@ -39,9 +40,17 @@ pub(super) struct Kinesis {
     pub(super) record_bytes: AtomicU64,
     ranges: Vec<HashRange>,
     prepared: Vec<Shard>,
+    /// Rounds that are prepared.
+    rounds: usize,
     /// Rounds that are shown.
     released: AtomicUsize,
+    /// Records a second that a shard shows from the first release on, instead of a round at once.
+    pace: Option<f64>,
+    /// When that was.
+    begun: OnceLock<Instant>,
     seconds: Vec<Mutex<Second>>,
+    /// Whether somebody reads a shard.
+    read: Vec<AtomicBool>,
 }
 
 /// What one shard gets.
@@ -73,23 +82,45 @@ fn shard_name(at: usize) -> String {
 }
 
 impl Kinesis {
-    pub(super) fn new(shards: usize, votes: usize) -> anyhow::Result<Self> {
+    pub(super) fn new(config: &NullConfig) -> anyhow::Result<Self> {
+        let &NullConfig { shards, votes, record_votes, rate, .. } = config;
         let ranges = HashRange::split_evenly(u32::try_from(shards)?);
-        let prepared = if votes == 0 { vec![Vec::new(); shards] } else { prepare(&ranges, votes)? };
+        let rounds = if rate.is_some() { 1 } else { ROUNDS };
+        let prepared =
+            if votes == 0 { vec![Vec::new(); shards] } else { prepare(&ranges, votes, record_votes, rounds)? };
         let second = || Mutex::new(Second { since: Instant::now(), records: 0, bytes: 0, most: (0, 0) });
         Ok(Self {
             calls: AtomicU64::new(0),
             records: AtomicU64::new(0),
             record_bytes: AtomicU64::new(0),
             seconds: std::iter::repeat_with(second).take(shards).collect(),
+            read: std::iter::repeat_with(|| AtomicBool::new(false)).take(shards).collect(),
             ranges,
             prepared,
+            rounds,
             released: AtomicUsize::new(0),
+            pace: rate.map(|rate| rate / (shards * record_votes) as f64),
+            begun: OnceLock::new(),
         })
     }
 
+    /// How many of a shard's records are shown.
+    fn shown(&self, records: usize) -> usize {
+        let Some(pace) = self.pace else {
+            return records / self.rounds * self.released.load(Ordering::Relaxed).min(self.rounds);
+        };
+        let due = self.begun.get().map_or(0.0, |begun| begun.elapsed().as_secs_f64() * pace);
+        records.min(due as usize)
+    }
+
     pub(super) fn release(&self) {
+        self.begun.get_or_init(Instant::now);
         self.released.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Shards that somebody reads.
+    pub(super) fn shards_read(&self) -> usize {
+        self.read.iter().filter(|read| read.load(Ordering::Relaxed)).count()
     }
 
     /// Most records and bytes that one shard got within one second.
@@ -138,7 +169,8 @@ impl Kinesis {
         let (shard, at) = iterator.split_once(':').context("not an iterator of ours")?;
         let (shard, at): (usize, usize) = (shard.parse()?, at.parse()?);
         let records = self.prepared.get(shard).context("no such shard")?;
-        let shown = &records[..records.len() / ROUNDS * self.released.load(Ordering::Relaxed).min(ROUNDS)];
+        self.read[shard].store(true, Ordering::Relaxed);
+        let shown = &records[..self.shown(records.len())];
         let (mut answer, mut end) = (String::from("{\"Records\":["), at);
         for record in shown.get(at..).unwrap_or_default() {
             if answer.len() + record.len() > ANSWER_BYTES_MAX / 3 * 4 {
@@ -184,7 +216,7 @@ impl Second {
 }
 
 /// The records of each shard: in every round the same random users.
-fn prepare(ranges: &[HashRange], votes: usize) -> anyhow::Result<Vec<Shard>> {
+fn prepare(ranges: &[HashRange], votes: usize, record_votes: usize, rounds: usize) -> anyhow::Result<Vec<Shard>> {
     let mut rng = StdRng::seed_from_u64(3);
     let poll = PollId::new(votes::POLL)?;
     let options: Vec<Arc<str>> = votes::OPTIONS.iter().map(|&option| option.into()).collect();
@@ -203,9 +235,9 @@ fn prepare(ranges: &[HashRange], votes: usize) -> anyhow::Result<Vec<Shard>> {
     let now = SystemClock::new().now();
     let (mut open, mut shards, mut number) = (OpenBatch::default(), Vec::with_capacity(ranges.len()), 0);
     for (range, users) in ranges.iter().zip(&users) {
-        let mut records = Vec::with_capacity(wanted / VOTES_PER_RECORD * ROUNDS);
-        for round in 0..ROUNDS {
-            for (chunk, users) in users.chunks_exact(VOTES_PER_RECORD).enumerate() {
+        let mut records = Vec::with_capacity(wanted / record_votes * rounds);
+        for round in 0..rounds {
+            for (chunk, users) in users.chunks_exact(record_votes).enumerate() {
                 open.clear();
                 for (at, (hash, user)) in users.iter().enumerate() {
                     // Not the same option as in the round before.
