@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
 use votestream_tally::TallyConfig;
@@ -285,13 +285,14 @@ async fn stack(
     }
     let engine = EmbeddedEngine::open(dir.path(), embedded)?;
     let ports = engine.ports();
+    let (persist_ports, stop) = (ports.clone(), shutdown.clone());
     let (ingest, persist, tally) = tokio::join!(
         votestream_ingest::run(IngestConfig::one_machine(), ports.clone(), ingest, shutdown.clone()),
-        votestream_persist::run(PersistConfig::one_machine(), ports.clone(), shutdown.clone()),
+        background("persist", move || votestream_persist::run(PersistConfig::one_machine(), persist_ports, stop)),
         votestream_tally::run(TallyConfig::one_machine(), ports.clone(), results, shutdown.clone()),
     );
     ingest?;
-    persist?;
+    persist??;
     tally?;
     engine.close();
     Ok(())

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use votestream_core::port::Ports;
-use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
 use votestream_service::{DrainReport, ServiceError};
@@ -167,7 +167,13 @@ fn services(ports: &Ports, ingest: TcpListener, results: TcpListener) -> Vec<Ser
     };
     let persist = {
         let ports = ports.clone();
-        Service::spawn("persist", |shutdown| votestream_persist::run(PersistConfig::one_machine(), ports, shutdown))
+        // What is stored was acknowledged already, and must not delay what comes in.
+        Service::spawn("persist", |shutdown| async {
+            let run = || votestream_persist::run(PersistConfig::one_machine(), ports, shutdown);
+            background("votestream-persist", run)
+                .await
+                .map_err(|error| ServiceError::task("persist's runtime", error))?
+        })
     };
     let tally = {
         let ports = ports.clone();

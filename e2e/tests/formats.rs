@@ -42,7 +42,7 @@ use votestream_ingest::IngestConfig;
 use votestream_proto::v1::{GetFinalResultsRequest, GetInterimResultsRequest, RecountRequest};
 
 /// The versions that are written now.
-const EMBEDDED: &str = "embedded-1.zst";
+const EMBEDDED: &str = "embedded-2.zst";
 const TABLES: &str = "tables-1.json";
 const RECORD: &str = "record-1.bin";
 /// A poll that was open when the data was written, and one that was final.
@@ -212,9 +212,16 @@ async fn a_stored_data_directory_goes_on() {
         let counts: BTreeMap<_, _> = result.options.into_iter().map(|one| (one.option_id, one.votes)).collect();
         assert_eq!(counts, last_votes(votes(0).iter().chain(&votes(1)).chain(&votes(2))), "{}", original.display());
         assert_eq!(submitted(&stack, OPEN).await, 600);
+        stack.stop().await;
+        opened.close();
+
+        // What was converted is found again.
+        let opened = engine(temporary.path());
+        let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
         for poll_id in [OPEN, FINAL] {
             let request = RecountRequest { poll_id: poll_id.into() };
-            assert!(stack.results().await.recount(request).await.unwrap().into_inner().matches, "{poll_id}");
+            let recount = stack.results().await.recount(request).await.unwrap().into_inner();
+            assert!(recount.matches && recount.options.iter().any(|option| option.recounted > 0), "{poll_id}");
         }
         stack.stop().await;
         opened.close();

@@ -13,9 +13,20 @@ use std::{
 use votestream_core::TimeBounds;
 
 /// Format of everything below the directory.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// What a format file begins with.
+const FORMAT_NAME: &str = "votestream embedded";
 /// Most bytes of a format file that are read.
 const FORMAT_BYTES_MAX: u64 = 4_096;
+
+/// What a directory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Votes with their ids as they are. The store converts them when it is opened.
+    Version1,
+    /// What this version writes.
+    Present,
+}
 
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +100,7 @@ pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {
 }
 
 /// Checks the format file of a locked directory, or writes it into a new one.
-pub(crate) fn check_format(directory: &Path, bounds: &TimeBounds) -> Result<(), OpenError> {
+pub(crate) fn check_format(directory: &Path, bounds: &TimeBounds) -> Result<Format, OpenError> {
     let io = |source| OpenError::Io { directory: directory.to_owned(), source };
     let format = |reason: String| OpenError::Format { directory: directory.to_owned(), reason };
     let path = directory.join("format");
@@ -102,24 +113,34 @@ pub(crate) fn check_format(directory: &Path, bounds: &TimeBounds) -> Result<(), 
                     return Err(format(format!("there is {database:?}, but no file \"format\"")));
                 }
             }
-            return write_format(directory, bounds).map_err(io);
+            write_format(directory, bounds).map_err(io)?;
+            return Ok(Format::Present);
         }
         Err(error) => return Err(io(error)),
     };
     let (version, stored) =
         text.split_once('\n').ok_or_else(|| format("the file \"format\" is incomplete".to_owned()))?;
-    if version != version_line() {
-        return Err(format(format!("its format is {version:?}, this version reads {:?}", version_line())));
-    }
+    let found = match version.strip_prefix(FORMAT_NAME).and_then(|version| version.trim_start().parse().ok()) {
+        Some(FORMAT_VERSION) => Format::Present,
+        Some(1) => Format::Version1,
+        Some(_) | None => {
+            return Err(format(format!("its format is {version:?}, this version reads up to {:?}", version_line())));
+        }
+    };
     let (stored, wanted) = (stored.trim_end(), bounds_line(bounds));
     if stored != wanted {
         return Err(OpenError::Bounds { directory: directory.to_owned(), stored: stored.to_owned(), wanted });
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Notes that everything in the directory is of the present format by now.
+pub(crate) fn set_present(directory: &Path, bounds: &TimeBounds) -> Result<(), OpenError> {
+    write_format(directory, bounds).map_err(|source| OpenError::Io { directory: directory.to_owned(), source })
 }
 
 fn version_line() -> String {
-    format!("votestream embedded {FORMAT_VERSION}")
+    format!("{FORMAT_NAME} {FORMAT_VERSION}")
 }
 
 fn bounds_line(bounds: &TimeBounds) -> String {
@@ -190,9 +211,9 @@ mod tests {
 
         let path = dir.path().join("format");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("embedded 1", "embedded 2")).unwrap();
+        fs::write(&path, text.replace("embedded 2", "embedded 3")).unwrap();
         let message = refusal(dir.path(), options);
-        assert!(message.contains("embedded 2") && message.contains("embedded 1"), "{message}");
+        assert!(message.contains("embedded 3") && message.contains("embedded 2"), "{message}");
         fs::remove_file(&path).unwrap();
         assert!(refusal(dir.path(), options).contains("no file \"format\""));
         fs::write(&path, text).unwrap();

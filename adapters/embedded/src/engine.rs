@@ -12,7 +12,7 @@ use votestream_core::{
 };
 
 use crate::{
-    directory::{self, OpenError},
+    directory::{self, Format, OpenError},
     log::{EmbeddedStream, LogOptions},
     store::EmbeddedStore,
 };
@@ -54,8 +54,11 @@ impl EmbeddedEngine {
     /// Opens a data directory, or makes a new one. Blocks: data that was not yet in tables is replayed.
     pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<Self, OpenError> {
         let lock = Arc::new(directory::lock(dir)?);
-        directory::check_format(dir, &options.bounds)?;
-        let store = Arc::new(EmbeddedStore::open(&dir.join("store"), lock.clone())?);
+        let format = directory::check_format(dir, &options.bounds)?;
+        let store = Arc::new(EmbeddedStore::open(&dir.join("store"), format, lock.clone())?);
+        if format != Format::Present {
+            directory::set_present(dir, &options.bounds)?;
+        }
         let log = LogOptions {
             shards: options.shards,
             retention: options.retention,

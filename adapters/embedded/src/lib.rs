@@ -12,18 +12,24 @@
 //! in `worker_pool.rs`), so a table never holds what the journal may lose. Recovery replays batches in order and stops at the
 //! first that is incomplete (`journal/batch_reader.rs`). So a killed process, or a lost machine, loses a suffix of the commits
 //! and nothing else, and one sync makes every earlier commit durable: votes and tallies need no sync of their own, since the
-//! progress that speaks of them is committed later and synced. A batch with a durability mode is synced before it is applied
-//! to the memtable: what can be read is durable.
+//! progress that speaks of them is committed later. A batch with a durability mode is synced before it is applied to the
+//! memtable: what can be read of it is durable. So are the records of the log, polls and final results.
+//!
+//! Progress is not: a crash may take the store back by what was committed since the last sync, a tenth of a second as a rule.
+//! It then stands as it once stood, with the votes, tallies, epochs and producer memory of that moment, and the groups
+//! process the records after its checkpoints again, which the log still has: it deletes only what a synced checkpoint covers.
 //!
 //! A machine that loses power in the middle of an unsynced batch may have stored its end without its middle. `fjall` then
 //! refuses to open the journal, and so do we: loudly, never by dropping what might have been acknowledged.
 
+mod background;
 mod codec;
 mod directory;
 mod engine;
 mod log;
 mod store;
 
+pub use background::background;
 pub use directory::OpenError;
 pub use engine::{EmbeddedEngine, EmbeddedOptions};
 

@@ -29,7 +29,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, compaction::Leveled};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use votestream_core::{
@@ -43,7 +43,7 @@ use crate::{
     codec::{Corrupt, Decoder, Encoder},
     directory::OpenError,
     engine::DirectoryLock,
-    store::EmbeddedStore,
+    store::{EmbeddedStore, TABLE_BYTES},
 };
 
 /// Most shards of a new stream.
@@ -56,6 +56,11 @@ const PERMIT_BYTES: usize = 1_024;
 const RECORD_BYTES_MAX: usize = 16 << 20;
 /// Block cache of the log: it is mostly read where it was just written.
 const CACHE_BYTES: u64 = 16 << 20;
+/// Records that are kept in memory until they go to a blob file, which is written and synced at once: an acknowledgement
+/// waits for that if it comes at the same time.
+const MEMTABLE_BYTES: u64 = 16 << 20;
+/// Size of a blob file.
+const BLOB_FILE_BYTES: u64 = 32 << 20;
 
 /// Settings of the log.
 pub(crate) struct LogOptions {
@@ -237,7 +242,12 @@ impl EmbeddedStream {
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
         let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
         let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(failed)?;
-        let blobs = || KeyspaceCreateOptions::default().with_kv_separation(Some(KvSeparationOptions::default()));
+        let blobs = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(MEMTABLE_BYTES)
+                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES)))
+                .with_kv_separation(Some(KvSeparationOptions::default().file_target_size(BLOB_FILE_BYTES)))
+        };
         let records = db.keyspace("records", blobs).map_err(failed)?;
         let definitions = db.keyspace("shards", KeyspaceCreateOptions::default).map_err(failed)?;
 

@@ -116,6 +116,11 @@ impl Log {
             head.deleted = Some(key);
             head.advance()?;
         }
+        if records == 0 {
+            return Ok((0, 0));
+        }
+        // The limits were taken from progress that a crash might undo, and then these records would be needed.
+        self.store.make_durable()?;
         for (head, key) in heads.iter().filter_map(|head| head.deleted.map(|key| (head, key))) {
             let mut value = Encoder::default();
             value.u64(key.sequence).time(key.arrived_at);
@@ -141,6 +146,8 @@ impl Log {
         if shards.is_empty() {
             return Ok(());
         }
+        // That the groups are through with them must outlast a crash.
+        self.store.make_durable()?;
         let mut batch = self.db.batch();
         for shard in &shards {
             batch.remove(&self.definitions, definition_key(shard.index));

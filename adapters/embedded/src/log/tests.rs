@@ -24,7 +24,7 @@ fn open(dir: &Path, shards: u32) -> EmbeddedEngine {
 fn open_log(dir: &Path, options: LogOptions) -> (Arc<EmbeddedStream>, Arc<EmbeddedStore>) {
     let lock = Arc::new(directory::lock(dir).unwrap());
     directory::check_format(dir, &BOUNDS).unwrap();
-    let store = Arc::new(EmbeddedStore::open(&dir.join("store"), lock.clone()).unwrap());
+    let store = Arc::new(EmbeddedStore::open(&dir.join("store"), directory::Format::Present, lock.clone()).unwrap());
     let (stream, _) = EmbeddedStream::open(&dir.join("log"), options, store.clone(), lock).unwrap();
     (stream, store)
 }

@@ -1,7 +1,8 @@
 //! Shard rows.
 //!
 //! Owns their encoding, and a copy of all of them in memory: the lock on the directory proves that nobody else writes. Must
-//! never change the copy before the row is stored, and never answer progress before it is synced.
+//! never change the copy before the row is stored. A row is in one journal with the votes and tallies that its progress
+//! speaks of, behind them, so that a crash never leaves it without them.
 //!
 //! A row is stored under two keys, so that a sign of life does not write the producer memory: kind 0 holds what the
 //! shard is and how far it has come, kind 1 the lease. Both are in the commit that creates the row.
@@ -163,7 +164,7 @@ impl Inner {
         let mut batch = self.db.batch();
         batch.insert(&self.leases, key_of(group, &row.shard, STATE), encode_state(row));
         batch.insert(&self.leases, key_of(group, &row.shard, LEASE), encode_lease(&row.lease));
-        batch.commit().map_err(|error| self.write_failed(&error))?;
+        self.commit(batch)?;
         rows.0.insert(key, row.clone());
         Ok(())
     }
@@ -180,7 +181,7 @@ impl Inner {
         let started = ShardRow { started: true, progress: inherited.clone(), ..row.clone() };
         let mut batch = self.db.batch();
         batch.insert(&self.leases, key_of(group, shard, STATE), encode_state(&started));
-        batch.commit().map_err(|error| self.write_failed(&error))?;
+        self.commit(batch)?;
         *row = started;
         Ok(())
     }
@@ -197,7 +198,7 @@ impl Inner {
         let Some(lease) = change(row) else { return Ok(None) };
         let mut batch = self.db.batch();
         batch.insert(&self.leases, key_of(group, shard, LEASE), encode_lease(&lease));
-        batch.commit().map_err(|error| self.write_failed(&error))?;
+        self.commit(batch)?;
         row.lease = lease;
         Ok(Some(row.clone()))
     }
@@ -219,8 +220,7 @@ impl Inner {
         let written = ShardRow { progress, ..row.clone() };
         let mut batch = self.db.batch();
         batch.insert(&self.leases, key_of(group, shard, STATE), encode_state(&written));
-        // Syncs the votes and tallies of the window, too: they were committed before.
-        self.commit_durably(batch)?;
+        self.commit(batch)?;
         *row = written;
         Ok(WriteOutcome::Stored)
     }

@@ -90,7 +90,7 @@ impl Inner {
             }
             batch.insert(&self.tallies, key, encode(&tally, epoch));
         }
-        batch.commit().map_err(|error| self.write_failed(&error))
+        self.commit(batch)
     }
 
     fn read(&self, poll: &PollId) -> Result<Vec<TallyRow>, PortError> {

@@ -11,13 +11,13 @@ use votestream_core::{
 };
 
 use super::EmbeddedStore;
-use crate::directory;
+use crate::directory::{self, Format};
 
 /// Votes of one window: enough to go through the journal's buffer many times.
 const WINDOW: u64 = 500;
 
 fn open(dir: &Path) -> EmbeddedStore {
-    EmbeddedStore::open(&dir.join("store"), Arc::new(directory::lock(dir).unwrap())).unwrap()
+    EmbeddedStore::open(&dir.join("store"), Format::Present, Arc::new(directory::lock(dir).unwrap())).unwrap()
 }
 
 /// What a process finds that starts after this one was killed.
@@ -93,6 +93,16 @@ async fn progress_never_outlives_what_it_speaks_of() {
         let outcome = store.write_progress(Group::Persist, &shard, 1, ends, &next).await.unwrap();
         assert_eq!(outcome, WriteOutcome::Stored);
         previous = next;
+        // Before the sync a start finds what was synced last, or more, and then all that belongs to it.
+        let (_copy, after) = crashed(dir.path());
+        let rows = LeaseStore::list(&after, Group::Persist).await.unwrap();
+        if let Some(row) = rows.first() {
+            let end = row.progress.checkpoint.as_u64().unwrap();
+            assert!(end == number || end == number - 1, "{end} of {number}");
+            assert!(after.recount(&poll()).await.unwrap()[0] >= end * WINDOW);
+        }
+        drop(after);
+        store.make_durable().unwrap();
         let (_copy, after) = crashed(dir.path());
         let expected =
             ShardRow { lease: Lease { owner: None, ..taken.lease.clone() }, progress: previous.clone(), ..row.clone() };
@@ -111,4 +121,58 @@ async fn progress_never_outlives_what_it_speaks_of() {
     let again = outcomes.iter().filter(|outcome| **outcome != VoteOutcome::Inserted).count() as u64;
     assert_eq!(again, stored - 3 * WINDOW);
     assert_eq!(after.recount(&poll()).await.unwrap(), [4 * WINDOW]);
+}
+
+/// Key and value of a vote as format 1 had them.
+fn version_1(user: &str, position: Position, option: &str, previous: Option<&str>) -> (Vec<u8>, Vec<u8>) {
+    let key = [&b"p\0"[..], &[0, 0, 0, 7], user.as_bytes()].concat();
+    let mut value = [&position.to_bytes()[..], &5i64.to_be_bytes(), &(option.len() as u16).to_be_bytes()].concat();
+    value.extend_from_slice(option.as_bytes());
+    if let Some(previous) = previous {
+        value.push(1);
+        value.extend_from_slice(previous.as_bytes());
+    }
+    (key, value)
+}
+
+#[tokio::test]
+async fn votes_of_format_1_are_converted_however_often_it_is_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |index| Position { sequence: SequenceNumber::from_u64(9), index };
+    let users = ["6f9619ff-8b86-d011-b42d-00cf4fc964ff", "6F9619FF-8B86-D011-B42D-00CF4FC964FF", "eve", "bob"];
+    {
+        let db = fjall::Database::builder(dir.path().join("store")).open().unwrap();
+        let votes = db.keyspace("votes", fjall::KeyspaceCreateOptions::default).unwrap();
+        for (index, user) in (0..).zip(users) {
+            let (key, value) = version_1(user, at(index), ["a", "b"][index as usize % 2], (index > 1).then_some("b"));
+            votes.insert(key, value).unwrap();
+        }
+        db.persist(fjall::PersistMode::SyncAll).unwrap();
+    }
+    let open = |format| {
+        let lock = Arc::new(directory::lock(dir.path()).unwrap());
+        EmbeddedStore::open(&dir.path().join("store"), format, lock).unwrap()
+    };
+    let options = ["a", "b"].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
+    let poll = Poll { options, ..poll() };
+    // As if the directory had not been told each time.
+    for _ in 0..2 {
+        assert_eq!(open(Format::Version1).recount(&poll).await.unwrap(), [2, 2]);
+    }
+    for _ in 0..2 {
+        let store = open(Format::Present);
+        assert_eq!(store.recount(&poll).await.unwrap(), [2, 2]);
+        let writes = (0..).zip(users).map(|(index, user)| VoteWrite {
+            poll_id: poll.id.clone(),
+            bucket: 7,
+            user_id: user.into(),
+            option_id: "a".into(),
+            position: at(index),
+            accepted_at: Timestamp(5),
+        });
+        let outcomes = store.write(&writes.collect::<Vec<_>>()).await.unwrap();
+        let previous = [None, None, Some("b".into()), Some("b".into())];
+        assert_eq!(outcomes, previous.map(|previous| VoteOutcome::AlreadyStored { previous }));
+        assert!(!store.inner.db.keyspace_exists("votes"), "what was converted is removed");
+    }
 }

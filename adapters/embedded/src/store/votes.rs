@@ -2,141 +2,251 @@
 //!
 //! Owns their encoding. Must never read a stored vote outside the lock under which it decides.
 //!
-//! Value: position (28 bytes), accepted_at i64, length of the option u16, option; then, if a vote was replaced, a 1 and the
-//! previous option up to the end. Positions compare as their bytes do.
+//! Keys and values of usual votes are short enough to lie within the nodes of a memtable, which costs no allocation and no
+//! cache miss of their own. Key: the poll's number and a bit, u32; then the user: 16 bytes if his id is a UUID in its usual
+//! form, with the bit 0, else the id itself, with the bit 1. Value, see [`Vote`]: tag u8, then for tag
+//!
+//! - 0: record u48, index u24, accepted_at u48, option u8;
+//! - 1: sequence (24 bytes), index u32, accepted_at i64, option u16, if a number does not fit above;
+//! - 2 and 3: the same as 0 and 1 and the option that was replaced, in as many bytes.
+//!
+//! Options are numbers, see `numbers.rs`. The bucket is a function of poll and user and not stored.
 
-use std::{
-    cmp::Ordering,
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{cmp::Ordering, sync::Arc};
 
 use async_trait::async_trait;
 use fjall::{OwnedWriteBatch, Slice};
 use votestream_core::{
-    Poll,
+    Poll, PollId, Position, SequenceNumber, Timestamp,
     port::{PortError, VoteOutcome, VoteStore, VoteWrite},
 };
 
-use super::{EmbeddedStore, Inner, poll_prefix};
+use super::{EmbeddedStore, Inner, numbers::Numbers, recent::Recent};
 use crate::{
     blocking,
-    codec::{Corrupt, Decoder},
+    codec::{Corrupt, Decoder, Encoder},
     read_failed,
 };
 
-const POSITION_BYTES: usize = 28;
-/// Position and accepted_at.
-const FIXED_BYTES: usize = POSITION_BYTES + 8;
+/// In the tag: numbers are as wide as they can be.
+const WIDE: u8 = 1;
+/// In the tag: a vote was replaced.
+const REPLACED: u8 = 2;
+
+/// The 16 bytes of a UUID in the form 8-4-4-4-12 with small letters. Another form of the same UUID is another user.
+fn uuid(user: &str) -> Option<[u8; 16]> {
+    let text: &[u8; 36] = user.as_bytes().try_into().ok()?;
+    let mut bytes = [0; 16];
+    let mut at = 0;
+    for byte in &mut bytes {
+        if matches!(at, 8 | 13 | 18 | 23) {
+            if text[at] != b'-' {
+                return None;
+            }
+            at += 1;
+        }
+        *byte = digit(text[at])? << 4 | digit(text[at + 1])?;
+        at += 2;
+    }
+    Some(bytes)
+}
+
+fn digit(text: u8) -> Option<u8> {
+    match text {
+        b'0'..=b'9' => Some(text - b'0'),
+        b'a'..=b'f' => Some(text - b'a' + 10),
+        _ => None,
+    }
+}
+
+fn key_of(poll: u32, user: &str) -> Slice {
+    match uuid(user) {
+        Some(uuid) => {
+            let mut key = [0; 20];
+            key[..4].copy_from_slice(&(poll << 1).to_be_bytes());
+            key[4..].copy_from_slice(&uuid);
+            key.into()
+        }
+        None => [&(poll << 1 | 1).to_be_bytes()[..], user.as_bytes()].concat().into(),
+    }
+}
+
+/// A vote as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Vote {
+    position: Position,
+    accepted_at: Timestamp,
+    option: u16,
+    previous: Option<u16>,
+}
+
+impl Vote {
+    fn encode(&self) -> Slice {
+        let Self { position: Position { sequence, index }, accepted_at: Timestamp(at), option, previous } = *self;
+        let replaced = if previous.is_some() { REPLACED } else { 0 };
+        let fits = |number: u64, bits: u32| number >> bits == 0;
+        let record = sequence.as_u64().filter(|&record| fits(record, 48));
+        let at_fits = u64::try_from(at).ok().filter(|&at| fits(at, 48));
+        let options = (u8::try_from(option), previous.map_or(Ok(0), u8::try_from));
+        if let (Some(record), Some(at), (Ok(option), Ok(previous)), true) =
+            (record, at_fits, options, fits(index.into(), 24))
+        {
+            let mut value = [0; 18];
+            value[0] = replaced;
+            value[1..7].copy_from_slice(&record.to_be_bytes()[2..]);
+            value[7..10].copy_from_slice(&index.to_be_bytes()[1..]);
+            value[10..16].copy_from_slice(&at.to_be_bytes()[2..]);
+            (value[16], value[17]) = (option, previous);
+            return value[..if replaced > 0 { 18 } else { 17 }].into();
+        }
+        let mut value = Encoder::default();
+        value.u8(WIDE | replaced).sequence(sequence).u32(index).i64(at).raw(&option.to_be_bytes());
+        if let Some(previous) = previous {
+            value.raw(&previous.to_be_bytes());
+        }
+        value.0.into()
+    }
+
+    fn decode(value: &[u8]) -> Result<Self, Corrupt> {
+        let mut value = Decoder(value);
+        let tag = value.u8()?;
+        let (wide, replaced) = (tag & WIDE > 0, tag & REPLACED > 0);
+        if tag > (WIDE | REPLACED) {
+            return Err(Corrupt);
+        }
+        let number = |bytes: &[u8]| bytes.iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+        let (sequence, index, accepted_at) = if wide {
+            (value.sequence()?, value.u32()?, value.i64()?)
+        } else {
+            let (record, index, at) = (number(value.bytes(6)?), number(value.bytes(3)?), number(value.bytes(6)?));
+            (SequenceNumber::from_u64(record), index as u32, at as i64)
+        };
+        let mut option = || Ok(number(value.bytes(if wide { 2 } else { 1 })?) as u16);
+        let (option, previous) = (option()?, replaced.then(option).transpose()?);
+        value.end()?;
+        let position = Position { sequence, index };
+        Ok(Self { position, accepted_at: Timestamp(accepted_at), option, previous })
+    }
+}
 
 /// A vote as it will be stored if there is none.
 struct Encoded {
     key: Slice,
-    value: Vec<u8>,
+    vote: Vote,
+    poll: u32,
     /// Its index in the call.
     index: usize,
+    /// What was committed.
+    stored: Option<Slice>,
 }
 
-fn encode(index: usize, vote: &VoteWrite) -> Result<Encoded, PortError> {
-    let option = vote.option_id.as_bytes();
-    let option_len = u16::try_from(option.len())
-        .map_err(|_| PortError::permanent(format!("an option id of {} bytes cannot be stored", option.len())))?;
-    let (poll, user) = (vote.poll_id.as_str().as_bytes(), vote.user_id.as_bytes());
-    let mut key = Vec::with_capacity(poll.len() + 5 + user.len());
-    key.extend_from_slice(poll);
-    key.push(0);
-    key.extend_from_slice(&vote.bucket.to_be_bytes());
-    key.extend_from_slice(user);
-    let mut value = Vec::with_capacity(FIXED_BYTES + 2 + option.len());
-    value.extend_from_slice(&vote.position.to_bytes());
-    value.extend_from_slice(&vote.accepted_at.0.to_be_bytes());
-    value.extend_from_slice(&option_len.to_be_bytes());
-    value.extend_from_slice(option);
-    Ok(Encoded { key: key.into(), value, index })
-}
-
-/// A stored vote.
-struct StoredVote<'a> {
-    position: &'a [u8],
-    option: &'a str,
-    previous: Option<&'a str>,
-}
-
-fn decode(value: &[u8]) -> Result<StoredVote<'_>, Corrupt> {
-    let mut value = Decoder(value);
-    let position = value.bytes(POSITION_BYTES)?;
-    value.time()?;
-    let len = usize::from(u16::from_be_bytes([value.u8()?, value.u8()?]));
-    let option = std::str::from_utf8(value.bytes(len)?).map_err(|_| Corrupt)?;
-    let previous = match value.0.split_first() {
-        None => None,
-        Some((1, previous)) => Some(std::str::from_utf8(previous).map_err(|_| Corrupt)?),
-        Some(_) => return Err(Corrupt),
-    };
-    Ok(StoredVote { position, option, previous })
-}
-
-/// One copy of each option id, however many votes name it.
+/// What is changed while votes are decided.
 #[derive(Default)]
-struct Interned(HashSet<Arc<str>>);
-
-impl Interned {
-    fn get(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(text) {
-            return known.clone();
-        }
-        let new: Arc<str> = text.into();
-        self.0.insert(new.clone());
-        new
-    }
+pub(super) struct Deciding {
+    recent: Recent,
 }
 
 impl Inner {
+    /// Encodes votes, and numbers their polls and options.
+    fn encode_votes(&self, votes: &[VoteWrite]) -> Result<Vec<Encoded>, PortError> {
+        fn find(numbers: &Numbers, poll: &PollId, option: &Arc<str>) -> Option<(u32, u16)> {
+            let poll = numbers.poll(poll)?;
+            Some((poll, numbers.options(poll).ok()?.number(option)?))
+        }
+        let mut encoded = Vec::with_capacity(votes.len());
+        let mut numbers = self.numbers.read();
+        // Votes of one batch share their ids, and neighbours often are for the same.
+        let mut last: Option<(&VoteWrite, (u32, u16))> = None;
+        for (index, write) in votes.iter().enumerate() {
+            let same = last
+                .filter(|(last, _)| Arc::ptr_eq(&last.option_id, &write.option_id) && last.poll_id == write.poll_id);
+            let (poll, option) =
+                match same.map(|(_, found)| found).or_else(|| find(&numbers, &write.poll_id, &write.option_id)) {
+                    Some(found) => found,
+                    None => {
+                        drop(numbers);
+                        self.number(&write.poll_id, &write.option_id)?;
+                        numbers = self.numbers.read();
+                        find(&numbers, &write.poll_id, &write.option_id)
+                            .ok_or_else(|| PortError::permanent("a number that was given is gone"))?
+                    }
+                };
+            last = Some((write, (poll, option)));
+            let vote = Vote { position: write.position, accepted_at: write.accepted_at, option, previous: None };
+            encoded.push(Encoded { key: key_of(poll, &write.user_id), vote, poll, index, stored: None });
+        }
+        Ok(encoded)
+    }
+
     /// Takes votes in the order of their keys.
-    fn write_votes(&self, votes: Vec<Encoded>) -> Result<Vec<VoteOutcome>, PortError> {
+    fn write_votes(&self, mut votes: Vec<Encoded>) -> Result<Vec<VoteOutcome>, PortError> {
         let mut outcomes = vec![VoteOutcome::Superseded; votes.len()];
-        let mut options = Interned::default();
-        let _deciding = self.votes_lock.lock();
+        let mut deciding = self.deciding.lock();
+        let numbers = self.numbers.read();
         let mut batch = OwnedWriteBatch::with_capacity(self.db.clone(), votes.len());
-        for Encoded { key, mut value, index } in votes {
-            let stored = self.votes.get(&key).map_err(read_failed)?;
-            outcomes[index] = match &stored {
+        for Encoded { key, vote, poll, index, stored: new } in &mut votes {
+            let stored = match deciding.recent.get(key) {
+                Some(recent) => Some(Vote::decode(recent)),
+                None => self.votes.get(&*key).map_err(read_failed)?.map(|stored| Vote::decode(&stored)),
+            };
+            let stored = stored.transpose().map_err(|corrupt| corrupt.in_a("vote"))?;
+            outcomes[*index] = match stored {
                 None => VoteOutcome::Inserted,
                 Some(stored) => {
-                    let stored = decode(stored).map_err(|corrupt| corrupt.in_a("vote"))?;
-                    match stored.position.cmp(&value[..POSITION_BYTES]) {
+                    let options = numbers.options(*poll)?;
+                    match stored.position.cmp(&vote.position) {
                         Ordering::Less => {
-                            value.push(1);
-                            value.extend_from_slice(stored.option.as_bytes());
-                            VoteOutcome::Replaced { previous: options.get(stored.option) }
+                            vote.previous = Some(stored.option);
+                            VoteOutcome::Replaced { previous: options.id(stored.option)?.clone() }
                         }
                         Ordering::Equal => {
-                            VoteOutcome::AlreadyStored { previous: stored.previous.map(|option| options.get(option)) }
+                            let previous = stored.previous.map(|option| options.id(option).cloned()).transpose()?;
+                            VoteOutcome::AlreadyStored { previous }
                         }
                         Ordering::Greater => VoteOutcome::Superseded,
                     }
                 }
             };
-            match outcomes[index] {
-                VoteOutcome::Inserted | VoteOutcome::Replaced { .. } => batch.insert(&self.votes, key, value),
+            match outcomes[*index] {
+                VoteOutcome::Inserted | VoteOutcome::Replaced { .. } => {
+                    let value = vote.encode();
+                    batch.insert(&self.votes, key.clone(), value.clone());
+                    *new = Some(value);
+                }
                 VoteOutcome::AlreadyStored { .. } | VoteOutcome::Superseded => {}
             }
         }
-        batch.commit().map_err(|error| self.write_failed(&error))?;
+        self.commit(batch)?;
+        for Encoded { key, stored, .. } in &votes {
+            if let Some(value) = stored {
+                deciding.recent.put(key, value);
+            }
+        }
         Ok(outcomes)
     }
 
     fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
-        let indices: HashMap<&str, usize> =
-            poll.options.iter().enumerate().map(|(index, option)| (&*option.id, index)).collect();
         let mut counts = vec![0; poll.options.len()];
-        for guard in self.votes.prefix(poll_prefix(poll.id.as_str())) {
+        let numbers = self.numbers.read();
+        let Some(number) = numbers.poll(&poll.id) else { return Ok(counts) };
+        let options = numbers.options(number)?;
+        // By number, so that nothing is looked up for a vote.
+        let mut by_number = Vec::new();
+        while let Ok(id) = options.id(by_number.len() as u16) {
+            by_number.push((id.clone(), poll.options.iter().position(|option| option.id == *id)));
+        }
+        drop(numbers);
+        let (start, end) = ((number << 1).to_be_bytes(), (number << 1 | 1).to_be_bytes());
+        for guard in self.votes.prefix(start).chain(self.votes.prefix(end)) {
             let value = guard.value().map_err(read_failed)?;
-            let vote = decode(&value).map_err(|corrupt| corrupt.in_a("vote"))?;
-            let index = indices.get(vote.option).ok_or_else(|| {
-                PortError::permanent(format!("poll {} holds a vote for an unknown option {:?}", poll.id, vote.option))
+            let vote = Vote::decode(&value).map_err(|corrupt| corrupt.in_a("vote"))?;
+            let (id, index) = by_number
+                .get(usize::from(vote.option))
+                .ok_or_else(|| Corrupt.in_a("vote: its option has no number"))?;
+            let index = index.ok_or_else(|| {
+                PortError::permanent(format!("poll {} holds a vote for an unknown option {id:?}", poll.id))
             })?;
-            counts[*index] += 1;
+            counts[index] += 1;
         }
         Ok(counts)
     }
@@ -148,10 +258,9 @@ impl VoteStore for EmbeddedStore {
         if votes.is_empty() {
             return Ok(Vec::new());
         }
-        let encoded = votes.iter().enumerate().map(|(index, vote)| encode(index, vote));
-        let mut encoded = encoded.collect::<Result<Vec<_>, _>>()?;
-        let inner = self.inner.clone();
+        let (inner, votes) = (self.inner.clone(), votes.to_vec());
         blocking(move || {
+            let mut encoded = inner.encode_votes(&votes)?;
             // Neighbours share blocks and paths through the memtable.
             encoded.sort_unstable_by(|a, b| a.key.cmp(&b.key));
             inner.write_votes(encoded)
@@ -162,5 +271,101 @@ impl VoteStore for EmbeddedStore {
     async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
         let (inner, poll) = (self.inner.clone(), poll.clone());
         blocking(move || inner.recount(&poll)).await
+    }
+}
+
+/// A vote of format 1, in which ids were stored as they are.
+///
+/// Key: poll, 0, bucket u32, user. Value: position (28 bytes), accepted_at i64, length of the option u16, option; then, if a
+/// vote was replaced, a 1 and the previous option up to the end.
+pub(super) struct Version1<'a> {
+    pub(super) poll: PollId,
+    user: &'a str,
+    position: Position,
+    accepted_at: Timestamp,
+    pub(super) option: Arc<str>,
+    pub(super) previous: Option<Arc<str>>,
+}
+
+impl<'a> Version1<'a> {
+    pub(super) fn decode(key: &'a [u8], value: &'a [u8]) -> Result<Self, Corrupt> {
+        let zero = key.iter().position(|byte| *byte == 0).ok_or(Corrupt)?;
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| Corrupt);
+        let poll = PollId::new(text(&key[..zero])?).map_err(|_| Corrupt)?;
+        let user = text(key.get(zero + 5..).ok_or(Corrupt)?)?;
+        let mut value = Decoder(value);
+        let position = Position { sequence: value.sequence()?, index: value.u32()? };
+        let accepted_at = value.time()?;
+        let len = usize::from(u16::from_be_bytes([value.u8()?, value.u8()?]));
+        let option = text(value.bytes(len)?)?.into();
+        let previous = match value.0.split_first() {
+            None => None,
+            Some((1, previous)) => Some(text(previous)?.into()),
+            Some(_) => return Err(Corrupt),
+        };
+        Ok(Self { poll, user, position, accepted_at, option, previous })
+    }
+
+    /// The same vote as it is stored now. Its poll and options are numbered.
+    pub(super) fn convert(&self, numbers: &Numbers) -> Result<(Slice, Slice), PortError> {
+        let missing = || Corrupt.in_a("vote: its poll or option has no number");
+        let poll = numbers.poll(&self.poll).ok_or_else(missing)?;
+        let options = numbers.options(poll)?;
+        let option = options.number(&self.option).ok_or_else(missing)?;
+        let previous = match &self.previous {
+            None => None,
+            Some(previous) => Some(options.number(previous).ok_or_else(missing)?),
+        };
+        let vote = Vote { position: self.position, accepted_at: self.accepted_at, option, previous };
+        Ok((key_of(poll, self.user), vote.encode()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_user_has_a_key_of_his_own() {
+        let text = "6f9619ff-8b86-d011-b42d-00cf4fc964ff";
+        let upper = text.to_uppercase();
+        let raw = "0123456789abcdef";
+        let users =
+            [text, &upper, raw, "", "é", "6f9619ff-8b86-d011-b42d-00cf4fc964f", "6f9619ff08b86-d011-b42d-00cf4fc964ff"];
+        let mut keys: Vec<_> = (0..3).flat_map(|poll| users.map(|user| key_of(poll, user))).collect();
+        assert_eq!(keys[0].len(), 20);
+        assert_eq!(keys[1].len(), 40);
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 3 * users.len());
+        // Both prefixes of a poll hold all its keys.
+        let of_poll =
+            |poll: u32| keys.iter().filter(|key| u32::from_be_bytes(key[..4].try_into().unwrap()) >> 1 == poll).count();
+        assert_eq!([0, 1, 2].map(of_poll), [users.len(); 3]);
+    }
+
+    #[test]
+    fn votes_come_back_whatever_they_hold() {
+        let sequences = [0, 1, (1 << 48) - 1, 1 << 48, u64::MAX].map(SequenceNumber::from_u64);
+        let mut lengths = std::collections::BTreeSet::new();
+        for sequence in sequences.into_iter().chain([SequenceNumber::from_bytes([255; 24])]) {
+            for index in [0, (1 << 24) - 1, 1 << 24, u32::MAX] {
+                for at in [0, 1_700_000_000_000, -1, i64::MAX] {
+                    for (option, previous) in
+                        [(0, None), (255, Some(0)), (0, Some(256)), (256, None), (u16::MAX, Some(1))]
+                    {
+                        let position = Position { sequence, index };
+                        let vote = Vote { position, accepted_at: Timestamp(at), option, previous };
+                        let value = vote.encode();
+                        lengths.insert(value.len());
+                        assert_eq!(Vote::decode(&value), Ok(vote));
+                        for len in 0..value.len() {
+                            assert_ne!(Vote::decode(&value[..len]), Ok(vote));
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(lengths, [17, 18, 39, 41].into());
     }
 }

@@ -1,0 +1,106 @@
+//! Threads that give way: work that may be late must not delay an acknowledgement.
+//!
+//! Owns how a thread gives way to the others of the process, and the runtime whose threads all do. Must never run anything
+//! that a client waits for, nor the log, whose sync every acknowledgement waits for.
+//!
+//! On two cores the votes that are stored take more CPU time than the votes that come in. With one priority for all, a put
+//! waits its turn behind half a dozen threads that store what was acknowledged long ago.
+
+use std::{future::Future, io};
+
+use tokio::sync::oneshot;
+
+/// How far a thread gives way: at this nice value Linux gives it about a ninth of the time of a thread that does not, as long
+/// as both want to run, and all of it otherwise. So it is slowed down and never stopped.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
+
+/// Makes the calling thread, and every thread that it starts from now on, give way to the others. Elsewhere than on Linux
+/// priorities are of processes, and nothing happens.
+pub(crate) fn give_way() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "a thread cannot lower its priority; acknowledgements will wait for it");
+    }
+}
+
+/// Calls `open` on a thread that gives way, so that the threads that it starts do, too.
+pub(crate) fn giving_way<T: Send>(open: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let opening = std::thread::Builder::new().name("votestream-open".into()).spawn_scoped(scope, || {
+            give_way();
+            open()
+        })?;
+        opening.join().map_err(|_| io::Error::other("a thread that was opening a database panicked"))
+    })
+}
+
+/// Runs `work` on a runtime of its own, whose threads give way to all others of the process. What stores votes that were
+/// acknowledged belongs there. When the returned future is dropped, `work` is dropped at its next await.
+///
+/// # Errors
+///
+/// If the threads cannot be started, or `work` panicked.
+pub async fn background<W, F>(name: &str, work: W) -> io::Result<F::Output>
+where
+    W: FnOnce() -> F + Send + 'static,
+    F: Future,
+    F::Output: Send + 'static,
+{
+    let (mut done, ended) = oneshot::channel();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name(name).on_thread_start(give_way);
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        give_way();
+        let result = builder.build().map(|runtime| {
+            runtime.block_on(async {
+                tokio::select! {
+                    output = work() => Some(output),
+                    () = done.closed() => None,
+                }
+            })
+        });
+        if let Some(result) = result.transpose() {
+            // Nobody waits any more if this fails.
+            drop(done.send(result));
+        }
+    })?;
+    ended.await.unwrap_or_else(|_| Err(io::Error::other(format!("the threads of {name} panicked"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    fn nice() -> i32 {
+        rustix::process::getpriority_process(None).unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn background_threads_give_way_and_others_do_not() {
+        let before = nice();
+        let inside = background("votestream-test", || async {
+            let worker = tokio::spawn(async { nice() }).await.unwrap();
+            (worker, tokio::task::spawn_blocking(nice).await.unwrap())
+        });
+        assert_eq!(inside.await.unwrap(), (NICE, NICE));
+        assert_eq!(giving_way(|| std::thread::spawn(nice).join().unwrap()).unwrap(), NICE);
+        assert_eq!(nice(), before);
+    }
+
+    #[tokio::test]
+    async fn dropped_work_ends_and_panics_are_errors() {
+        let (alive, ended) = oneshot::channel::<()>();
+        let work = background("votestream-test", || async {
+            let _alive = alive;
+            std::future::pending::<()>().await;
+        });
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), work).await.is_err());
+        assert!(ended.await.is_err(), "it was dropped");
+        let panicking = background("votestream-test", || async { panic!("as intended") });
+        let result: io::Result<()> = panicking.await;
+        assert!(result.is_err());
+    }
+}
