@@ -4,7 +4,7 @@ set -euo pipefail
 directory="${1:?usage: check.sh DIRECTORY}"
 report="$directory/report.md"
 
-if grep -n -e '^\*\*.*failed' -e 'NaN' "$report"; then
+if grep -n '^\*\*.*failed' "$report"; then
     echo "$report reports failures" >&2
     exit 1
 fi

@@ -197,7 +197,7 @@ fn table<'a>(report: &'a mut Report, title: &str, note: &str, baseline: &str, ch
 }
 
 fn persist(report: &mut Report) -> anyhow::Result<()> {
-    let (runs, size) = (report.size(RUNS, 1), report.size(PERSIST_VOTES, 16_000));
+    let (runs, size) = (report.size(RUNS, 1), report.size(PERSIST_VOTES, 8_000));
     let note = "persist-svc on its AWS adapter against a null Kinesis and a null DynamoDB: a server in another process that \
         speaks the two JSON protocols, takes every vote, and answers calls on votes at once or after 5 ms. It shows what a vote \
         costs in the service's own CPU, not what AWS takes; HTTP without TLS. The baseline is the AWS SDK alone: the same INSERT \

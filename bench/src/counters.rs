@@ -56,7 +56,7 @@ impl TallyStore for Nowhere {
 
 /// Fills the table.
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
-    let (passes, rounds) = (report.size(PASSES, 1), report.size(ROUNDS, 1));
+    let (passes, rounds, votes) = report.size((PASSES, ROUNDS, VOTES), (1, 1, 2 * WINDOW_VOTES));
     let note = "What tally-svc does with the bytes of a record, without the engines: decode, check every id, decide which votes \
         count, add up. The baseline is decompressing the same records. CPU time of one thread.";
     let columns = [
@@ -71,11 +71,11 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     table.chart(Chart::bars("counters", "Tally: CPU time by votes a record", "ns a vote", &series));
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for per_record in [100, 1_000, 10_000] {
-        let records = records(per_record)?;
+        let records = records(votes, per_record)?;
         let (mut floor, mut all) = (vec![], vec![]);
         for _ in 0..rounds {
-            floor.push(each(passes, || decompress(&records))?);
-            all.push(each(passes, || runtime.block_on(count(&records, per_record)))?);
+            floor.push(each(votes, passes, || decompress(&records))?);
+            all.push(each(votes, passes, || runtime.block_on(count(&records, per_record)))?);
         }
         let ratio = median(floor.iter().zip(&all).map(|(floor, all)| floor / all));
         let (floor, all) = (median(floor.into_iter()), median(all.into_iter()));
@@ -85,22 +85,22 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// Nanoseconds of CPU a vote.
-fn each(passes: usize, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+fn each(votes: usize, passes: usize, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     pass()?;
     let before = cpu_seconds("self")?;
     for _ in 0..passes {
         pass()?;
     }
-    Ok((cpu_seconds("self")? - before) * 1e9 / (passes * VOTES) as f64)
+    Ok((cpu_seconds("self")? - before) * 1e9 / (passes * votes) as f64)
 }
 
-fn records(per_record: usize) -> anyhow::Result<Vec<Record>> {
+fn records(votes: usize, per_record: usize) -> anyhow::Result<Vec<Record>> {
     let mut rng = StdRng::seed_from_u64(4);
     let poll = PollId::new(votes::POLL)?;
     let options: Vec<Arc<str>> = votes::OPTIONS.iter().map(|&option| option.into()).collect();
     let now = SystemClock::new().now();
     let mut open = OpenBatch::default();
-    let records = (1..=(VOTES / per_record) as u64).map(|number| {
+    let records = (1..=(votes / per_record) as u64).map(|number| {
         open.clear();
         for at in 0..per_record {
             let user = votes::user(&mut rng);

@@ -90,7 +90,7 @@ impl Settle for Settled {
 
 /// Fills the table.
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
-    let (size, rounds) = (report.size(VOTES, 200_000), report.size(ROUNDS, 1));
+    let (size, rounds) = (report.size(VOTES, 40_000), report.size(ROUNDS, 1));
     let note = "From a validated vote to its settlement, messages of 100 votes, into a stream in memory that answers at once or \
         after 1 ms. The baseline is the codec alone, with batches of as many votes as a lane's may hold: appending the same \
         votes, and sealing them, which a lane does too. CPU time of one thread; the ratio is the median of three.";

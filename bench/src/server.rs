@@ -136,13 +136,16 @@ impl Options {
     }
 
     fn tally(&self) -> TallyConfig {
-        let mut config = TallyConfig::distributed();
+        let mut config = TallyConfig { drain: DRAIN, ..TallyConfig::distributed() };
         if self.flush_ms > 0 {
             config.flush_interval = Duration::from_millis(self.flush_ms);
         }
         config
     }
 }
+
+/// How long a server that is no longer measured waits for connections that nobody closes. Everything was answered before.
+const DRAIN: Duration = Duration::from_millis(200);
 
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod bare {
@@ -218,7 +221,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
             Kind::Sdk => aws::write_by_sdk(options.engines()?, options.votes).await,
             Kind::IngestAws => {
                 let ports = aws::ports(options.engines()?, None).await?;
-                votestream_ingest::run(IngestConfig::distributed(), ports, ingest, shutdown).await?;
+                votestream_ingest::run(ingest_distributed(), ports, ingest, shutdown).await?;
                 Ok(())
             }
             Kind::PersistAws => {
@@ -241,7 +244,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
                 let shards = u32::try_from(options.shards)?;
                 let ports = aws::create(options.engines()?, shards).await?;
                 let (ingest, persist, tally) = tokio::join!(
-                    votestream_ingest::run(IngestConfig::distributed(), ports.clone(), ingest, shutdown.clone()),
+                    votestream_ingest::run(ingest_distributed(), ports.clone(), ingest, shutdown.clone()),
                     votestream_persist::run(options.persist(), ports.clone(), shutdown.clone()),
                     votestream_tally::run(options.tally(), ports.clone(), results, shutdown.clone()),
                 );
@@ -252,6 +255,14 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
             }
         }
     })
+}
+
+fn ingest_one_machine() -> IngestConfig {
+    IngestConfig { drain: DRAIN, ..IngestConfig::one_machine() }
+}
+
+fn ingest_distributed() -> IngestConfig {
+    IngestConfig { drain: DRAIN, ..IngestConfig::distributed() }
 }
 
 async fn bare(listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -267,7 +278,7 @@ async fn embedded_ingest(listener: TcpListener, shutdown: CancellationToken) -> 
     let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
     let ports = engine.ports();
     ports.polls.create(&votes::poll()?).await?;
-    votestream_ingest::run(IngestConfig::one_machine(), ports, listener, shutdown).await?;
+    votestream_ingest::run(ingest_one_machine(), ports, listener, shutdown).await?;
     engine.close();
     Ok(())
 }
@@ -286,10 +297,11 @@ async fn stack(
     let engine = EmbeddedEngine::open(dir.path(), embedded)?;
     let ports = engine.ports();
     let (persist_ports, stop) = (ports.clone(), shutdown.clone());
+    let tally = TallyConfig { drain: DRAIN, ..TallyConfig::one_machine() };
     let (ingest, persist, tally) = tokio::join!(
-        votestream_ingest::run(IngestConfig::one_machine(), ports.clone(), ingest, shutdown.clone()),
+        votestream_ingest::run(ingest_one_machine(), ports.clone(), ingest, shutdown.clone()),
         background("persist", move || votestream_persist::run(PersistConfig::one_machine(), persist_ports, stop)),
-        votestream_tally::run(TallyConfig::one_machine(), ports.clone(), results, shutdown.clone()),
+        votestream_tally::run(tally, ports.clone(), results, shutdown.clone()),
     );
     ingest?;
     persist??;

@@ -54,7 +54,7 @@ struct Steps {
 
 /// Fills the table.
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
-    let (passes, rounds) = (report.size(PASSES, 1), report.size(ROUNDS, 1));
+    let (passes, rounds, votes) = report.size((PASSES, ROUNDS, VOTES), (1, 1, 2 * WINDOW_VOTES));
     let note = "Windows of 50,000 votes in records of 1,000, in this process, without engines. Deciding is what both consumers do: \
         duplicates, late votes, polls, ranges. Reducing to each user's last vote is what persist-svc does then. The baseline is \
         decoding the same records. CPU time of one thread for each vote that was read, copies included; the ratio is the median \
@@ -75,7 +75,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         &[Series::new(1, "decode"), Series::new(2, "decide"), Series::new(3, "reduce to last votes")],
     ));
     for stream in STREAMS {
-        let records = records(stream)?;
+        let records = records(stream, votes)?;
         let read = (records.len() * VOTES_PER_RECORD * passes) as f64;
         let (mut taken, mut counted) = (vec![], 0);
         pass(&records)?;
@@ -103,13 +103,13 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn records(stream: Stream) -> anyhow::Result<Vec<Record>> {
+fn records(stream: Stream, votes: usize) -> anyhow::Result<Vec<Record>> {
     let mut rng = StdRng::seed_from_u64(9);
     let poll = PollId::new(votes::POLL)?;
     let options: Vec<Arc<str>> = votes::OPTIONS.iter().map(|&option| option.into()).collect();
     let now = SystemClock::new().now();
     let (mut open, mut records, mut users) = (OpenBatch::default(), Vec::new(), Vec::new());
-    for number in 1..=VOTES / VOTES_PER_RECORD {
+    for number in 1..=votes / VOTES_PER_RECORD {
         if (number - 1) % (WINDOW_VOTES / VOTES_PER_RECORD) == 0 {
             users = (0..WINDOW_VOTES / stream.votes_a_user).map(|_| votes::user(&mut rng)).collect::<Vec<_>>();
         }
