@@ -32,7 +32,7 @@ use crate::{
     votes,
 };
 
-const VOTES: usize = 10_000_000;
+const VOTES: usize = 4_000_000;
 const USERS: usize = 100_000;
 const PER_MESSAGE: usize = 100;
 const ROUNDS: usize = 3;
@@ -137,7 +137,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
             records = put;
         }
         table.row([
-            format!("{lanes} lanes, puts take {delay_ms} ms").into(),
+            format!("lanes: {lanes}, puts take {delay_ms} ms").into(),
             number(median(appended.into_iter()), 0),
             number(median(sealed.into_iter()), 0),
             number(median(taken.into_iter()), 0),

@@ -41,7 +41,7 @@ struct Arguments {
     /// Small sizes, to see whether everything runs: the figures mean nothing
     #[arg(long, global = true)]
     quick: bool,
-    /// Up to ten million voters in `scaling voters`
+    /// Up to ten million voters in `scaling voters` and `memory`
     #[arg(long, global = true, conflicts_with = "quick")]
     many: bool,
 }

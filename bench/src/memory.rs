@@ -18,6 +18,7 @@ const STREAMS_PER_CONNECTION: usize = 25;
 
 /// Voters unless told otherwise.
 const VOTERS: usize = 1_000_000;
+const VOTERS_MANY: usize = 10_000_000;
 const VOTERS_QUICK: usize = 20_000;
 /// Where the first row of voters stands; the others are ten times as many each.
 const VOTERS_FIRST: usize = 10_000;
@@ -25,7 +26,8 @@ const VOTERS_FIRST: usize = 10_000;
 /// Fills the tables.
 pub(crate) fn run(report: &mut Report, most: Option<usize>) -> anyhow::Result<()> {
     report.part("memory", idle)?;
-    let most = most.unwrap_or(report.size(VOTERS, VOTERS_QUICK));
+    let usual = if report.many { VOTERS_MANY } else { report.size(VOTERS, VOTERS_QUICK) };
+    let most = most.unwrap_or(usual);
     report.part("memory voters", |report| voters(report, most))
 }
 
