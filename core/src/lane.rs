@@ -29,6 +29,7 @@ use crate::{
     poll::PollId,
     port::{PortError, VoteStream},
     time::{Clock, TimeBounds, Timestamp},
+    user_id::UserId,
 };
 
 /// How a vote ended.
@@ -56,7 +57,7 @@ pub struct AcceptedVote<'a> {
     /// The option, as the poll holds it.
     pub option_id: &'a Arc<str>,
     /// The user.
-    pub user_id: &'a str,
+    pub user_id: UserId<'a>,
     /// [`crate::vote_hash`] of poll and user.
     pub hash: u128,
     /// Names the vote in [`Settle::settle`].
@@ -232,7 +233,11 @@ impl Producer {
     }
 
     fn settle(&self, parts: &queue::Parts, outcome_of: impl Fn(usize) -> Option<Outcome>) {
-        let settled = parts.settle(outcome_of);
+        self.settled(parts.settle(outcome_of));
+    }
+
+    /// Notes that so many votes are settled.
+    fn settled(&self, settled: usize) {
         metrics::VOTES_UNSETTLED.add(-(settled as i64));
         if settled > 0 && self.unsettled.fetch_sub(settled, Ordering::AcqRel) == settled {
             self.idle.notify_waiters();

@@ -113,6 +113,12 @@ impl PollId {
     }
 }
 
+impl std::borrow::Borrow<str> for PollId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for PollId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

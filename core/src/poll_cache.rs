@@ -21,6 +21,7 @@ use tokio::{
 
 use crate::{
     poll::{Poll, PollId},
+    poll_index::IndexedPoll,
     port::{PollStore, PortError},
 };
 
@@ -46,7 +47,7 @@ struct Inner {
 
 #[derive(Clone)]
 struct Cached {
-    poll: Arc<Poll>,
+    poll: Arc<IndexedPoll>,
     read_at: Instant,
 }
 
@@ -103,16 +104,16 @@ impl PollCache {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn peek(&self, id: &PollId) -> Option<Arc<Poll>> {
+    pub fn peek(&self, id: &str) -> Option<Arc<IndexedPoll>> {
         self.peek_at(id, Instant::now())
     }
 
-    fn peek_at(&self, id: &PollId, now: Instant) -> Option<Arc<Poll>> {
+    fn peek_at(&self, id: &str, now: Instant) -> Option<Arc<IndexedPoll>> {
         let cached =
             self.inner.polls.read().get(id).filter(|cached| cached.read_at + self.inner.life >= now).cloned()?;
         if cached.read_at + self.inner.life / 2 < now {
             // Too many reads: then the entry is read when it is too old.
-            drop(self.join_read(id));
+            drop(self.join_read(cached.poll.id()));
         }
         Some(cached.poll)
     }
@@ -124,8 +125,8 @@ impl PollCache {
     /// If it cannot be read, or not fast enough. The caller must not fall back on older facts.
     pub async fn get(&self, id: &PollId) -> Result<Option<Arc<Poll>>, PortError> {
         let since = Instant::now();
-        if let Some(poll) = self.peek_at(id, since) {
-            return Ok(Some(poll));
+        if let Some(poll) = self.peek_at(id.as_str(), since) {
+            return Ok(Some(poll.poll().clone()));
         }
         let (poll, read_at) = self.read_since(id, since).await?;
         if poll.is_some() && read_at + self.inner.life < Instant::now() {
@@ -141,8 +142,8 @@ impl PollCache {
     ///
     /// If it cannot be read.
     pub async fn get_since(&self, id: &PollId, since: Instant) -> Result<Option<Arc<Poll>>, PortError> {
-        if let Some(poll) = self.peek_at(id, since) {
-            return Ok(Some(poll));
+        if let Some(poll) = self.peek_at(id.as_str(), since) {
+            return Ok(Some(poll.poll().clone()));
         }
         Ok(self.read_since(id, since).await?.0)
     }
@@ -200,7 +201,7 @@ impl ReadTask {
             Err(_) => Err(Failure(Arc::new(PortError::refused("reading the poll timed out")))),
         };
         match &answer {
-            Ok(Some(poll)) => self.inner.keep(&self.id, Cached { poll: poll.clone(), read_at: self.read.started }),
+            Ok(Some(poll)) => self.inner.keep(&self.id, poll, self.read.started),
             Ok(None) => {
                 self.inner.polls.write().remove(&self.id);
             }
@@ -221,7 +222,7 @@ impl Drop for ReadTask {
 }
 
 impl Inner {
-    fn keep(&self, id: &PollId, cached: Cached) {
+    fn keep(&self, id: &PollId, poll: &Arc<Poll>, read_at: Instant) {
         let mut polls = self.polls.write();
         if polls.len() >= POLLS_MAX && !polls.contains_key(id) {
             let now = Instant::now();
@@ -234,16 +235,16 @@ impl Inner {
         match polls.entry(id.clone()) {
             hash_map::Entry::Occupied(mut slot) => {
                 let known = slot.get_mut();
-                if known.read_at <= cached.read_at {
-                    known.read_at = cached.read_at;
+                if known.read_at <= read_at {
+                    known.read_at = read_at;
                     // An unchanged poll keeps its place in memory: what points into it stays comparable by address.
-                    if known.poll != cached.poll {
-                        known.poll = cached.poll;
+                    if known.poll.poll() != poll {
+                        known.poll = Arc::new(IndexedPoll::new(poll.clone()));
                     }
                 }
             }
             hash_map::Entry::Vacant(slot) => {
-                slot.insert(cached);
+                slot.insert(Cached { poll: Arc::new(IndexedPoll::new(poll.clone())), read_at });
             }
         }
     }
@@ -340,7 +341,7 @@ mod tests {
         let answers = futures::future::join_all((0..50).map(|_| cache.get(&id))).await;
         assert!(answers.into_iter().all(|answer| answer.unwrap().unwrap().title == "1"));
         assert_eq!(reads(&store), 1);
-        assert!(cache.peek(&id).is_some());
+        assert!(cache.peek(id.as_str()).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -350,9 +351,9 @@ mod tests {
         cache.get(&id).await.unwrap().unwrap();
         *store.broken.lock() = true;
         advance(LIFE - Duration::from_millis(201)).await;
-        assert!(cache.peek(&id).is_some());
+        assert!(cache.peek(id.as_str()).is_some());
         advance(Duration::from_millis(2)).await;
-        assert!(cache.peek(&id).is_none());
+        assert!(cache.peek(id.as_str()).is_none());
         assert!(cache.get(&id).await.is_err());
     }
 
@@ -378,8 +379,8 @@ mod tests {
         let (store, cache, id) = cache();
         cache.get(&id).await.unwrap().unwrap();
         advance(LIFE / 2 + Duration::from_millis(1)).await;
-        assert_eq!(cache.peek(&id).unwrap().title, "1");
-        while reads(&store) < 2 || cache.peek(&id).unwrap().title != "2" {
+        assert_eq!(cache.peek(id.as_str()).unwrap().poll().title, "1");
+        while reads(&store) < 2 || cache.peek(id.as_str()).unwrap().poll().title != "2" {
             tokio::task::yield_now().await;
         }
         advance(LIFE / 2 + Duration::from_millis(1)).await;

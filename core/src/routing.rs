@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// Hash of (poll, user): `xxh3_128(poll_id, 0, user_id)`. The stream's explicit hash key.
 #[inline]
-pub fn vote_hash(poll_id: &str, user_id: &str) -> u128 {
+pub fn vote_hash(poll_id: &str, user_id: impl AsRef<[u8]>) -> u128 {
     // One contiguous slice is hashed several times faster than a stream of parts, and nearly all ids fit into a small one.
     fn joined<const N: usize>(poll: &[u8], user: &[u8]) -> u128 {
         let mut bytes = [0; N];
@@ -18,7 +18,7 @@ pub fn vote_hash(poll_id: &str, user_id: &str) -> u128 {
         bytes[poll.len() + 1..len].copy_from_slice(user);
         xxhash_rust::xxh3::xxh3_128(&bytes[..len])
     }
-    let (poll, user) = (poll_id.as_bytes(), user_id.as_bytes());
+    let (poll, user) = (poll_id.as_bytes(), user_id.as_ref());
     let len = poll.len() + 1 + user.len();
     if len <= 64 {
         joined::<64>(poll, user)

@@ -104,7 +104,7 @@ impl Memory {
             let mut open = OpenBatch::default();
             for (user, option) in votes.iter().filter(|(user, _)| shard.range.contains(vote_hash(poll, user))) {
                 let entry = open.entry(&PollId::new(poll).unwrap(), &(*option).into());
-                open.push(entry, user, vote_hash(poll, user), Timestamp(at));
+                open.push(entry, *user, vote_hash(poll, user), Timestamp(at));
             }
             if !open.is_empty() {
                 let data = batch::encode(&open.to_batch(id, shard.range.into(), String::new()));

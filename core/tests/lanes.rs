@@ -186,7 +186,7 @@ async fn run(
             .map(|(index, user)| AcceptedVote {
                 poll_id: &poll,
                 option_id: &options[index as usize],
-                user_id: user,
+                user_id: user.into(),
                 hash: vote_hash("p", user),
                 index,
             })
@@ -288,7 +288,7 @@ async fn a_stream_that_always_refuses_stores_nothing_and_says_so() {
     let outcomes = Arc::new(Outcomes::default());
     let settle: Arc<dyn Settle> = outcomes.clone();
     let (poll, option) = (PollId::new("p").unwrap(), Arc::<str>::from("o"));
-    let vote = AcceptedVote { poll_id: &poll, option_id: &option, user_id: "u", hash: 9, index: 0 };
+    let vote = AcceptedVote { poll_id: &poll, option_id: &option, user_id: "u".into(), hash: 9, index: 0 };
     let before = tokio::time::Instant::now();
     producer.append(&settle, &[vote], clock.now());
     producer.drain().await;

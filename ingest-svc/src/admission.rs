@@ -3,19 +3,17 @@
 //! Owns validation. Must never accept a vote on a poll definition older than the cache's life, and never
 //! stamp a vote with another clock reading than the one that was compared with opens_at and closes_at.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 use votestream_core::{
-    Clock, Closing, Poll, PollId, PollSource, Timestamp,
+    Clock, Closing, PollId, PollSource, Timestamp, UserId,
     lane::{AcceptedVote, Producer, Settle},
     metrics::{self, Rejected},
-    poll::{InvalidField, check_option_id, check_user_id},
+    poll::{InvalidField, check_option_id},
     poll_cache::PollCache,
+    poll_index::IndexedPoll,
     vote_hash,
 };
 use votestream_proto::{
@@ -68,10 +66,12 @@ fn reason(code: RejectionCode) -> Rejected {
 /// The polls that a stream votes in, as far as its latest messages tell.
 #[derive(Default)]
 pub struct StreamPolls {
-    known: Vec<KnownPoll>,
+    known: Vec<Arc<IndexedPoll>>,
+    /// Where each is, once there are many.
+    places: FxHashMap<PollId, usize>,
 }
 
-/// Most polls that a stream remembers from one message to the next.
+/// Most polls that a stream remembers from one message to the next, and up to which each is looked at in turn.
 const POLLS_REMEMBERED_MAX: usize = 16;
 
 /// Polls of one message that its votes are refused for.
@@ -80,52 +80,6 @@ struct Refused {
     unknown: HashSet<String>,
     /// Polls that could not be read.
     unreadable: HashSet<String>,
-}
-
-/// A poll, and its options in a form that is fast to search.
-struct KnownPoll {
-    poll: Arc<Poll>,
-    /// For options of up to 16 bytes: the bytes, padded with zeros, which no id holds. Zero for longer ones.
-    short: Vec<u128>,
-    /// For polls with many options, or long ones.
-    by_id: HashMap<Arc<str>, u32>,
-}
-
-/// Up to this many options are compared one by one.
-const OPTIONS_SCANNED_MAX: usize = 32;
-
-impl KnownPoll {
-    fn new(poll: Arc<Poll>) -> Self {
-        let ids = || poll.options.iter().map(|option| &option.id);
-        let short: Vec<u128> = ids().map(|id| padded(id.as_bytes()).unwrap_or(0)).collect();
-        let scan = short.len() <= OPTIONS_SCANNED_MAX && !short.contains(&0);
-        let by_id = if scan { HashMap::new() } else { ids().cloned().zip(0..).collect() };
-        Self { short: if scan { short } else { Vec::new() }, by_id, poll }
-    }
-
-    fn is(&self, poll_id: &[u8]) -> bool {
-        self.poll.id.as_str().as_bytes() == poll_id
-    }
-
-    fn option(&self, id: &[u8]) -> Option<&Arc<str>> {
-        let at = if self.by_id.is_empty() {
-            let id = padded(id)?;
-            self.short.iter().position(|&known| known == id)?
-        } else {
-            *self.by_id.get(std::str::from_utf8(id).ok()?)? as usize
-        };
-        Some(&self.poll.options.get(at)?.id)
-    }
-}
-
-/// 1 to 16 bytes without a zero among them, as a number.
-fn padded(bytes: &[u8]) -> Option<u128> {
-    if bytes.is_empty() || bytes.len() > 16 || bytes.contains(&0) {
-        return None;
-    }
-    let mut padded = [0; 16];
-    padded[..bytes.len()].copy_from_slice(bytes);
-    Some(u128::from_le_bytes(padded))
 }
 
 impl Admission {
@@ -154,9 +108,9 @@ impl Admission {
     ) -> u64 {
         let mut refused = Refused::default();
         let started = Instant::now();
+        // No await from a revalidation to the append: the definitions stay young enough for the clock reading.
+        polls.revalidate(&self.polls);
         loop {
-            // No await from here to the append: the definitions stay young enough for the clock reading.
-            polls.revalidate(&self.polls);
             let missing = match self.judge(polls, &refused, first, messages) {
                 Ok(Judged { accepted, rejections, votes, now }) => {
                     metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
@@ -167,17 +121,18 @@ impl Admission {
                         self.producer.append_traced(&settle, &accepted, now, session.traceparent());
                     }
                     drop(accepted);
-                    polls.known.truncate(POLLS_REMEMBERED_MAX);
+                    polls.forget();
                     return u64::from(votes);
                 }
                 Err(missing) => missing,
             };
+            if polls.recall(messages, &self.polls, &missing) {
+                continue;
+            }
             let in_time = started.elapsed() < self.lookup_patience;
             match self.polls.get(&missing).await {
-                Ok(Some(poll)) if in_time => {
-                    polls.known.push(KnownPoll::new(poll));
-                    polls.recall(messages, &self.polls);
-                }
+                // The cache has it now.
+                Ok(Some(_)) if in_time => {}
                 Ok(None) => {
                     refused.unknown.insert(missing.as_str().to_owned());
                 }
@@ -194,6 +149,7 @@ impl Admission {
                     refused.unreadable.insert(missing.as_str().to_owned());
                 }
             }
+            polls.revalidate(&self.polls);
         }
     }
 }
@@ -244,26 +200,87 @@ impl Admission {
     }
 }
 
+impl Refused {
+    /// Why votes for a poll that was not found are refused, or that it has to be looked up.
+    #[cold]
+    fn why(&self, id: &str) -> Missing {
+        if self.unknown.contains(id) {
+            Missing::Refuse((RejectionCode::PollNotFound, format!("poll_id: there is no poll {id:?}")))
+        } else if self.unreadable.contains(id) {
+            let reason = format!("poll {id:?} cannot be read at the moment, retry the vote");
+            Missing::Refuse((RejectionCode::Unavailable, reason))
+        } else {
+            PollId::new(id).map_or_else(|error| Missing::Refuse(malformed(&error)), Missing::Look)
+        }
+    }
+}
+
 impl StreamPolls {
     /// Takes the present definition of every remembered poll from the cache; forgets those that are too old there.
     fn revalidate(&mut self, cache: &PollCache) {
-        self.known.retain_mut(|known| match cache.peek(&known.poll.id) {
-            Some(poll) if Arc::ptr_eq(&poll, &known.poll) => true,
+        let before = self.known.len();
+        self.known.retain_mut(|known| match cache.peek(known.id().as_str()) {
             Some(poll) => {
-                *known = KnownPoll::new(poll);
+                *known = poll;
                 true
             }
             None => false,
         });
+        if self.known.len() != before {
+            self.index();
+        }
     }
 
     /// Takes every poll of these messages that the cache holds, so that judging starts anew only for those that are read.
-    fn recall(&mut self, messages: &[VotesMessage], cache: &PollCache) {
-        let mut seen: HashSet<&[u8]> = self.known.iter().map(|known| known.poll.id.as_str().as_bytes()).collect();
-        let new = messages.iter().flat_map(VotesMessage::votes).flatten().filter(|vote| seen.insert(vote.poll_id));
-        let ids = new.filter_map(|vote| PollId::new(PollId::check(vote.poll_id).ok()?).ok());
-        let found: Vec<_> = ids.filter_map(|id| cache.peek(&id)).map(KnownPoll::new).collect();
-        self.known.extend(found);
+    /// Whether the one that is missing is among them.
+    fn recall(&mut self, messages: &[VotesMessage], cache: &PollCache, missing: &PollId) -> bool {
+        let mut last = 0;
+        for vote in messages.iter().flat_map(VotesMessage::votes).flatten() {
+            if let Ok(id) = PollId::check(vote.poll_id)
+                && self.find(id, &mut last).is_none()
+                && let Some(poll) = cache.peek(id)
+            {
+                self.known.push(poll);
+                self.index();
+            }
+        }
+        self.find(missing.as_str(), &mut last).is_some()
+    }
+
+    /// Enters what was pushed since the last call, once there are many polls.
+    fn index(&mut self) {
+        if self.known.len() <= POLLS_REMEMBERED_MAX {
+            self.places.clear();
+            return;
+        }
+        if self.places.len() > self.known.len() {
+            self.places.clear();
+        }
+        let from = self.places.len();
+        self.places.extend((from..).zip(&self.known[from..]).map(|(at, poll)| (poll.id().clone(), at)));
+    }
+
+    /// The poll of this id. `last` is where the one before was found: most votes of a message are for one poll.
+    #[inline]
+    fn find(&self, id: &str, last: &mut usize) -> Option<&IndexedPoll> {
+        if let Some(known) = self.known.get(*last)
+            && known.is(id.as_bytes())
+        {
+            return Some(known);
+        }
+        *last = if self.known.len() <= POLLS_REMEMBERED_MAX {
+            self.known.iter().position(|known| known.is(id.as_bytes()))?
+        } else {
+            *self.places.get(id)?
+        };
+        self.known.get(*last).map(|known| &**known)
+    }
+
+    /// Forgets what is too much to remember.
+    fn forget(&mut self) {
+        if self.known.len() > POLLS_REMEMBERED_MAX {
+            *self = Self::default();
+        }
     }
 }
 
@@ -275,34 +292,21 @@ enum Missing {
     Refuse(Reject),
 }
 
-/// The poll of a vote. `last` is where the one before was found: most votes of a message are for one poll.
+/// The poll of a vote. `last` is where the one before was found.
+#[inline]
 fn find_poll<'a>(
     poll_id: &[u8],
     polls: &'a StreamPolls,
     refused: &Refused,
     last: &mut usize,
-) -> Result<&'a KnownPoll, Missing> {
+) -> Result<&'a IndexedPoll, Missing> {
     if let Some(known) = polls.known.get(*last)
         && known.is(poll_id)
     {
         return Ok(known);
     }
     let id = PollId::check(poll_id).map_err(|error| Missing::Refuse(malformed(&error)))?;
-    if let Some(at) = polls.known.iter().position(|known| known.is(poll_id)) {
-        *last = at;
-        return Ok(&polls.known[at]);
-    }
-    Err(if refused.unknown.contains(id) {
-        Missing::Refuse((RejectionCode::PollNotFound, format!("poll_id: there is no poll {id:?}")))
-    } else if refused.unreadable.contains(id) {
-        let reason = format!("poll {id:?} cannot be read at the moment, retry the vote");
-        Missing::Refuse((RejectionCode::Unavailable, reason))
-    } else {
-        match PollId::new(id) {
-            Ok(id) => Missing::Look(id),
-            Err(error) => Missing::Refuse(malformed(&error)),
-        }
-    })
+    polls.find(id, last).ok_or_else(|| refused.why(id))
 }
 
 fn malformed(error: &InvalidField) -> Reject {
@@ -310,9 +314,10 @@ fn malformed(error: &InvalidField) -> Reject {
 }
 
 /// Judges one vote. The index of the result is not set.
-fn check<'a>(vote: &VoteBytes<'a>, known: &'a KnownPoll, now: Timestamp) -> Result<AcceptedVote<'a>, Reject> {
-    let poll = &known.poll;
-    let user_id = check_user_id(vote.user_id).map_err(|error| malformed(&error))?;
+#[inline]
+fn check<'a>(vote: &VoteBytes<'a>, known: &'a IndexedPoll, now: Timestamp) -> Result<AcceptedVote<'a>, Reject> {
+    let poll = known.poll();
+    let user_id = UserId::check(vote.user_id).map_err(|error| malformed(&error))?;
     let Some(option_id) = known.option(vote.option_id) else {
         let id = check_option_id(vote.option_id).map_err(|error| malformed(&error))?;
         let reason = format!("option_id: poll {:?} has no option {id:?}", poll.id.as_str());
@@ -330,6 +335,6 @@ fn check<'a>(vote: &VoteBytes<'a>, known: &'a KnownPoll, now: Timestamp) -> Resu
     if now >= poll.closes_at || poll.closing != Closing::No {
         return Err((RejectionCode::PollClosed, format!("poll {:?} is closed", poll.id.as_str())));
     }
-    let hash = vote_hash(poll.id.as_str(), user_id);
+    let hash = vote_hash(poll.id.as_str(), vote.user_id);
     Ok(AcceptedVote { poll_id: &poll.id, option_id, user_id, hash, index: 0 })
 }

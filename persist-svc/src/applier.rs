@@ -201,7 +201,7 @@ mod tests {
         for (poll, user, option) in votes {
             let id = poll_id(poll);
             let entry = open.entry(&id, &(*option).into());
-            open.push(entry, user, 0, Timestamp(1));
+            open.push(entry, *user, 0, Timestamp(1));
             if polls.iter().all(|known| known.id != id) {
                 let options = ["x", "y"].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
                 let (opens, closes, source) = (Timestamp(0), Timestamp(9), PollSource::Ingest);

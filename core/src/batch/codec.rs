@@ -1,9 +1,12 @@
-//! The bytes of a record: `VSB`, a format version, the size of what follows once decompressed, then a zstd frame with one
-//! protobuf message in columns.
+//! The bytes of a record: `VSB`, a format version, then a protobuf message in columns, then the UUIDs of its users, 16 bytes
+//! each. In front of the message stand two sizes: what it takes, and what it takes as it stands there, which is a zstd frame
+//! unless both are the same.
 //!
-//! Columns, because ids of one kind next to each other compress well: the lengths and choices of a batch nearly vanish, and
-//! a 36-character UUID takes about 19 bytes, of which 16 are its entropy. zstd level 1, because higher levels are ten times
-//! slower and save nothing on random ids.
+//! Columns, because numbers of one kind next to each other compress well: times and choices of a batch nearly vanish. zstd
+//! level 1, because higher levels are ten times slower and save little. UUIDs stay outside: they are random, so that
+//! compressing their text took longer than all the rest and still left 19 bytes.
+//!
+//! Version 1 had every user id as text, a number a vote in each column, and no UUIDs behind; it is read, not written.
 
 use std::{cell::RefCell, ops::Range, sync::Arc};
 
@@ -12,22 +15,30 @@ use prost::{
     Message,
     encoding::{WireType, decode_varint, encode_key, encode_varint},
 };
+use rustc_hash::FxHashMap;
 
-use super::{Batch, BatchId, RecordBody};
+use super::{Batch, BatchId, OpenBatch, RecordBody, open::Runs};
 use crate::{
     limits::USER_ID_BYTES_MAX,
     poll::{PollId, check_option_id, check_user_id},
     routing::{HashRange, HashRanges},
     time::Timestamp,
+    user_id::{PREFIX_BYTES_MAX, UUID_TEXT_BYTES, uuid_text},
 };
 
 /// First bytes of every record of ours. JSON starts with a brace and KPL aggregates with F3 89 9A C2.
 const MAGIC: [u8; 3] = *b"VSB";
-/// Format version that this code writes, and the only one that it reads.
-const VERSION: u8 = 1;
-/// Magic, version, and the decompressed size as a little-endian u32.
-const HEADER_BYTES: usize = 8;
-/// Largest decompressed message. An open batch is sealed long before; this bounds what a foreign record can make us allocate.
+/// Format version that this code writes.
+const VERSION: u8 = 2;
+/// The version before, which it reads.
+const VERSION_TEXT: u8 = 1;
+/// Magic, version, the size of the message and, since version 2, its size as it stands there; both as little-endian u32.
+const HEADER_BYTES: usize = 12;
+/// Header of version 1.
+const HEADER_TEXT_BYTES: usize = 8;
+/// Smaller messages are not compressed: they hardly get smaller, and setting zstd up takes as long as 1,000 votes do.
+const COMPRESSED_FROM: usize = 512;
+/// Largest message, and largest text of all user ids. An open batch is sealed long before; this bounds what a foreign record can make us allocate.
 pub(super) const DECODED_BYTES_MAX: usize = 16 << 20;
 /// Most dictionary entries.
 const DICTIONARY_MAX: usize = 1 << 20;
@@ -83,27 +94,39 @@ struct VoteBatch {
     /// Milliseconds since the Unix epoch of the first vote.
     #[prost(int64, tag = "9")]
     accepted_base: i64,
-    /// Per vote, the difference to the vote before.
+    /// Per run, the difference to the run before.
     #[prost(sint64, repeated, tag = "10")]
     accepted_deltas: Vec<i64>,
+    /// Per run, the length of each user id in `user_block`, or [`UUIDS_FROM`] and the index of a prefix: then the users are
+    /// UUIDs behind it.
     #[prost(uint32, repeated, tag = "11")]
-    user_lengths: Vec<u32>,
+    user_shapes: Vec<u32>,
+    /// User ids that are no UUIDs.
     #[prost(string, tag = "12")]
     user_block: String,
+    /// Votes of each run of `accepted_deltas`; empty if all are runs of one.
+    #[prost(uint32, repeated, tag = "13")]
+    accepted_counts: Vec<u32>,
+    /// Votes of each run of `user_shapes`; empty if all are runs of one.
+    #[prost(uint32, repeated, tag = "14")]
+    user_counts: Vec<u32>,
+    #[prost(string, repeated, tag = "15")]
+    user_prefixes: Vec<String>,
 }
+
+/// Shapes from here on are UUIDs: no text is that long. Stored format.
+pub(super) const UUIDS_FROM: u32 = USER_ID_BYTES_MAX as u32 + 1;
 
 thread_local! {
     /// The message before compression.
     static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    /// The context, and the record before its size is known.
-    static COMPRESSOR: RefCell<(Option<zstd::bulk::Compressor<'static>>, Vec<u8>)> =
-        const { RefCell::new((None, Vec::new())) };
+    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
 /// A record without votes: its arrival moves the clock of an idle shard.
 pub fn encode_marker() -> Bytes {
-    frame(&[])
+    frame(&[], &[])
 }
 
 /// The columns of a batch, wherever they stand.
@@ -114,23 +137,16 @@ pub(super) struct Columns<'a> {
     pub(super) trace_context: &'a str,
     pub(super) dictionary: &'a [(PollId, Arc<str>)],
     pub(super) choices: &'a [u32],
-    pub(super) accepted_at: &'a [Timestamp],
-    pub(super) user_block: &'a str,
-    pub(super) user_ends: &'a [u32],
+    pub(super) accepted_at: &'a Runs<Timestamp>,
+    pub(super) shapes: &'a Runs<u32>,
+    pub(super) prefixes: &'a [Box<str>],
+    pub(super) text: &'a str,
+    pub(super) uuids: &'a [[u8; 16]],
 }
 
 /// The record of a batch.
 pub fn encode(batch: &Batch) -> Bytes {
-    encode_columns(Columns {
-        id: batch.id,
-        ranges: &batch.ranges,
-        trace_context: &batch.trace_context,
-        dictionary: &batch.dictionary,
-        choices: &batch.choices,
-        accepted_at: &batch.accepted_at,
-        user_block: &batch.user_block,
-        user_ends: &batch.user_ends,
-    })
+    OpenBatch::of(batch).seal(batch.id, &batch.ranges, &batch.trace_context)
 }
 
 /// Writes the message field by field, straight from the columns: going through [`VoteBatch`] would copy each of them. That
@@ -139,52 +155,75 @@ pub(super) fn encode_columns(batch: Columns<'_>) -> Bytes {
     PLAIN.with_borrow_mut(|plain| {
         plain.clear();
         write_message(batch, plain);
-        frame(plain)
+        frame(plain, batch.uuids.as_flattened())
     })
 }
 
 fn write_message(batch: Columns<'_>, plain: &mut Vec<u8>) {
-    use prost::encoding::{bytes, int64, string, uint32, uint64};
+    use prost::encoding::{int64, uint64};
 
-    bytes::encode(1, &batch.id.producer.to_be_bytes().to_vec(), plain);
+    write_bytes(1, &batch.id.producer.to_be_bytes(), plain);
     uint64::encode(2, &batch.id.number, plain);
     let ranges = batch.ranges.as_slice().iter();
     let ranges: Vec<u8> =
         ranges.flat_map(|range| [range.start.to_be_bytes(), range.end.to_be_bytes()]).flatten().collect();
-    bytes::encode(3, &ranges, plain);
+    write_bytes(3, &ranges, plain);
     if !batch.trace_context.is_empty() {
-        string::encode(4, &batch.trace_context.to_owned(), plain);
+        write_bytes(4, batch.trace_context.as_bytes(), plain);
     }
-    let (mut polls, mut entry_polls): (Vec<String>, Vec<u32>) = (Vec::new(), Vec::new());
+    let mut polls = FxHashMap::<&str, u32>::default();
+    let mut entry_polls = Vec::with_capacity(batch.dictionary.len());
     for (poll, _) in batch.dictionary {
-        let known = polls.iter().position(|known| known == poll.as_str());
-        entry_polls.push(known.unwrap_or(polls.len()) as u32);
-        if known.is_none() {
-            polls.push(poll.as_str().to_owned());
-        }
+        let next = polls.len() as u32;
+        entry_polls.push(*polls.entry(poll.as_str()).or_insert_with(|| {
+            write_bytes(5, poll.as_str().as_bytes(), plain);
+            next
+        }));
     }
-    string::encode_repeated(5, &polls, plain);
-    uint32::encode_packed(6, &entry_polls, plain);
-    let options: Vec<String> = batch.dictionary.iter().map(|(_, option)| option.to_string()).collect();
-    string::encode_repeated(7, &options, plain);
-    uint32::encode_packed(8, batch.choices, plain);
-    let base = batch.accepted_at.first().map_or(0, |first| first.0);
+    write_packed(6, entry_polls.into_iter().map(u64::from), plain);
+    batch.dictionary.iter().for_each(|(_, option)| write_bytes(7, option.as_bytes(), plain));
+    if batch.dictionary.len() <= 0x80 {
+        // Every choice is one byte.
+        write_key(8, batch.choices.len(), plain);
+        plain.extend(batch.choices.iter().map(|&choice| choice as u8));
+    } else {
+        write_packed(8, batch.choices.iter().copied().map(u64::from), plain);
+    }
+    let accepted_at = batch.accepted_at.as_slice();
+    let base = accepted_at.first().map_or(0, |(first, _)| first.0);
     if base != 0 {
         int64::encode(9, &base, plain);
     }
     let mut before = base;
-    let deltas = batch.accepted_at.iter().map(|at| {
+    let deltas = accepted_at.iter().map(|(at, _)| {
         let delta = at.0.wrapping_sub(std::mem::replace(&mut before, at.0));
         ((delta << 1) ^ (delta >> 63)) as u64
     });
     write_packed(10, deltas, plain);
-    let mut start = 0;
-    let lengths = batch.user_ends.iter().map(|&end| u64::from(end - std::mem::replace(&mut start, end)));
-    write_packed(11, lengths, plain);
-    if !batch.user_block.is_empty() {
-        encode_key(12, WireType::LengthDelimited, plain);
-        encode_varint(batch.user_block.len() as u64, plain);
-        plain.extend_from_slice(batch.user_block.as_bytes());
+    let shapes = batch.shapes.as_slice();
+    write_packed(11, shapes.iter().map(|(shape, _)| u64::from(*shape)), plain);
+    if !batch.text.is_empty() {
+        write_bytes(12, batch.text.as_bytes(), plain);
+    }
+    write_counts(13, accepted_at, plain);
+    write_counts(14, shapes, plain);
+    batch.prefixes.iter().for_each(|prefix| write_bytes(15, prefix.as_bytes(), plain));
+}
+
+fn write_key(tag: u32, len: usize, plain: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, plain);
+    encode_varint(len as u64, plain);
+}
+
+fn write_bytes(tag: u32, bytes: &[u8], plain: &mut Vec<u8>) {
+    write_key(tag, bytes.len(), plain);
+    plain.extend_from_slice(bytes);
+}
+
+/// How long each run is, unless all are runs of one.
+fn write_counts<T>(tag: u32, runs: &[(T, u32)], plain: &mut Vec<u8>) {
+    if runs.iter().any(|(_, count)| *count != 1) {
+        write_packed(tag, runs.iter().map(|(_, count)| u64::from(*count)), plain);
     }
 }
 
@@ -209,47 +248,78 @@ fn write_packed(tag: u32, values: impl ExactSizeIterator<Item = u64>, plain: &mu
     }
 }
 
-/// Compresses a message and puts the header in front.
-fn frame(plain: &[u8]) -> Bytes {
-    COMPRESSOR.with_borrow_mut(|(compressor, record)| {
-        // zstd fails only where it cannot allocate, which ends a Rust process anyway.
-        let compressor = match compressor {
-            Some(compressor) => compressor,
-            None => compressor.insert(zstd::bulk::Compressor::new(LEVEL).expect("zstd has memory for a context")),
-        };
-        record.resize(HEADER_BYTES + zstd::zstd_safe::compress_bound(plain.len()), 0);
-        let (header, body) = record.split_at_mut(HEADER_BYTES);
+/// Puts the header in front of a message, compressed where that pays, and the UUIDs behind it.
+fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
+    let header = |len: usize| {
+        let mut header = [0; HEADER_BYTES];
         header[..3].copy_from_slice(&MAGIC);
         header[3] = VERSION;
-        header[4..].copy_from_slice(&(plain.len() as u32).to_le_bytes());
-        let len = compressor.compress_to_buffer(plain, body).expect("the buffer is as large as zstd asks for");
-        // An exact copy: the record is kept until it is stored, the scratch buffer for ever.
-        Bytes::copy_from_slice(&record[..HEADER_BYTES + len])
-    })
+        header[4..8].copy_from_slice(&(plain.len() as u32).to_le_bytes());
+        header[8..].copy_from_slice(&(len as u32).to_le_bytes());
+        header
+    };
+    let most = if plain.len() < COMPRESSED_FROM { plain.len() } else { zstd::zstd_safe::compress_bound(plain.len()) };
+    let mut record = Vec::with_capacity(HEADER_BYTES + most + uuids.len());
+    record.resize(HEADER_BYTES + most, 0);
+    let len = if plain.len() < COMPRESSED_FROM {
+        None
+    } else {
+        COMPRESSOR.with_borrow_mut(|compressor| {
+            // zstd fails only where it cannot allocate, which ends a Rust process anyway.
+            let compressor = match compressor {
+                Some(compressor) => compressor,
+                None => compressor.insert(zstd::bulk::Compressor::new(LEVEL).expect("zstd has memory for a context")),
+            };
+            let body = &mut record[HEADER_BYTES..];
+            let len = compressor.compress_to_buffer(plain, body).expect("the buffer is as large as zstd asks for");
+            (len < plain.len()).then_some(len)
+        })
+    };
+    let len = len.unwrap_or_else(|| {
+        record[HEADER_BYTES..HEADER_BYTES + plain.len()].copy_from_slice(plain);
+        plain.len()
+    });
+    record[..HEADER_BYTES].copy_from_slice(&header(len));
+    record.truncate(HEADER_BYTES + len);
+    record.extend_from_slice(uuids);
+    record.into()
 }
 
 /// Reads a record of any origin.
 pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
-    let (header, frame) = record.split_at_checked(HEADER_BYTES).ok_or(DecodeError::NotOurs)?;
-    if header[..3] != MAGIC {
+    let (magic, rest) = record.split_at_checked(MAGIC.len() + 1).ok_or(DecodeError::NotOurs)?;
+    if magic[..3] != MAGIC {
         return Err(DecodeError::NotOurs);
     }
-    if header[3] != VERSION {
-        return Err(DecodeError::Version(header[3]));
-    }
-    let size = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+    let size = |at: usize| {
+        let bytes = rest.get(at..).and_then(|bytes| bytes.first_chunk()).ok_or(DecodeError::NotOurs)?;
+        Ok(u32::from_le_bytes(*bytes) as usize)
+    };
+    let (size, frame, uuids) = match magic[3] {
+        VERSION => {
+            let (size, len) = (size(0)?, size(4)?);
+            let (frame, uuids) = record[HEADER_BYTES..].split_at_checked(len).ok_or(DecodeError::Compression)?;
+            (size, frame, uuids)
+        }
+        VERSION_TEXT => (size(0)?, &record[HEADER_TEXT_BYTES..], &[][..]),
+        version => return Err(DecodeError::Version(version)),
+    };
     if size > DECODED_BYTES_MAX {
         return Err(DecodeError::TooLarge(size));
     }
-    let mut plain = DECOMPRESSOR
-        .with_borrow_mut(|slot| {
-            let decompressor = match slot {
-                Some(decompressor) => decompressor,
-                None => slot.insert(zstd::bulk::Decompressor::new()?),
-            };
-            decompressor.decompress(frame, size)
-        })
-        .map_err(|_| DecodeError::Compression)?;
+    let mut plain = if magic[3] == VERSION && frame.len() == size {
+        frame.to_vec()
+    } else {
+        DECOMPRESSOR
+            .with_borrow_mut(|slot| {
+                let decompressor = match slot {
+                    Some(decompressor) => decompressor,
+                    None => slot.insert(zstd::bulk::Decompressor::new()?),
+                };
+                decompressor.decompress(frame, size)
+            })
+            .map_err(|_| DecodeError::Compression)?
+    };
     if plain.len() != size {
         return Err(DecodeError::Compression);
     }
@@ -263,10 +333,14 @@ pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
         }
         None => VoteBatch::decode(&plain[..]).map_err(|_| DecodeError::Field("VoteBatch"))?,
     };
-    if message.producer.is_empty() && message.choices.is_empty() {
+    let (uuids, rest) = uuids.as_chunks();
+    if !rest.is_empty() {
+        return Err(DecodeError::Field("uuids"));
+    }
+    if message.producer.is_empty() && message.choices.is_empty() && uuids.is_empty() {
         return Ok(RecordBody::Marker);
     }
-    batch_of(message).map(RecordBody::Batch)
+    batch_of(message, uuids).map(RecordBody::Batch)
 }
 
 /// Reads a message as [`write_message`] writes it, without its user ids: returns where those stand. `None` for any other
@@ -283,7 +357,7 @@ fn read_plainly_written(plain: &[u8]) -> Option<(VoteBatch, Range<usize>)> {
         rest = after;
         let tag = field >> 3;
         // Fields stand in order, and once, unless they are repeated texts.
-        if tag < before || (tag == before && !matches!(tag, 5 | 7)) {
+        if tag < before || (tag == before && !matches!(tag, 5 | 7 | 15)) {
             return None;
         }
         before = tag;
@@ -310,8 +384,11 @@ fn read_plainly_written(plain: &[u8]) -> Option<(VoteBatch, Range<usize>)> {
             7 => message.entry_options.push(text(bytes)?),
             8 => message.choices = read_packed(bytes, |value| value as u32)?,
             10 => message.accepted_deltas = read_packed(bytes, |value| (value >> 1) as i64 ^ -((value & 1) as i64))?,
-            11 => message.user_lengths = read_packed(bytes, |value| value as u32)?,
+            11 => message.user_shapes = read_packed(bytes, |value| value as u32)?,
             12 => block = plain.len() - rest.len() - bytes.len()..plain.len() - rest.len(),
+            13 => message.accepted_counts = read_packed(bytes, |value| value as u32)?,
+            14 => message.user_counts = read_packed(bytes, |value| value as u32)?,
+            15 => message.user_prefixes.push(text(bytes)?),
             _ => return None,
         }
     }
@@ -343,18 +420,30 @@ fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     }
 }
 
-fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
+/// Runs of values, with as many votes as there are; `None` if they are not.
+fn runs<'a, T: Copy>(
+    values: &'a [T],
+    counts: &'a [u32],
+    votes: usize,
+) -> Option<impl Iterator<Item = (T, usize)> + 'a> {
+    let total = match counts {
+        [] => values.len(),
+        counts if counts.len() != values.len() || counts.contains(&0) => return None,
+        // More votes than there are overflow nothing.
+        counts => counts.iter().fold(0u64, |sum, &count| sum + u64::from(count)).try_into().ok()?,
+    };
+    let counts = counts.iter().map(|&count| count as usize).chain(std::iter::repeat(1));
+    (total == votes).then(|| values.iter().copied().zip(counts))
+}
+
+fn batch_of(message: VoteBatch, uuids: &[[u8; 16]]) -> Result<Batch, DecodeError> {
     let producer: [u8; 16] = message.producer.try_into().map_err(|_| DecodeError::Field("producer"))?;
     if message.number == 0 {
         return Err(DecodeError::Field("number"));
     }
     let votes = message.choices.len();
-    if message.accepted_deltas.len() != votes {
-        return Err(DecodeError::Field("accepted_deltas"));
-    }
-    if message.user_lengths.len() != votes {
-        return Err(DecodeError::Field("user_lengths"));
-    }
+    let accepted_runs = runs(&message.accepted_deltas, &message.accepted_counts, votes);
+    let accepted_runs = accepted_runs.ok_or(DecodeError::Field("accepted_deltas"))?;
     let (ranges, rest) = message.ranges.as_chunks::<32>();
     if !rest.is_empty() || ranges.is_empty() || ranges.len() > RANGES_MAX {
         return Err(DecodeError::Field("ranges"));
@@ -386,33 +475,14 @@ fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
     }
 
     let mut at = message.accepted_base;
-    let accepted_at = message.accepted_deltas.into_iter().map(|delta| {
+    let mut accepted_at = Vec::with_capacity(votes);
+    for (delta, count) in accepted_runs {
         at = at.wrapping_add(delta);
-        Timestamp(at)
-    });
-    let accepted_at = accepted_at.collect();
+        accepted_at.resize(accepted_at.len() + count, Timestamp(at));
+    }
 
-    let (mut user_ends, mut end) = (message.user_lengths, 0u32);
-    let block = message.user_block.as_bytes();
-    // Then every cut is one between characters, and every character is allowed, so that only lengths are left to check.
-    let plain = is_plain_text(block);
-    for slot in &mut user_ends {
-        let (start, length) = (end, *slot as usize);
-        end = end.checked_add(*slot).ok_or(DecodeError::Field("user_lengths"))?;
-        let allowed = if plain {
-            (1..=USER_ID_BYTES_MAX).contains(&length)
-        } else {
-            // Checks the length, the characters, and that the cut does not fall into one.
-            block.get(start as usize..end as usize).is_some_and(|user| check_user_id(user).is_ok())
-        };
-        if !allowed {
-            return Err(DecodeError::Field("user_block"));
-        }
-        *slot = end;
-    }
-    if end as usize != message.user_block.len() {
-        return Err(DecodeError::Field("user_block"));
-    }
+    let shapes = runs(&message.user_shapes, &message.user_counts, votes).ok_or(DecodeError::Field("user_shapes"))?;
+    let (user_block, user_ends) = users(message.user_block, shapes, votes, &message.user_prefixes, uuids)?;
 
     Ok(Batch {
         id: BatchId { producer: u128::from_be_bytes(producer), number: message.number },
@@ -421,9 +491,69 @@ fn batch_of(message: VoteBatch) -> Result<Batch, DecodeError> {
         dictionary,
         choices: message.choices,
         accepted_at,
-        user_block: message.user_block,
+        user_block,
         user_ends,
     })
+}
+
+/// The text of all user ids, and where each ends.
+fn users(
+    block: String,
+    shapes: impl Iterator<Item = (u32, usize)>,
+    votes: usize,
+    prefixes: &[String],
+    mut uuids: &[[u8; 16]],
+) -> Result<(String, Vec<u32>), DecodeError> {
+    let is_text = uuids.is_empty();
+    for prefix in prefixes {
+        if !prefix.is_empty() && (prefix.len() > PREFIX_BYTES_MAX || check_user_id(prefix.as_bytes()).is_err()) {
+            return Err(DecodeError::Field("user_prefixes"));
+        }
+    }
+    // Then every cut is one between characters, and every character is allowed, so that only lengths are left to check.
+    let plain = is_plain_text(block.as_bytes());
+    let (mut text, mut ends) = (Vec::new(), Vec::with_capacity(votes));
+    if !is_text {
+        text.reserve(block.len() + uuids.len() * UUID_TEXT_BYTES);
+    }
+    let mut at = 0;
+    for (shape, count) in shapes {
+        let Some(prefix) = shape.checked_sub(UUIDS_FROM) else {
+            let length = shape as usize;
+            for _ in 0..count {
+                let user = block.as_bytes().get(at..at + length).ok_or(DecodeError::Field("user_block"))?;
+                at += length;
+                // The second checks the length, the characters, and that the cut does not fall into one.
+                if if plain { length == 0 } else { check_user_id(user).is_err() } {
+                    return Err(DecodeError::Field("user_block"));
+                }
+                if is_text {
+                    ends.push(at as u32);
+                } else {
+                    text.extend_from_slice(user);
+                    ends.push(text.len() as u32);
+                }
+            }
+            continue;
+        };
+        let prefix = prefixes.get(prefix as usize).ok_or(DecodeError::Field("user_shapes"))?;
+        let these;
+        (these, uuids) = uuids.split_at_checked(count).ok_or(DecodeError::Field("uuids"))?;
+        let size = text.len() + count * (prefix.len() + UUID_TEXT_BYTES);
+        if size > DECODED_BYTES_MAX {
+            return Err(DecodeError::TooLarge(size));
+        }
+        for uuid in these {
+            text.extend_from_slice(prefix.as_bytes());
+            text.extend_from_slice(&uuid_text(*uuid));
+            ends.push(text.len() as u32);
+        }
+    }
+    if at != block.len() || !uuids.is_empty() {
+        return Err(DecodeError::Field(if at != block.len() { "user_block" } else { "uuids" }));
+    }
+    let text = if is_text { block } else { String::from_utf8(text).map_err(|_| DecodeError::Field("user_block"))? };
+    Ok((text, ends))
 }
 
 /// Whether all bytes are characters of ASCII that are not control characters.
@@ -440,7 +570,12 @@ mod tests {
     use crate::batch::OpenBatch;
 
     fn batch() -> impl Strategy<Value = Batch> {
-        let vote = (0u8..3, 0u8..4, "[^\\p{Cc}]{1,40}", 0i64..1 << 40);
+        let uuid = "(|eu-west-1:|ü|.)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
+        let user = prop_oneof![
+            "[^\\p{Cc}]{1,40}",
+            uuid.prop_filter("no control characters", |id| { check_user_id(id.as_bytes()).is_ok() })
+        ];
+        let vote = (0u8..3, 0u8..4, user, prop_oneof![0i64..3, 0i64..1 << 40]);
         (prop::collection::vec(vote, 1..60), any::<u128>(), 1u64.., "[0-9a-f-]{0,55}").prop_map(
             |(votes, producer, number, trace_context)| {
                 let mut open = OpenBatch::default();
@@ -484,13 +619,20 @@ mod tests {
         }
     }
 
+    /// The message of a batch.
+    fn plain(batch: &Batch) -> Vec<u8> {
+        let record = encode(batch);
+        let open = OpenBatch::of(batch);
+        let mut plain = Vec::new();
+        write_message(open.columns(batch.id, &batch.ranges, &batch.trace_context), &mut plain);
+        assert_eq!(record[4..8], (plain.len() as u32).to_le_bytes());
+        plain
+    }
+
     proptest! {
         #[test]
         fn writes_what_prost_would(batch in batch()) {
-            let mut plain = Vec::new();
-            let Batch { id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends } = &batch;
-            let columns = Columns { id: *id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends };
-            write_message(columns, &mut plain);
+            let plain = plain(&batch);
             let general = VoteBatch::decode(&plain[..]).unwrap();
             prop_assert_eq!(general.encode_to_vec(), &*plain);
             let (message, block) = read_plainly_written(&plain).unwrap();
@@ -502,10 +644,7 @@ mod tests {
         fn reads_any_message_as_prost_would(
             batch in batch(), damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
-            let mut plain = Vec::new();
-            let Batch { id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends } = &batch;
-            let columns = Columns { id: *id, ranges, trace_context, dictionary, choices, accepted_at, user_block, user_ends };
-            write_message(columns, &mut plain);
+            let mut plain = plain(&batch);
             for (at, byte) in damage {
                 let at = at.index(plain.len());
                 plain[at] = byte;
@@ -545,7 +684,7 @@ mod tests {
     }
 
     #[test]
-    fn uuid_user_ids_take_less_than_24_bytes_a_vote() {
+    fn uuid_user_ids_take_less_than_17_bytes_a_vote() {
         let mut open = OpenBatch::default();
         let poll = PollId::new("final").unwrap();
         let mut state = 1u128;
@@ -569,6 +708,6 @@ mod tests {
         }
         let id = BatchId { producer: state, number: 77 };
         let record = encode(&open.to_batch(id, HashRange::ALL.into(), String::new()));
-        assert!(record.len() <= 24 * 1_000, "{} bytes a vote", record.len() as f64 / 1_000.0);
+        assert!(record.len() <= 17 * 1_000, "{} bytes a vote", record.len() as f64 / 1_000.0);
     }
 }

@@ -105,10 +105,22 @@ impl Lane {
     ) {
         let mut state = self.state.lock();
         let batches_before = state.queue.len();
-        for vote in votes {
-            state.push(spare, message, vote, accepted_at);
+        let mut votes = votes.peekable();
+        while votes.peek().is_some() {
+            if state.queue.back().is_none_or(|batch| batch.is_full(&spare.config)) {
+                state.queue.push_back(spare.batch());
+            }
+            let Some(batch) = state.queue.back_mut() else { break };
+            while !batch.is_full(&spare.config)
+                && let Some(vote) = votes.next()
+            {
+                let entry = batch.votes.entry(vote.poll_id, vote.option_id);
+                batch.votes.push(entry, vote.user_id, vote.hash, accepted_at);
+                batch.parts.indices.push(vote.index);
+            }
+            batch.parts.end_run(message);
             if !traceparent.is_empty() {
-                state.note_trace(traceparent);
+                batch.note_trace(traceparent);
             }
         }
         if state.queue.len() != batches_before || state.queue.front().is_some_and(|batch| batch.is_full(&spare.config))
@@ -119,46 +131,21 @@ impl Lane {
     }
 }
 
-impl LaneState {
-    pub(super) fn push(
-        &mut self,
-        spare: &Spare,
-        message: &Arc<dyn Settle>,
-        vote: &AcceptedVote<'_>,
-        accepted_at: Timestamp,
-    ) {
-        if self.queue.back().is_none_or(|batch| batch.is_full(&spare.config)) {
-            self.queue.push_back(spare.batch());
-        }
-        if let Some(batch) = self.queue.back_mut() {
-            let entry = batch.votes.entry(vote.poll_id, vote.option_id);
-            batch.votes.push(entry, vote.user_id, vote.hash, accepted_at);
-            batch.parts.push(message, vote.index);
-        }
-    }
-}
-
-impl LaneState {
-    /// Notes the trace of the vote that was pushed last.
-    fn note_trace(&mut self, traceparent: &str) {
-        if let Some(batch) = self.queue.back_mut()
-            && batch.traceparents.len() < TRACES_MAX
-            && !batch.traceparents.iter().any(|known| **known == *traceparent)
-        {
-            batch.traceparents.push(traceparent.into());
-        }
-    }
-}
-
 impl QueuedBatch {
+    /// Notes the trace of votes that were pushed.
+    fn note_trace(&mut self, traceparent: &str) {
+        if self.traceparents.len() < TRACES_MAX && !self.traceparents.iter().any(|known| **known == *traceparent) {
+            self.traceparents.push(traceparent.into());
+        }
+    }
+
     pub(super) fn is_full(&self, config: &LaneConfig) -> bool {
         self.votes.len() >= config.batch_votes_max || self.votes.bytes() >= config.batch_bytes_max
     }
 
     /// Moves every vote, in order, to where `lane_of` says.
     pub(super) fn move_to<'a>(&self, spare: &Spare, lane_of: impl Fn(u128) -> &'a Lane) {
-        for (at, (message, index)) in self.parts.iter().enumerate() {
-            let vote = self.votes.vote(at);
+        for ((message, index), vote) in self.parts.iter().zip(self.votes.votes()) {
             let (poll_id, option_id) = vote.choice;
             let accepted = AcceptedVote { poll_id, option_id, user_id: vote.user_id, hash: vote.hash, index };
             let lane = lane_of(vote.hash);
@@ -166,7 +153,9 @@ impl QueuedBatch {
             // Which vote was of which trace is not known any more.
             if !self.traceparents.is_empty() {
                 let mut state = lane.state.lock();
-                self.traceparents.iter().for_each(|traceparent| state.note_trace(traceparent));
+                if let Some(batch) = state.queue.back_mut() {
+                    self.traceparents.iter().for_each(|traceparent| batch.note_trace(traceparent));
+                }
             }
         }
     }
@@ -176,17 +165,18 @@ impl QueuedBatch {
         let mut parts = Parts::default();
         for (at, (message, index)) in self.parts.iter().enumerate() {
             if keep(at) {
-                parts.push(message, index);
+                parts.indices.push(index);
+                parts.end_run(message);
             }
         }
-        let votes = self.votes.subset((0..self.votes.len()).filter(|&at| keep(at)));
+        let votes = self.votes.subset(keep);
         Self { votes, parts, opened_at: self.opened_at, traceparents: self.traceparents.clone() }
     }
 }
 
 impl Parts {
-    fn push(&mut self, message: &Arc<dyn Settle>, index: u32) {
-        self.indices.push(index);
+    /// The votes whose indices were pushed since the last run are of this message.
+    fn end_run(&mut self, message: &Arc<dyn Settle>) {
         let end = self.indices.len();
         match self.runs.last_mut() {
             Some((last, last_end)) if Arc::ptr_eq(last, message) => *last_end = end,
@@ -205,6 +195,16 @@ impl Parts {
             let run = &self.indices[std::mem::replace(&mut start, *end)..*end];
             run.iter().map(move |&index| (message, index))
         })
+    }
+
+    /// Tells the messages that all votes have this outcome. Returns how many those were.
+    pub(super) fn settle_all(&self, outcome: Outcome) -> usize {
+        let mut start = 0;
+        for (message, end) in &self.runs {
+            message.settle(&self.indices[std::mem::replace(&mut start, *end)..*end], outcome);
+        }
+        metrics::VOTES_SETTLED.add(outcome as usize, self.indices.len() as u64);
+        self.indices.len()
     }
 
     /// Tells the messages about the votes for which there is an outcome. Returns how many those were.

@@ -24,6 +24,7 @@ use crate::{
     mutation::{self, Mutation},
     port::Effect,
     routing::{HashRange, HashRanges, ShardId},
+    time::Timestamp,
     trace,
 };
 
@@ -176,8 +177,10 @@ impl Producer {
 
         // Votes that waited too long in the queue were certainly never sent.
         let now = self.clock.now();
-        let expired = |at: usize| now.since(batch.votes.accepted_at()[at]) >= deadline;
-        let mut left = if (0..batch.votes.len()).any(expired) {
+        let is_expired = |accepted_at: Timestamp| now.since(accepted_at) >= deadline;
+        let mut left = if batch.votes.oldest().is_some_and(is_expired) {
+            let accepted_at = batch.votes.accepted_at();
+            let expired = |at: usize| is_expired(accepted_at[at]);
             self.settle(&batch.parts, |at| expired(at).then_some(Outcome::NotStored));
             batch.retain(|at| !expired(at))
         } else {
@@ -216,17 +219,25 @@ impl Producer {
                         break;
                     };
                     let now = self.clock.now();
-                    let outcome = |at: usize| {
-                        let in_time = now.since(left.votes.accepted_at()[at]) < deadline;
-                        let outcome = if in_time { Outcome::Durable } else { Outcome::Unknown };
-                        range.contains(left.votes.hashes()[at]).then_some(outcome)
-                    };
-                    self.settle(&left.parts, outcome);
-                    ranges = ranges.without(&range);
-                    if left.votes.hashes().iter().all(|&hash| range.contains(hash)) {
+                    let is_in_time = |accepted_at| now.since(accepted_at) < deadline;
+                    // The lane's shard has the hashes of all of its votes.
+                    let is_whole =
+                        stored.shard == lane.shard || left.votes.hashes().iter().all(|&hash| range.contains(hash));
+                    if is_whole && is_in_time(oldest) {
+                        self.settled(left.parts.settle_all(Outcome::Durable));
+                    } else {
+                        let accepted_at = left.votes.accepted_at();
+                        let outcome = |at: usize| {
+                            let outcome = if is_in_time(accepted_at[at]) { Outcome::Durable } else { Outcome::Unknown };
+                            range.contains(left.votes.hashes()[at]).then_some(outcome)
+                        };
+                        self.settle(&left.parts, outcome);
+                    }
+                    if is_whole {
                         self.spare.keep(left);
                         return;
                     }
+                    ranges = ranges.without(&range);
                     // Stored by a shard that took over a part of the lane's hashes: the other votes are sent again, as the
                     // same batch with the range that is left.
                     left = left.retain(|at| !range.contains(left.votes.hashes()[at]));

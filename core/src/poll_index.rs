@@ -1,0 +1,101 @@
+//! A poll whose options are found fast.
+//!
+//! Owns how an option is found by the bytes of its id, which happens once a vote.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::poll::{Poll, PollId};
+
+/// A poll, and its options in a form that is fast to search.
+#[derive(Debug)]
+pub struct IndexedPoll {
+    poll: Arc<Poll>,
+    /// For options of up to 16 bytes: the bytes, padded with zeros, which no id holds. Empty if there are others, or many.
+    short: Vec<u128>,
+    /// For polls with many options, or long ones.
+    by_id: HashMap<Arc<str>, u32>,
+}
+
+/// Up to this many options are compared one by one.
+const OPTIONS_SCANNED_MAX: usize = 32;
+
+impl IndexedPoll {
+    /// Indexes a poll.
+    pub fn new(poll: Arc<Poll>) -> Self {
+        let ids = || poll.options.iter().map(|option| &option.id);
+        let short: Option<Vec<u128>> = ids().map(|id| padded(id.as_bytes())).collect();
+        match short.filter(|short| short.len() <= OPTIONS_SCANNED_MAX) {
+            Some(short) => Self { short, by_id: HashMap::new(), poll },
+            None => Self { short: Vec::new(), by_id: ids().cloned().zip(0..).collect(), poll },
+        }
+    }
+
+    /// The poll.
+    #[inline]
+    pub fn poll(&self) -> &Arc<Poll> {
+        &self.poll
+    }
+
+    /// Whether this is the id of the poll.
+    #[inline]
+    pub fn is(&self, poll_id: &[u8]) -> bool {
+        self.poll.id.as_str().as_bytes() == poll_id
+    }
+
+    /// Id of the poll.
+    #[inline]
+    pub fn id(&self) -> &PollId {
+        &self.poll.id
+    }
+
+    /// The option of this id.
+    #[inline]
+    pub fn option(&self, id: &[u8]) -> Option<&Arc<str>> {
+        let at = if self.by_id.is_empty() {
+            let id = padded(id)?;
+            self.short.iter().position(|&known| known == id)?
+        } else {
+            *self.by_id.get(std::str::from_utf8(id).ok()?)? as usize
+        };
+        Some(&self.poll.options.get(at)?.id)
+    }
+}
+
+/// 1 to 16 bytes without a zero among them, as a number.
+#[inline]
+fn padded(bytes: &[u8]) -> Option<u128> {
+    if bytes.is_empty() || bytes.len() > 16 || bytes.contains(&0) {
+        return None;
+    }
+    let mut padded = [0; 16];
+    padded[..bytes.len()].copy_from_slice(bytes);
+    Some(u128::from_le_bytes(padded))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        Timestamp,
+        poll::{PollOption, PollSource},
+    };
+
+    proptest! {
+        #[test]
+        fn finds_what_a_search_finds(
+            ids in prop::collection::btree_set("[a-c]{1,2}|[^\\p{Cc}]{1,20}", 1..50), other in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let options: Vec<_> = ids.iter().map(|id| PollOption { id: id.as_str().into(), title: String::new() }).collect();
+            let id = PollId::new("p").unwrap();
+            let (from, to) = (Timestamp(0), Timestamp(1));
+            let poll = Arc::new(Poll::new(id, String::new(), options, from, to, PollSource::Ingest, 0).unwrap());
+            let index = IndexedPoll::new(poll.clone());
+            let plain = |id: &[u8]| poll.options.iter().map(|option| &option.id).find(|known| known.as_bytes() == id);
+            for id in ids.iter().map(|id| id.as_bytes()).chain([&other[..], b"a\0", b"", b"a", b"cc"]) {
+                prop_assert_eq!(index.option(id), plain(id));
+            }
+        }
+    }
+}
