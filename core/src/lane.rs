@@ -107,9 +107,6 @@ impl LaneConfig {
 /// is wrong.
 const START_ATTEMPTS_MAX: u32 = 8;
 
-/// Up to this many lanes, going through a message once a lane is faster than sorting it.
-const LANES_SCANNED_MAX: usize = 8;
-
 /// All lanes of one ingest process.
 pub struct Producer {
     config: LaneConfig,
@@ -194,22 +191,25 @@ impl Producer {
             }
             votes => {
                 // Lane by lane, so that each is locked once a message; within a lane in order, which keeps a user's votes in
-                // theirs.
+                // theirs. A counting sort: first where each lane's votes begin, then each vote to its place.
                 let lanes: Vec<u32> = votes.iter().map(|vote| map.index(vote.hash)).collect();
-                if map.len() <= LANES_SCANNED_MAX {
-                    for lane in 0..map.len() as u32 {
-                        let mut votes =
-                            votes.iter().zip(&lanes).filter(|&(_, of)| *of == lane).map(|(vote, _)| vote).peekable();
-                        if votes.peek().is_some() {
-                            map.at(lane).append(&self.spare, message, votes, accepted_at, traceparent);
-                        }
-                    }
-                } else {
-                    let mut order: Vec<(u32, u32)> = lanes.into_iter().zip(0..).collect();
-                    order.sort_unstable();
-                    for group in order.chunk_by(|a, b| a.0 == b.0) {
-                        let votes = group.iter().map(|&(_, at)| &votes[at as usize]);
-                        map.at(group[0].0).append(&self.spare, message, votes, accepted_at, traceparent);
+                let mut ends = vec![0u32; map.len() + 1];
+                lanes.iter().for_each(|&lane| ends[lane as usize + 1] += 1);
+                for lane in 1..ends.len() {
+                    ends[lane] += ends[lane - 1];
+                }
+                let mut order = vec![0u32; votes.len()];
+                for (at, &lane) in lanes.iter().enumerate() {
+                    let end = &mut ends[lane as usize];
+                    order[*end as usize] = at as u32;
+                    *end += 1;
+                }
+                let mut start = 0;
+                for (lane, &end) in ends[..map.len()].iter().enumerate() {
+                    let group = &order[std::mem::replace(&mut start, end as usize)..end as usize];
+                    if !group.is_empty() {
+                        let votes = group.iter().map(|&at| &votes[at as usize]);
+                        map.at(lane as u32).append(&self.spare, message, votes, accepted_at, traceparent);
                     }
                 }
             }

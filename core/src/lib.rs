@@ -36,7 +36,7 @@ pub mod user_id;
 pub mod window;
 
 pub use poll::{Closing, Poll, PollId, PollOption, PollSource};
-pub use routing::{HashRange, HashRanges, ShardId, vote_hash};
+pub use routing::{HashRange, HashRanges, PollHasher, ShardId, vote_hash};
 pub use sequence::{Position, SequenceNumber};
 pub use time::{Clock, TimeBounds, Timestamp};
 pub use user_id::UserId;

@@ -4,13 +4,17 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::poll::{Poll, PollId};
+use crate::{
+    poll::{Poll, PollId},
+    routing::PollHasher,
+};
 
 /// A poll, and its options in a form that is fast to search.
 #[derive(Debug)]
 pub struct IndexedPoll {
     poll: Arc<Poll>,
-    /// For options of up to 16 bytes: the bytes, padded with zeros, which no id holds. Empty if there are others, or many.
+    hasher: PollHasher,
+    /// For options of up to 15 bytes: the bytes and their number. Empty if there are others, or many.
     short: Vec<u128>,
     /// For polls with many options, or long ones.
     by_id: HashMap<Arc<str>, u32>,
@@ -23,11 +27,12 @@ impl IndexedPoll {
     /// Indexes a poll.
     pub fn new(poll: Arc<Poll>) -> Self {
         let ids = || poll.options.iter().map(|option| &option.id);
-        let short: Option<Vec<u128>> = ids().map(|id| padded(id.as_bytes())).collect();
-        match short.filter(|short| short.len() <= OPTIONS_SCANNED_MAX) {
-            Some(short) => Self { short, by_id: HashMap::new(), poll },
-            None => Self { short: Vec::new(), by_id: ids().cloned().zip(0..).collect(), poll },
-        }
+        let short: Option<Vec<u128>> = ids().map(|id| number(id.as_bytes())).collect();
+        let (short, by_id) = match short.filter(|short| short.len() <= OPTIONS_SCANNED_MAX) {
+            Some(short) => (short, HashMap::new()),
+            None => (Vec::new(), ids().cloned().zip(0..).collect()),
+        };
+        Self { hasher: PollHasher::new(poll.id.clone()), short, by_id, poll }
     }
 
     /// The poll.
@@ -42,6 +47,12 @@ impl IndexedPoll {
         self.poll.id.as_str().as_bytes() == poll_id
     }
 
+    /// Routing hash of a user's vote.
+    #[inline]
+    pub fn hash(&self, user_id: &[u8]) -> u128 {
+        self.hasher.hash(user_id)
+    }
+
     /// Id of the poll.
     #[inline]
     pub fn id(&self) -> &PollId {
@@ -52,7 +63,7 @@ impl IndexedPoll {
     #[inline]
     pub fn option(&self, id: &[u8]) -> Option<&Arc<str>> {
         let at = if self.by_id.is_empty() {
-            let id = padded(id)?;
+            let id = number(id)?;
             self.short.iter().position(|&known| known == id)?
         } else {
             *self.by_id.get(std::str::from_utf8(id).ok()?)? as usize
@@ -61,15 +72,27 @@ impl IndexedPoll {
     }
 }
 
-/// 1 to 16 bytes without a zero among them, as a number.
+/// Up to 15 bytes and their number, as one number.
 #[inline]
-fn padded(bytes: &[u8]) -> Option<u128> {
-    if bytes.is_empty() || bytes.len() > 16 || bytes.contains(&0) {
-        return None;
-    }
-    let mut padded = [0; 16];
-    padded[..bytes.len()].copy_from_slice(bytes);
-    Some(u128::from_le_bytes(padded))
+fn number(bytes: &[u8]) -> Option<u128> {
+    // Two reads that overlap, since copying a few bytes of unknown number is a call.
+    let text = match bytes.len() {
+        0 => 0,
+        1..4 => {
+            let at = |at: usize| u128::from(bytes[at]) << (8 * at);
+            at(0) | at(bytes.len() / 2) | at(bytes.len() - 1)
+        }
+        len @ 4..8 => {
+            let (first, last) = (bytes.first_chunk()?, bytes.last_chunk()?);
+            u128::from(u32::from_le_bytes(*first)) | u128::from(u32::from_le_bytes(*last)) << (8 * (len - 4))
+        }
+        len @ 8..16 => {
+            let (first, last) = (bytes.first_chunk()?, bytes.last_chunk()?);
+            u128::from(u64::from_le_bytes(*first)) | u128::from(u64::from_le_bytes(*last)) << (8 * (len - 8))
+        }
+        _ => return None,
+    };
+    Some(text | (bytes.len() as u128) << 120)
 }
 
 #[cfg(test)]
@@ -83,6 +106,17 @@ mod tests {
     };
 
     proptest! {
+        #[test]
+        fn numbers_are_the_bytes(bytes in prop::collection::vec(any::<u8>(), 0..18)) {
+            let mut padded = [0; 16];
+            let expected = (bytes.len() < 16).then(|| {
+                padded[..bytes.len()].copy_from_slice(&bytes);
+                padded[15] = bytes.len() as u8;
+                u128::from_le_bytes(padded)
+            });
+            prop_assert_eq!(number(&bytes), expected);
+        }
+
         #[test]
         fn finds_what_a_search_finds(
             ids in prop::collection::btree_set("[a-c]{1,2}|[^\\p{Cc}]{1,20}", 1..50), other in prop::collection::vec(any::<u8>(), 0..20),

@@ -14,7 +14,6 @@ use votestream_core::{
     poll::{InvalidField, check_option_id},
     poll_cache::PollCache,
     poll_index::IndexedPoll,
-    vote_hash,
 };
 use votestream_proto::{
     VoteBytes, VotesMessage,
@@ -177,22 +176,24 @@ impl Admission {
         let accepted = Vec::with_capacity(bytes / VOTE_WIRE_BYTES + 1);
         let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
         let mut last_poll = 0;
-        for vote in messages.iter().flat_map(VotesMessage::votes) {
-            let index = judged.votes;
-            judged.votes += 1;
-            let verdict = match &vote {
-                Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
-                    Ok(poll) => check(vote, poll, now),
-                    Err(Missing::Look(id)) => return Err(id),
-                    Err(Missing::Refuse(reject)) => Err(reject),
-                },
-                Err(malformed) => Err((RejectionCode::Malformed, format!("vote: {malformed}"))),
-            };
-            match verdict {
-                Ok(vote) => judged.accepted.push(AcceptedVote { index, ..vote }),
-                Err((code, reason)) => {
-                    let index = first + u64::from(index);
-                    judged.rejections.push(Rejection { index, code: code.into(), reason });
+        for message in messages {
+            for vote in message.votes() {
+                let index = judged.votes;
+                judged.votes += 1;
+                let verdict = match &vote {
+                    Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
+                        Ok(poll) => check(vote, poll, now),
+                        Err(Missing::Look(id)) => return Err(id),
+                        Err(Missing::Refuse(reject)) => Err(reject),
+                    },
+                    Err(malformed) => Err((RejectionCode::Malformed, format!("vote: {malformed}"))),
+                };
+                match verdict {
+                    Ok(vote) => judged.accepted.push(AcceptedVote { index, ..vote }),
+                    Err((code, reason)) => {
+                        let index = first + u64::from(index);
+                        judged.rejections.push(Rejection { index, code: code.into(), reason });
+                    }
                 }
             }
         }
@@ -335,6 +336,6 @@ fn check<'a>(vote: &VoteBytes<'a>, known: &'a IndexedPoll, now: Timestamp) -> Re
     if now >= poll.closes_at || poll.closing != Closing::No {
         return Err((RejectionCode::PollClosed, format!("poll {:?} is closed", poll.id.as_str())));
     }
-    let hash = vote_hash(poll.id.as_str(), vote.user_id);
+    let hash = known.hash(vote.user_id);
     Ok(AcceptedVote { poll_id: &poll.id, option_id, user_id, hash, index: 0 })
 }

@@ -88,12 +88,14 @@ impl VotesMessage {
     /// cannot; in the second case it is the last item.
     #[inline]
     pub fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
-        Votes { rest: &self.received }.chain(Votes { rest: &self.built })
+        Votes { rest: &self.received, then: &self.built }
     }
 }
 
 struct Votes<'a> {
     rest: &'a [u8],
+    /// What comes after it.
+    then: &'a [u8],
 }
 
 impl<'a> Iterator for Votes<'a> {
@@ -101,7 +103,13 @@ impl<'a> Iterator for Votes<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.rest.is_empty() {
+        loop {
+            if self.rest.is_empty() {
+                self.rest = std::mem::take(&mut self.then);
+                if self.rest.is_empty() {
+                    return None;
+                }
+            }
             match next_field(&mut self.rest) {
                 Ok(Some((1, vote))) => return Some(read_vote(vote)),
                 Ok(_) => {}
@@ -111,7 +119,6 @@ impl<'a> Iterator for Votes<'a> {
                 }
             }
         }
-        None
     }
 }
 
@@ -130,7 +137,7 @@ fn read_vote(mut bytes: &[u8]) -> Result<VoteBytes<'_>, MalformedMessage> {
 }
 
 /// Takes one field off the front: its number and value if it is length-delimited, `None` if it is of another kind.
-#[inline]
+#[inline(always)]
 fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, MalformedMessage> {
     // Nearly every field has a one-byte tag and a one-byte length.
     if let [tag, len, rest @ ..] = *bytes
@@ -142,6 +149,11 @@ fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, Malfo
         *bytes = rest;
         return Ok(Some((u32::from(tag >> 3), value)));
     }
+    next_field_of_any_kind(bytes)
+}
+
+#[cold]
+fn next_field_of_any_kind<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, MalformedMessage> {
     let (number, wire_type) = prost::encoding::decode_key(bytes).map_err(|_| MalformedMessage)?;
     if wire_type != WireType::LengthDelimited {
         skip_field(wire_type, number, bytes, DecodeContext::default()).map_err(|_| MalformedMessage)?;

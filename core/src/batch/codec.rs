@@ -97,8 +97,8 @@ struct VoteBatch {
     /// Per run, the difference to the run before.
     #[prost(sint64, repeated, tag = "10")]
     accepted_deltas: Vec<i64>,
-    /// Per run, the length of each user id in `user_block`, or [`UUIDS_FROM`] and the index of a prefix: then the users are
-    /// UUIDs behind it.
+    /// Per run, the length of each user id in `user_block`; [`UUIDS_FROM`] for UUIDs; more by n for UUIDs behind the nth of
+    /// `user_prefixes`, from 1.
     #[prost(uint32, repeated, tag = "11")]
     user_shapes: Vec<u32>,
     /// User ids that are no UUIDs.
@@ -506,7 +506,7 @@ fn users(
 ) -> Result<(String, Vec<u32>), DecodeError> {
     let is_text = uuids.is_empty();
     for prefix in prefixes {
-        if !prefix.is_empty() && (prefix.len() > PREFIX_BYTES_MAX || check_user_id(prefix.as_bytes()).is_err()) {
+        if prefix.len() > PREFIX_BYTES_MAX || check_user_id(prefix.as_bytes()).is_err() {
             return Err(DecodeError::Field("user_prefixes"));
         }
     }
@@ -536,7 +536,10 @@ fn users(
             }
             continue;
         };
-        let prefix = prefixes.get(prefix as usize).ok_or(DecodeError::Field("user_shapes"))?;
+        let prefix = match prefix.checked_sub(1) {
+            Some(at) => prefixes.get(at as usize).ok_or(DecodeError::Field("user_shapes"))?,
+            None => "",
+        };
         let these;
         (these, uuids) = uuids.split_at_checked(count).ok_or(DecodeError::Field("uuids"))?;
         let size = text.len() + count * (prefix.len() + UUID_TEXT_BYTES);

@@ -57,9 +57,9 @@ pub struct OpenBatch {
     by_address: FxHashMap<(usize, usize), u32>,
     choices: Vec<u32>,
     accepted_at: Runs<Timestamp>,
-    /// Per vote, the length of a text, or [`UUIDS_FROM`] and the number of a prefix.
+    /// Per vote, the length of a text; [`UUIDS_FROM`] for a UUID; more by n for one behind the nth prefix, from 1.
     shapes: Runs<u32>,
-    /// What stands before UUIDs.
+    /// What stands before UUIDs, if anything does.
     prefixes: Vec<Box<str>>,
     /// User ids that are no UUIDs, one after the other.
     text: String,
@@ -158,11 +158,14 @@ impl OpenBatch {
     /// Number of a prefix, added if it is new; `None` if there is no place for it.
     #[inline]
     fn prefix(&mut self, prefix: &str) -> Option<u32> {
+        if prefix.is_empty() {
+            return Some(0);
+        }
         match self.prefixes.iter().position(|known| **known == *prefix) {
-            Some(at) => Some(at as u32),
+            Some(at) => Some(at as u32 + 1),
             None if self.prefixes.len() < PREFIXES_MAX && prefix.len() <= PREFIX_BYTES_MAX => {
                 self.prefixes.push(prefix.into());
-                Some(self.prefixes.len() as u32 - 1)
+                Some(self.prefixes.len() as u32)
             }
             None => None,
         }
@@ -206,7 +209,7 @@ impl OpenBatch {
         let (mut text, mut uuids) = (&*self.text, self.uuids.iter());
         let user_ids = self.shapes.each().map(move |shape| match shape.checked_sub(UUIDS_FROM) {
             Some(prefix) => UserId::Uuid {
-                prefix: &self.prefixes[prefix as usize],
+                prefix: prefix.checked_sub(1).map_or("", |at| &self.prefixes[at as usize]),
                 uuid: uuids.next().copied().unwrap_or_default(),
             },
             None => {

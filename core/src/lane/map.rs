@@ -14,17 +14,27 @@ use crate::{
     routing::{HashRange, HashRanges, ShardId},
 };
 
+/// Up to this many lanes, comparing a hash with each is faster than a search.
+const LANES_COUNTED_MAX: usize = 16;
+
 /// The open shards' lanes, in the order of their hashes, and the ranges of all shards that were ever seen.
 #[derive(Default)]
 pub(super) struct LaneMap {
     lanes: Vec<Arc<Lane>>,
+    /// First hash of each lane.
+    starts: Vec<u128>,
     shards: Vec<Shard>,
 }
 
 impl LaneMap {
     /// Index of the lane that owns a hash. The map covers every hash, see [`Producer::refresh`].
     pub(super) fn index(&self, hash: u128) -> u32 {
-        (self.lanes.partition_point(|lane| lane.range.start <= hash) - 1) as u32
+        if self.starts.len() <= LANES_COUNTED_MAX {
+            // Without a branch that depends on the hash.
+            self.starts.iter().map(|start| u32::from(*start <= hash)).sum::<u32>().saturating_sub(1)
+        } else {
+            (self.starts.partition_point(|start| *start <= hash) - 1) as u32
+        }
     }
 
     /// Number of lanes.
@@ -82,6 +92,7 @@ impl Producer {
             }));
         }
         let before = std::mem::replace(&mut map.lanes, lanes);
+        map.starts = map.lanes.iter().map(|lane| lane.range.start).collect();
         map.shards = shards;
         for lane in before {
             if map.is_open(&lane.shard) {
