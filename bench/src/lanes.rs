@@ -119,7 +119,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         .map(|(at, user_id)| AcceptedVote {
             poll_id: &poll,
             option_id: &options[at % options.len()],
-            user_id,
+            user_id: user_id.into(),
             hash: vote_hash(votes::POLL, user_id),
             index: (at % PER_MESSAGE) as u32,
         })
