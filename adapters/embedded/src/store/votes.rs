@@ -19,6 +19,7 @@ use fjall::{OwnedWriteBatch, Slice};
 use votestream_core::{
     Poll, PollId, Position, SequenceNumber, Timestamp,
     port::{PortError, VoteOutcome, VoteStore, VoteWrite},
+    user_id::parse_uuid,
 };
 
 use super::{EmbeddedStore, Inner, numbers::Numbers, recent::Recent};
@@ -33,34 +34,8 @@ const WIDE: u8 = 1;
 /// In the tag: a vote was replaced.
 const REPLACED: u8 = 2;
 
-/// The 16 bytes of a UUID in the form 8-4-4-4-12 with small letters. Another form of the same UUID is another user.
-fn uuid(user: &str) -> Option<[u8; 16]> {
-    let text: &[u8; 36] = user.as_bytes().try_into().ok()?;
-    let mut bytes = [0; 16];
-    let mut at = 0;
-    for byte in &mut bytes {
-        if matches!(at, 8 | 13 | 18 | 23) {
-            if text[at] != b'-' {
-                return None;
-            }
-            at += 1;
-        }
-        *byte = digit(text[at])? << 4 | digit(text[at + 1])?;
-        at += 2;
-    }
-    Some(bytes)
-}
-
-fn digit(text: u8) -> Option<u8> {
-    match text {
-        b'0'..=b'9' => Some(text - b'0'),
-        b'a'..=b'f' => Some(text - b'a' + 10),
-        _ => None,
-    }
-}
-
 fn key_of(poll: u32, user: &str) -> Slice {
-    match uuid(user) {
+    match user.as_bytes().try_into().ok().and_then(parse_uuid) {
         Some(uuid) => {
             let mut key = [0; 20];
             key[..4].copy_from_slice(&(poll << 1).to_be_bytes());
