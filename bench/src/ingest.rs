@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use rand::{SeedableRng, rngs::StdRng};
 use votestream_proto::{
     VotesMessage,
@@ -19,6 +20,19 @@ use crate::{
 
 const STREAMS: usize = 8;
 const ROUNDS: usize = 3;
+/// Calls of one vote that are under way at a time.
+const CALLS: usize = 256;
+/// Users whose calls are sent again and again.
+const CALL_USERS: usize = 10_000;
+
+/// How votes are sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Client-streamed messages of so many votes.
+    Messages(usize),
+    /// One call a vote.
+    Calls,
+}
 
 /// What one run took.
 #[derive(Clone, Copy)]
@@ -48,20 +62,24 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         "CPU s per million votes",
         &servers,
     ));
-    for per_message in [1, 100, 1_000] {
-        let total = if per_message == 1 { 400_000 } else { 2_000_000 };
+    for form in [Form::Messages(1), Form::Messages(100), Form::Messages(1_000), Form::Calls] {
+        let (name, total) = match form {
+            Form::Messages(1) => ("1".to_owned(), 400_000),
+            Form::Messages(votes) => (votes.to_string(), 2_000_000),
+            Form::Calls => ("one vote a call".to_owned(), 100_000),
+        };
         let total = if quick { total / 50 } else { total };
         let (mut bare, mut ours, mut ratios) = (vec![], vec![], vec![]);
         for _ in 0..rounds {
-            let a = measure(Kind::Bare, total, per_message)?;
-            let b = measure(Kind::Ingest, total, per_message)?;
+            let a = measure(Kind::Bare, total, form)?;
+            let b = measure(Kind::Ingest, total, form)?;
             ratios.push(a.cpu / b.cpu);
             bare.push(a);
             ours.push(b);
         }
         let million = 1e6 / total as f64;
         table.row([
-            per_message.into(),
+            name.into(),
             number(median(bare.iter().map(|run| run.cpu * million)), 2),
             number(median(ours.iter().map(|run| run.cpu * million)), 2),
             number(median(ratios.iter().copied()), 2),
@@ -78,13 +96,17 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn measure(kind: Kind, total: usize, per_message: usize) -> anyhow::Result<Run> {
+fn measure(kind: Kind, total: usize, form: Form) -> anyhow::Result<Run> {
     let server = Server::start(kind)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Until memory is mapped and caches are filled.
-    runtime.block_on(cast(&server, total / 2, per_message, STREAMS))?;
+    let send = async |total| match form {
+        Form::Messages(votes) => cast(&server, total, votes, STREAMS).await,
+        Form::Calls => call(&server, total).await,
+    };
+    runtime.block_on(send(total / 2))?;
     let (cpu, start) = (server.cpu_seconds()?, Instant::now());
-    let accepted = runtime.block_on(cast(&server, total, per_message, STREAMS))?;
+    let accepted = runtime.block_on(send(total))?;
     let run = Run { wall: start.elapsed().as_secs_f64(), cpu: server.cpu_seconds()? - cpu };
     anyhow::ensure!(accepted == total as u64, "{accepted} of {total} votes were accepted");
     Ok(run)
@@ -128,4 +150,17 @@ pub(crate) async fn cast(server: &Server, total: usize, per_message: usize, stre
         accepted += answer??;
     }
     Ok(accepted)
+}
+
+/// Casts votes with one call each. Returns how many were accepted.
+async fn call(server: &Server, total: usize) -> anyhow::Result<u64> {
+    let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
+    let mut rng = StdRng::seed_from_u64(0);
+    let prepared: Vec<VotesMessage> = (0..CALL_USERS).map(|_| votes::message(&mut rng, 1)).collect();
+    let calls = (0..total).map(|at| {
+        let (mut client, vote) = (client.clone(), prepared[at % prepared.len()].clone());
+        async move { client.cast_vote(vote).await.map(drop) }
+    });
+    stream::iter(calls).buffer_unordered(CALLS).try_collect::<()>().await?;
+    Ok(total as u64)
 }

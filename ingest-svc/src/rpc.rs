@@ -152,11 +152,13 @@ impl IngestService for Ingest {
         })?;
         // Detached, so that a client that hangs up does not cut the call in half.
         let (admission, admitted) = (self.admission.clone(), session.clone());
-        let admit =
-            tokio::spawn(
-                async move { admission.admit(&admitted, &mut StreamPolls::default(), 0, &[message], room).await },
-            );
-        if let Err(error) = admit.await {
+        let mut admit = Box::pin(async move {
+            admission.admit(&admitted, &mut StreamPolls::default(), 0, &[message], room).await;
+        });
+        // Nearly always done at once, since the poll is cached; a task of its own only where there is something to wait for.
+        if (&mut admit).now_or_never().is_none()
+            && let Err(error) = tokio::spawn(admit).await
+        {
             tracing::error!(%error, "admitting a vote failed");
             return Err(Status::internal("internal error"));
         }
