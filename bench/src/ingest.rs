@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use rand::{SeedableRng, rngs::StdRng};
 use votestream_proto::{
     VotesMessage,
@@ -20,8 +20,10 @@ use crate::{
 
 const STREAMS: usize = 8;
 const ROUNDS: usize = 3;
-/// Calls of one vote that are under way at a time.
-const CALLS: usize = 256;
+/// Calls of one vote that are under way at a time on a connection, fewer than a server takes there.
+const CALLS: usize = 32;
+/// Connections of such calls.
+const CONNECTIONS: usize = 8;
 /// Users whose calls are sent again and again.
 const CALL_USERS: usize = 10_000;
 
@@ -152,15 +154,22 @@ pub(crate) async fn cast(server: &Server, total: usize, per_message: usize, stre
     Ok(accepted)
 }
 
-/// Casts votes with one call each. Returns how many were accepted.
+/// Casts votes with one call each, over several connections. Returns how many were accepted.
 async fn call(server: &Server, total: usize) -> anyhow::Result<u64> {
-    let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
     let mut rng = StdRng::seed_from_u64(0);
     let prepared: Vec<VotesMessage> = (0..CALL_USERS).map(|_| votes::message(&mut rng, 1)).collect();
-    let calls = (0..total).map(|at| {
-        let (mut client, vote) = (client.clone(), prepared[at % prepared.len()].clone());
-        async move { client.cast_vote(vote).await.map(drop) }
+    let mut connections = Vec::with_capacity(CONNECTIONS);
+    for _ in 0..CONNECTIONS {
+        connections.push(IngestServiceClient::connect(format!("http://{}", server.ingest)).await?);
+    }
+    let calls = connections.into_iter().enumerate().map(|(connection, client)| {
+        let prepared = &prepared;
+        let calls = (connection..total).step_by(CONNECTIONS).map(move |at| {
+            let (mut client, vote) = (client.clone(), prepared[at % prepared.len()].clone());
+            async move { client.cast_vote(vote).await.map(drop) }
+        });
+        stream::iter(calls).buffer_unordered(CALLS).try_collect::<()>()
     });
-    stream::iter(calls).buffer_unordered(CALLS).try_collect::<()>().await?;
+    try_join_all(calls).await?;
     Ok(total as u64)
 }

@@ -182,14 +182,14 @@ impl Admission {
                 judged.votes += 1;
                 let verdict = match &vote {
                     Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
-                        Ok(poll) => check(vote, poll, now),
+                        Ok(poll) => check(vote, index, poll, now),
                         Err(Missing::Look(id)) => return Err(id),
                         Err(Missing::Refuse(reject)) => Err(reject),
                     },
                     Err(malformed) => Err((RejectionCode::Malformed, format!("vote: {malformed}"))),
                 };
                 match verdict {
-                    Ok(vote) => judged.accepted.push(AcceptedVote { index, ..vote }),
+                    Ok(vote) => judged.accepted.push(vote),
                     Err((code, reason)) => {
                         let index = first + u64::from(index);
                         judged.rejections.push(Rejection { index, code: code.into(), reason });
@@ -314,9 +314,14 @@ fn malformed(error: &InvalidField) -> Reject {
     (RejectionCode::Malformed, error.to_string())
 }
 
-/// Judges one vote. The index of the result is not set.
+/// Judges one vote.
 #[inline]
-fn check<'a>(vote: &VoteBytes<'a>, known: &'a IndexedPoll, now: Timestamp) -> Result<AcceptedVote<'a>, Reject> {
+fn check<'a>(
+    vote: &VoteBytes<'a>,
+    index: u32,
+    known: &'a IndexedPoll,
+    now: Timestamp,
+) -> Result<AcceptedVote<'a>, Reject> {
     let poll = known.poll();
     let user_id = UserId::check(vote.user_id).map_err(|error| malformed(&error))?;
     let Some(option_id) = known.option(vote.option_id) else {
@@ -337,5 +342,5 @@ fn check<'a>(vote: &VoteBytes<'a>, known: &'a IndexedPoll, now: Timestamp) -> Re
         return Err((RejectionCode::PollClosed, format!("poll {:?} is closed", poll.id.as_str())));
     }
     let hash = known.hash(vote.user_id);
-    Ok(AcceptedVote { poll_id: &poll.id, option_id, user_id, hash, index: 0 })
+    Ok(AcceptedVote { poll_id: &poll.id, option_id, user_id, hash, index })
 }

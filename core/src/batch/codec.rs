@@ -11,6 +11,7 @@
 use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use prost::{
     Message,
     encoding::{WireType, decode_varint, encode_key, encode_varint},
@@ -259,8 +260,9 @@ fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
         header
     };
     let most = if plain.len() < COMPRESSED_FROM { plain.len() } else { zstd::zstd_safe::compress_bound(plain.len()) };
-    let mut record = Vec::with_capacity(HEADER_BYTES + most + uuids.len());
-    record.resize(HEADER_BYTES + most, 0);
+    let mut record = Spare::take(HEADER_BYTES + most + uuids.len());
+    let record_bytes = &mut record.0;
+    record_bytes.resize(HEADER_BYTES + most, 0);
     let len = if plain.len() < COMPRESSED_FROM {
         None
     } else {
@@ -270,19 +272,56 @@ fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
                 Some(compressor) => compressor,
                 None => compressor.insert(zstd::bulk::Compressor::new(LEVEL).expect("zstd has memory for a context")),
             };
-            let body = &mut record[HEADER_BYTES..];
+            let body = &mut record_bytes[HEADER_BYTES..];
             let len = compressor.compress_to_buffer(plain, body).expect("the buffer is as large as zstd asks for");
             (len < plain.len()).then_some(len)
         })
     };
     let len = len.unwrap_or_else(|| {
-        record[HEADER_BYTES..HEADER_BYTES + plain.len()].copy_from_slice(plain);
+        record_bytes[HEADER_BYTES..HEADER_BYTES + plain.len()].copy_from_slice(plain);
         plain.len()
     });
-    record[..HEADER_BYTES].copy_from_slice(&header(len));
-    record.truncate(HEADER_BYTES + len);
-    record.extend_from_slice(uuids);
-    record.into()
+    record_bytes[..HEADER_BYTES].copy_from_slice(&header(len));
+    record_bytes.truncate(HEADER_BYTES + len);
+    record_bytes.extend_from_slice(uuids);
+    Bytes::from_owner(record)
+}
+
+/// Memory of a record, which is used again when the record is gone: the system maps and clears new memory for each record
+/// otherwise, which takes longer than filling it.
+struct Spare(Vec<u8>);
+
+/// Memory that waits for its next record.
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Most of it, in records and in bytes of each; and what is too small to be worth it.
+const SPARE_MAX: usize = 16;
+const SPARE_BYTES: Range<usize> = 8 << 10..1 << 20;
+
+impl Spare {
+    /// Empty, with room for so many bytes.
+    fn take(bytes: usize) -> Self {
+        let mut spare = if bytes < SPARE_BYTES.start { None } else { SPARE.lock().pop() }.unwrap_or_default();
+        spare.clear();
+        spare.reserve(bytes);
+        Self(spare)
+    }
+}
+
+impl AsRef<[u8]> for Spare {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if SPARE_BYTES.contains(&self.0.capacity()) {
+            let mut spare = SPARE.lock();
+            if spare.len() < SPARE_MAX {
+                spare.push(std::mem::take(&mut self.0));
+            }
+        }
+    }
 }
 
 /// Reads a record of any origin.
