@@ -620,7 +620,7 @@ mod tests {
         let (polls, mut clock) = (polls(), Timestamp::ZERO);
         let mut memory: HashMap<(u128, u128), (u64, Timestamp)> = HashMap::new();
         let hashes: Vec<u128> =
-            POLLS.iter().flat_map(|poll| (0..20).map(move |user| vote_hash(poll, &format!("user {user}")))).collect();
+            POLLS.iter().flat_map(|poll| (0..20).map(move |user| vote_hash(poll, format!("user {user}")))).collect();
         let (mut counting, mut discards) = (Vec::new(), HashMap::new());
         let judge_foreign = |vote: &Vote, at: Timestamp, clock: Timestamp| {
             let poll = polls.get(&PollId::new(POLLS[vote.poll]).unwrap()).ok_or(Discard::UnknownPoll)?;
