@@ -8,7 +8,7 @@ mod open;
 
 use std::sync::Arc;
 
-pub use codec::{DecodeError, decode, encode, encode_marker};
+pub use codec::{DecodeError, decode, encode, encode_marker, later_version};
 pub use open::{OpenBatch, OpenVote};
 
 use crate::{poll::PollId, routing::HashRanges, time::Timestamp};

@@ -39,7 +39,8 @@ const HEADER_BYTES: usize = 12;
 const HEADER_TEXT_BYTES: usize = 8;
 /// Smaller messages are not compressed: they hardly get smaller, and setting zstd up takes as long as 1,000 votes do.
 const COMPRESSED_FROM: usize = 512;
-/// Largest message, and largest text of all user ids. An open batch is sealed long before; this bounds what a foreign record can make us allocate.
+/// Largest message, and largest text of all user ids. An open batch is sealed long before; this bounds what a foreign record
+/// can make us allocate.
 pub(super) const DECODED_BYTES_MAX: usize = 16 << 20;
 /// Most dictionary entries.
 const DICTIONARY_MAX: usize = 1 << 20;
@@ -322,6 +323,11 @@ impl Drop for Spare {
             }
         }
     }
+}
+
+/// Format version of a record of ours that is later than what this code reads.
+pub fn later_version(record: &[u8]) -> Option<u8> {
+    record.strip_prefix(&MAGIC)?.first().copied().filter(|version| *version > VERSION)
 }
 
 /// Reads a record of any origin.

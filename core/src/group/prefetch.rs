@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     backoff::Backoff,
+    batch,
     port::{Group, PortError, ReadOutcome, RecordReader, VoteStream},
     routing::ShardId,
     sequence::SequenceNumber,
@@ -88,6 +89,14 @@ impl Task {
                 Ok(ReadOutcome::Records(records)) => {
                     self.backoff.reset();
                     for record in &records {
+                        // To discard it would lose votes that a later version has acknowledged. It waits for such a version.
+                        if let Some(version) = batch::later_version(&record.data) {
+                            let sequence = record.sequence;
+                            let reason =
+                                format!("record {sequence} has format {version}, which this version cannot read");
+                            self.sender.send(Fetched::Failed(PortError::permanent(reason))).await.ok();
+                            return;
+                        }
                         let record = ReadRecord::decode(record);
                         // One record alone may be larger than the bound.
                         let size = u32::try_from(record.bytes()).map_or(BYTES_MAX, |size| size.min(BYTES_MAX));

@@ -155,6 +155,25 @@ async fn a_crashed_window_is_applied_again_and_a_zombie_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_of_a_later_version_is_waited_for_and_not_discarded() {
+    let memory = Memory::new(1);
+    memory.add_poll("p", &["x"]);
+    let users = users(8);
+    memory.vote(id(1), "p", &votes(&users[..5], "x"), 1_000);
+    memory.append(0, b"VSB\xff and what nobody knows yet".as_slice().into(), 1_001);
+    memory.vote(id(2), "p", &votes(&users[5..], "x"), 1_002);
+    let worker = Worker::start(&memory, "a");
+    // It is tried again and again: another process may be able to read it.
+    memory
+        .until("the shard was given up twice", |memory| memory.row(GROUP, "s0").is_some_and(|row| row.lease.epoch >= 3))
+        .await;
+    // What came before it is applied, nothing after it, however often.
+    assert_eq!(memory.row(GROUP, "s0").unwrap().progress.window_end, SequenceNumber::from_u64(1));
+    assert_counts(&memory, &[("x", 5)]);
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn children_wait_for_their_parents_and_inherit_their_memory() {
     let memory = Memory::new(2);
     memory.add_poll("p", &["x", "y"]);
