@@ -2,15 +2,16 @@
 //!
 //! Must never compute a plan. A better measurement changes a number here and nothing else.
 
-/// Votes a second that a shard of 1 MiB/s carries: 18.6 bytes a vote and 150 a record (bench/README.md, "The stored batch":
-/// 20.1, 18.8 and 18.6 bytes a vote at 100, 1,000 and 10,000 votes), even with the 1,000 records a second that it takes at most.
+/// Votes a second that a shard of 1 MiB/s carries: 16 bytes a vote and 250 a record (bench/report/report.md, "The stored batch":
+/// 18.5, 16.1 and 16.0 bytes a vote at 100, 1,000 and 10,000 votes), even with the 1,000 records a second that it takes at most.
+/// User ids that are no UUIDs take about as many bytes as they have characters, less what zstd finds.
 pub(super) const SHARD_VOTES_PER_SECOND: u64 = 48_000;
 /// Half of a shard is left free: what waited while a call failed for some seconds goes through in as many seconds, and two
 /// groups that poll a shard read no faster than twice what is planned to be written. Splitting shards takes minutes.
 pub(super) const SHARD_HEADROOM: u64 = 2;
 /// Two consumers of a group, so that both have work.
 pub(super) const SHARDS_MIN: u64 = 2;
-/// Bytes that a vote of a 36-character user id takes in the stream (bench/README.md, "The stored batch").
+/// Bytes that a vote of a UUID takes in the stream, if records are small (bench/report/report.md, "The stored batch").
 pub(super) const STREAM_BYTES_PER_VOTE: f64 = 20.0;
 /// Records a second that a shard takes (Amazon Kinesis Data Streams Developer Guide, "Quotas and limits").
 pub(super) const SHARD_RECORDS_PER_SECOND: u64 = 1_000;

@@ -113,8 +113,8 @@ fn mistakes_are_named_all_at_once_and_with_a_way_out() {
 
 #[test]
 fn a_shard_carries_what_was_measured() {
-    // 18.6 bytes a vote and 150 a record, at the most records that a shard takes.
-    let bytes = facts::SHARD_VOTES_PER_SECOND as f64 * 18.6 + facts::SHARD_RECORDS_PER_SECOND as f64 * 150.0;
+    // 16 bytes a vote and 250 a record, at the most records that a shard takes.
+    let bytes = facts::SHARD_VOTES_PER_SECOND as f64 * 16.0 + facts::SHARD_RECORDS_PER_SECOND as f64 * 250.0;
     assert!(bytes <= f64::from(1 << 20), "{bytes}");
 }
 
