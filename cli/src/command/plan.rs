@@ -179,7 +179,7 @@ mod tests {
         .unwrap();
         let text = describe(&plan).join("\n");
         assert!(text.starts_with("An estimate for 30,000,000 votes"), "{text}");
-        assert!(text.contains(" -c shards=42 -c ingestTasks=11 "), "{text}");
+        assert!(text.contains(" -c shards=42 -c ingestTasks=16 "), "{text}");
         assert!(
             text.contains(" -c writeUnitsPerSecond=200000 -c warmWriteUnits=200000\n    votestream poll create --expected-peak 1000000 "),
             "{text}"

@@ -58,15 +58,16 @@ pub(super) const CPU_SHARE: f64 = 0.6;
 /// are replaced there are two of each.
 pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
 
-/// CPU seconds of a million unary calls with one vote each: 11.8 in tonic (measured with mimalloc, calls decoded and dropped) and
-/// 0.7 in the service (bench/README.md, "Ingest against a bare tonic server": 0.98 - 0.28 at one vote a message).
-pub(super) const INGEST_CPU_SECONDS_PER_MILLION_CALLS: f64 = 12.5;
+/// CPU seconds of a million unary calls with one vote each: 11.8 in tonic (measured with mimalloc, calls decoded and dropped),
+/// which is 0.62 of what the service takes (bench/report/report.md, "Ingest against a bare tonic server"; three runs said 0.56
+/// to 0.67).
+pub(super) const INGEST_CPU_SECONDS_PER_MILLION_CALLS: f64 = 19.0;
 /// CPU seconds of a million votes in streams of 100 a message (the same table).
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.29;
 /// CPU seconds of the puts of a million votes: the AWS SDK takes 1.7 µs for a small record of some 25 votes, 91 µs for 50 kB.
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_PUT: f64 = 0.1;
-/// CPU seconds of a million votes in persist and tally together, without the AWS SDK: all three services 1.46
-/// (bench/README.md, "Whole pipeline") less ingest's 0.29. An upper bound for each of the two.
+/// CPU seconds of a million votes in persist and tally together, without the AWS SDK: all three services took 1.46 on the
+/// embedded engines, of which ingest 0.29. An upper bound for tally, which takes 0.11 (bench/report/report.md).
 pub(super) const CONSUMER_CPU_SECONDS_PER_MILLION: f64 = 1.17;
 /// CPU seconds of a million items in the AWS SDK at 25 statements a `BatchExecuteStatement` (measured against a server that
 /// answers at once, without TLS).

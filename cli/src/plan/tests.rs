@@ -55,7 +55,7 @@ fn twenty_thousand_a_second_for_ten_minutes_as_the_sample_published() {
 fn a_million_a_second_for_half_a_minute() {
     let plan = plan(event(1_000_000, 30_000_000, 30)).unwrap();
     assert_eq!((plan.shards, plan.aws_sample.shards), (42, 1_000));
-    assert_eq!((plan.ingest_tasks, plan.persist_tasks, plan.tally_tasks), (11, 7, 2));
+    assert_eq!((plan.ingest_tasks, plan.persist_tasks, plan.tally_tasks), (16, 7, 2));
     assert_eq!((plan.buckets, plan.expected_peak), (1_000, 1_000_000));
     assert_eq!(plan.vote_write_units_max, 30_000_000);
     assert_eq!(plan.persist_unlimited.write_units_per_second, 1_000_000);
