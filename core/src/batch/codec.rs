@@ -252,40 +252,34 @@ fn write_packed(tag: u32, values: impl ExactSizeIterator<Item = u64>, plain: &mu
 
 /// Puts the header in front of a message, compressed where that pays, and the UUIDs behind it.
 fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
-    let header = |len: usize| {
-        let mut header = [0; HEADER_BYTES];
-        header[..3].copy_from_slice(&MAGIC);
-        header[3] = VERSION;
-        header[4..8].copy_from_slice(&(plain.len() as u32).to_le_bytes());
-        header[8..].copy_from_slice(&(len as u32).to_le_bytes());
-        header
-    };
-    let most = if plain.len() < COMPRESSED_FROM { plain.len() } else { zstd::zstd_safe::compress_bound(plain.len()) };
+    let is_large = plain.len() >= COMPRESSED_FROM;
+    let most = if is_large { zstd::zstd_safe::compress_bound(plain.len()) } else { plain.len() };
     let mut record = Spare::take(HEADER_BYTES + most + uuids.len());
-    let record_bytes = &mut record.0;
-    record_bytes.resize(HEADER_BYTES + most, 0);
-    let len = if plain.len() < COMPRESSED_FROM {
-        None
-    } else {
-        COMPRESSOR.with_borrow_mut(|compressor| {
-            // zstd fails only where it cannot allocate, which ends a Rust process anyway.
-            let compressor = match compressor {
-                Some(compressor) => compressor,
-                None => compressor.insert(zstd::bulk::Compressor::new(LEVEL).expect("zstd has memory for a context")),
-            };
-            let body = &mut record_bytes[HEADER_BYTES..];
-            let len = compressor.compress_to_buffer(plain, body).expect("the buffer is as large as zstd asks for");
-            (len < plain.len()).then_some(len)
-        })
-    };
-    let len = len.unwrap_or_else(|| {
-        record_bytes[HEADER_BYTES..HEADER_BYTES + plain.len()].copy_from_slice(plain);
+    let bytes = &mut record.0;
+    bytes.resize(HEADER_BYTES + most, 0);
+    let (header, body) = bytes.split_at_mut(HEADER_BYTES);
+    let compressed = is_large.then(|| compress(plain, body)).filter(|len| *len < plain.len());
+    let len = compressed.unwrap_or_else(|| {
+        body[..plain.len()].copy_from_slice(plain);
         plain.len()
     });
-    record_bytes[..HEADER_BYTES].copy_from_slice(&header(len));
-    record_bytes.truncate(HEADER_BYTES + len);
-    record_bytes.extend_from_slice(uuids);
+    header[..3].copy_from_slice(&MAGIC);
+    header[3] = VERSION;
+    header[4..8].copy_from_slice(&(plain.len() as u32).to_le_bytes());
+    header[8..].copy_from_slice(&(len as u32).to_le_bytes());
+    bytes.truncate(HEADER_BYTES + len);
+    bytes.extend_from_slice(uuids);
     Bytes::from_owner(record)
+}
+
+/// Compresses into a buffer of at least zstd's bound. Returns how many bytes that took.
+fn compress(plain: &[u8], buffer: &mut [u8]) -> usize {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        // zstd fails only where it cannot allocate, which ends a Rust process anyway.
+        let compressor =
+            slot.get_or_insert_with(|| zstd::bulk::Compressor::new(LEVEL).expect("zstd has memory for a context"));
+        compressor.compress_to_buffer(plain, buffer).expect("the buffer is as large as zstd asks for")
+    })
 }
 
 /// Memory of a record, which is used again when the record is gone: the system maps and clears new memory for each record
