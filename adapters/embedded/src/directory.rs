@@ -13,7 +13,7 @@ use std::{
 use votestream_core::TimeBounds;
 
 /// Format of everything below the directory.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 /// What a format file begins with.
 const FORMAT_NAME: &str = "votestream embedded";
 /// Most bytes of a format file that are read.
@@ -24,6 +24,8 @@ const FORMAT_BYTES_MAX: u64 = 4_096;
 pub(crate) enum Format {
     /// Votes with their ids as they are. The store converts them when it is opened.
     Version1,
+    /// As now, but nothing was ever written past the journal.
+    Version2,
     /// What this version writes.
     Present,
 }
@@ -123,6 +125,7 @@ pub(crate) fn check_format(directory: &Path, bounds: &TimeBounds) -> Result<Form
     let found = match version.strip_prefix(FORMAT_NAME).and_then(|version| version.trim_start().parse().ok()) {
         Some(FORMAT_VERSION) => Format::Present,
         Some(1) => Format::Version1,
+        Some(2) => Format::Version2,
         Some(_) | None => {
             return Err(format(format!("its format is {version:?}, this version reads up to {:?}", version_line())));
         }
@@ -211,9 +214,9 @@ mod tests {
 
         let path = dir.path().join("format");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("embedded 2", "embedded 3")).unwrap();
+        fs::write(&path, text.replace("embedded 3", "embedded 4")).unwrap();
         let message = refusal(dir.path(), options);
-        assert!(message.contains("embedded 3") && message.contains("embedded 2"), "{message}");
+        assert!(message.contains("embedded 4") && message.contains("embedded 3"), "{message}");
         fs::remove_file(&path).unwrap();
         assert!(refusal(dir.path(), options).contains("no file \"format\""));
         fs::write(&path, text).unwrap();

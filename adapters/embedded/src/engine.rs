@@ -106,7 +106,12 @@ impl EmbeddedEngine {
         &self.stream
     }
 
-    /// Stops the engine's threads and syncs everything. Puts that wait are answered first; later ones are refused.
+    /// Makes everything that was answered durable, counts and progress included.
+    pub fn flush(&self) -> Result<(), PortError> {
+        self.store.make_durable()
+    }
+
+    /// Stops the engine's threads and flushes everything. Puts that wait are answered first; later ones are refused.
     pub fn close(self) {
         drop(self);
     }
@@ -115,7 +120,9 @@ impl EmbeddedEngine {
 impl Drop for EmbeddedEngine {
     fn drop(&mut self) {
         self.stream.stop();
-        self.store.sync();
+        if let Err(error) = self.store.make_durable() {
+            tracing::error!(%error, "the embedded store could not be flushed at its end");
+        }
     }
 }
 

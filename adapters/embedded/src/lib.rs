@@ -6,18 +6,23 @@
 //!
 //! # Why a crash keeps a prefix
 //!
-//! What follows rests on `fjall` 3.1, read in its source. A database has one journal; every commit appends one batch to it
-//! under one lock (`batch/mod.rs`), with its seqno and an end marker that holds a checksum (`journal/writer.rs`). A journal file
-//! is synced before its successor is created (`Writer::rotate`), and before a memtable becomes a table (`WorkerMessage::Flush`
-//! in `worker_pool.rs`), so a table never holds what the journal may lose. Recovery replays batches in order and stops at the
-//! first that is incomplete (`journal/batch_reader.rs`). So a killed process, or a lost machine, loses a suffix of the commits
-//! and nothing else, and one sync makes every earlier commit durable: votes and tallies need no sync of their own, since the
-//! progress that speaks of them is committed later. A batch with a durability mode is synced before it is applied to the
-//! memtable: what can be read of it is durable. So are the records of the log, polls and final results.
+//! What follows rests on `fjall` 3.1 and `lsm-tree` 3.1, read in their source. A database has one journal; every commit appends
+//! one batch to it under one lock (`batch/mod.rs`), with its seqno and an end marker that holds a checksum
+//! (`journal/writer.rs`). A journal file is synced before its successor is created (`Writer::rotate`), and before a memtable
+//! becomes a table (`WorkerMessage::Flush` in `worker_pool.rs`), so a table never holds what the journal may lose. Recovery
+//! replays batches in order and stops at the first that is incomplete (`journal/batch_reader.rs`). So a killed process, or a lost
+//! machine, loses a suffix of the commits and nothing else, and one sync makes every earlier commit durable. A batch with a
+//! durability mode is synced before it is applied to the memtable: what can be read of it is durable. So are the records of the
+//! log, polls and final results.
 //!
-//! Progress is not: a crash may take the store back by what was committed since the last sync, a tenth of a second as a rule.
-//! It then stands as it once stood, with the votes, tallies, epochs and producer memory of that moment, and the groups
-//! process the records after its checkpoints again, which the log still has: it deletes only what a synced checkpoint covers.
+//! An ingestion writes sorted tables beside the journal, syncs them (`table/writer/mod.rs`), and makes them part of the keyspace
+//! by one version file, synced and then renamed into place (`version/persist.rs`): all of them count from then on, or none.
+//! It moves the keyspace's memtable into a table first (`tree/ingest.rs`), so the journal is synced before it begins.
+//!
+//! Votes, tallies and progress are decided in memory and flushed as of one moment, see `store/flush.rs`. A crash takes the store
+//! back to the last flush: it then stands as it once stood, with the votes, tallies, epochs and producer memory of that moment,
+//! and the groups process the records after its checkpoints again, which the log still has: it deletes only what a flushed
+//! checkpoint covers.
 //!
 //! A machine that loses power in the middle of an unsynced batch may have stored its end without its middle. `fjall` then
 //! refuses to open the journal, and so do we: loudly, never by dropping what might have been acknowledged.

@@ -1,27 +1,31 @@
 //! The store: polls, votes, tallies and shard rows in one database.
 //!
-//! Owns the keyspaces and who may write them at one time. Must never let progress become durable before the votes and
-//! tallies that it speaks of: they are in one journal, in the order of their commits.
+//! Owns the keyspaces and who may write them at one time. Must never let progress become durable without the votes and
+//! tallies that it speaks of: `flush.rs` writes all three as of one moment.
 //!
-//! Polls and final results are synced before they are shown. Everything else can be made again from the log, and is synced
-//! ten times a second, by `sync.rs`: a crash takes the store back to an earlier commit, checkpoints and all, and the groups
-//! process again what came after it. Therefore the log deletes nothing before [`EmbeddedStore::make_durable`].
+//! Polls and final results are synced before they are shown. Everything else can be made again from the log, is decided in
+//! memory and flushed every other second or every 200,000 votes: a crash takes the store back to an earlier flush, checkpoints
+//! and all, and the groups process again what came after it. Therefore the log deletes nothing before
+//! [`EmbeddedStore::make_durable`].
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
 //! | `polls` | poll | see `polls.rs` |
-//! | `votes-2` | number of the poll, user | see `votes.rs` |
+//! | `votes-2` | number of the poll, user | see `votes.rs`; one key is of `flush.rs` |
 //! | `numbers` | poll | see `numbers.rs` |
 //! | `tallies` | poll, 0, group, 0, shard | see `tallies.rs` |
 //! | `leases` | group, 0, shard, kind | see `leases.rs` |
+//! | `flushes` | `redone` | see `flush.rs` |
 
+mod flush;
 mod leases;
 mod migration;
 mod numbers;
+mod pending;
 mod polls;
 mod recent;
-mod sync;
 mod tallies;
+mod voters;
 mod votes;
 
 use std::{
@@ -30,6 +34,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use fjall::{
@@ -41,7 +46,13 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use votestream_core::port::PortError;
 
-use self::{leases::Rows, numbers::Numbers, sync::Syncing, votes::Deciding};
+use self::{
+    flush::{FLUSH_EVERY, FlushSoon, Flusher, Flushing, RedoError},
+    leases::Rows,
+    numbers::Numbers,
+    pending::KeyHash,
+    votes::Deciding,
+};
 use crate::{
     background::giving_way,
     directory::{Format, OpenError},
@@ -51,13 +62,15 @@ use crate::{
 
 /// Block cache of the store. Filters are pinned, so that it serves votes that are changed.
 const CACHE_BYTES: u64 = 128 << 20;
-/// Votes that are kept in memory until they become a table: few enough that the processor's caches hold much of them, and
-/// that a table is written, and synced, within the time that an acknowledgement may take. Up to five such may exist.
+/// Memtable of the votes, for those of small flushes.
 const VOTES_MEMTABLE_BYTES: u64 = 16 << 20;
 /// What other keyspaces keep in memory. A journal is deleted only when all that it holds is in tables.
 const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Size of the tables that compaction writes. Each is synced as a whole, and the syncs of the log wait for it meanwhile.
 pub(crate) const TABLE_BYTES: u64 = 8 << 20;
+/// Tables of flushes after which they are merged into the first level, which is as large as so many tables. A merge writes
+/// that level anew, so what a vote costs there is halved when this is doubled; reads look into each of them.
+const UNMERGED_TABLES: u8 = 16;
 /// Journals on disk, at most: what the next start may have to read.
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 
@@ -65,27 +78,31 @@ const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 pub(crate) struct EmbeddedStore {
     inner: Arc<Inner>,
     /// Ends with the store.
-    _syncing: Syncing,
+    _flusher: Flusher,
 }
 
 /// What calls take along to blocking threads.
 struct Inner {
-    /// Held from the reads to the commit of a call, so that conditions stay true. One lock for all votes: commits
-    /// go through one journal anyway.
+    /// Held during a flush, which takes the next three locks in their order for a moment.
+    flushing: Mutex<Flushing>,
+    /// Held from the reads to the writes of a call, so that conditions stay true.
     deciding: Mutex<Deciding>,
-    tallies_lock: Mutex<()>,
-    polls_lock: Mutex<()>,
+    tallies_decided: Mutex<tallies::Decided>,
     /// All shard rows; the stored ones are read at the start only.
     rows: Mutex<Rows>,
+    flush_soon: FlushSoon,
+    hashing: KeyHash,
+    polls_lock: Mutex<()>,
     numbers: RwLock<Numbers>,
     numbers_stored: Keyspace,
     votes: Keyspace,
     tallies: Keyspace,
     polls: Keyspace,
     leases: Keyspace,
+    flushes: Keyspace,
     /// Why the first write failed, in the log or here. Nothing is written after it: `fjall` refuses.
     broken: watch::Sender<Option<String>>,
-    /// Whether something was committed since the last sync.
+    /// Whether something was committed that no flush has written and no sync followed.
     unsynced: AtomicBool,
     db: Database,
     _lock: DirectoryLock,
@@ -94,6 +111,15 @@ struct Inner {
 impl EmbeddedStore {
     /// Opens the database, converts what an earlier format stored, and clears the owner of every shard row.
     pub(crate) fn open(path: &Path, format: Format, lock: DirectoryLock) -> Result<Self, OpenError> {
+        Self::open_flushing(path, format, lock, FLUSH_EVERY)
+    }
+
+    fn open_flushing(
+        path: &Path,
+        format: Format,
+        lock: DirectoryLock,
+        flush_every: Duration,
+    ) -> Result<Self, OpenError> {
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
         // Commits without a sync stay in the journal's buffer: nothing rests on them before the next sync.
         let builder = Database::builder(path)
@@ -110,40 +136,54 @@ impl EmbeddedStore {
             of_size(VOTES_MEMTABLE_BYTES)
                 .filter_policy(FilterPolicy::all(bloom))
                 .filter_block_pinning_policy(PinningPolicy::all(true))
-                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES)))
+                .compaction_strategy(Arc::new(
+                    Leveled::default().with_table_target_size(TABLE_BYTES).with_l0_threshold(UNMERGED_TABLES),
+                ))
         };
         let keyspace = |name| db.keyspace(name, small).map_err(failed);
-        let leases = keyspace("leases")?;
-        let rows = Rows::load(&leases).map_err(|error| match error {
-            leases::LoadError::Database(source) => failed(source),
-            leases::LoadError::Damaged(reason) => OpenError::Damaged { path: path.to_owned(), reason },
-        })?;
+        let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
         let numbers_stored = keyspace("numbers")?;
         let numbers = Numbers::load(&numbers_stored).map_err(|error| match error {
             numbers::LoadError::Database(source) => failed(source),
-            numbers::LoadError::Damaged(reason) => OpenError::Damaged { path: path.to_owned(), reason },
+            numbers::LoadError::Damaged(reason) => damaged(reason),
         })?;
-        let inner = Inner {
-            deciding: Mutex::default(),
-            tallies_lock: Mutex::new(()),
+        let (hashing, (flush_soon, asked)) = (KeyHash::default(), FlushSoon::new());
+        let mut inner = Inner {
+            flushing: Mutex::new(Flushing::new(0)),
+            deciding: Mutex::new(Deciding::new(hashing, 0)),
+            tallies_decided: Mutex::default(),
+            rows: Mutex::default(),
+            flush_soon,
+            hashing,
             polls_lock: Mutex::new(()),
-            rows: Mutex::new(rows),
             numbers: RwLock::new(numbers),
             numbers_stored,
             votes: db.keyspace("votes-2", votes).map_err(failed)?,
             tallies: keyspace("tallies")?,
             polls: keyspace("polls")?,
-            leases,
+            leases: keyspace("leases")?,
+            flushes: keyspace("flushes")?,
             broken: watch::Sender::new(None),
             unsynced: AtomicBool::new(false),
             db,
             _lock: lock,
         };
         inner.migrate(format, path)?;
+        let ingestion = inner.redo().map_err(|error| match error {
+            RedoError::Database(source) => failed(source),
+            RedoError::Damaged(what) => damaged(what.to_owned()),
+        })?;
+        // Only now: polls that were converted have votes, and the last flush has rows.
+        inner.flushing = Mutex::new(Flushing::new(ingestion));
+        inner.deciding = Mutex::new(Deciding::new(hashing, inner.numbers.get_mut().next()));
+        inner.rows = Mutex::new(Rows::load(&inner.leases).map_err(|error| match error {
+            leases::LoadError::Database(source) => failed(source),
+            leases::LoadError::Damaged(reason) => damaged(reason),
+        })?);
         let inner = Arc::new(inner);
         let failed = |source| OpenError::Io { directory: path.to_owned(), source };
-        let syncing = Syncing::start(inner.clone()).map_err(failed)?;
-        Ok(Self { inner, _syncing: syncing })
+        let flusher = Flusher::start(inner.clone(), asked, flush_every).map_err(failed)?;
+        Ok(Self { inner, _flusher: flusher })
     }
 
     /// Notes that a write of the log or of the store has failed.
@@ -156,16 +196,9 @@ impl EmbeddedStore {
         self.inner.broken.subscribe()
     }
 
-    /// Makes everything that was committed durable.
+    /// Makes everything that was answered durable.
     pub(crate) fn make_durable(&self) -> Result<(), PortError> {
-        self.inner.sync().map_err(|error| self.inner.write_failed(&error))
-    }
-
-    /// Makes everything durable, at the end.
-    pub(crate) fn sync(&self) {
-        if let Err(error) = self.inner.sync() {
-            tracing::error!(%error, "the embedded store could not be synced at its end");
-        }
+        self.inner.flush()
     }
 }
 
@@ -178,11 +211,21 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes every commit so far durable.
-    fn sync(&self) -> Result<(), fjall::Error> {
-        self.unsynced.store(false, Ordering::SeqCst);
+    /// Makes every commit so far durable, if there was one.
+    fn sync(&self) -> Result<(), PortError> {
+        if !self.unsynced.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
         // Nothing but the length and the blocks of the file is needed to read it.
-        self.db.persist(PersistMode::SyncData)
+        self.db.persist(PersistMode::SyncData).map_err(|error| self.write_failed(&error))
+    }
+
+    /// Whether everything could be written so far: what is decided after a failed write would be lost.
+    fn check_unbroken(&self) -> Result<(), PortError> {
+        match &*self.broken.borrow() {
+            None => Ok(()),
+            Some(cause) => Err(PortError::refused(format!("the embedded store cannot write any more: {cause}"))),
+        }
     }
 
     /// Commits and syncs, and with it every earlier commit.

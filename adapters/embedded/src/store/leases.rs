@@ -1,13 +1,12 @@
 //! Shard rows.
 //!
-//! Owns their encoding, and a copy of all of them in memory: the lock on the directory proves that nobody else writes. Must
-//! never change the copy before the row is stored. A row is in one journal with the votes and tallies that its progress
-//! speaks of, behind them, so that a crash never leaves it without them.
+//! Owns their encoding, and all of them in memory: the lock on the directory proves that nobody else writes. Must never be
+//! read from the disk but at the start: `flush.rs` writes rows together with the votes and tallies that their progress speaks of.
 //!
 //! A row is stored under two keys, so that a sign of life does not write the producer memory: kind 0 holds what the
-//! shard is and how far it has come, kind 1 the lease. Both are in the commit that creates the row.
+//! shard is and how far it has come, kind 1 the lease. Both are in the flush that first writes the row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
@@ -16,11 +15,11 @@ use votestream_core::{
     port::{Group, Lease, LeaseStore, PortError, Progress, ShardRow, StoredProducer, WriteOutcome},
 };
 
-use super::{EmbeddedStore, Inner};
-use crate::{
-    blocking,
-    codec::{Corrupt, Decoder, Encoder},
+use super::{
+    EmbeddedStore, Inner,
+    flush::{Change, Target},
 };
+use crate::codec::{Corrupt, Decoder, Encoder};
 
 const GROUPS: [Group; 2] = [Group::Persist, Group::Tally];
 const STATE: u8 = 0;
@@ -106,7 +105,11 @@ pub(super) enum LoadError {
 
 /// All rows.
 #[derive(Default)]
-pub(super) struct Rows(BTreeMap<(Group, ShardId), ShardRow>);
+pub(super) struct Rows {
+    rows: BTreeMap<(Group, ShardId), ShardRow>,
+    /// Which of them, in which part, are not written as they are here.
+    changed: BTreeSet<(Group, ShardId, u8)>,
+}
 
 impl Rows {
     /// Reads all rows. The owners are gone, since this process holds the lock on the directory: nobody has to wait until
@@ -131,7 +134,32 @@ impl Rows {
                 _ => return Err(damaged()),
             }
         }
-        Ok(Self(rows))
+        Ok(Self { rows, changed: BTreeSet::new() })
+    }
+
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.changed.is_empty()
+    }
+
+    /// How the rows that have changed are stored.
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(self.changed.len());
+        for (group, shard, kind) in std::mem::take(&mut self.changed) {
+            let key = key_of(group, &shard, kind);
+            // A row that was created stays.
+            if let Some(row) = self.rows.get(&(group, shard)) {
+                let value = if kind == LEASE { encode_lease(&row.lease) } else { encode_state(row) };
+                changes.push(Change { target: Target::Leases, key, value });
+            }
+        }
+        changes
+    }
+
+    /// A row that is about to change in this part.
+    fn change(&mut self, group: Group, shard: &ShardId, kind: u8) -> Option<&mut ShardRow> {
+        let row = self.rows.get_mut(&(group, shard.clone()))?;
+        self.changed.insert((group, shard.clone(), kind));
+        Some(row)
     }
 }
 
@@ -139,11 +167,11 @@ impl EmbeddedStore {
     /// Up to which number every group that works has processed a shard; `None` if no group does.
     pub(crate) fn processed(&self, shard: &ShardId) -> Option<u64> {
         let rows = self.inner.rows.lock();
-        let of_group = |group: Group| match rows.0.get(&(group, shard.clone())) {
+        let of_group = |group: Group| match rows.rows.get(&(group, shard.clone())) {
             Some(row) if row.progress.ended => Some(u64::MAX),
             Some(row) => Some(row.progress.checkpoint.as_u64().unwrap_or(u64::MAX)),
             // A group that works has not come to this shard yet.
-            None => rows.0.keys().any(|(other, _)| *other == group).then_some(0),
+            None => rows.rows.keys().any(|(other, _)| *other == group).then_some(0),
         };
         GROUPS.into_iter().filter_map(of_group).min()
     }
@@ -156,33 +184,25 @@ impl EmbeddedStore {
 
 impl Inner {
     fn create_row(&self, group: Group, row: &ShardRow) -> Result<(), PortError> {
+        self.check_unbroken()?;
         let mut rows = self.rows.lock();
-        let key = (group, row.shard.clone());
-        if rows.0.contains_key(&key) {
-            return Ok(());
+        if let Entry::Vacant(slot) = rows.rows.entry((group, row.shard.clone())) {
+            slot.insert(row.clone());
+            rows.changed.extend([STATE, LEASE].map(|kind| (group, row.shard.clone(), kind)));
         }
-        let mut batch = self.db.batch();
-        batch.insert(&self.leases, key_of(group, &row.shard, STATE), encode_state(row));
-        batch.insert(&self.leases, key_of(group, &row.shard, LEASE), encode_lease(&row.lease));
-        self.commit(batch)?;
-        rows.0.insert(key, row.clone());
         Ok(())
     }
 
     fn start_row(&self, group: Group, shard: &ShardId, inherited: &Progress) -> Result<(), PortError> {
+        self.check_unbroken()?;
         let mut rows = self.rows.lock();
         let row = rows
-            .0
-            .get_mut(&(group, shard.clone()))
+            .change(group, shard, STATE)
             .ok_or_else(|| PortError::permanent(format!("there is no row of {shard} to start")))?;
-        if row.started {
-            return Ok(());
+        if !row.started {
+            row.started = true;
+            row.progress = inherited.clone();
         }
-        let started = ShardRow { started: true, progress: inherited.clone(), ..row.clone() };
-        let mut batch = self.db.batch();
-        batch.insert(&self.leases, key_of(group, shard, STATE), encode_state(&started));
-        self.commit(batch)?;
-        *row = started;
         Ok(())
     }
 
@@ -193,14 +213,13 @@ impl Inner {
         shard: &ShardId,
         change: impl FnOnce(&ShardRow) -> Option<Lease>,
     ) -> Result<Option<ShardRow>, PortError> {
+        self.check_unbroken()?;
         let mut rows = self.rows.lock();
-        let Some(row) = rows.0.get_mut(&(group, shard.clone())) else { return Ok(None) };
-        let Some(lease) = change(row) else { return Ok(None) };
-        let mut batch = self.db.batch();
-        batch.insert(&self.leases, key_of(group, shard, LEASE), encode_lease(&lease));
-        self.commit(batch)?;
-        row.lease = lease;
-        Ok(Some(row.clone()))
+        let Some(lease) = rows.rows.get(&(group, shard.clone())).and_then(change) else { return Ok(None) };
+        Ok(rows.change(group, shard, LEASE).map(|row| {
+            row.lease = lease;
+            row.clone()
+        }))
     }
 
     fn write_progress(
@@ -209,42 +228,34 @@ impl Inner {
         shard: &ShardId,
         epoch: u64,
         previous: (SequenceNumber, SequenceNumber),
-        progress: Progress,
+        progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
+        self.check_unbroken()?;
         let mut rows = self.rows.lock();
-        let Some(row) = rows.0.get_mut(&(group, shard.clone())) else { return Ok(WriteOutcome::Refused(None)) };
+        let Some(row) = rows.change(group, shard, STATE) else { return Ok(WriteOutcome::Refused(None)) };
         let stored = &row.progress;
         if row.lease.epoch != epoch || (stored.checkpoint, stored.window_end) != previous || stored.ended {
             return Ok(WriteOutcome::Refused(Some(Box::new(row.clone()))));
         }
-        let written = ShardRow { progress, ..row.clone() };
-        let mut batch = self.db.batch();
-        batch.insert(&self.leases, key_of(group, shard, STATE), encode_state(&written));
-        self.commit(batch)?;
-        *row = written;
+        row.progress = progress.clone();
         Ok(WriteOutcome::Stored)
     }
 }
 
+// Rows are in memory: no call waits for the disk.
 #[async_trait]
 impl LeaseStore for EmbeddedStore {
     async fn list(&self, group: Group) -> Result<Vec<ShardRow>, PortError> {
-        let inner = self.inner.clone();
-        blocking(move || {
-            let rows = inner.rows.lock();
-            Ok(rows.0.iter().filter(|((other, _), _)| *other == group).map(|(_, row)| row.clone()).collect())
-        })
-        .await
+        let rows = self.inner.rows.lock();
+        Ok(rows.rows.iter().filter(|((other, _), _)| *other == group).map(|(_, row)| row.clone()).collect())
     }
 
     async fn create(&self, group: Group, row: &ShardRow) -> Result<(), PortError> {
-        let (inner, row) = (self.inner.clone(), row.clone());
-        blocking(move || inner.create_row(group, &row)).await
+        self.inner.create_row(group, row)
     }
 
     async fn start(&self, group: Group, shard: &ShardId, inherited: &Progress) -> Result<(), PortError> {
-        let (inner, shard, inherited) = (self.inner.clone(), shard.clone(), inherited.clone());
-        blocking(move || inner.start_row(group, &shard, &inherited)).await
+        self.inner.start_row(group, shard, inherited)
     }
 
     async fn take(
@@ -254,27 +265,19 @@ impl LeaseStore for EmbeddedStore {
         observed: &Lease,
         owner: &str,
     ) -> Result<Option<ShardRow>, PortError> {
-        let (inner, shard, observed, owner) = (self.inner.clone(), shard.clone(), observed.clone(), owner.to_owned());
-        blocking(move || inner.change_lease(group, &shard, |row| row.taken(&observed, &owner))).await
+        self.inner.change_lease(group, shard, |row| row.taken(observed, owner))
     }
 
     async fn renew(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<Option<Lease>, PortError> {
-        let (inner, shard) = (self.inner.clone(), shard.clone());
-        blocking(move || {
-            let renewed = inner.change_lease(group, &shard, |row| row.renewed(epoch))?;
-            Ok(renewed.map(|row| row.lease))
-        })
-        .await
+        Ok(self.inner.change_lease(group, shard, |row| row.renewed(epoch))?.map(|row| row.lease))
     }
 
     async fn release(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<(), PortError> {
-        let (inner, shard) = (self.inner.clone(), shard.clone());
-        blocking(move || inner.change_lease(group, &shard, |row| row.released(epoch)).map(drop)).await
+        self.inner.change_lease(group, shard, |row| row.released(epoch)).map(drop)
     }
 
     async fn request(&self, group: Group, shard: &ShardId, epoch: u64, by: &str) -> Result<(), PortError> {
-        let (inner, shard, by) = (self.inner.clone(), shard.clone(), by.to_owned());
-        blocking(move || inner.change_lease(group, &shard, |row| row.requested(epoch, &by)).map(drop)).await
+        self.inner.change_lease(group, shard, |row| row.requested(epoch, by)).map(drop)
     }
 
     async fn write_progress(
@@ -285,7 +288,6 @@ impl LeaseStore for EmbeddedStore {
         previous: (SequenceNumber, SequenceNumber),
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
-        let (inner, shard, progress) = (self.inner.clone(), shard.clone(), progress.clone());
-        blocking(move || inner.write_progress(group, &shard, epoch, previous, progress)).await
+        self.inner.write_progress(group, shard, epoch, previous, progress)
     }
 }

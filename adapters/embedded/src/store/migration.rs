@@ -1,11 +1,11 @@
 //! What earlier formats stored, converted when the store is opened.
 //!
-//! Owns the way from format 1 to the present one. Must never remove what is old before what is new is durable and the
+//! Owns the way from format 1 to the present one. Format 2 has nothing to convert: it knows no ingestion, see `flush.rs`. Must never remove what is old before what is new is durable and the
 //! directory says that it counts: a start that is interrupted is begun anew, and comes to the same.
 
 use std::path::Path;
 
-use fjall::{Keyspace, KeyspaceCreateOptions};
+use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
 use votestream_core::port::PortError;
 
 use super::{Inner, votes::Version1};
@@ -27,7 +27,7 @@ impl Inner {
         match format {
             Format::Version1 => self.convert(&old, path),
             // Its votes were converted before the directory said so.
-            Format::Present => self.db.delete_keyspace(old).map_err(failed),
+            Format::Version2 | Format::Present => self.db.delete_keyspace(old).map_err(failed),
         }
     }
 
@@ -52,7 +52,7 @@ impl Inner {
             }
         }
         self.commit(batch).map_err(refused)?;
-        self.sync().map_err(failed)?;
+        self.db.persist(PersistMode::SyncAll).map_err(failed)?;
         tracing::info!(path = %path.display(), converted, "votes of an earlier format were converted");
         Ok(())
     }

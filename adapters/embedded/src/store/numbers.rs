@@ -13,8 +13,8 @@ use votestream_core::{PollId, port::PortError};
 use super::Inner;
 use crate::codec::{Corrupt, Decoder, Encoder};
 
-/// Largest number of a poll: a key holds it and one bit.
-const POLL_MAX: u32 = u32::MAX >> 1;
+/// Largest number of a poll: a key holds it and one bit, and keys of the largest such number are not for votes.
+const POLL_MAX: u32 = (u32::MAX >> 1) - 1;
 
 /// What is numbered.
 #[derive(Default)]
@@ -65,6 +65,11 @@ impl Numbers {
         Ok(loaded)
     }
 
+    /// The number that the next poll gets. Polls are never deleted, so there are no gaps.
+    pub(super) fn next(&self) -> u32 {
+        self.polls.len() as u32
+    }
+
     /// A poll's number.
     pub(super) fn poll(&self, poll: &PollId) -> Option<u32> {
         self.polls.get(poll.as_str()).copied()
@@ -105,8 +110,7 @@ impl Inner {
         let mut numbers = self.numbers.write();
         let number = match numbers.poll(poll) {
             Some(number) => number,
-            // Polls are never deleted, so there are no gaps.
-            None => numbers.polls.len() as u32,
+            None => numbers.next(),
         };
         let known = numbers.options.get(&number);
         if known.is_some_and(|known| known.number(option).is_some()) {

@@ -196,6 +196,8 @@ impl PollStore for EmbeddedStore {
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
         let (inner, id, result) = (self.inner.clone(), id.clone(), result.clone());
         blocking(move || {
+            // The votes and the progress on which the result rests: a start after a crash finds what a recount needs.
+            inner.flush()?;
             inner.change_poll(&id, |poll| {
                 let stores = poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked;
                 if stores {

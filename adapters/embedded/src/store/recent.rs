@@ -1,7 +1,7 @@
 //! The votes that were written last, in memory.
 //!
-//! Owns a bounded copy of stored votes, so that a vote that replaces one seldom reads tables. Must never hold what is not
-//! committed: it is changed after a commit only, under the lock under which stored votes are read.
+//! Owns a bounded copy of decided votes, so that a vote that replaces one seldom reads tables. Must never hold another value
+//! than the last: it is changed with the votes that are pending, under one lock.
 
 /// Longest key that is remembered: a poll and a UUID.
 pub(super) const KEY_BYTES: usize = 20;
@@ -13,8 +13,7 @@ const PLACES: usize = 1 << 21;
 /// Key, length of the value, value; a length of 0 is an empty place.
 type Place = [u8; KEY_BYTES + 1 + VALUE_BYTES];
 
-/// Each key has one place, which it shares with others: whoever was written last is there. Users choose their ids, so they
-/// can choose one place for many, and gain nothing by it: what is not here is read.
+/// Each key has one place, by its hash, which it shares with others: whoever was written last is there.
 pub(super) struct Recent(Vec<Place>);
 
 impl Default for Recent {
@@ -25,28 +24,22 @@ impl Default for Recent {
 }
 
 impl Recent {
-    fn place(key: &[u8; KEY_BYTES]) -> usize {
-        let (head, tail) = key.split_at(KEY_BYTES - 16);
-        let number = |bytes: &[u8]| bytes.iter().fold(0u128, |number, byte| number << 8 | u128::from(*byte));
-        let (poll, user) = (number(head) as u64, number(tail));
-        // Multiplied twice, since UUIDs of some makes differ in few places.
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mixed = (user as u64).wrapping_mul(ODD) ^ ((user >> 64) as u64) ^ poll.rotate_left(32);
-        (mixed.wrapping_mul(ODD) >> (64 - PLACES.ilog2())) as usize
+    fn place(key_hash: u64) -> usize {
+        (key_hash >> (64 - PLACES.ilog2())) as usize
     }
 
     /// The stored vote, if it is here.
-    pub(super) fn get(&self, key: &[u8]) -> Option<&[u8]> {
+    pub(super) fn get(&self, key: &[u8], key_hash: u64) -> Option<&[u8]> {
         let key: &[u8; KEY_BYTES] = key.try_into().ok()?;
-        let (stored, rest) = self.0[Self::place(key)].split_at(KEY_BYTES);
+        let (stored, rest) = self.0[Self::place(key_hash)].split_at(KEY_BYTES);
         let len = usize::from(rest[0]);
         (len > 0 && stored == key).then(|| &rest[1..=len])
     }
 
-    /// Remembers what was committed, or forgets what stood in its place.
-    pub(super) fn put(&mut self, key: &[u8], value: &[u8]) {
+    /// Remembers what was decided, or forgets what stood in its place.
+    pub(super) fn put(&mut self, key: &[u8], key_hash: u64, value: &[u8]) {
         let Ok(key) = <&[u8; KEY_BYTES]>::try_from(key) else { return };
-        let place = &mut self.0[Self::place(key)];
+        let place = &mut self.0[Self::place(key_hash)];
         if value.is_empty() || value.len() > VALUE_BYTES {
             if place[..KEY_BYTES] == *key {
                 place[KEY_BYTES] = 0;
@@ -72,22 +65,27 @@ mod tests {
     #[test]
     fn the_last_value_of_a_key_or_nothing() {
         let mut recent = Recent::default();
-        assert_eq!(recent.get(&key(0)), None);
-        recent.put(&key(0), &[1, 2]);
-        recent.put(&key(0), &[3]);
-        assert_eq!(recent.get(&key(0)), Some(&[3][..]));
-        recent.put(&key(0), &[4; VALUE_BYTES + 1]);
-        assert_eq!(recent.get(&key(0)), None, "a value that does not fit must not leave an older one");
-        recent.put(&[1; 3], &[1]);
-        assert_eq!(recent.get(&[1; 3]), None);
+        assert_eq!(recent.get(&key(0), 1), None);
+        recent.put(&key(0), 1, &[1, 2]);
+        recent.put(&key(0), 1, &[3]);
+        assert_eq!(recent.get(&key(0), 1), Some(&[3][..]));
+        recent.put(&key(0), 1, &[4; VALUE_BYTES + 1]);
+        assert_eq!(recent.get(&key(0), 1), None, "a value that does not fit must not leave an older one");
+        recent.put(&[1; 3], 1, &[1]);
+        assert_eq!(recent.get(&[1; 3], 1), None);
     }
 
     #[test]
     fn keys_that_share_a_place_displace_each_other() {
         let mut recent = Recent::default();
-        let other = (1..).find(|&number| Recent::place(&key(number)) == Recent::place(&key(0))).unwrap();
-        recent.put(&key(0), &[1]);
-        recent.put(&key(other), &[2]);
-        assert_eq!((recent.get(&key(0)), recent.get(&key(other))), (None, Some(&[2][..])));
+        recent.put(&key(0), 1, &[1]);
+        recent.put(&key(1), 2, &[2]);
+        assert_eq!(
+            (recent.get(&key(0), 1), recent.get(&key(1), 2)),
+            (None, Some(&[2][..])),
+            "the first bits are the same"
+        );
+        recent.put(&key(0), u64::MAX, &[1]);
+        assert_eq!((recent.get(&key(0), u64::MAX), recent.get(&key(1), 2)), (Some(&[1][..]), Some(&[2][..])));
     }
 }

@@ -1,10 +1,13 @@
 //! Stored tallies.
 //!
-//! Owns their encoding. Must never add a window twice: the stored position decides, and nothing else does.
+//! Owns their encoding, and those in memory until `flush.rs` writes them. Must never add a window twice: the stored position decides, and nothing else does.
 //!
 //! Value: position (24 bytes), epoch u64, number of options u32, then each option and its sum i64.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use votestream_core::{
@@ -12,35 +15,80 @@ use votestream_core::{
     port::{Group, PortError, TallyDelta, TallyRow, TallyStore},
 };
 
-use super::{EmbeddedStore, Inner, leases::group_of, poll_prefix};
+use super::{
+    EmbeddedStore, Inner,
+    flush::{Change, Target},
+    leases::group_of,
+    poll_prefix,
+};
 use crate::{
     blocking,
     codec::{Corrupt, Decoder, Encoder},
     read_failed,
 };
 
-struct StoredTally {
+#[derive(Clone, Default)]
+pub(super) struct StoredTally {
     position: SequenceNumber,
+    /// For people who look at the stored data.
+    epoch: u64,
     counts: Vec<(Arc<str>, i64)>,
 }
 
-fn encode(tally: &StoredTally, epoch: u64) -> Vec<u8> {
-    let mut value = Encoder::default();
-    value.sequence(tally.position).u64(epoch).u32(tally.counts.len() as u32);
-    for (option, count) in &tally.counts {
-        value.text(option).i64(*count);
+impl StoredTally {
+    fn encode(&self) -> Vec<u8> {
+        let mut value = Encoder::default();
+        value.sequence(self.position).u64(self.epoch).u32(self.counts.len() as u32);
+        for (option, count) in &self.counts {
+            value.text(option).i64(*count);
+        }
+        value.0
     }
-    value.0
+
+    /// How it is stored.
+    pub(super) fn change(&self, key: &[u8]) -> Change {
+        Change { target: Target::Tallies, key: key.to_vec(), value: self.encode() }
+    }
 }
 
-fn decode(value: &[u8]) -> Result<StoredTally, Corrupt> {
+/// Tallies that are not written yet, by their keys.
+type Changed = BTreeMap<Vec<u8>, StoredTally>;
+
+/// What was added and is not written.
+#[derive(Default)]
+pub(super) struct Decided {
+    /// What the next flush writes.
+    changed: Changed,
+    /// What is being written.
+    flushing: Arc<Changed>,
+}
+
+impl Decided {
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.changed.is_empty()
+    }
+
+    pub(super) fn begin_flush(&mut self) -> Arc<Changed> {
+        self.flushing = Arc::new(std::mem::take(&mut self.changed));
+        self.flushing.clone()
+    }
+
+    pub(super) fn end_flush(&mut self) {
+        self.flushing = Arc::default();
+    }
+}
+
+fn decode(value: &[u8]) -> Result<StoredTally, PortError> {
+    decode_tally(value).map_err(|corrupt| corrupt.in_a("tally"))
+}
+
+fn decode_tally(value: &[u8]) -> Result<StoredTally, Corrupt> {
     let mut value = Decoder(value);
     let position = value.sequence()?;
-    // The epoch is for people who look at the stored data.
-    value.u64()?;
+    let epoch = value.u64()?;
     let counts = value.list(|value| Ok((value.shared_text()?, value.i64()?)))?;
     value.end()?;
-    Ok(StoredTally { position, counts })
+    Ok(StoredTally { position, epoch, counts })
 }
 
 fn key_of(poll: &PollId, group: Group, shard: &ShardId) -> Vec<u8> {
@@ -66,21 +114,32 @@ impl Inner {
         epoch: u64,
         deltas: &[TallyDelta],
     ) -> Result<(), PortError> {
-        let _deciding = self.tallies_lock.lock();
-        let mut batch = self.db.batch();
+        self.check_unbroken()?;
+        let mut decided = self.tallies_decided.lock();
         for delta in deltas {
             let key = key_of(&delta.poll_id, group, shard);
-            let mut tally = match self.tallies.get(&key).map_err(read_failed)? {
-                None => StoredTally { position: SequenceNumber::ZERO, counts: Vec::new() },
-                Some(value) => decode(&value).map_err(|corrupt| corrupt.in_a("tally"))?,
+            let Decided { changed, flushing } = &mut *decided;
+            let tally = match changed.entry(key) {
+                Entry::Occupied(tally) => tally.into_mut(),
+                Entry::Vacant(slot) => {
+                    let stored = match flushing.get(slot.key()) {
+                        Some(tally) => Some(tally.clone()),
+                        None => {
+                            let stored = self.tallies.get(slot.key()).map_err(read_failed)?;
+                            stored.map(|value| decode(&value)).transpose()?
+                        }
+                    };
+                    slot.insert(stored.unwrap_or_default())
+                }
             };
             if tally.position >= window_end {
                 continue;
             }
-            tally.position = window_end;
+            // Added in a copy of the sums, so that nothing has changed if one does not fit.
+            let mut counts = tally.counts.clone();
             for (option, count) in &delta.counts {
-                match tally.counts.iter_mut().find(|(known, _)| known == option) {
-                    None => tally.counts.push((option.clone(), *count)),
+                match counts.iter_mut().find(|(known, _)| known == option) {
+                    None => counts.push((option.clone(), *count)),
                     Some((_, sum)) => {
                         *sum = sum.checked_add(*count).ok_or_else(|| {
                             PortError::permanent(format!("the tally of {} does not fit", delta.poll_id))
@@ -88,16 +147,27 @@ impl Inner {
                     }
                 }
             }
-            batch.insert(&self.tallies, key, encode(&tally, epoch));
+            *tally = StoredTally { position: window_end, epoch, counts };
         }
-        self.commit(batch)
+        Ok(())
     }
 
     fn read(&self, poll: &PollId) -> Result<Vec<TallyRow>, PortError> {
         let prefix = poll_prefix(poll.as_str());
-        let rows = self.tallies.prefix(&prefix).map(|guard| {
+        let mut tallies = Changed::new();
+        // Under the lock, so that nothing moves from memory into the keyspace unseen.
+        let decided = self.tallies_decided.lock();
+        for guard in self.tallies.prefix(&prefix) {
             let (key, value) = guard.into_inner().map_err(read_failed)?;
-            let tally = decode(&value).map_err(|corrupt| corrupt.in_a("tally"))?;
+            tallies.insert(key.to_vec(), decode(&value)?);
+        }
+        // What is decided later stands in place of what was before.
+        for later in [&*decided.flushing, &decided.changed] {
+            let of_poll = later.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+            tallies.extend(of_poll.map(|(key, tally)| (key.clone(), tally.clone())));
+        }
+        drop(decided);
+        let rows = tallies.into_iter().map(|(key, tally)| {
             let (group, shard) = decode_key(&key, prefix.len()).ok_or_else(|| Corrupt.in_a("key of a tally"))?;
             Ok(TallyRow { group, shard, counts: tally.counts, position: tally.position })
         });

@@ -1,12 +1,12 @@
 //! What is left after a crash: the files as they are on disk at that moment, without what was still in buffers.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
     port::{
-        Created, Group, Lease, LeaseStore, PollStore, Progress, ShardRow, TallyDelta, TallyStore, VoteOutcome,
-        VoteStore, VoteWrite, WriteOutcome,
+        Created, Group, Lease, LeaseStore, PollStore, Progress, ShardRow, TallyDelta, TallyRow, TallyStore,
+        VoteOutcome, VoteStore, VoteWrite, WriteOutcome,
     },
 };
 
@@ -16,8 +16,10 @@ use crate::directory::{self, Format};
 /// Votes of one window: enough to go through the journal's buffer many times.
 const WINDOW: u64 = 500;
 
+/// Flushes only when it is told to.
 fn open(dir: &Path) -> EmbeddedStore {
-    EmbeddedStore::open(&dir.join("store"), Format::Present, Arc::new(directory::lock(dir).unwrap())).unwrap()
+    let (lock, never) = (Arc::new(directory::lock(dir).unwrap()), Duration::from_secs(3_600));
+    EmbeddedStore::open_flushing(&dir.join("store"), Format::Present, lock, never).unwrap()
 }
 
 /// What a process finds that starts after this one was killed.
@@ -93,14 +95,12 @@ async fn progress_never_outlives_what_it_speaks_of() {
         let outcome = store.write_progress(Group::Persist, &shard, 1, ends, &next).await.unwrap();
         assert_eq!(outcome, WriteOutcome::Stored);
         previous = next;
-        // Before the sync a start finds what was synced last, or more, and then all that belongs to it.
+        // Before the flush a start finds what was flushed last, and nothing of what came after it.
         let (_copy, after) = crashed(dir.path());
         let rows = LeaseStore::list(&after, Group::Persist).await.unwrap();
-        if let Some(row) = rows.first() {
-            let end = row.progress.checkpoint.as_u64().unwrap();
-            assert!(end == number || end == number - 1, "{end} of {number}");
-            assert!(after.recount(&poll()).await.unwrap()[0] >= end * WINDOW);
-        }
+        let flushed = rows.first().map_or(0, |row| row.progress.checkpoint.as_u64().unwrap());
+        assert_eq!(flushed, number - 1);
+        assert_eq!(after.recount(&poll()).await.unwrap(), [flushed * WINDOW]);
         drop(after);
         store.make_durable().unwrap();
         let (_copy, after) = crashed(dir.path());
@@ -112,15 +112,182 @@ async fn progress_never_outlives_what_it_speaks_of() {
         assert_eq!(tallies[0].counts, [("a".into(), (number * WINDOW) as i64)]);
     }
 
-    // A window whose progress was not written: votes and tallies are a prefix, and applying it again completes them.
+    // A window whose progress was not written: applying it again after a crash completes it, wherever the crash came.
     apply(&store, &shard, 4).await;
-    let (_copy, after) = crashed(dir.path());
-    let stored = after.recount(&poll()).await.unwrap()[0];
-    assert!(stored == 3 * WINDOW || stored == 4 * WINDOW, "a call that fits into one commit is stored as a whole");
-    let outcomes = after.write(&window(4)).await.unwrap();
-    let again = outcomes.iter().filter(|outcome| **outcome != VoteOutcome::Inserted).count() as u64;
-    assert_eq!(again, stored - 3 * WINDOW);
-    assert_eq!(after.recount(&poll()).await.unwrap(), [4 * WINDOW]);
+    for flushed in [false, true] {
+        let (_copy, after) = crashed(dir.path());
+        assert_eq!(after.recount(&poll()).await.unwrap(), [if flushed { 4 } else { 3 } * WINDOW]);
+        let outcomes = after.write(&window(4)).await.unwrap();
+        assert!(outcomes.iter().all(|outcome| (*outcome == VoteOutcome::Inserted) != flushed));
+        assert_eq!(after.recount(&poll()).await.unwrap(), [4 * WINDOW]);
+        store.make_durable().unwrap();
+    }
+}
+
+/// What windows come to: progress, counted votes, and votes counted anew.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    checkpoint: u64,
+    counted: [i64; 2],
+    recounted: [u64; 2],
+}
+
+impl State {
+    /// After so many windows of [`changing`].
+    fn model(windows: u64) -> Self {
+        let mut users = [None; USERS as usize];
+        for window in 1..=windows {
+            changing(window).into_iter().for_each(|(user, option)| users[user as usize] = Some(option));
+        }
+        let recounted = [0, 1].map(|option| users.iter().filter(|chosen| **chosen == Some(option)).count() as u64);
+        Self { checkpoint: windows, counted: recounted.map(|count| count as i64), recounted }
+    }
+
+    async fn of(store: &EmbeddedStore) -> Self {
+        let rows = LeaseStore::list(store, Group::Persist).await.unwrap();
+        let checkpoint = rows.first().map_or(0, |row| row.progress.checkpoint.as_u64().unwrap());
+        let mut counted = [0; 2];
+        for (option, count) in store.read(&poll().id).await.unwrap().iter().flat_map(|tally| &tally.counts) {
+            counted[usize::from(**option == *"b")] += count;
+        }
+        let recounted = store.recount(&two_options()).await.unwrap();
+        Self { checkpoint, counted, recounted: [recounted[0], recounted[1]] }
+    }
+}
+
+const USERS: u64 = 60;
+
+/// The votes of a window, as user and option: each user votes in every other window and changes his mind each time.
+fn changing(window: u64) -> Vec<(u64, usize)> {
+    (0..USERS).filter(|user| (user + window).is_multiple_of(2)).map(|user| (user, (window as usize / 2) % 2)).collect()
+}
+
+fn two_options() -> Poll {
+    let options = ["a", "b"].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
+    Poll { options, ..poll() }
+}
+
+/// As persist-svc does; the part of a window after `steps` of three is not done.
+async fn change(store: &EmbeddedStore, shard: &ShardId, window: u64, steps: usize) {
+    let sequence = SequenceNumber::from_u64(window);
+    // UUIDs and other users.
+    let user = |user: u64| {
+        let text = if user.is_multiple_of(3) {
+            format!("user {user}")
+        } else {
+            format!("{user:08x}-0000-4000-8000-000000000000")
+        };
+        text.into()
+    };
+    let vote = |(index, (number, option)): (usize, (u64, usize))| VoteWrite {
+        poll_id: poll().id,
+        bucket: 0,
+        user_id: user(number),
+        option_id: ["a", "b"][option].into(),
+        position: Position { sequence, index: index as u32 },
+        accepted_at: Timestamp(0),
+    };
+    let votes: Vec<_> = changing(window).into_iter().enumerate().map(vote).collect();
+    let mut counts = [0, 0];
+    for (outcome, vote) in store.write(&votes).await.unwrap().into_iter().zip(&votes) {
+        let number = |option: &str| usize::from(option == "b");
+        counts[number(&vote.option_id)] += 1;
+        if let VoteOutcome::Replaced { previous } | VoteOutcome::AlreadyStored { previous: Some(previous) } = outcome {
+            counts[number(&previous)] -= 1;
+        }
+    }
+    if steps > 1 {
+        let counts = ["a", "b"].map(Arc::from).into_iter().zip(counts).collect();
+        store.add(Group::Persist, shard, sequence, 1, &[TallyDelta { poll_id: poll().id, counts }]).await.unwrap();
+    }
+    if steps > 2 {
+        let before = SequenceNumber::from_u64(window - 1);
+        let progress = Progress { checkpoint: sequence, window_end: sequence, ..Progress::default() };
+        let written = store.write_progress(Group::Persist, shard, 1, (before, before), &progress).await.unwrap();
+        assert_eq!(written, WriteOutcome::Stored);
+    }
+}
+
+#[tokio::test]
+async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let shard = ShardId::new("shard");
+    let row = ShardRow {
+        shard: shard.clone(),
+        range: HashRange::ALL,
+        parents: Vec::new(),
+        started: true,
+        lease: Lease::default(),
+        progress: Progress::default(),
+    };
+    LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
+    store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
+    store.make_durable().unwrap();
+    // Flushes of both kinds in every order, with one, two and no windows in between.
+    let (mut window, mut interrupted) = (0, 0);
+    for (windows, many) in [(1, true), (1, false), (2, true), (2, true), (1, false), (1, false), (0, true), (2, true)] {
+        let before = window;
+        for _ in 0..windows {
+            window += 1;
+            change(&store, &shard, window, 3).await;
+        }
+        let (_copy, after) = crashed(dir.path());
+        assert_eq!(State::of(&after).await, State::model(before), "what was not flushed is gone, whole");
+        drop(after);
+
+        let mut between = None;
+        store.flush_as(many, || between = Some(crashed(dir.path())));
+        assert_eq!(State::of(&store).await, State::model(window));
+        interrupted += usize::from(between.is_some());
+        for (_copy, after) in between.into_iter().chain([crashed(dir.path())]) {
+            assert_eq!(State::of(&after).await, State::model(window));
+            // As if the start after the crash had crashed, too.
+            drop(after);
+            let (_copy, after) = crashed(_copy.path());
+            assert_eq!(State::of(&after).await, State::model(window));
+            // A window that was half done is done again.
+            for steps in 1..=3 {
+                change(&after, &shard, window + 1, steps).await;
+            }
+            after.flush_as(true, || {});
+            assert_eq!(State::of(&after).await, State::model(window + 1));
+        }
+    }
+    assert_eq!((window, interrupted), (10, 4), "an ingestion that was interrupted each time that there was something");
+}
+
+#[tokio::test]
+async fn what_is_being_flushed_is_read_and_changed_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let shard = ShardId::new("shard");
+    for window in 1..=3 {
+        change(&store, &shard, window, 2).await;
+        let mut read = None;
+        // In another thread, as calls come.
+        store.flush_as(true, || {
+            std::thread::scope(|scope| {
+                let call = || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                    runtime.block_on(async {
+                        change(&store, &shard, window, 2).await;
+                        read = Some(store.read(&poll().id).await.unwrap());
+                    });
+                };
+                scope.spawn(call).join().unwrap();
+            });
+        });
+        let expected = State::model(window).counted;
+        let counts = |tallies: Vec<TallyRow>| {
+            let mut counts = tallies[0].counts.clone();
+            counts.sort();
+            counts.into_iter().map(|(_, count)| count).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(read.unwrap()), expected, "applied again while it was written, and counted once");
+        assert_eq!(counts(store.read(&poll().id).await.unwrap()), expected);
+        assert_eq!(State::of(&store).await.recounted, State::model(window).recounted);
+    }
 }
 
 /// Key and value of a vote as format 1 had them.

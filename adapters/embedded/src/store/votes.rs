@@ -1,6 +1,7 @@
 //! Stored votes.
 //!
-//! Owns their encoding. Must never read a stored vote outside the lock under which it decides.
+//! Owns their encoding, and what is decided about them in memory until `flush.rs` writes it. Must never read a stored vote
+//! outside the lock under which it decides.
 //!
 //! Keys and values of usual votes are short enough to lie within the nodes of a memtable, which costs no allocation and no
 //! cache miss of their own. Key: the poll's number and a bit, u32; then the user: 16 bytes if his id is a UUID in its usual
@@ -10,19 +11,26 @@
 //! - 1: sequence (24 bytes), index u32, accepted_at i64, option u16, if a number does not fit above;
 //! - 2 and 3: the same as 0 and 1 and the option that was replaced, in as many bytes.
 //!
-//! Options are numbers, see `numbers.rs`. The bucket is a function of poll and user and not stored.
+//! The key of four bytes 255 holds no vote, see `flush.rs`. Options are numbers, see `numbers.rs`. The bucket is a function of poll and user and not stored.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{cmp::Ordering, collections::hash_map::Entry, sync::Arc};
 
 use async_trait::async_trait;
-use fjall::{OwnedWriteBatch, Slice};
+use fjall::Slice;
+use rustc_hash::FxHashMap;
 use votestream_core::{
     Poll, PollId, Position, SequenceNumber, Timestamp,
     port::{PortError, VoteOutcome, VoteStore, VoteWrite},
     user_id::parse_uuid,
 };
 
-use super::{EmbeddedStore, Inner, numbers::Numbers, recent::Recent};
+use super::{
+    EmbeddedStore, Inner,
+    numbers::Numbers,
+    pending::{KeyHash, Pending},
+    recent::Recent,
+    voters::Voters,
+};
 use crate::{
     blocking,
     codec::{Corrupt, Decoder, Encoder},
@@ -104,21 +112,69 @@ impl Vote {
     }
 }
 
+fn decode(value: &[u8]) -> Result<Vote, PortError> {
+    Vote::decode(value).map_err(|corrupt| corrupt.in_a("vote"))
+}
+
 /// A vote as it will be stored if there is none.
 struct Encoded {
     key: Slice,
+    key_hash: u64,
     vote: Vote,
     poll: u32,
-    /// Its index in the call.
-    index: usize,
-    /// What was committed.
-    stored: Option<Slice>,
 }
 
-/// What is changed while votes are decided.
-#[derive(Default)]
+/// Decided votes, wherever in memory they are, and who votes.
 pub(super) struct Deciding {
+    hashing: KeyHash,
     recent: Recent,
+    voters: Voters,
+    /// What the next flush writes.
+    pub(super) pending: Pending,
+    /// What is being written.
+    pub(super) flushing: Option<Arc<Pending>>,
+}
+
+impl Deciding {
+    /// Polls from `first_poll` on have no votes.
+    pub(super) fn new(hashing: KeyHash, first_poll: u32) -> Self {
+        let (recent, pending) = (Recent::default(), Pending::default());
+        Self { hashing, recent, voters: Voters::new(first_poll), pending, flushing: None }
+    }
+
+    fn get(&self, key: &[u8], key_hash: u64) -> Option<&[u8]> {
+        let pending = || self.pending.get(key, key_hash);
+        let flushing = || self.flushing.as_ref()?.get(key, key_hash);
+        self.recent.get(key, key_hash).or_else(pending).or_else(flushing)
+    }
+
+    fn put(&mut self, key: &Slice, key_hash: u64, value: Slice) {
+        self.recent.put(key, key_hash, &value);
+        self.pending.put(key, key_hash, value, self.hashing);
+    }
+
+    /// Decides about a vote, and stores it if it is the user's last.
+    fn decide(&mut self, new: &mut Encoded, stored: Option<Vote>, numbers: &Numbers) -> Result<VoteOutcome, PortError> {
+        let outcome = match stored {
+            None => VoteOutcome::Inserted,
+            Some(stored) => {
+                let options = numbers.options(new.poll)?;
+                match stored.position.cmp(&new.vote.position) {
+                    Ordering::Less => {
+                        new.vote.previous = Some(stored.option);
+                        VoteOutcome::Replaced { previous: options.id(stored.option)?.clone() }
+                    }
+                    Ordering::Equal => {
+                        let previous = stored.previous.map(|option| options.id(option).cloned()).transpose()?;
+                        return Ok(VoteOutcome::AlreadyStored { previous });
+                    }
+                    Ordering::Greater => return Ok(VoteOutcome::Superseded),
+                }
+            }
+        };
+        self.put(&new.key, new.key_hash, new.vote.encode());
+        Ok(outcome)
+    }
 }
 
 impl Inner {
@@ -130,77 +186,68 @@ impl Inner {
         }
         let mut encoded = Vec::with_capacity(votes.len());
         let mut numbers = self.numbers.read();
-        // Votes of one batch share their ids, and neighbours often are for the same.
-        let mut last: Option<(&VoteWrite, (u32, u16))> = None;
-        for (index, write) in votes.iter().enumerate() {
-            let same = last
-                .filter(|(last, _)| Arc::ptr_eq(&last.option_id, &write.option_id) && last.poll_id == write.poll_id);
-            let (poll, option) =
-                match same.map(|(_, found)| found).or_else(|| find(&numbers, &write.poll_id, &write.option_id)) {
-                    Some(found) => found,
-                    None => {
-                        drop(numbers);
-                        self.number(&write.poll_id, &write.option_id)?;
-                        numbers = self.numbers.read();
-                        find(&numbers, &write.poll_id, &write.option_id)
-                            .ok_or_else(|| PortError::permanent("a number that was given is gone"))?
-                    }
-                };
-            last = Some((write, (poll, option)));
+        // By where the ids lie in memory: the votes of one batch share them.
+        let mut known = FxHashMap::default();
+        for write in votes {
+            let ids = (write.poll_id.as_str().as_ptr(), write.option_id.as_ptr());
+            let (poll, option) = match known.entry(ids) {
+                Entry::Occupied(numbered) => *numbered.get(),
+                Entry::Vacant(slot) => {
+                    let numbered = match find(&numbers, &write.poll_id, &write.option_id) {
+                        Some(numbered) => numbered,
+                        None => {
+                            drop(numbers);
+                            self.number(&write.poll_id, &write.option_id)?;
+                            numbers = self.numbers.read();
+                            find(&numbers, &write.poll_id, &write.option_id)
+                                .ok_or_else(|| PortError::permanent("a number that was given is gone"))?
+                        }
+                    };
+                    *slot.insert(numbered)
+                }
+            };
             let vote = Vote { position: write.position, accepted_at: write.accepted_at, option, previous: None };
-            encoded.push(Encoded { key: key_of(poll, &write.user_id), vote, poll, index, stored: None });
+            let key = key_of(poll, &write.user_id);
+            encoded.push(Encoded { key_hash: self.hashing.of(&key), key, vote, poll });
         }
         Ok(encoded)
     }
 
-    /// Takes votes in the order of their keys.
+    /// Decides about votes, in memory: the next flush writes them.
     fn write_votes(&self, mut votes: Vec<Encoded>) -> Result<Vec<VoteOutcome>, PortError> {
+        self.check_unbroken()?;
         let mut outcomes = vec![VoteOutcome::Superseded; votes.len()];
+        let mut unknown = Vec::new();
         let mut deciding = self.deciding.lock();
         let numbers = self.numbers.read();
-        let mut batch = OwnedWriteBatch::with_capacity(self.db.clone(), votes.len());
-        for Encoded { key, vote, poll, index, stored: new } in &mut votes {
-            let stored = match deciding.recent.get(key) {
-                Some(recent) => Some(Vote::decode(recent)),
-                None => self.votes.get(&*key).map_err(read_failed)?.map(|stored| Vote::decode(&stored)),
+        for (at, vote) in votes.iter_mut().enumerate() {
+            let stored = if deciding.voters.votes(vote.poll, vote.key_hash) {
+                None
+            } else if let Some(stored) = deciding.get(&vote.key, vote.key_hash) {
+                Some(decode(stored)?)
+            } else {
+                unknown.push(at);
+                continue;
             };
-            let stored = stored.transpose().map_err(|corrupt| corrupt.in_a("vote"))?;
-            outcomes[*index] = match stored {
-                None => VoteOutcome::Inserted,
-                Some(stored) => {
-                    let options = numbers.options(*poll)?;
-                    match stored.position.cmp(&vote.position) {
-                        Ordering::Less => {
-                            vote.previous = Some(stored.option);
-                            VoteOutcome::Replaced { previous: options.id(stored.option)?.clone() }
-                        }
-                        Ordering::Equal => {
-                            let previous = stored.previous.map(|option| options.id(option).cloned()).transpose()?;
-                            VoteOutcome::AlreadyStored { previous }
-                        }
-                        Ordering::Greater => VoteOutcome::Superseded,
-                    }
-                }
-            };
-            match outcomes[*index] {
-                VoteOutcome::Inserted | VoteOutcome::Replaced { .. } => {
-                    let value = vote.encode();
-                    batch.insert(&self.votes, key.clone(), value.clone());
-                    *new = Some(value);
-                }
-                VoteOutcome::AlreadyStored { .. } | VoteOutcome::Superseded => {}
-            }
+            outcomes[at] = deciding.decide(vote, stored, &numbers)?;
         }
-        self.commit(batch)?;
-        for Encoded { key, stored, .. } in &votes {
-            if let Some(value) = stored {
-                deciding.recent.put(key, value);
-            }
+        // Neighbours share blocks. No two votes of a call are of one user, so that their order does not matter.
+        unknown.sort_unstable_by(|&a, &b| votes[a].key.cmp(&votes[b].key));
+        for at in unknown {
+            let vote = &mut votes[at];
+            let stored = self.votes.get(&*vote.key).map_err(read_failed)?;
+            let stored = stored.map(|stored| decode(&stored)).transpose()?;
+            outcomes[at] = deciding.decide(vote, stored, &numbers)?;
         }
+        let pending = deciding.pending.len();
+        drop((deciding, numbers));
+        self.after_votes(pending)?;
         Ok(outcomes)
     }
 
     fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
+        // From here on everything that was decided before is in the keyspace.
+        self.flush()?;
         let mut counts = vec![0; poll.options.len()];
         let numbers = self.numbers.read();
         let Some(number) = numbers.poll(&poll.id) else { return Ok(counts) };
@@ -214,7 +261,7 @@ impl Inner {
         let (start, end) = ((number << 1).to_be_bytes(), (number << 1 | 1).to_be_bytes());
         for guard in self.votes.prefix(start).chain(self.votes.prefix(end)) {
             let value = guard.value().map_err(read_failed)?;
-            let vote = Vote::decode(&value).map_err(|corrupt| corrupt.in_a("vote"))?;
+            let vote = decode(&value)?;
             let (id, index) = by_number
                 .get(usize::from(vote.option))
                 .ok_or_else(|| Corrupt.in_a("vote: its option has no number"))?;
@@ -233,14 +280,10 @@ impl VoteStore for EmbeddedStore {
         if votes.is_empty() {
             return Ok(Vec::new());
         }
-        let (inner, votes) = (self.inner.clone(), votes.to_vec());
-        blocking(move || {
-            let mut encoded = inner.encode_votes(&votes)?;
-            // Neighbours share blocks and paths through the memtable.
-            encoded.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-            inner.write_votes(encoded)
-        })
-        .await
+        // Here, since it needs no disk but for a new option, and the votes need not be copied.
+        let encoded = self.inner.encode_votes(votes)?;
+        let inner = self.inner.clone();
+        blocking(move || inner.write_votes(encoded)).await
     }
 
     async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {

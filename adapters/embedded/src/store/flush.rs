@@ -1,0 +1,345 @@
+//! Writes what is decided in memory: votes, tallies and shard rows of one moment, whole or not at all.
+//!
+//! Owns that moment, the two ways to write it, and the thread that does so again and again. Must never let a row or a tally
+//! become durable without the votes that it speaks of, nor the other way round.
+//!
+//! The vote stream is the write-ahead log of all this: what a crash takes is processed again from the checkpoints that are
+//! stored. So votes need no journal of their own, and a user who changes his mind between two flushes is written once.
+//!
+//! - Few votes go into one commit with everything else, through the journal.
+//! - Many are written as a sorted table, which passes journal and memtable by (*ingestion*). It is one write of one keyspace.
+//!   So rows and tallies of that moment are in it, too, as one value under [`REDO_KEY`], and are committed to their own
+//!   keyspaces afterwards. If a crash comes in between, the next start commits them ([`Inner::redo`]); the number of the last
+//!   ingestion whose redo was committed says whether to.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use fjall::PersistMode;
+use votestream_core::port::PortError;
+
+use super::{Inner, pending::Pending};
+use crate::{
+    background::give_way,
+    codec::{Corrupt, Decoder, Encoder},
+};
+
+/// How often, at least: bounds what is processed again after a crash.
+pub(super) const FLUSH_EVERY: Duration = Duration::from_secs(2);
+/// Votes after which a flush begins: a table of 7 MB, which is synced within the time that an acknowledgement may take. Debug
+/// builds, and with them the tests that kill processes, flush early and often, and in both ways.
+const FLUSH_VOTES: usize = if cfg!(debug_assertions) { 2_000 } else { 200_000 };
+/// Votes in memory at which the next ones wait for the flush that is under way.
+const PENDING_VOTES_MAX: usize = 2 * FLUSH_VOTES;
+/// Votes from which on they are written as a table of their own. Tables cost a sync each, and many small ones make reads slow.
+const INGEST_VOTES: usize = if cfg!(debug_assertions) { 100 } else { 50_000 };
+/// Tables that have not been merged, at most, before another one is written.
+const UNMERGED_TABLES_MAX: usize = 48;
+/// How long a flush waits for tables to be merged. Then it goes on: more tables are slower to read, and lose nothing.
+const MERGE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How often it looks.
+const MERGE_LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// In the keyspace of votes, behind all of them: what the last ingestion brought along. No poll has such a number.
+const REDO_KEY: [u8; 4] = [255; 4];
+/// In the keyspace `flushes`: number of the last ingestion whose rows and tallies are committed, u64.
+const REDONE_KEY: &str = "redone";
+
+/// A keyspace that a flush writes beside that of the votes. The numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Target {
+    Tallies = 0,
+    Leases = 1,
+}
+
+/// A value that a flush writes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) target: Target,
+    pub(super) key: Vec<u8>,
+    pub(super) value: Vec<u8>,
+}
+
+/// Everything that was decided up to one moment and is not written.
+struct Moment {
+    votes: Arc<Pending>,
+    changes: Vec<Change>,
+}
+
+/// Held by the flush that is under way.
+pub(super) struct Flushing {
+    /// Number of the last ingestion.
+    ingestion: u64,
+    /// An emptied one, for its memory.
+    spare: Option<Pending>,
+}
+
+impl Flushing {
+    pub(super) fn new(ingestion: u64) -> Self {
+        Self { ingestion, spare: None }
+    }
+}
+
+fn encode_redo(ingestion: u64, changes: &[Change]) -> Vec<u8> {
+    let mut value = Encoder::default();
+    value.u64(ingestion).u32(changes.len() as u32);
+    for Change { target, key, value: new } in changes {
+        value.u8(*target as u8).u32(key.len() as u32).raw(key).u32(new.len() as u32).raw(new);
+    }
+    value.0
+}
+
+fn decode_redo(value: &[u8]) -> Result<(u64, Vec<Change>), Corrupt> {
+    let mut value = Decoder(value);
+    let ingestion = value.u64()?;
+    let changes = value.list(|value| {
+        let target = match value.u8()? {
+            0 => Target::Tallies,
+            1 => Target::Leases,
+            _ => return Err(Corrupt),
+        };
+        let mut bytes = || {
+            let len = value.u32()? as usize;
+            value.bytes(len).map(<[u8]>::to_vec)
+        };
+        Ok(Change { target, key: bytes()?, value: bytes()? })
+    })?;
+    value.end()?;
+    Ok((ingestion, changes))
+}
+
+/// Why the last ingestion could not be completed.
+pub(super) enum RedoError {
+    Database(fjall::Error),
+    Damaged(&'static str),
+}
+
+impl Inner {
+    /// Commits what the last ingestion brought along, unless that was done. Returns its number, 0 if there was none.
+    pub(super) fn redo(&self) -> Result<u64, RedoError> {
+        let Some(redo) = self.votes.get(REDO_KEY).map_err(RedoError::Database)? else { return Ok(0) };
+        let (ingestion, changes) = decode_redo(&redo).map_err(|_| RedoError::Damaged("last ingestion"))?;
+        let redone = match self.flushes.get(REDONE_KEY).map_err(RedoError::Database)? {
+            None => 0,
+            Some(redone) => Decoder(&redone).u64().map_err(|_| RedoError::Damaged("number of an ingestion"))?,
+        };
+        if redone < ingestion {
+            self.commit_changes(Some(ingestion), None, &changes).map_err(RedoError::Database)?;
+            self.db.persist(PersistMode::SyncAll).map_err(RedoError::Database)?;
+        }
+        Ok(ingestion)
+    }
+
+    /// Writes everything that was decided before this call, and makes it and every earlier commit durable.
+    pub(super) fn flush(&self) -> Result<(), PortError> {
+        let mut flushing = self.flushing.lock();
+        self.check_unbroken()?;
+        let Some(moment) = self.begin_flush(&mut flushing) else { return self.sync() };
+        self.write(&mut flushing, &moment).map_err(|error| self.write_failed(&error))?;
+        self.end_flush(&mut flushing, moment);
+        Ok(())
+    }
+
+    /// Takes what is decided out of the way of what comes. It can still be read where it was.
+    fn begin_flush(&self, flushing: &mut Flushing) -> Option<Moment> {
+        // All three at once, in the order in which one window changes them: so they are of one moment.
+        let (mut votes, mut tallies, mut rows) = (self.deciding.lock(), self.tallies_decided.lock(), self.rows.lock());
+        if votes.pending.is_empty() && tallies.is_unchanged() && rows.is_unchanged() {
+            return None;
+        }
+        let pending = Arc::new(std::mem::replace(&mut votes.pending, flushing.spare.take().unwrap_or_default()));
+        votes.flushing = Some(pending.clone());
+        let changed = tallies.begin_flush();
+        let mut changes = rows.take_changes();
+        // Others may go on while tallies are encoded.
+        drop((votes, tallies, rows));
+        changes.extend(changed.iter().map(|(key, tally)| tally.change(key)));
+        Some(Moment { votes: pending, changes })
+    }
+
+    fn write(&self, flushing: &mut Flushing, moment: &Moment) -> Result<(), fjall::Error> {
+        if moment.votes.len() < INGEST_VOTES {
+            return self.journal(moment);
+        }
+        self.wait_for_merges();
+        self.ingest(flushing, moment)?;
+        self.complete(flushing, moment)
+    }
+
+    /// Everything in one commit.
+    fn journal(&self, moment: &Moment) -> Result<(), fjall::Error> {
+        self.commit_changes(None, Some(&moment.votes), &moment.changes)?;
+        self.db.persist(PersistMode::SyncData)
+    }
+
+    /// Everything in one table. Afterwards it is durable, but rows and tallies are where only [`Self::redo`] looks.
+    fn ingest(&self, flushing: &mut Flushing, moment: &Moment) -> Result<(), fjall::Error> {
+        // The numbers that votes hold, and what the ingestion before brought along, which it replaces.
+        self.db.persist(PersistMode::SyncData)?;
+        let number = flushing.ingestion + 1;
+        let mut ingestion = self.votes.start_ingestion()?;
+        for (key, value) in moment.votes.sorted() {
+            ingestion.write(key.clone(), value.clone())?;
+        }
+        ingestion.write(REDO_KEY, encode_redo(number, &moment.changes))?;
+        ingestion.finish()?;
+        flushing.ingestion = number;
+        Ok(())
+    }
+
+    /// After [`Self::ingest`]: rows and tallies to where they belong.
+    fn complete(&self, flushing: &Flushing, moment: &Moment) -> Result<(), fjall::Error> {
+        self.commit_changes(Some(flushing.ingestion), None, &moment.changes)
+    }
+
+    fn commit_changes(
+        &self,
+        redone: Option<u64>,
+        votes: Option<&Pending>,
+        changes: &[Change],
+    ) -> Result<(), fjall::Error> {
+        let mut batch = self.db.batch();
+        for (key, value) in votes.into_iter().flat_map(Pending::sorted) {
+            batch.insert(&self.votes, key.clone(), value.clone());
+        }
+        for Change { target, key, value } in changes {
+            let keyspace = match target {
+                Target::Tallies => &self.tallies,
+                Target::Leases => &self.leases,
+            };
+            batch.insert(keyspace, &**key, &**value);
+        }
+        if let Some(ingestion) = redone {
+            batch.insert(&self.flushes, REDONE_KEY, ingestion.to_be_bytes());
+        }
+        batch.commit()
+    }
+
+    fn end_flush(&self, flushing: &mut Flushing, moment: Moment) {
+        self.tallies_decided.lock().end_flush();
+        self.deciding.lock().flushing = None;
+        // Nobody else holds it now.
+        flushing.spare = Arc::into_inner(moment.votes).map(Pending::emptied);
+    }
+
+    fn wait_for_merges(&self) {
+        let until = Instant::now() + MERGE_WAIT_MAX;
+        while self.votes.l0_table_count() > UNMERGED_TABLES_MAX && Instant::now() < until {
+            std::thread::sleep(MERGE_LOOK_EVERY);
+        }
+    }
+
+    /// Called with the number of votes in memory, after some were decided. Waits if there are too many.
+    pub(super) fn after_votes(&self, pending: usize) -> Result<(), PortError> {
+        if pending >= PENDING_VOTES_MAX {
+            return self.flush();
+        }
+        if pending >= FLUSH_VOTES {
+            self.flush_soon.wake();
+        }
+        Ok(())
+    }
+}
+
+/// Asks the thread to flush before its time.
+pub(super) struct FlushSoon(SyncSender<()>);
+
+impl FlushSoon {
+    pub(super) fn new() -> (Self, Receiver<()>) {
+        let (sender, asked) = sync_channel(1);
+        (Self(sender), asked)
+    }
+
+    fn wake(&self) {
+        match self.0.try_send(()) {
+            // It is awake, or has ended because the store is closed or broken.
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+        }
+    }
+}
+
+/// The thread that flushes, which ends when this is dropped.
+pub(super) struct Flusher {
+    inner: Arc<Inner>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    pub(super) fn start(inner: Arc<Inner>, asked: Receiver<()>, every: Duration) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (store, stopped) = (inner.clone(), stop.clone());
+        let run = move || {
+            give_way();
+            loop {
+                match asked.recv_timeout(every) {
+                    Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+                // Read before the flush, so that the last one writes everything.
+                let last = stopped.load(Ordering::SeqCst);
+                // A write that fails ends the engine: see `EmbeddedEngine::broken`.
+                if store.flush().is_err() || last {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("votestream-flush".into()).spawn(run)?;
+        Ok(Self { inner, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.inner.flush_soon.wake();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that flushes the embedded store had panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::EmbeddedStore;
+
+    impl EmbeddedStore {
+        /// A flush as if it had many votes, or few. `crash` is called when everything was ingested and nothing more done.
+        pub(crate) fn flush_as(&self, many: bool, crash: impl FnOnce()) {
+            let inner = &self.inner;
+            let mut flushing = inner.flushing.lock();
+            let Some(moment) = inner.begin_flush(&mut flushing) else { return };
+            if many {
+                inner.ingest(&mut flushing, &moment).unwrap();
+                crash();
+                inner.complete(&flushing, &moment).unwrap();
+            } else {
+                inner.journal(&moment).unwrap();
+            }
+            inner.end_flush(&mut flushing, moment);
+        }
+    }
+
+    #[test]
+    fn a_redo_comes_back_and_damage_is_an_error() {
+        let changes = || {
+            let change = |target, key: &[u8], value: &[u8]| Change { target, key: key.to_vec(), value: value.to_vec() };
+            vec![change(Target::Tallies, b"k", b"value"), change(Target::Leases, b"", &[0; 300])]
+        };
+        let redo = encode_redo(7, &changes());
+        assert_eq!(decode_redo(&redo), Ok((7, changes())));
+        for len in 0..redo.len() {
+            assert_eq!(decode_redo(&redo[..len]), Err(Corrupt));
+        }
+        assert_eq!(decode_redo(&encode_redo(1, &[])), Ok((1, Vec::new())));
+    }
+}
