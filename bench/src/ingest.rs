@@ -26,6 +26,11 @@ const CALLS: usize = 32;
 const CONNECTIONS: usize = 8;
 /// Users whose calls are sent again and again.
 const CALL_USERS: usize = 10_000;
+/// CPU time of the server that a measurement is to take: Linux counts it in hundredths of a second, of which a fast server
+/// takes few for a million votes.
+const CPU_SECONDS: f64 = 1.5;
+/// Most times that the votes are sent for that.
+const REPEATS_MAX: usize = 20;
 
 /// How votes are sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,11 +41,11 @@ enum Form {
     Calls,
 }
 
-/// What one run took.
+/// What a million votes took.
 #[derive(Clone, Copy)]
-pub(crate) struct Run {
-    pub(crate) wall: f64,
-    pub(crate) cpu: f64,
+struct Run {
+    wall: f64,
+    cpu: f64,
 }
 
 /// Fills the table.
@@ -73,19 +78,18 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         let total = if quick { total / 50 } else { total };
         let (mut bare, mut ours, mut ratios) = (vec![], vec![], vec![]);
         for _ in 0..rounds {
-            let a = measure(Kind::Bare, total, form)?;
-            let b = measure(Kind::Ingest, total, form)?;
+            let a = measure(Kind::Bare, total, form, quick)?;
+            let b = measure(Kind::Ingest, total, form, quick)?;
             ratios.push(a.cpu / b.cpu);
             bare.push(a);
             ours.push(b);
         }
-        let million = 1e6 / total as f64;
         table.row([
             name.into(),
-            number(median(bare.iter().map(|run| run.cpu * million)), 2),
-            number(median(ours.iter().map(|run| run.cpu * million)), 2),
+            number(median(bare.iter().map(|run| run.cpu)), 3),
+            number(median(ours.iter().map(|run| run.cpu)), 3),
             number(median(ratios.iter().copied()), 2),
-            number(median(ours.iter().map(|run| total as f64 / run.wall)), 0),
+            number(median(ours.iter().map(|run| 1e6 / run.wall)), 0),
         ]);
     }
     Ok(())
@@ -98,20 +102,27 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn measure(kind: Kind, total: usize, form: Form) -> anyhow::Result<Run> {
+/// Sends `total` votes, and unless it is to be quick as often as many as take a time that can be measured.
+fn measure(kind: Kind, total: usize, form: Form, quick: bool) -> anyhow::Result<Run> {
     let server = Server::start(kind)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Until memory is mapped and caches are filled.
     let send = async |total| match form {
         Form::Messages(votes) => cast(&server, total, votes, STREAMS).await,
         Form::Calls => call(&server, total).await,
     };
+    // Until memory is mapped and caches are filled. The second half tells how many votes the measurement takes.
     runtime.block_on(send(total / 2))?;
+    let cpu = server.cpu_seconds()?;
+    runtime.block_on(send(total / 2))?;
+    let repeats = CPU_SECONDS / (2.0 * (server.cpu_seconds()? - cpu)).max(f64::MIN_POSITIVE);
+    let total = if quick { total } else { total * (repeats.ceil() as usize).clamp(1, REPEATS_MAX) };
+
     let (cpu, start) = (server.cpu_seconds()?, Instant::now());
     let accepted = runtime.block_on(send(total))?;
-    let run = Run { wall: start.elapsed().as_secs_f64(), cpu: server.cpu_seconds()? - cpu };
+    let (wall, cpu) = (start.elapsed().as_secs_f64(), server.cpu_seconds()? - cpu);
     anyhow::ensure!(accepted == total as u64, "{accepted} of {total} votes were accepted");
-    Ok(run)
+    let millions = total as f64 / 1e6;
+    Ok(Run { wall: wall / millions, cpu: cpu / millions })
 }
 
 /// Creates the poll, open for an hour.
