@@ -24,7 +24,8 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let mut rng = StdRng::seed_from_u64(2);
     let mut users: Vec<Arc<str>> = (0..voters).map(|_| votes::user(&mut rng).into()).collect();
     let poll_id = PollId::new(votes::POLL)?;
-    let note = format!("Conditional writes of {voters} voters, in windows of {WINDOW}, until the last of them is on disk.");
+    let note =
+        format!("Conditional writes of {voters} voters, in windows of {WINDOW}, until the last of them is on disk.");
     let table = report.table("The embedded store", &note, &["votes", "votes/s"]);
     table.chart(Chart::bars("store", "Embedded store: conditional writes", "votes/s", &[Series::new(1, "")]));
     let mut sequence = 0;
