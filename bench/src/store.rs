@@ -1,6 +1,6 @@
 //! Conditional writes of the embedded store, in windows of 5,000 votes.
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, time::Instant};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use votestream_core::{PollId, Position, SequenceNumber, Timestamp, port::VoteWrite};
@@ -22,7 +22,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
     let store = engine.ports().votes;
     let mut rng = StdRng::seed_from_u64(2);
-    let mut users: Vec<Arc<str>> = (0..voters).map(|_| votes::user(&mut rng).into()).collect();
+    let mut users: Vec<String> = (0..voters).map(|_| votes::user(&mut rng)).collect();
     let poll_id = PollId::new(votes::POLL)?;
     let note =
         format!("Conditional writes of {voters} voters, in windows of {WINDOW}, until the last of them is on disk.");
@@ -38,9 +38,9 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
                 .iter()
                 .enumerate()
                 .map(|(index, user)| VoteWrite {
-                    poll_id: poll_id.clone(),
+                    poll_id: Cow::Borrowed(&poll_id),
                     bucket: 0,
-                    user_id: user.clone(),
+                    user_id: Cow::Borrowed(user),
                     option_id: votes::OPTIONS[rng.random_range(0..votes::OPTIONS.len())].into(),
                     position: Position { sequence: SequenceNumber::from_u64(sequence), index: index as u32 },
                     accepted_at: Timestamp(1_700_000_000_000),

@@ -4,9 +4,15 @@
 //! that are stored and on nothing else, so that a window that is applied again adds the same.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+    hash::{BuildHasher, RandomState},
     sync::Arc,
 };
+
+use hashbrown::{HashTable, hash_table::Entry};
+use rustc_hash::FxHashMap;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
     batch::Batch,
@@ -22,10 +28,14 @@ use crate::{
 /// # Errors
 ///
 /// If a selected vote names a poll that the window does not carry, which the window's builder rules out.
-pub fn last_votes(window: &Window) -> Result<Vec<VoteWrite>, PortError> {
+pub fn last_votes<'a>(window: &'a Window) -> Result<Vec<VoteWrite<'a>>, PortError> {
     let polls: HashMap<&PollId, u32> = window.polls.iter().map(|poll| &poll.id).zip(0..).collect();
-    let mut last: Vec<(&Selected, u32, u32)> = Vec::new();
-    let mut known: HashMap<(u32, &str), usize> = HashMap::new();
+    let votes = window.selected.iter().map(Selected::len).sum();
+    let mut last: Vec<(&'a Selected, u32, u32)> = Vec::with_capacity(votes);
+    // Places in `last`, by a hash of user and poll. Users choose their ids, so the hash has a seed that they cannot know; it
+    // decides about nothing but the time this takes.
+    let seed = RandomState::new().hash_one(());
+    let mut known: HashTable<(u64, u32)> = HashTable::with_capacity(votes);
     for selected in &window.selected {
         // Looked up once per dictionary entry, not once per vote.
         let entries: Vec<_> = selected.batch.dictionary.iter().map(|(poll, _)| polls.get(poll).copied()).collect();
@@ -33,22 +43,28 @@ pub fn last_votes(window: &Window) -> Result<Vec<VoteWrite>, PortError> {
             let poll = entries[selected.batch.choices[index] as usize]
                 .ok_or_else(|| PortError::permanent("a selected vote names a poll that its window does not carry"))?;
             let vote = (selected, index as u32, poll);
-            match known.entry((poll, selected.batch.user_id(index))) {
-                Entry::Occupied(slot) => last[*slot.get()] = vote,
+            let user_id = selected.batch.user_id(index);
+            let hash = xxh3_64_with_seed(user_id.as_bytes(), seed.wrapping_add(u64::from(poll)));
+            let same = |&(other, place): &(u64, u32)| {
+                let (of, at, in_poll) = last[place as usize];
+                other == hash && in_poll == poll && of.batch.user_id(at as usize) == user_id
+            };
+            match known.entry(hash, same, |&(hash, _)| hash) {
+                Entry::Occupied(place) => last[place.get().1 as usize] = vote,
                 Entry::Vacant(slot) => {
-                    slot.insert(last.len());
+                    slot.insert((hash, last.len() as u32));
                     last.push(vote);
                 }
             }
         }
     }
-    let write = |(selected, index, poll): (&Selected, u32, u32)| {
+    let write = |(selected, index, poll): (&'a Selected, u32, u32)| {
         let (batch, poll) = (&selected.batch, &window.polls[poll as usize]);
         let user_id = batch.user_id(index as usize);
         VoteWrite {
-            poll_id: poll.id.clone(),
+            poll_id: Cow::Borrowed(&poll.id),
             bucket: routing::bucket(user_id, poll.buckets),
-            user_id: user_id.into(),
+            user_id: Cow::Borrowed(user_id),
             option_id: batch.dictionary[batch.choices[index as usize] as usize].1.clone(),
             position: Position { sequence: selected.sequence, index },
             accepted_at: batch.accepted_at[index as usize],
@@ -60,14 +76,14 @@ pub fn last_votes(window: &Window) -> Result<Vec<VoteWrite>, PortError> {
 /// What the votes of one window add to `counted`, collected while they are being stored.
 #[derive(Debug)]
 pub struct Counted<'a> {
-    polls: HashMap<&'a PollId, HashMap<Arc<str>, i64>>,
+    polls: FxHashMap<&'a PollId, FxHashMap<Arc<str>, i64>>,
     superseded: BTreeSet<PollId>,
 }
 
 impl<'a> Counted<'a> {
     /// Nothing yet, for every poll that the window touches.
     pub fn new(window: &'a Window) -> Self {
-        let polls = window.polls.iter().map(|poll| (&poll.id, HashMap::new())).collect();
+        let polls = window.polls.iter().map(|poll| (&poll.id, FxHashMap::default())).collect();
         Self { polls, superseded: BTreeSet::new() }
     }
 
@@ -76,7 +92,7 @@ impl<'a> Counted<'a> {
     /// # Errors
     ///
     /// If the store answered with another number of outcomes: the sums would be wrong.
-    pub fn add(&mut self, writes: &[VoteWrite], outcomes: &[VoteOutcome]) -> Result<(), PortError> {
+    pub fn add(&mut self, writes: &[VoteWrite<'_>], outcomes: &[VoteOutcome]) -> Result<(), PortError> {
         if writes.len() != outcomes.len() {
             let (sent, answered) = (writes.len(), outcomes.len());
             return Err(PortError::permanent(format!("{sent} votes were written, {answered} outcomes came back")));
@@ -88,11 +104,11 @@ impl<'a> Counted<'a> {
                 // What the earlier attempt did, read from what it stored.
                 VoteOutcome::AlreadyStored { previous } => previous.as_ref(),
                 VoteOutcome::Superseded => {
-                    self.superseded.insert(write.poll_id.clone());
+                    self.superseded.insert(write.poll_id.clone().into_owned());
                     continue;
                 }
             };
-            let Some(counts) = self.polls.get_mut(&write.poll_id) else {
+            let Some(counts) = self.polls.get_mut(&*write.poll_id) else {
                 return Err(PortError::permanent("a stored vote names a poll that its window does not carry"));
             };
             move_sum(counts, &write.option_id, 1);
@@ -114,7 +130,7 @@ impl<'a> Counted<'a> {
     }
 }
 
-fn move_sum(counts: &mut HashMap<Arc<str>, i64>, option: &Arc<str>, by: i64) {
+fn move_sum(counts: &mut HashMap<Arc<str>, i64, impl BuildHasher>, option: &Arc<str>, by: i64) {
     match counts.get_mut(option) {
         Some(count) => *count += by,
         None => {
@@ -124,8 +140,8 @@ fn move_sum(counts: &mut HashMap<Arc<str>, i64>, option: &Arc<str>, by: i64) {
 }
 
 /// Deltas in the order of poll and option ids, without the options that do not move. A poll stays even if nothing moves.
-pub fn sorted_deltas(polls: impl IntoIterator<Item = (PollId, HashMap<Arc<str>, i64>)>) -> Vec<TallyDelta> {
-    let delta = |(poll_id, counts): (PollId, HashMap<Arc<str>, i64>)| {
+pub fn sorted_deltas<S>(polls: impl IntoIterator<Item = (PollId, HashMap<Arc<str>, i64, S>)>) -> Vec<TallyDelta> {
+    let delta = |(poll_id, counts): (PollId, HashMap<Arc<str>, i64, S>)| {
         let mut counts: Vec<_> = counts.into_iter().filter(|(_, count)| *count != 0).collect();
         counts.sort_unstable();
         TallyDelta { poll_id, counts }
@@ -187,6 +203,8 @@ pub fn sums(poll: &Poll, group: Group, rows: &[TallyRow]) -> Result<Vec<u64>, In
 
 #[cfg(test)]
 mod tests {
+    use std::collections::hash_map::Entry;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -259,9 +277,9 @@ mod tests {
     }
 
     impl Stores {
-        fn write(&mut self, vote: &VoteWrite) -> VoteOutcome {
+        fn write(&mut self, vote: &VoteWrite<'_>) -> VoteOutcome {
             let new = (vote.position, vote.option_id.clone());
-            match self.votes.entry((vote.poll_id.clone(), vote.user_id.clone())) {
+            match self.votes.entry(vote.key()) {
                 Entry::Vacant(slot) => {
                     slot.insert((new.0, new.1, None));
                     VoteOutcome::Inserted

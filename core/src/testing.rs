@@ -328,11 +328,11 @@ impl PollStore for Memory {
 
 #[async_trait]
 impl VoteStore for Memory {
-    async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+    async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
         let mut outcomes = Vec::new();
         for vote in votes {
             outcomes.push(self.faulty(|state| {
-                let key = (vote.poll_id.clone(), vote.user_id.clone());
+                let key = vote.key();
                 let (previous, outcome) = match state.votes.get(&key) {
                     None => (None, VoteOutcome::Inserted),
                     Some((position, option, _)) if *position < vote.position => {

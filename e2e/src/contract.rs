@@ -4,6 +4,7 @@
 //! broken. Must never rely on how long an engine takes: it waits for conditions, with a bound.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::Arc,
@@ -193,11 +194,11 @@ pub async fn check_stream(ports: Ports) {
     assert!(all == [before, read].concat(), "the same at every reading");
 }
 
-fn vote(poll: &str, bucket: u32, user: &str, option: &str, sequence: u64, index: u32) -> VoteWrite {
+fn vote(poll: &str, bucket: u32, user: &str, option: &str, sequence: u64, index: u32) -> VoteWrite<'static> {
     VoteWrite {
-        poll_id: poll_id(poll),
+        poll_id: Cow::Owned(poll_id(poll)),
         bucket,
-        user_id: user.into(),
+        user_id: user.to_owned().into(),
         option_id: option.into(),
         position: Position { sequence: SequenceNumber::from_u64(sequence), index },
         accepted_at: Timestamp(5_000),

@@ -4,6 +4,7 @@
 //! fails.
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     num::NonZeroU32,
     sync::{
@@ -246,9 +247,9 @@ fn poll(options: &[&str], buckets: u64) -> Poll {
     Poll::new(id, String::new(), options, Timestamp(1), Timestamp(2), PollSource::Ingest, buckets * 1_000).unwrap()
 }
 
-fn vote(user: usize, option: &str, sequence: u64) -> VoteWrite {
+fn vote(user: usize, option: &str, sequence: u64) -> VoteWrite<'static> {
     VoteWrite {
-        poll_id: PollId::new("p").unwrap(),
+        poll_id: Cow::Owned(PollId::new("p").unwrap()),
         bucket: (user % 3) as u32,
         user_id: format!("00000000-0000-4000-8000-{user:012}").into(),
         option_id: option.into(),
@@ -257,7 +258,7 @@ fn vote(user: usize, option: &str, sequence: u64) -> VoteWrite {
     }
 }
 
-fn votes(users: std::ops::Range<usize>, option: &str, sequence: u64) -> Vec<VoteWrite> {
+fn votes(users: std::ops::Range<usize>, option: &str, sequence: u64) -> Vec<VoteWrite<'static>> {
     users.map(|user| vote(user, option, sequence)).collect()
 }
 
@@ -300,7 +301,7 @@ async fn the_largest_vote_costs_one_unit() {
     let store = store_at(&endpoint, &DynamoConfig::default()).await;
     for sequence in 1..=3 {
         let large = VoteWrite {
-            poll_id: PollId::new(&"p".repeat(64)).unwrap(),
+            poll_id: Cow::Owned(PollId::new(&"p".repeat(64)).unwrap()),
             bucket: 4_095,
             user_id: "u".repeat(256).into(),
             option_id: "o".repeat(128).into(),

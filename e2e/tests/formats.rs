@@ -5,6 +5,7 @@
 //! them anew, for a version that has none yet. Files of earlier versions stay as they are: they stand for data that somebody has.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     fs,
     net::SocketAddr,
@@ -365,7 +366,7 @@ async fn stored_items_are_read_and_changed() {
         // A vote on top of a stored one replaces it, and says what it was.
         let (user, option) = votes(0).pop().unwrap();
         let write = VoteWrite {
-            poll_id: open.id.clone(),
+            poll_id: Cow::Borrowed(&open.id),
             bucket: routing::bucket(&user, open.buckets),
             user_id: user.into(),
             option_id: "a".into(),

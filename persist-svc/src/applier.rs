@@ -133,11 +133,11 @@ mod tests {
 
     #[async_trait]
     impl VoteStore for Stores {
-        async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+        async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
             let mut largest = self.largest_write.lock().unwrap();
             *largest = votes.len().max(*largest);
             let mut stored = self.votes.lock().unwrap();
-            let outcomes = votes.iter().map(|vote| match stored.entry((vote.poll_id.clone(), vote.user_id.clone())) {
+            let outcomes = votes.iter().map(|vote| match stored.entry(vote.key()) {
                 Entry::Vacant(slot) => {
                     slot.insert((vote.position, vote.option_id.clone(), None));
                     VoteOutcome::Inserted

@@ -271,11 +271,11 @@ impl PollStore for Host {
 
 #[async_trait]
 impl VoteStore for Host {
-    async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+    async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
         // Each vote is atomic, the call is not: every one is a request of its own.
         let mut outcomes = Vec::with_capacity(votes.len());
         for vote in votes {
-            let vote = vote.clone();
+            let vote = vote.to_static();
             outcomes.push(self.call("write_vote", move |state| write_vote(state, &vote)).await?);
         }
         Ok(outcomes)
@@ -287,8 +287,8 @@ impl VoteStore for Host {
     }
 }
 
-fn write_vote(state: &mut State, vote: &VoteWrite) -> VoteOutcome {
-    let key = (vote.poll_id.clone(), vote.user_id.clone());
+fn write_vote(state: &mut State, vote: &VoteWrite<'_>) -> VoteOutcome {
+    let key = vote.key();
     let (previous, outcome) = match state.votes.get(&key) {
         None => (None, VoteOutcome::Inserted),
         Some(stored) if stored.position < vote.position => {

@@ -218,7 +218,7 @@ impl TallyStore for Fake {
 
 #[async_trait]
 impl VoteStore for Fake {
-    async fn write(&self, _: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+    async fn write(&self, _: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
         Err(PortError::permanent("not needed here"))
     }
 

@@ -1,6 +1,6 @@
 //! Stored votes: one per user and poll.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -11,21 +11,35 @@ use crate::{
     time::Timestamp,
 };
 
-/// A vote to store.
+/// A vote to store. Ids are borrowed from the window that it is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VoteWrite {
+pub struct VoteWrite<'a> {
     /// The poll.
-    pub poll_id: PollId,
+    pub poll_id: Cow<'a, PollId>,
     /// The bucket of the user in this poll, below the poll's bucket count.
     pub bucket: u32,
     /// The user.
-    pub user_id: Arc<str>,
+    pub user_id: Cow<'a, str>,
     /// The option.
     pub option_id: Arc<str>,
     /// Where the vote stands in the stream.
     pub position: Position,
     /// When ingest accepted it.
     pub accepted_at: Timestamp,
+}
+
+impl VoteWrite<'_> {
+    /// A copy that borrows nothing.
+    pub fn to_static(&self) -> VoteWrite<'static> {
+        let Self { poll_id, bucket, user_id, option_id, position, accepted_at } = self.clone();
+        let (poll_id, user_id) = (Cow::Owned(poll_id.into_owned()), Cow::Owned(user_id.into_owned()));
+        VoteWrite { poll_id, bucket, user_id, option_id, position, accepted_at }
+    }
+
+    /// What no two stored votes share.
+    pub fn key(&self) -> (PollId, Arc<str>) {
+        (self.poll_id.clone().into_owned(), (*self.user_id).into())
+    }
 }
 
 /// What became of one vote.
@@ -54,7 +68,7 @@ pub trait VoteStore: Send + Sync + 'static {
     /// Returns one outcome a vote, in the same order. No two votes of a call have one (poll, user).
     ///
     /// Each vote is atomic, the call is not: after an error some may be stored, and the call is simply repeated.
-    async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError>;
+    async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError>;
 
     /// Counts the stored votes of a poll anew: one number per option, in the poll's order. Votes for an option that the poll
     /// does not have are an error. Strongly consistent, though not a snapshot.

@@ -61,9 +61,9 @@ const _: () = assert!(VOTE_BYTES_MAX <= WRITE_UNIT_BYTES, "a vote costs one writ
 #[derive(Clone, Copy, Debug)]
 enum Write<'a> {
     /// Stores a vote unless the user has one.
-    Insert(&'a VoteWrite),
+    Insert(&'a VoteWrite<'a>),
     /// Stores a vote in place of this very one.
-    Replace(&'a VoteWrite, &'a StoredVote),
+    Replace(&'a VoteWrite<'a>, &'a StoredVote),
 }
 
 fn partition_key(poll_id: &PollId, bucket: u32) -> String {
@@ -143,7 +143,7 @@ impl Inner {
 
 #[async_trait]
 impl VoteStore for DynamoStore {
-    async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+    async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
         self.inner.write_votes(votes).await
     }
 
@@ -163,6 +163,8 @@ impl VoteStore for DynamoStore {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use aws_sdk_dynamodb::types::AttributeValue;
     use proptest::prelude::*;
     use serde_json::Value;
@@ -207,7 +209,7 @@ mod tests {
             sequence: u64, index: u32, bucket: u32, user in ".{1,60}", option in ".{1,60}", previous in ".{1,60}",
         ) {
             let vote = VoteWrite {
-                poll_id: PollId::new("p").unwrap(),
+                poll_id: Cow::Owned(PollId::new("p").unwrap()),
                 bucket,
                 user_id: user.into(),
                 option_id: option.into(),

@@ -1,6 +1,6 @@
 //! What is left after a crash: the files as they are on disk at that moment, without what was still in buffers.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{borrow::Cow, fs, path::Path, sync::Arc, time::Duration};
 
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
@@ -48,9 +48,9 @@ fn poll() -> Poll {
     Poll::new(id, String::new(), options, Timestamp(0), Timestamp(1), PollSource::Ingest, 1).unwrap()
 }
 
-fn window(number: u64) -> Vec<VoteWrite> {
+fn window(number: u64) -> Vec<VoteWrite<'static>> {
     let vote = |user: u64| VoteWrite {
-        poll_id: PollId::new("p").unwrap(),
+        poll_id: Cow::Owned(poll().id),
         bucket: 0,
         user_id: format!("{number}-{user}").into(),
         option_id: "a".into(),
@@ -180,7 +180,7 @@ async fn change(store: &EmbeddedStore, shard: &ShardId, window: u64, steps: usiz
         text.into()
     };
     let vote = |(index, (number, option)): (usize, (u64, usize))| VoteWrite {
-        poll_id: poll().id,
+        poll_id: Cow::Owned(poll().id),
         bucket: 0,
         user_id: user(number),
         option_id: ["a", "b"][option].into(),
@@ -330,7 +330,7 @@ async fn votes_of_format_1_are_converted_however_often_it_is_interrupted() {
         let store = open(Format::Present);
         assert_eq!(store.recount(&poll).await.unwrap(), [2, 2]);
         let writes = (0..).zip(users).map(|(index, user)| VoteWrite {
-            poll_id: poll.id.clone(),
+            poll_id: Cow::Borrowed(&poll.id),
             bucket: 7,
             user_id: user.into(),
             option_id: "a".into(),

@@ -179,7 +179,7 @@ impl Deciding {
 
 impl Inner {
     /// Encodes votes, and numbers their polls and options.
-    fn encode_votes(&self, votes: &[VoteWrite]) -> Result<Vec<Encoded>, PortError> {
+    fn encode_votes(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<Encoded>, PortError> {
         fn find(numbers: &Numbers, poll: &PollId, option: &Arc<str>) -> Option<(u32, u16)> {
             let poll = numbers.poll(poll)?;
             Some((poll, numbers.options(poll).ok()?.number(option)?))
@@ -276,7 +276,7 @@ impl Inner {
 
 #[async_trait]
 impl VoteStore for EmbeddedStore {
-    async fn write(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+    async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
         if votes.is_empty() {
             return Ok(Vec::new());
         }

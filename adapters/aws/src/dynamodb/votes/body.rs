@@ -100,7 +100,7 @@ impl Statements {
     }
 
     /// The body of a `BatchGetItem` for the votes of these users.
-    pub(super) fn read<'a>(&self, votes: impl ExactSizeIterator<Item = &'a VoteWrite>) -> Body {
+    pub(super) fn read<'a>(&self, votes: impl ExactSizeIterator<Item = &'a VoteWrite<'a>>) -> Body {
         let (before, after) = &self.read;
         let mut out = String::with_capacity(before.len() + votes.len() * KEY_BYTES + after.len());
         out += before;
@@ -160,12 +160,12 @@ fn push_value(out: &mut String, text: &str) {
 }
 
 /// Partition key. No poll id holds anything to escape.
-fn push_partition(out: &mut String, vote: &VoteWrite) {
+fn push_partition(out: &mut String, vote: &VoteWrite<'_>) {
     push(out, format_args!("{{\"S\":\"{}#{}\"}}", vote.poll_id, vote.bucket));
 }
 
 /// Partition and sort key, as parameters.
-fn push_key(out: &mut String, vote: &VoteWrite) {
+fn push_key(out: &mut String, vote: &VoteWrite<'_>) {
     push_partition(out, vote);
     out.push(',');
     push_value(out, &vote.user_id);

@@ -41,7 +41,7 @@ enum Ran {
 /// Partition and sort key.
 type VoteKey = (String, String);
 
-fn key_of_vote(vote: &VoteWrite) -> VoteKey {
+fn key_of_vote(vote: &VoteWrite<'_>) -> VoteKey {
     (partition_key(&vote.poll_id, vote.bucket), vote.user_id.to_string())
 }
 
@@ -55,7 +55,7 @@ fn key_of(item: &Item) -> Result<VoteKey, Damaged> {
 type Settled = Vec<(usize, VoteOutcome)>;
 
 impl Inner {
-    pub(super) async fn write_votes(&self, votes: &[VoteWrite]) -> Result<Vec<VoteOutcome>, PortError> {
+    pub(super) async fn write_votes(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
         let remembered = |index: &usize| {
             let vote = &votes[*index];
             self.voters.contains(vote.poll_id.as_str(), &vote.user_id)
@@ -83,7 +83,11 @@ impl Inner {
     }
 
     /// Stores votes of users who seem to have none. Returns which were stored, and which have a vote already.
-    async fn insert_new(&self, votes: &[VoteWrite], chunk: &[usize]) -> Result<(Vec<usize>, Vec<usize>), PortError> {
+    async fn insert_new(
+        &self,
+        votes: &[VoteWrite<'_>],
+        chunk: &[usize],
+    ) -> Result<(Vec<usize>, Vec<usize>), PortError> {
         let writes: Vec<_> = chunk.iter().map(|&index| Write::Insert(&votes[index])).collect();
         let ran = self.execute(&writes).await?;
         let (done, refused): (Vec<_>, Vec<_>) = chunk.iter().copied().zip(ran).partition(|(_, ran)| *ran == Ran::Done);
@@ -92,7 +96,7 @@ impl Inner {
     }
 
     /// Stores votes of users who seem to have one, as far as they stand later.
-    async fn change_known(&self, votes: &[VoteWrite], chunk: &[usize]) -> Result<Settled, PortError> {
+    async fn change_known(&self, votes: &[VoteWrite<'_>], chunk: &[usize]) -> Result<Settled, PortError> {
         let mut settled = Settled::with_capacity(chunk.len());
         let mut open = chunk.to_vec();
         for _ in 0..ROUNDS_MAX {
@@ -142,7 +146,7 @@ impl Inner {
     /// Reads the stored votes of these users, by partition and sort key.
     async fn read_votes(
         &self,
-        votes: &[VoteWrite],
+        votes: &[VoteWrite<'_>],
         indices: &[usize],
     ) -> Result<HashMap<VoteKey, StoredVote>, PortError> {
         let damaged = |damaged: Damaged| damaged.in_table(&self.tables.votes);
