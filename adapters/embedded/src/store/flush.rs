@@ -187,7 +187,7 @@ impl Inner {
         let number = flushing.ingestion + 1;
         let mut ingestion = self.votes.start_ingestion()?;
         for (key, value) in moment.votes.sorted() {
-            ingestion.write(key.clone(), value.clone())?;
+            ingestion.write(key, value)?;
         }
         ingestion.write(REDO_KEY, encode_redo(number, &moment.changes))?;
         ingestion.finish()?;
@@ -208,7 +208,7 @@ impl Inner {
     ) -> Result<(), fjall::Error> {
         let mut batch = self.db.batch();
         for (key, value) in votes.into_iter().flat_map(Pending::sorted) {
-            batch.insert(&self.votes, key.clone(), value.clone());
+            batch.insert(&self.votes, key, value);
         }
         for Change { target, key, value } in changes {
             let keyspace = match target {

@@ -9,43 +9,51 @@ pub(super) const KEY_BYTES: usize = 20;
 pub(super) const VALUE_BYTES: usize = 19;
 /// Votes that fit in: two million, 80 MB once all places are taken.
 const PLACES: usize = 1 << 21;
+/// Places of a set. With one place, a million votes would displace every fifth of their own number; with four, hardly any.
+const WAYS: usize = 4;
 
 /// Key, length of the value, value; a length of 0 is an empty place.
 type Place = [u8; KEY_BYTES + 1 + VALUE_BYTES];
 
-/// Each key has one place, by its hash, which it shares with others: whoever was written last is there.
-pub(super) struct Recent(Vec<Place>);
+/// Each key belongs into one set of places, by its hash, together with others.
+pub(super) struct Recent(Vec<[Place; WAYS]>);
 
 impl Default for Recent {
     fn default() -> Self {
         // Zeroed memory, which costs nothing until it is written.
-        Self(vec![[0; _]; PLACES])
+        Self(vec![[[0; _]; WAYS]; PLACES / WAYS])
     }
 }
 
+fn is_of(place: &Place, key: &[u8; KEY_BYTES]) -> bool {
+    place[KEY_BYTES] > 0 && place[..KEY_BYTES] == *key
+}
+
 impl Recent {
-    fn place(key_hash: u64) -> usize {
-        (key_hash >> (64 - PLACES.ilog2())) as usize
+    fn set(key_hash: u64) -> usize {
+        (key_hash >> (64 - (PLACES / WAYS).ilog2())) as usize
     }
 
     /// The stored vote, if it is here.
     pub(super) fn get(&self, key: &[u8], key_hash: u64) -> Option<&[u8]> {
         let key: &[u8; KEY_BYTES] = key.try_into().ok()?;
-        let (stored, rest) = self.0[Self::place(key_hash)].split_at(KEY_BYTES);
-        let len = usize::from(rest[0]);
-        (len > 0 && stored == key).then(|| &rest[1..=len])
+        let place = self.0[Self::set(key_hash)].iter().find(|place| is_of(place, key))?;
+        Some(&place[KEY_BYTES + 1..][..usize::from(place[KEY_BYTES])])
     }
 
-    /// Remembers what was decided, or forgets what stood in its place.
+    /// Remembers what was decided, in the place of this key, in an empty one, or instead of another key of the set.
     pub(super) fn put(&mut self, key: &[u8], key_hash: u64, value: &[u8]) {
         let Ok(key) = <&[u8; KEY_BYTES]>::try_from(key) else { return };
-        let place = &mut self.0[Self::place(key_hash)];
+        let set = &mut self.0[Self::set(key_hash)];
+        let found = set.iter().position(|place| is_of(place, key));
         if value.is_empty() || value.len() > VALUE_BYTES {
-            if place[..KEY_BYTES] == *key {
-                place[KEY_BYTES] = 0;
+            if let Some(at) = found {
+                set[at][KEY_BYTES] = 0;
             }
             return;
         }
+        let at = found.or_else(|| set.iter().position(|place| place[KEY_BYTES] == 0));
+        let place = &mut set[at.unwrap_or(key_hash as usize % WAYS)];
         place[..KEY_BYTES].copy_from_slice(key);
         place[KEY_BYTES] = value.len() as u8;
         place[KEY_BYTES + 1..][..value.len()].copy_from_slice(value);
@@ -76,16 +84,21 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_share_a_place_displace_each_other() {
+    fn keys_of_a_full_set_displace_one_another() {
         let mut recent = Recent::default();
-        recent.put(&key(0), 1, &[1]);
-        recent.put(&key(1), 2, &[2]);
-        assert_eq!(
-            (recent.get(&key(0), 1), recent.get(&key(1), 2)),
-            (None, Some(&[2][..])),
-            "the first bits are the same"
-        );
-        recent.put(&key(0), u64::MAX, &[1]);
-        assert_eq!((recent.get(&key(0), u64::MAX), recent.get(&key(1), 2)), (Some(&[1][..]), Some(&[2][..])));
+        let ways = WAYS as u32;
+        // The first bits are the same, the last ones name the place that a full set gives up.
+        (0..ways).for_each(|number| recent.put(&key(number), number.into(), &[number as u8]));
+        assert!((0..ways).all(|number| recent.get(&key(number), number.into()) == Some(&[number as u8][..])));
+        recent.put(&key(9), 1, &[9]);
+        let here = |recent: &Recent, number: u32| recent.get(&key(number), number.into()).is_some();
+        assert_eq!((0..ways).map(|number| here(&recent, number)).collect::<Vec<_>>(), [true, false, true, true]);
+        assert_eq!(recent.get(&key(9), 1), Some(&[9][..]));
+        // A place that was given up is taken before another is.
+        recent.put(&key(2), 2, &[]);
+        recent.put(&key(1), 1, &[1]);
+        assert_eq!((0..ways).map(|number| here(&recent, number)).collect::<Vec<_>>(), [true, true, false, true]);
+        recent.put(&key(5), u64::MAX, &[5]);
+        assert!(recent.get(&key(5), u64::MAX).is_some() && recent.get(&key(5), 1).is_none());
     }
 }

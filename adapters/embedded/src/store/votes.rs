@@ -142,10 +142,9 @@ impl Deciding {
         Self { hashing, recent, voters: Voters::new(first_poll), pending, flushing: None }
     }
 
-    fn get(&self, key: &[u8], key_hash: u64) -> Option<&[u8]> {
-        let pending = || self.pending.get(key, key_hash);
+    fn unflushed(&self, key: &[u8], key_hash: u64) -> Option<&[u8]> {
         let flushing = || self.flushing.as_ref()?.get(key, key_hash);
-        self.recent.get(key, key_hash).or_else(pending).or_else(flushing)
+        self.pending.get(key, key_hash).or_else(flushing)
     }
 
     fn put(&mut self, key: &Slice, key_hash: u64, value: Slice) {
@@ -221,9 +220,12 @@ impl Inner {
         let mut deciding = self.deciding.lock();
         let numbers = self.numbers.read();
         for (at, vote) in votes.iter_mut().enumerate() {
-            let stored = if deciding.voters.votes(vote.poll, vote.key_hash) {
+            // In the order of what each costs.
+            let stored = if let Some(stored) = deciding.recent.get(&vote.key, vote.key_hash) {
+                Some(decode(stored)?)
+            } else if deciding.voters.votes(vote.poll, vote.key_hash) {
                 None
-            } else if let Some(stored) = deciding.get(&vote.key, vote.key_hash) {
+            } else if let Some(stored) = deciding.unflushed(&vote.key, vote.key_hash) {
                 Some(decode(stored)?)
             } else {
                 unknown.push(at);
