@@ -70,7 +70,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
             Series::new(6, "counted, p99"),
         ];
         table.chart(Chart::lines("freshness", "Freshness, embedded", "load, % of the top rate", "ms", &quantiles));
-        for percent in [0.0, 5.0, 50.0] {
+        for percent in [0.0, 5.0, 20.0, 50.0] {
             let server = Server::start(Kind::Stack)?;
             create_poll(&server).await?;
             create_probes(&server).await?;

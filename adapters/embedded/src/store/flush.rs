@@ -40,8 +40,8 @@ const FLUSH_VOTES: usize = if cfg!(debug_assertions) { 2_000 } else { 200_000 };
 const PENDING_VOTES_MAX: usize = 2 * FLUSH_VOTES;
 /// Votes from which on they are written as a table of their own. Tables cost a sync each, and many small ones make reads slow.
 const INGEST_VOTES: usize = if cfg!(debug_assertions) { 100 } else { 50_000 };
-/// Tables that have not been merged, at most, before another one is written.
-const UNMERGED_TABLES_MAX: usize = 48;
+/// Tables that have not been merged, at most, before another one is written. From 30 on `fjall` stops commits.
+const UNMERGED_TABLES_MAX: usize = 28;
 /// How long a flush waits for tables to be merged. Then it goes on: more tables are slower to read, and lose nothing.
 const MERGE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often it looks.
