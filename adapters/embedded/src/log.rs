@@ -62,6 +62,10 @@ const MEMTABLE_BYTES: u64 = 16 << 20;
 /// Size of a blob file.
 const BLOB_FILE_BYTES: u64 = 32 << 20;
 
+/// Threads that write tables. Of several, fjall keeps the first for flushes: while another one compacts, it hands
+/// compactions from itself to itself without a pause.
+const WORKERS: usize = 1;
+
 /// Settings of the log.
 pub(crate) struct LogOptions {
     pub(crate) shards: u32,
@@ -241,7 +245,7 @@ impl EmbeddedStream {
         }
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
         let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
-        let db = Database::builder(path).cache_size(CACHE_BYTES).open().map_err(failed)?;
+        let db = Database::builder(path).cache_size(CACHE_BYTES).worker_threads(WORKERS).open().map_err(failed)?;
         let blobs = || {
             KeyspaceCreateOptions::default()
                 .max_memtable_size(MEMTABLE_BYTES)
