@@ -75,6 +75,8 @@ pub struct LaneConfig {
     pub bounds: TimeBounds,
     /// How long the first vote of a batch waits for others before the batch is sealed.
     pub linger: Duration,
+    /// The same for a batch that follows one of [`BUSY_VOTES`] or more, if that is longer.
+    pub busy_linger: Duration,
     /// Most votes of a batch.
     pub batch_votes_max: usize,
     /// Size at which a batch is sealed, before compression, in bytes.
@@ -84,13 +86,15 @@ pub struct LaneConfig {
 }
 
 impl LaneConfig {
-    /// For a stream on the same machine: no linger, since the next batch fills while the last one is being stored.
+    /// For a stream on the same machine: no linger as long as votes are few, since the next batch fills while the last one is
+    /// being stored.
     pub fn one_machine() -> Self {
         Self {
             producer: rand::random(),
             seed: rand::random(),
             bounds: TimeBounds::ONE_MACHINE,
             linger: Duration::ZERO,
+            busy_linger: Duration::from_millis(2),
             batch_votes_max: 16_384,
             batch_bytes_max: 512 << 10,
             refresh_every: Duration::from_secs(10),
@@ -102,6 +106,10 @@ impl LaneConfig {
         Self { bounds: TimeBounds::DISTRIBUTED, linger: Duration::from_millis(20), ..Self::one_machine() }
     }
 }
+
+/// Votes of a batch after which the lane counts as busy: so many come while one put is under way that a longer wait makes
+/// records and syncs fewer, which cost more processor time by then than their votes do.
+pub const BUSY_VOTES: usize = 512;
 
 /// Attempts to read the shard map at the start, over some seconds. Longer, and whoever starts the process learns too late what
 /// is wrong.

@@ -27,6 +27,8 @@ pub(super) struct LaneState {
     pub(super) queue: VecDeque<QueuedBatch>,
     /// Its shard is closed; the queue has moved to other lanes.
     pub(super) retired: bool,
+    /// The batch that was sealed last was a large one.
+    pub(super) busy: bool,
 }
 
 /// A batch that is not sealed.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use super::{
-    Outcome, Producer,
+    BUSY_VOTES, LaneConfig, Outcome, Producer,
     queue::{Lane, QueuedBatch},
 };
 use crate::{
@@ -143,7 +143,9 @@ impl Lane {
         let Some(front) = state.queue.front() else {
             return if state.retired { Step::Retired } else { Step::Wait(None) };
         };
-        let linger = producer.config.linger.saturating_sub(front.opened_at.elapsed());
+        let LaneConfig { linger, busy_linger, .. } = producer.config;
+        let linger = if state.busy { linger.max(busy_linger) } else { linger };
+        let linger = linger.saturating_sub(front.opened_at.elapsed());
         if !linger.is_zero() && !front.is_full(&producer.config) {
             return Step::Wait(Some(linger));
         }
@@ -153,6 +155,7 @@ impl Lane {
         // Sealed under the lane's lock: a refresh finds the batch either in the queue or among the pending ones.
         match state.queue.pop_front() {
             Some(batch) => {
+                state.busy = batch.votes.len() >= BUSY_VOTES;
                 let number = producer.number.fetch_add(1, Ordering::Relaxed) + 1;
                 Step::Send(Box::new(batch), producer.pending.add(self.range), number)
             }
