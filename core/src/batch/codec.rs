@@ -295,9 +295,10 @@ const SPARE_BYTES: Range<usize> = 8 << 10..1 << 20;
 impl Spare {
     /// Empty, with room for so many bytes.
     fn take(bytes: usize) -> Self {
-        let mut spare = if bytes < SPARE_BYTES.start { None } else { SPARE.lock().pop() }.unwrap_or_default();
+        let spare = if bytes < SPARE_BYTES.start { None } else { SPARE.lock().pop() };
+        // One that is too small would have to move, with everything that was in it.
+        let mut spare = spare.filter(|spare| spare.capacity() >= bytes).unwrap_or_else(|| Vec::with_capacity(bytes));
         spare.clear();
-        spare.reserve(bytes);
         Self(spare)
     }
 }
