@@ -3,7 +3,7 @@
 //! Owns validation. Must never accept a vote on a poll definition older than the cache's life, and never
 //! stamp a vote with another clock reading than the one that was compared with opens_at and closes_at.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::HashSet, sync::Arc, time::Duration};
 
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
@@ -119,7 +119,7 @@ impl Admission {
                         let settle: Arc<dyn Settle> = entered;
                         self.producer.append_traced(&settle, &accepted, now, session.traceparent());
                     }
-                    drop(accepted);
+                    give_back(accepted);
                     polls.forget();
                     return u64::from(votes);
                 }
@@ -153,6 +153,23 @@ impl Admission {
     }
 }
 
+thread_local! {
+    /// Memory for accepted votes between two messages: new memory would be mapped, and out of the caches, for each.
+    static ACCEPTED: Cell<Vec<AcceptedVote<'static>>> = const { Cell::new(Vec::new()) };
+}
+
+/// Most votes that the memory is kept for.
+const ACCEPTED_KEPT_MAX: usize = 4_096;
+
+/// Keeps the memory of a list for the next one.
+fn give_back(mut accepted: Vec<AcceptedVote<'_>>) {
+    if accepted.capacity() <= ACCEPTED_KEPT_MAX {
+        accepted.clear();
+        // Collected in place, for the sake of the lifetime alone.
+        ACCEPTED.set(accepted.into_iter().map_while(|_| None).collect());
+    }
+}
+
 /// Messages of which every vote has a verdict.
 struct Judged<'a> {
     accepted: Vec<AcceptedVote<'a>>,
@@ -173,7 +190,8 @@ impl Admission {
     ) -> Result<Judged<'a>, PollId> {
         let now = self.clock.now();
         let bytes: usize = messages.iter().map(VotesMessage::wire_len).sum();
-        let accepted = Vec::with_capacity(bytes / VOTE_WIRE_BYTES + 1);
+        let mut accepted = ACCEPTED.take();
+        accepted.reserve(bytes / VOTE_WIRE_BYTES + 1);
         let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
         let mut last_poll = 0;
         for message in messages {
