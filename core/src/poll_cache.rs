@@ -99,23 +99,21 @@ impl PollCache {
         Self { inner: Arc::new(Inner { store, life, polls: RwLock::default(), reads: Mutex::default() }) }
     }
 
-    /// The poll, if it is cached and young enough. Never waits. Past half of its life it is read anew in the background.
+    /// The poll, if it is cached and young enough, and until when it may be used without asking again. Never waits. Past half
+    /// of its life it is read anew in the background, and may be used at once only.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn peek(&self, id: &str) -> Option<Arc<IndexedPoll>> {
-        self.peek_at(id, Instant::now())
-    }
-
-    fn peek_at(&self, id: &str, now: Instant) -> Option<Arc<IndexedPoll>> {
+    pub fn peek(&self, id: &str, now: Instant) -> Option<(Arc<IndexedPoll>, Instant)> {
         let cached =
             self.inner.polls.read().get(id).filter(|cached| cached.read_at + self.inner.life >= now).cloned()?;
-        if cached.read_at + self.inner.life / 2 < now {
+        let half = cached.read_at + self.inner.life / 2;
+        if half < now {
             // Too many reads: then the entry is read when it is too old.
             drop(self.join_read(cached.poll.id()));
         }
-        Some(cached.poll)
+        Some((cached.poll, half.max(now)))
     }
 
     /// The poll, no older than the cache life at the moment of the answer: for judging a vote by the clock.
@@ -125,7 +123,7 @@ impl PollCache {
     /// If it cannot be read, or not fast enough. The caller must not fall back on older facts.
     pub async fn get(&self, id: &PollId) -> Result<Option<Arc<Poll>>, PortError> {
         let since = Instant::now();
-        if let Some(poll) = self.peek_at(id.as_str(), since) {
+        if let Some((poll, _)) = self.peek(id.as_str(), since) {
             return Ok(Some(poll.poll().clone()));
         }
         let (poll, read_at) = self.read_since(id, since).await?;
@@ -142,7 +140,7 @@ impl PollCache {
     ///
     /// If it cannot be read.
     pub async fn get_since(&self, id: &PollId, since: Instant) -> Result<Option<Arc<Poll>>, PortError> {
-        if let Some(poll) = self.peek_at(id.as_str(), since) {
+        if let Some((poll, _)) = self.peek(id.as_str(), since) {
             return Ok(Some(poll.poll().clone()));
         }
         Ok(self.read_since(id, since).await?.0)
@@ -341,7 +339,7 @@ mod tests {
         let answers = futures::future::join_all((0..50).map(|_| cache.get(&id))).await;
         assert!(answers.into_iter().all(|answer| answer.unwrap().unwrap().title == "1"));
         assert_eq!(reads(&store), 1);
-        assert!(cache.peek(id.as_str()).is_some());
+        assert!(cache.peek(id.as_str(), Instant::now()).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -351,9 +349,9 @@ mod tests {
         cache.get(&id).await.unwrap().unwrap();
         *store.broken.lock() = true;
         advance(LIFE - Duration::from_millis(201)).await;
-        assert!(cache.peek(id.as_str()).is_some());
+        assert!(cache.peek(id.as_str(), Instant::now()).is_some());
         advance(Duration::from_millis(2)).await;
-        assert!(cache.peek(id.as_str()).is_none());
+        assert!(cache.peek(id.as_str(), Instant::now()).is_none());
         assert!(cache.get(&id).await.is_err());
     }
 
@@ -377,10 +375,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn past_half_its_life_it_is_read_in_the_background() {
         let (store, cache, id) = cache();
+        let peek = || cache.peek(id.as_str(), Instant::now()).unwrap();
+        let title = || peek().0.poll().title.clone();
         cache.get(&id).await.unwrap().unwrap();
+        assert_eq!(peek().1, Instant::now() + LIFE / 2, "until then nobody needs to ask again");
         advance(LIFE / 2 + Duration::from_millis(1)).await;
-        assert_eq!(cache.peek(id.as_str()).unwrap().poll().title, "1");
-        while reads(&store) < 2 || cache.peek(id.as_str()).unwrap().poll().title != "2" {
+        assert_eq!(peek().1, Instant::now());
+        assert_eq!(title(), "1");
+        while reads(&store) < 2 || title() != "2" {
             tokio::task::yield_now().await;
         }
         advance(LIFE / 2 + Duration::from_millis(1)).await;

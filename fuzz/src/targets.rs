@@ -21,7 +21,7 @@ use votestream_core::{
     vote_hash,
     window::{self, Discard, ReadRecord, ShardState},
 };
-use votestream_ingest::{Admission, IngestConfig, Session, StreamPolls};
+use votestream_ingest::{Admission, IngestConfig, Session};
 use votestream_proto::{
     VotesMessage,
     v1::{CreatePollRequest, RejectionCode},
@@ -210,7 +210,7 @@ pub(crate) fn votes(data: &[u8]) {
             let session = Arc::new(Session::default());
             let messages = [message];
             let room = admission.room(&messages).await;
-            let votes = admission.admit(&session, &mut StreamPolls::default(), 0, &messages, room).await;
+            let votes = admission.admit(&session, 0, &messages, room).await;
             session.close();
             let (mut through, mut rejections) = (0, BTreeMap::new());
             while let Some(settled) = session.settled().await {

@@ -5,6 +5,7 @@
 
 use std::{cell::Cell, collections::HashSet, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 use votestream_core::{
@@ -41,6 +42,7 @@ pub struct Admission {
     producer: Arc<Producer>,
     polls: PollCache,
     clock: Arc<dyn Clock>,
+    memories: Mutex<Vec<KnownPolls>>,
     rooms: Rooms,
     /// How long a message tries to read its polls before its votes are refused.
     lookup_patience: Duration,
@@ -62,16 +64,29 @@ fn reason(code: RejectionCode) -> Rejected {
     }
 }
 
-/// The polls that a stream votes in, as far as its latest messages tell.
+/// Polls that votes were for lately. Whoever admits messages takes such a memory and gives it back, so that the cache, which all
+/// share, is asked seldom.
 #[derive(Default)]
-pub struct StreamPolls {
-    known: Vec<Arc<IndexedPoll>>,
+struct KnownPolls {
+    known: Vec<Known>,
     /// Where each is, once there are many.
     places: FxHashMap<PollId, usize>,
+    /// When the messages came that are being judged.
+    now: Option<Instant>,
 }
 
-/// Most polls that a stream remembers from one message to the next, and up to which each is looked at in turn.
-const POLLS_REMEMBERED_MAX: usize = 16;
+/// A poll, and until when it may be used without asking the cache again.
+struct Known {
+    poll: Arc<IndexedPoll>,
+    until: Instant,
+}
+
+/// Most polls of a memory; beyond, all are forgotten after the message.
+const POLLS_REMEMBERED_MAX: usize = 1_024;
+/// Up to this many, each is looked at in turn.
+const POLLS_SCANNED_MAX: usize = 16;
+/// Most memories that wait for messages: more than there are threads to admit them.
+const MEMORIES_MAX: usize = 64;
 
 /// Polls of one message that its votes are refused for.
 #[derive(Default)]
@@ -87,7 +102,8 @@ impl Admission {
         let rooms = Rooms::new(config.unsettled_bytes_max, config.bounds.answer_deadline);
         let (unary_patience, drain) = (config.unary_patience, config.drain);
         let lookup_patience = config.bounds.answer_deadline / 2;
-        Self { producer, polls, clock, rooms, lookup_patience, unary_patience, drain }
+        let memories = Mutex::default();
+        Self { producer, polls, clock, memories, rooms, lookup_patience, unary_patience, drain }
     }
 
     /// Waits for room for messages.
@@ -100,17 +116,17 @@ impl Admission {
     pub async fn admit(
         &self,
         session: &Arc<Session>,
-        polls: &mut StreamPolls,
         first: u64,
         messages: &[VotesMessage],
         room: Option<Room>,
     ) -> u64 {
         let mut refused = Refused::default();
         let started = Instant::now();
-        // No await from a revalidation to the append: the definitions stay young enough for the clock reading.
-        polls.revalidate(&self.polls);
+        let mut polls = self.memories.lock().pop().unwrap_or_default();
+        polls.now = Some(started);
         loop {
-            let missing = match self.judge(polls, &refused, first, messages) {
+            // No await from the moment that a poll must be young enough for to the append.
+            let missing = match self.judge(&polls, &refused, first, messages) {
                 Ok(Judged { accepted, rejections, votes, now }) => {
                     metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
                     rejections.iter().for_each(|rejection| metrics::rejected(reason(rejection.code()), 1));
@@ -120,7 +136,7 @@ impl Admission {
                         self.producer.append_traced(&settle, &accepted, now, session.traceparent());
                     }
                     give_back(accepted);
-                    polls.forget();
+                    self.remember(polls);
                     return u64::from(votes);
                 }
                 Err(missing) => missing,
@@ -148,7 +164,17 @@ impl Admission {
                     refused.unreadable.insert(missing.as_str().to_owned());
                 }
             }
-            polls.revalidate(&self.polls);
+            polls.now = Some(Instant::now());
+        }
+    }
+
+    /// Keeps a memory for the next messages, unless it has become too large.
+    fn remember(&self, polls: KnownPolls) {
+        if polls.known.len() <= POLLS_REMEMBERED_MAX {
+            let mut memories = self.memories.lock();
+            if memories.len() < MEMORIES_MAX {
+                memories.push(polls);
+            }
         }
     }
 }
@@ -183,7 +209,7 @@ impl Admission {
     /// Judges the votes of messages, in one pass. Fails with the first poll that has to be looked up.
     fn judge<'a>(
         &self,
-        polls: &'a StreamPolls,
+        polls: &'a KnownPolls,
         refused: &Refused,
         first: u64,
         messages: &'a [VotesMessage],
@@ -234,72 +260,64 @@ impl Refused {
     }
 }
 
-impl StreamPolls {
-    /// Takes the present definition of every remembered poll from the cache; forgets those that are too old there.
-    fn revalidate(&mut self, cache: &PollCache) {
-        let before = self.known.len();
-        self.known.retain_mut(|known| match cache.peek(known.id().as_str()) {
-            Some(poll) => {
-                *known = poll;
-                true
-            }
-            None => false,
-        });
-        if self.known.len() != before {
-            self.index();
-        }
-    }
-
+impl KnownPolls {
     /// Takes every poll of these messages that the cache holds, so that judging starts anew only for those that are read.
     /// Whether the one that is missing is among them.
     fn recall(&mut self, messages: &[VotesMessage], cache: &PollCache, missing: &PollId) -> bool {
+        let Some(now) = self.now else { return false };
         let mut last = 0;
         for vote in messages.iter().flat_map(VotesMessage::votes).flatten() {
             if let Ok(id) = PollId::check(vote.poll_id)
                 && self.find(id, &mut last).is_none()
-                && let Some(poll) = cache.peek(id)
+                && let Some((poll, until)) = cache.peek(id, now)
             {
-                self.known.push(poll);
-                self.index();
+                self.enter(Known { poll, until });
             }
         }
         self.find(missing.as_str(), &mut last).is_some()
     }
 
-    /// Enters what was pushed since the last call, once there are many polls.
-    fn index(&mut self) {
-        if self.known.len() <= POLLS_REMEMBERED_MAX {
-            self.places.clear();
-            return;
+    /// Enters a poll, in place of its older definition.
+    fn enter(&mut self, new: Known) {
+        match self.place(new.poll.id().as_str()) {
+            Some(at) => self.known[at] = new,
+            None => {
+                self.known.push(new);
+                let count = self.known.len();
+                // All of them, once they are looked up there.
+                let first = if count == POLLS_SCANNED_MAX + 1 { 0 } else { count - 1 };
+                if count > POLLS_SCANNED_MAX {
+                    self.places
+                        .extend((first..).zip(&self.known[first..]).map(|(at, new)| (new.poll.id().clone(), at)));
+                }
+            }
         }
-        if self.places.len() > self.known.len() {
-            self.places.clear();
+    }
+
+    fn place(&self, id: &str) -> Option<usize> {
+        if self.known.len() <= POLLS_SCANNED_MAX {
+            self.known.iter().position(|known| known.poll.is(id.as_bytes()))
+        } else {
+            self.places.get(id).copied()
         }
-        let from = self.places.len();
-        self.places.extend((from..).zip(&self.known[from..]).map(|(at, poll)| (poll.id().clone(), at)));
+    }
+
+    /// The poll at a place, if it may still be used.
+    #[inline]
+    fn at(&self, place: usize) -> Option<&IndexedPoll> {
+        self.known.get(place).filter(|known| Some(known.until) >= self.now).map(|known| &*known.poll)
     }
 
     /// The poll of this id. `last` is where the one before was found: most votes of a message are for one poll.
     #[inline]
     fn find(&self, id: &str, last: &mut usize) -> Option<&IndexedPoll> {
-        if let Some(known) = self.known.get(*last)
+        if let Some(known) = self.at(*last)
             && known.is(id.as_bytes())
         {
             return Some(known);
         }
-        *last = if self.known.len() <= POLLS_REMEMBERED_MAX {
-            self.known.iter().position(|known| known.is(id.as_bytes()))?
-        } else {
-            *self.places.get(id)?
-        };
-        self.known.get(*last).map(|known| &**known)
-    }
-
-    /// Forgets what is too much to remember.
-    fn forget(&mut self) {
-        if self.known.len() > POLLS_REMEMBERED_MAX {
-            *self = Self::default();
-        }
+        *last = self.place(id)?;
+        self.at(*last)
     }
 }
 
@@ -315,11 +333,11 @@ enum Missing {
 #[inline]
 fn find_poll<'a>(
     poll_id: &[u8],
-    polls: &'a StreamPolls,
+    polls: &'a KnownPolls,
     refused: &Refused,
     last: &mut usize,
 ) -> Result<&'a IndexedPoll, Missing> {
-    if let Some(known) = polls.known.get(*last)
+    if let Some(known) = polls.at(*last)
         && known.is(poll_id)
     {
         return Ok(known);

@@ -10,7 +10,7 @@ mod rpc;
 mod session;
 pub mod settings;
 
-pub use admission::{Admission, StreamPolls};
+pub use admission::Admission;
 pub use room::Room;
 pub use session::{Session, Settled};
 

@@ -24,10 +24,7 @@ use votestream_proto::{
     },
 };
 
-use crate::{
-    admission::{Admission, StreamPolls},
-    session::Session,
-};
+use crate::{admission::Admission, session::Session};
 
 /// Most rejections in a CastVotesResponse.
 const REJECTIONS_LISTED_MAX: usize = 100;
@@ -70,7 +67,7 @@ impl Ingest {
                 tokio::time::sleep(admission.drain / 2).await;
             };
             let read = async {
-                let (mut first, mut polls, mut ended) = (0, StreamPolls::default(), false);
+                let (mut first, mut ended) = (0, false);
                 let mut messages = Vec::new();
                 while !ended {
                     // What has arrived together is admitted together: a message of one vote costs little more than a vote.
@@ -99,7 +96,7 @@ impl Ingest {
                     if !messages.is_empty() {
                         session.ready().await;
                         let room = admission.room(&messages).await;
-                        first += admission.admit(&session, &mut polls, first, &messages, room).await;
+                        first += admission.admit(&session, first, &messages, room).await;
                         messages.clear();
                     }
                     if let Some(status) = failed {
@@ -153,7 +150,7 @@ impl IngestService for Ingest {
         // Detached, so that a client that hangs up does not cut the call in half.
         let (admission, admitted) = (self.admission.clone(), session.clone());
         let mut admit = Box::pin(async move {
-            admission.admit(&admitted, &mut StreamPolls::default(), 0, &[message], room).await;
+            admission.admit(&admitted, 0, &[message], room).await;
         });
         // Nearly always done at once, since the poll is cached; a task of its own only where there is something to wait for.
         if (&mut admit).now_or_never().is_none()

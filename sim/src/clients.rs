@@ -14,7 +14,7 @@ use rand::RngExt;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use votestream_core::PollId;
-use votestream_ingest::{Admission, Session, StreamPolls};
+use votestream_ingest::{Admission, Session};
 use votestream_proto::{VotesMessage, v1::RejectionCode};
 
 use super::world::World;
@@ -113,7 +113,7 @@ async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &OpenPolls, 
     let waiting = Waiting::default();
     let answers = tokio::spawn(answers(world.clone(), session.clone(), waiting.clone(), log.clone()));
     let send = async {
-        let (mut stream_polls, mut first) = (StreamPolls::default(), 0);
+        let mut first = 0;
         for _ in 0..world.draw(|rng| rng.random_range(1..6)) {
             if Instant::now() >= until {
                 break;
@@ -121,7 +121,7 @@ async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &OpenPolls, 
             let message = message(world, polls, log, id, &waiting);
             let messages = [message];
             let room = process.admission.room(&messages).await;
-            first += process.admission.admit(&session, &mut stream_polls, first, &messages, room).await;
+            first += process.admission.admit(&session, first, &messages, room).await;
             let (pause, wait) = world.draw(|rng| (rng.random_range(0..150), rng.random_bool(0.4)));
             sleep(Duration::from_millis(pause)).await;
             while wait && !waiting.lock().is_empty() {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use votestream_core::{
     Poll, PollId, PollOption, PollSource, Timestamp, mutation::Mutation, port::Group, routing::vote_hash,
 };
-use votestream_ingest::{Admission, Session, StreamPolls};
+use votestream_ingest::{Admission, Session};
 use votestream_proto::VotesMessage;
 
 use crate::{
@@ -147,7 +147,6 @@ struct Stage {
 struct Client {
     admission: Arc<Admission>,
     session: Arc<Session>,
-    polls: StreamPolls,
     sent: u64,
     waiting: Waiting,
 }
@@ -165,7 +164,7 @@ impl Stage {
         let admission = ingests.lock()[0].as_ref().map(|process| process.admission.clone()).ok_or("ingest is gone")?;
         let (session, waiting) = (Arc::new(Session::default()), Waiting::default());
         tokio::spawn(clients::answers(world.clone(), session.clone(), waiting.clone(), log.clone()));
-        let client = Client { admission, session, polls: StreamPolls::default(), sent: 0, waiting };
+        let client = Client { admission, session, sent: 0, waiting };
         Ok(Self { world: world.clone(), log: log.clone(), ingests, processes: vec![ingest], client })
     }
 
@@ -184,10 +183,10 @@ impl Stage {
             self.world.note(|| format!("vote {vote}: {user} casts {option}"));
             self.client.waiting.lock().push_back(vote);
         }
-        let Client { admission, session, polls, sent, .. } = &mut self.client;
+        let Client { admission, session, sent, .. } = &mut self.client;
         let messages = [message];
         let room = admission.room(&messages).await;
-        *sent += admission.admit(session, polls, *sent, &messages, room).await;
+        *sent += admission.admit(session, *sent, &messages, room).await;
         Ok(())
     }
 

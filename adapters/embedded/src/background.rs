@@ -15,6 +15,10 @@ use tokio::sync::oneshot;
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
+/// Threads of a database that write tables. Of several, `fjall` keeps the first for flushes, and while another one merges tables,
+/// the first hands merges from itself to itself without a pause (`worker_tick` in `worker_pool.rs`).
+pub(crate) const TABLE_WRITERS: usize = 1;
+
 /// Makes the calling thread, and every thread that it starts from now on, give way to the others. Elsewhere than on Linux
 /// priorities are of processes, and nothing happens.
 pub(crate) fn give_way() {

@@ -40,6 +40,7 @@ use votestream_core::{
 
 use self::writer::{Command, Writer};
 use crate::{
+    background::TABLE_WRITERS,
     codec::{Corrupt, Decoder, Encoder},
     directory::OpenError,
     engine::DirectoryLock,
@@ -61,10 +62,6 @@ const CACHE_BYTES: u64 = 16 << 20;
 const MEMTABLE_BYTES: u64 = 16 << 20;
 /// Size of a blob file.
 const BLOB_FILE_BYTES: u64 = 32 << 20;
-
-/// Threads that write tables. Of several, fjall keeps the first for flushes: while another one compacts, it hands
-/// compactions from itself to itself without a pause.
-const WORKERS: usize = 1;
 
 /// Settings of the log.
 pub(crate) struct LogOptions {
@@ -245,7 +242,8 @@ impl EmbeddedStream {
         }
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
         let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
-        let db = Database::builder(path).cache_size(CACHE_BYTES).worker_threads(WORKERS).open().map_err(failed)?;
+        let db =
+            Database::builder(path).cache_size(CACHE_BYTES).worker_threads(TABLE_WRITERS).open().map_err(failed)?;
         let blobs = || {
             KeyspaceCreateOptions::default()
                 .max_memtable_size(MEMTABLE_BYTES)

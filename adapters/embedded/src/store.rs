@@ -54,7 +54,7 @@ use self::{
     votes::Deciding,
 };
 use crate::{
-    background::giving_way,
+    background::{TABLE_WRITERS, giving_way},
     directory::{Format, OpenError},
     engine::DirectoryLock,
     write_failed,
@@ -125,6 +125,7 @@ impl EmbeddedStore {
         let builder = Database::builder(path)
             .cache_size(CACHE_BYTES)
             .manual_journal_persist(true)
+            .worker_threads(TABLE_WRITERS)
             .max_journaling_size(JOURNAL_BYTES_MAX);
         // Its threads write tables, which nobody waits for.
         let db = giving_way(|| builder.open()).map_err(|source| failed(source.into()))?.map_err(failed)?;
