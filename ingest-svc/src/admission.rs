@@ -219,7 +219,7 @@ impl Admission {
         let mut accepted = ACCEPTED.take();
         accepted.reserve(bytes / VOTE_WIRE_BYTES + 1);
         let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
-        let mut last_poll = 0;
+        let mut last_poll = None;
         for message in messages {
             for vote in message.votes() {
                 let index = judged.votes;
@@ -265,16 +265,15 @@ impl KnownPolls {
     /// Whether the one that is missing is among them.
     fn recall(&mut self, messages: &[VotesMessage], cache: &PollCache, missing: &PollId) -> bool {
         let Some(now) = self.now else { return false };
-        let mut last = 0;
         for vote in messages.iter().flat_map(VotesMessage::votes).flatten() {
             if let Ok(id) = PollId::check(vote.poll_id)
-                && self.find(id, &mut last).is_none()
+                && self.find(id).is_none()
                 && let Some((poll, until)) = cache.peek(id, now)
             {
                 self.enter(Known { poll, until });
             }
         }
-        self.find(missing.as_str(), &mut last).is_some()
+        self.find(missing.as_str()).is_some()
     }
 
     /// Enters a poll, in place of its older definition.
@@ -302,22 +301,10 @@ impl KnownPolls {
         }
     }
 
-    /// The poll at a place, if it may still be used.
-    #[inline]
-    fn at(&self, place: usize) -> Option<&IndexedPoll> {
-        self.known.get(place).filter(|known| Some(known.until) >= self.now).map(|known| &*known.poll)
-    }
-
-    /// The poll of this id. `last` is where the one before was found: most votes of a message are for one poll.
-    #[inline]
-    fn find(&self, id: &str, last: &mut usize) -> Option<&IndexedPoll> {
-        if let Some(known) = self.at(*last)
-            && known.is(id.as_bytes())
-        {
-            return Some(known);
-        }
-        *last = self.place(id)?;
-        self.at(*last)
+    /// The poll of this id, if it may still be used.
+    fn find(&self, id: &str) -> Option<&IndexedPoll> {
+        let known = &self.known[self.place(id)?];
+        (Some(known.until) >= self.now).then_some(&known.poll)
     }
 }
 
@@ -329,21 +316,23 @@ enum Missing {
     Refuse(Reject),
 }
 
-/// The poll of a vote. `last` is where the one before was found.
+/// The poll of a vote. `last` is that of the vote before: most votes of a message are for one poll.
 #[inline]
 fn find_poll<'a>(
     poll_id: &[u8],
     polls: &'a KnownPolls,
     refused: &Refused,
-    last: &mut usize,
+    last: &mut Option<&'a IndexedPoll>,
 ) -> Result<&'a IndexedPoll, Missing> {
-    if let Some(known) = polls.at(*last)
+    if let Some(known) = *last
         && known.is(poll_id)
     {
         return Ok(known);
     }
     let id = PollId::check(poll_id).map_err(|error| Missing::Refuse(malformed(&error)))?;
-    polls.find(id, last).ok_or_else(|| refused.why(id))
+    let known = polls.find(id).ok_or_else(|| refused.why(id))?;
+    *last = Some(known);
+    Ok(known)
 }
 
 fn malformed(error: &InvalidField) -> Reject {

@@ -83,10 +83,9 @@ pub async fn run(
     let service = Arc::new(rpc::Ingest::new(admission, shutdown.clone()));
     let json = json::routes(service.clone());
     let service = IngestServiceServer::from_arc(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let surface = Surface::new(tonic::service::Routes::new(service), json, config.cors_allow_origins);
-    let report =
-        votestream_service::serve(&[ingest_service_server::SERVICE_NAME], surface, listener, shutdown, config.drain)
-            .await?;
+    let surface = Surface::new(tonic::service::Routes::new(service.clone()), json, config.cors_allow_origins);
+    let names = [ingest_service_server::SERVICE_NAME];
+    let report = votestream_service::serve(&names, surface, service, listener, shutdown, config.drain).await?;
     // Votes of calls that were cut off are still on their way; they are settled within D.
     producer.drain().await;
     Ok(report)

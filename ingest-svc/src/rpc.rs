@@ -3,7 +3,11 @@
 //! Owns the mapping from outcomes to gRPC. Reading and answering are two tasks, so that acknowledgements flow while votes
 //! wait for room, and a client that hangs up cuts nothing in half.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::FutureExt;
 use tokio::sync::mpsc;
@@ -24,7 +28,7 @@ use votestream_proto::{
     },
 };
 
-use crate::{admission::Admission, session::Session};
+use crate::{admission::Admission, room::Room, session::Session};
 
 /// Most rejections in a CastVotesResponse.
 const REJECTIONS_LISTED_MAX: usize = 100;
@@ -117,6 +121,19 @@ impl Ingest {
         let reader = tokio::spawn(reader.instrument(span));
         (session, reader)
     }
+
+    /// Room for a single vote, or the refusal. Nearly always there is room, and then no timer is needed.
+    async fn room_in_time(&self, message: &VotesMessage) -> Result<Option<Room>, Status> {
+        let mut room = pin!(self.admission.room(std::slice::from_ref(message)));
+        if let Some(room) = room.as_mut().now_or_never() {
+            return Ok(room);
+        }
+        tokio::time::timeout(self.admission.unary_patience, room).await.map_err(|_| {
+            metrics::rejected(Rejected::Overloaded, 1);
+            let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+            Status::with_error_details(Code::ResourceExhausted, "too many votes are waiting; retry later", details)
+        })
+    }
 }
 
 /// How the reader ended.
@@ -140,13 +157,7 @@ impl IngestService for Ingest {
             metrics::rejected(Rejected::Malformed, message.votes().count().max(1) as u64);
             return Err(Status::invalid_argument(if votes == 0 { "vote is missing" } else { "vote is given twice" }));
         }
-        let room =
-            tokio::time::timeout(self.admission.unary_patience, self.admission.room(std::slice::from_ref(&message)));
-        let room = room.await.map_err(|_| {
-            metrics::rejected(Rejected::Overloaded, 1);
-            let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-            Status::with_error_details(Code::ResourceExhausted, "too many votes are waiting; retry later", details)
-        })?;
+        let room = self.room_in_time(&message).await?;
         // Detached, so that a client that hangs up does not cut the call in half.
         let (admission, admitted) = (self.admission.clone(), session.clone());
         let mut admit = Box::pin(async move {

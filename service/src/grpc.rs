@@ -6,19 +6,21 @@
 //! Half of the connection's window is the budget, and each small frame costs 256 bytes less its length. What holds is
 //! streams × 3.3 × stream window ≤ connection window / 2; the assertion below keeps the constants that way.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use futures::FutureExt;
+use http::{Request, Response};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::{body::Body, server::NamedService, transport::Server};
 use tonic_health::ServingStatus;
 use tonic_reflection::pb;
+use tower::Service;
 
 use votestream_core::group::Drain;
 
-use crate::{ServiceError, Surface};
+use crate::{ServiceError, Surface, front::Front};
 
 /// HTTP/2 receive window of a stream.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -64,15 +66,21 @@ impl From<Drain> for DrainReport {
     }
 }
 
-/// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until `shutdown`; then reports NOT_SERVING, takes no new
-/// connection, and gives the calls under way `drain` to end. Handlers that wait watch the same token and finish by themselves.
-pub async fn serve(
+/// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until `shutdown`; then
+/// reports NOT_SERVING, takes no new connection, and gives the calls under way `drain` to end. Handlers that wait watch the same
+/// token and finish by themselves. `front` is the one of the services that most calls are for.
+pub async fn serve<F>(
     service_names: &[&'static str],
     surface: impl Into<Surface>,
+    front: F,
     listener: TcpListener,
     shutdown: CancellationToken,
     drain: Duration,
-) -> Result<DrainReport, ServiceError> {
+) -> Result<DrainReport, ServiceError>
+where
+    F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
+    F::Future: Send,
+{
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in service_names {
         health.set_service_status(name, ServingStatus::Serving).await;
@@ -106,14 +114,17 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .accept_http1(true)
-        .add_routes(surface.into_routes())
-        .serve_with_incoming_shutdown(incoming, async move {
-            draining.cancelled().await;
-            health.set_service_status("", ServingStatus::NotServing).await;
-            for name in names {
-                health.set_service_status(name, ServingStatus::NotServing).await;
-            }
-        });
+        .serve_with_incoming_shutdown(
+            Front { service: front, routes: surface.into_routes().prepare() },
+            incoming,
+            async move {
+                draining.cancelled().await;
+                health.set_service_status("", ServingStatus::NotServing).await;
+                for name in names {
+                    health.set_service_status(name, ServingStatus::NotServing).await;
+                }
+            },
+        );
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(drain).await;
@@ -149,7 +160,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(&NAMES, Routes::default(), listener, shutdown.clone(), Duration::from_secs(5)));
+        let server = tokio::spawn(serve(
+            &NAMES,
+            Routes::default(),
+            tonic_health::server::health_reporter().1,
+            listener,
+            shutdown.clone(),
+            Duration::from_secs(5),
+        ));
         let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
 
         let request = ServerReflectionRequest {

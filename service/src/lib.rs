@@ -3,6 +3,7 @@
 //! Owns the shell of a process. Must never know what a vote is.
 
 pub mod config;
+mod front;
 mod grpc;
 pub mod http;
 #[cfg(feature = "otel")]

@@ -111,8 +111,9 @@ pub async fn run(
     let polls = Arc::new(Polls::new(ports.clone(), bounds, finalizer.clone(), snapshots.clone()));
     let results = Arc::new(Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone()));
     let json = json::routes(polls.clone(), results.clone());
+    let results = ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = Routes::new(PollServiceServer::from_arc(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX));
+        .add_service(results.clone());
     let surface = Surface::new(routes, json, config.cors_allow_origins);
 
     let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
@@ -126,7 +127,7 @@ pub async fn run(
         }),
         essential("the gRPC server", &stop, async {
             let names = [poll_service_server::SERVICE_NAME, results_service_server::SERVICE_NAME];
-            votestream_service::serve(&names, surface, listener, stop.clone(), config.drain).await
+            votestream_service::serve(&names, surface, results, listener, stop.clone(), config.drain).await
         }),
         essential("the finalizer", &stop, async {
             finalizer.run(stop.clone()).await;
