@@ -13,8 +13,12 @@ use http::{Request, Response};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, server::NamedService, transport::Server};
-use tonic_health::ServingStatus;
+use tonic::{body::Body, server::NamedService, service::Routes, transport::Server};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 use tonic_reflection::pb;
 use tower::Service;
 
@@ -81,7 +85,34 @@ where
     F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
     F::Future: Send,
 {
-    let (health, health_service) = tonic_health::server::health_reporter();
+    serve_behind(service_names, surface.into(), |_| front, listener, shutdown, drain).await
+}
+
+/// [`serve`], without a service but health and reflection.
+pub async fn serve_health(
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> Result<DrainReport, ServiceError> {
+    serve_behind(&[], Routes::default().into(), |health| health, listener, shutdown, drain).await
+}
+
+/// `front` makes the service that is asked first, of the health service if there is no other.
+async fn serve_behind<F>(
+    service_names: &[&'static str],
+    mut surface: Surface,
+    front: impl FnOnce(HealthServer<HealthService>) -> F,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> Result<DrainReport, ServiceError>
+where
+    F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
+    F::Future: Send,
+{
+    let health = HealthReporter::new();
+    let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
+    let front = front(health_service.clone());
     for name in service_names {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
@@ -101,7 +132,6 @@ where
             }
         })
     });
-    let mut surface: Surface = surface.into();
     let grpc = surface.grpc.add_service(health_service);
     let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
     let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
@@ -141,7 +171,7 @@ where
 #[cfg(test)]
 mod tests {
     use tokio_stream::once;
-    use tonic::{service::Routes, transport::Channel};
+    use tonic::transport::Channel;
     use tonic_reflection::pb::{
         v1::{
             ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
@@ -160,10 +190,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(
+        let server = tokio::spawn(serve_behind(
             &NAMES,
-            Routes::default(),
-            tonic_health::server::health_reporter().1,
+            Routes::default().into(),
+            |health| health,
             listener,
             shutdown.clone(),
             Duration::from_secs(5),

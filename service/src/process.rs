@@ -19,7 +19,6 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 use crate::{
     DrainReport, ServiceError,
@@ -104,7 +103,7 @@ impl Process {
         let listener = self.bind(addr).await?;
         let shutdown = self.shutdown();
         tokio::spawn(async move {
-            if let Err(error) = crate::serve(&[], Routes::default(), listener, shutdown, HEALTH_DRAIN).await {
+            if let Err(error) = crate::serve_health(listener, shutdown, HEALTH_DRAIN).await {
                 tracing::error!(%error, "health is answered no longer");
             }
         });
