@@ -9,7 +9,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use votestream_proto::{
-    VotesMessage,
+    ReceivedVotes, VotesMessage,
     v1::{Rejection, StreamVotesResponse, ingest_service_client::IngestServiceClient},
 };
 

@@ -94,7 +94,7 @@ impl LaneConfig {
             seed: rand::random(),
             bounds: TimeBounds::ONE_MACHINE,
             linger: Duration::ZERO,
-            busy_linger: Duration::from_millis(2),
+            busy_linger: Duration::from_millis(5),
             batch_votes_max: 16_384,
             batch_bytes_max: 512 << 10,
             refresh_every: Duration::from_secs(10),

@@ -48,7 +48,7 @@ impl IndexedPoll {
     }
 
     /// Routing hash of a user's vote.
-    #[inline]
+    #[inline(always)]
     pub fn hash(&self, user_id: &[u8]) -> u128 {
         self.hasher.hash(user_id)
     }

@@ -57,7 +57,7 @@ impl PollHasher {
     }
 
     /// [`vote_hash`] of the poll and a user.
-    #[inline]
+    #[inline(always)]
     pub fn hash(&self, user_id: &[u8]) -> u128 {
         // Copies of a length that the compiler knows take a fraction of the time.
         let (mut key, end) = (self.key, self.start + UUID_TEXT_BYTES);

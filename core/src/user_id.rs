@@ -27,7 +27,7 @@ pub enum UserId<'a> {
 
 impl<'a> UserId<'a> {
     /// Checks an id, as [`check_user_id`] does.
-    #[inline]
+    #[inline(always)]
     pub fn check(bytes: &'a [u8]) -> Result<Self, InvalidField> {
         // A UUID alone is valid, whatever else there is to check.
         if let Some(uuid) = bytes.try_into().ok().and_then(parse_uuid) {
@@ -102,7 +102,7 @@ const TO_LETTERS: u64 = (b'a' - b'9' - 1) as u64;
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 
 /// The bytes of a UUID in its canonical text: 32 hex digits in lower case and four hyphens. `None` for any other text.
-#[inline]
+#[inline(always)]
 pub fn parse_uuid(text: &[u8; UUID_TEXT_BYTES]) -> Option<[u8; 16]> {
     let digits = |a: usize, b: usize| {
         let mut digits = [0; 8];

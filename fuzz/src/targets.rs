@@ -23,7 +23,7 @@ use votestream_core::{
 };
 use votestream_ingest::{Admission, IngestConfig, Session};
 use votestream_proto::{
-    VotesMessage,
+    FrameReader, ReceivedVotes, VotesMessage,
     v1::{CreatePollRequest, RejectionCode},
 };
 
@@ -188,6 +188,7 @@ pub(crate) fn votes(data: &[u8]) {
     thread_local! {
         static RUNTIME: RefCell<Option<(Runtime, Admission)>> = const { RefCell::new(None) };
     }
+    frames(data);
     let message = VotesMessage::decode(data).expect("any bytes are a message");
     let expected: Vec<Option<RejectionCode>> = message.votes().map(|vote| expected(vote.ok())).collect();
     // Whatever the reference can read, the reader in place reads the same.
@@ -226,6 +227,29 @@ pub(crate) fn votes(data: &[u8]) {
             }
         });
     });
+}
+
+/// The same bytes as the frames of a stream: in two pieces they read as in one.
+fn frames(data: &[u8]) {
+    /// Most bytes of a message.
+    const MAX: usize = 1_000;
+    let read = |pieces: [&[u8]; 2]| {
+        let (mut reader, mut votes) = (FrameReader::new(MAX), 0);
+        for piece in pieces {
+            reader.push(Bytes::copy_from_slice(piece));
+            loop {
+                match reader.next() {
+                    Ok(Some(frames)) => votes += frames.votes().count(),
+                    Ok(None) => break,
+                    Err(error) => return (votes, Err(error)),
+                }
+            }
+        }
+        (votes, Ok(reader.is_between_messages()))
+    };
+    let cut = data.first().map_or(0, |&first| usize::from(first).min(data.len()));
+    let (first, second) = data.split_at(cut);
+    assert_eq!(read([first, second]), read([data, &[]]));
 }
 
 /// What must become of a vote.

@@ -17,7 +17,7 @@ use votestream_core::{
     poll_index::IndexedPoll,
 };
 use votestream_proto::{
-    VoteBytes, VotesMessage,
+    ReceivedVotes, VoteBytes,
     v1::{Rejection, RejectionCode},
 };
 
@@ -107,7 +107,7 @@ impl Admission {
     }
 
     /// Waits for room for messages.
-    pub async fn room(&self, messages: &[VotesMessage]) -> Option<Room> {
+    pub async fn room(&self, messages: &[impl ReceivedVotes]) -> Option<Room> {
         self.rooms.take(messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum()).await
     }
 
@@ -117,7 +117,7 @@ impl Admission {
         &self,
         session: &Arc<Session>,
         first: u64,
-        messages: &[VotesMessage],
+        messages: &[impl ReceivedVotes],
         room: Option<Room>,
     ) -> u64 {
         let mut refused = Refused::default();
@@ -212,10 +212,10 @@ impl Admission {
         polls: &'a KnownPolls,
         refused: &Refused,
         first: u64,
-        messages: &'a [VotesMessage],
+        messages: &'a [impl ReceivedVotes],
     ) -> Result<Judged<'a>, PollId> {
         let now = self.clock.now();
-        let bytes: usize = messages.iter().map(VotesMessage::wire_len).sum();
+        let bytes: usize = messages.iter().map(ReceivedVotes::wire_len).sum();
         let mut accepted = ACCEPTED.take();
         accepted.reserve(bytes / VOTE_WIRE_BYTES + 1);
         let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
@@ -224,21 +224,23 @@ impl Admission {
             for vote in message.votes() {
                 let index = judged.votes;
                 judged.votes += 1;
-                let verdict = match &vote {
+                let refused = match &vote {
                     Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
-                        Ok(poll) => check(vote, index, poll, now),
+                        Ok(poll) => match check(vote, poll, now) {
+                            Ok((option_id, user_id)) => {
+                                let (poll_id, hash) = (poll.id(), poll.hash(vote.user_id));
+                                judged.accepted.push(AcceptedVote { poll_id, option_id, user_id, hash, index });
+                                continue;
+                            }
+                            Err(reject) => reject,
+                        },
                         Err(Missing::Look(id)) => return Err(id),
-                        Err(Missing::Refuse(reject)) => Err(reject),
+                        Err(Missing::Refuse(reject)) => reject,
                     },
-                    Err(malformed) => Err((RejectionCode::Malformed, format!("vote: {malformed}"))),
+                    Err(malformed) => (RejectionCode::Malformed, format!("vote: {malformed}")),
                 };
-                match verdict {
-                    Ok(vote) => judged.accepted.push(vote),
-                    Err((code, reason)) => {
-                        let index = first + u64::from(index);
-                        judged.rejections.push(Rejection { index, code: code.into(), reason });
-                    }
-                }
+                let ((code, reason), index) = (refused, first + u64::from(index));
+                judged.rejections.push(Rejection { index, code: code.into(), reason });
             }
         }
         Ok(judged)
@@ -263,9 +265,9 @@ impl Refused {
 impl KnownPolls {
     /// Takes every poll of these messages that the cache holds, so that judging starts anew only for those that are read.
     /// Whether the one that is missing is among them.
-    fn recall(&mut self, messages: &[VotesMessage], cache: &PollCache, missing: &PollId) -> bool {
+    fn recall(&mut self, messages: &[impl ReceivedVotes], cache: &PollCache, missing: &PollId) -> bool {
         let Some(now) = self.now else { return false };
-        for vote in messages.iter().flat_map(VotesMessage::votes).flatten() {
+        for vote in messages.iter().flat_map(ReceivedVotes::votes).flatten() {
             if let Ok(id) = PollId::check(vote.poll_id)
                 && self.find(id).is_none()
                 && let Some((poll, until)) = cache.peek(id, now)
@@ -317,7 +319,7 @@ enum Missing {
 }
 
 /// The poll of a vote. `last` is that of the vote before: most votes of a message are for one poll.
-#[inline]
+#[inline(always)]
 fn find_poll<'a>(
     poll_id: &[u8],
     polls: &'a KnownPolls,
@@ -339,14 +341,13 @@ fn malformed(error: &InvalidField) -> Reject {
     (RejectionCode::Malformed, error.to_string())
 }
 
-/// Judges one vote.
-#[inline]
+/// Judges one vote; if it is good, returns its option and its user.
+#[inline(always)]
 fn check<'a>(
     vote: &VoteBytes<'a>,
-    index: u32,
     known: &'a IndexedPoll,
     now: Timestamp,
-) -> Result<AcceptedVote<'a>, Reject> {
+) -> Result<(&'a Arc<str>, UserId<'a>), Reject> {
     let poll = known.poll();
     let user_id = UserId::check(vote.user_id).map_err(|error| malformed(&error))?;
     let Some(option_id) = known.option(vote.option_id) else {
@@ -366,6 +367,5 @@ fn check<'a>(
     if now >= poll.closes_at || poll.closing != Closing::No {
         return Err((RejectionCode::PollClosed, format!("poll {:?} is closed", poll.id.as_str())));
     }
-    let hash = known.hash(vote.user_id);
-    Ok(AcceptedVote { poll_id: &poll.id, option_id, user_id, hash, index })
+    Ok((option_id, user_id))
 }

@@ -4,6 +4,7 @@
 //! never answer for a vote before its lane has settled it, and never hold more unsettled bytes than configured.
 
 mod admission;
+mod inbound;
 mod json;
 mod room;
 mod rpc;
@@ -83,6 +84,7 @@ pub async fn run(
     let service = Arc::new(rpc::Ingest::new(admission, shutdown.clone()));
     let json = json::routes(service.clone());
     let service = IngestServiceServer::from_arc(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let service = inbound::BodiesAside(service);
     let surface = Surface::new(tonic::service::Routes::new(service.clone()), json, config.cors_allow_origins);
     let names = [ingest_service_server::SERVICE_NAME];
     let report = votestream_service::serve(&names, surface, service, listener, shutdown, config.drain).await?;

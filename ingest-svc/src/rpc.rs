@@ -21,24 +21,27 @@ use votestream_core::{
     metrics::{self, Rejected},
 };
 use votestream_proto::{
-    VotesMessage,
+    ReceivedVotes, VotesMessage,
     v1::{
         CastVoteResponse, CastVotesResponse, Rejection, RejectionCode, StreamVotesResponse,
         ingest_service_server::IngestService,
     },
 };
 
-use crate::{admission::Admission, room::Room, session::Session};
+use crate::{admission::Admission, inbound::Inbound, room::Room, session::Session};
 
 /// Most rejections in a CastVotesResponse.
 const REJECTIONS_LISTED_MAX: usize = 100;
-/// Most bytes, and most messages, that are admitted together.
+/// Most bytes, and most pieces in which they arrived, that are admitted together.
 const TOGETHER_BYTES_MAX: usize = 64 << 10;
-const TOGETHER_MESSAGES_MAX: usize = 1_024;
+const TOGETHER_PIECES_MAX: usize = 1_024;
 /// Responses that may wait for a client to read them; what is settled meanwhile goes into the next one.
 const RESPONSES_WAITING_MAX: usize = 2;
 /// When a refused client may try again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// The task that reads a client's stream, and how that ends.
+type Reader = tokio::task::JoinHandle<Result<(), Status>>;
 
 /// The service.
 pub(crate) struct Ingest {
@@ -55,12 +58,12 @@ impl Ingest {
     /// been read is settled whether or not the client is still there.
     fn read(
         &self,
-        request: Request<Streaming<VotesMessage>>,
+        request: &Request<Streaming<VotesMessage>>,
         method: &'static str,
-    ) -> (Arc<Session>, tokio::task::JoinHandle<Result<(), Status>>) {
+    ) -> Result<(Arc<Session>, Reader), Status> {
         let session = Session::of(request.metadata(), method);
         let span = session.span();
-        let mut inbound = request.into_inner();
+        let mut inbound = Inbound::of(request)?;
         let (admission, shutdown) = (self.admission.clone(), self.shutdown.clone());
         let reading = session.clone();
         let reader = async move {
@@ -72,16 +75,16 @@ impl Ingest {
             };
             let read = async {
                 let (mut first, mut ended) = (0, false);
-                let mut messages = Vec::new();
+                let mut received = Vec::new();
                 while !ended {
                     // What has arrived together is admitted together: a message of one vote costs little more than a vote.
-                    let mut next = inbound.message().await;
+                    let mut next = inbound.next().await;
                     let mut bytes = 0;
                     let failed = loop {
                         match next {
-                            Ok(Some(message)) => {
-                                bytes += message.wire_len();
-                                messages.push(message);
+                            Ok(Some(frames)) => {
+                                bytes += frames.wire_len();
+                                received.push(frames);
                             }
                             Ok(None) => {
                                 ended = true;
@@ -89,19 +92,19 @@ impl Ingest {
                             }
                             Err(status) => break Some(status),
                         }
-                        if bytes >= TOGETHER_BYTES_MAX || messages.len() >= TOGETHER_MESSAGES_MAX {
+                        if bytes >= TOGETHER_BYTES_MAX || received.len() >= TOGETHER_PIECES_MAX {
                             break None;
                         }
-                        match inbound.message().now_or_never() {
+                        match inbound.next().now_or_never() {
                             Some(ready) => next = ready,
                             None => break None,
                         }
                     };
-                    if !messages.is_empty() {
+                    if !received.is_empty() {
                         session.ready().await;
-                        let room = admission.room(&messages).await;
-                        first += admission.admit(&session, first, &messages, room).await;
-                        messages.clear();
+                        let room = admission.room(&received).await;
+                        first += admission.admit(&session, first, &received, room).await;
+                        received.clear();
                     }
                     if let Some(status) = failed {
                         return Err(inbound_error(&status, first));
@@ -119,7 +122,7 @@ impl Ingest {
             result
         };
         let reader = tokio::spawn(reader.instrument(span));
-        (session, reader)
+        Ok((session, reader))
     }
 
     /// Room for a single vote, or the refusal. Nearly always there is room, and then no timer is needed.
@@ -137,7 +140,7 @@ impl Ingest {
 }
 
 /// How the reader ended.
-async fn ended(reader: tokio::task::JoinHandle<Result<(), Status>>) -> Result<(), Status> {
+async fn ended(reader: Reader) -> Result<(), Status> {
     match reader.await {
         Ok(result) => result,
         Err(error) => {
@@ -181,7 +184,7 @@ impl IngestService for Ingest {
         &self,
         request: Request<Streaming<VotesMessage>>,
     ) -> Result<Response<CastVotesResponse>, Status> {
-        let (session, reader) = self.read(request, "CastVotes");
+        let (session, reader) = self.read(&request, "CastVotes")?;
         // Detached: if the client hangs up, what it sent is settled all the same.
         let answer = tokio::spawn(async move {
             let mut response = CastVotesResponse::default();
@@ -218,7 +221,7 @@ impl IngestService for Ingest {
         &self,
         request: Request<Streaming<VotesMessage>>,
     ) -> Result<Response<Self::StreamVotesStream>, Status> {
-        let (session, reader) = self.read(request, "StreamVotes");
+        let (session, reader) = self.read(&request, "StreamVotes")?;
         let (answers, outbound) = mpsc::channel(RESPONSES_WAITING_MAX);
         tokio::spawn(async move {
             while let Some(settled) = session.settled().await {
@@ -276,7 +279,7 @@ fn inbound_error(status: &Status, first: u64) -> Status {
     let unreadable = [Code::OutOfRange, Code::ResourceExhausted, Code::Internal].contains(&code);
     metrics::rejected(Rejected::Malformed, u64::from(unreadable));
     if [Code::OutOfRange, Code::ResourceExhausted].contains(&code) {
-        // tonic's answer to a message above the limit.
+        // What a message above the limit is to tonic, too.
         Status::invalid_argument(format!(
             "the message after vote {first} is larger than {MESSAGE_BYTES_MAX} bytes, the limit of a message"
         ))

@@ -1,14 +1,16 @@
 //! The gRPC API of Votestream, package `votestream.v1`.
 //!
-//! Owns the wire: the generated messages and services, the descriptors for server reflection, and [`VotesMessage`], which
-//! reads votes in place instead of copying every string. Must never hold a rule of the domain: what a valid vote is, is
-//! decided in `votestream-core`, and these types end in the services.
+//! Owns the wire: the generated messages and services, the descriptors for server reflection, and [`ReceivedVotes`], which
+//! are read in place instead of copying every string. Must never hold a rule of the domain: what a valid vote is, is decided
+//! in `votestream-core`, and these types end in the services.
 
 mod codec;
+mod frames;
 mod votes;
 
 pub use codec::SmallBufferCodec;
-pub use votes::{MalformedMessage, VoteBytes, VotesMessage};
+pub use frames::{FrameError, FrameReader, Frames};
+pub use votes::{MalformedMessage, ReceivedVotes, VoteBytes, VotesMessage};
 
 /// Generated from `votestream/v1/*.proto`; the documentation of every field is there.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

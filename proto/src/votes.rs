@@ -27,6 +27,16 @@ pub struct VotesMessage {
     built: BytesMut,
 }
 
+/// What holds votes, as they were received.
+pub trait ReceivedVotes {
+    /// Size on the wire, in bytes.
+    fn wire_len(&self) -> usize;
+
+    /// The votes in their order. An item is an error if that vote alone cannot be read, or if the rest of its message
+    /// cannot.
+    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>>;
+}
+
 /// One vote of a message, unchecked: the bytes may be empty, too long, or no text at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VoteBytes<'a> {
@@ -74,28 +84,35 @@ impl VotesMessage {
         }
     }
 
-    /// Size on the wire, in bytes.
-    pub fn wire_len(&self) -> usize {
-        self.received.len() + self.built.len()
-    }
-
     /// Whether nothing was received and nothing pushed. A message of unknown fields is not empty, though it holds no vote.
     pub fn is_empty(&self) -> bool {
         self.wire_len() == 0
     }
+}
 
-    /// The votes in their order. An item is an error if that vote alone cannot be read, or if the rest of the message
-    /// cannot; in the second case it is the last item.
+impl ReceivedVotes for VotesMessage {
+    fn wire_len(&self) -> usize {
+        self.received.len() + self.built.len()
+    }
+
     #[inline]
-    pub fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
+    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
         Votes { rest: &self.received, then: &self.built }
     }
 }
 
-struct Votes<'a> {
+/// The votes of one message.
+#[derive(Default)]
+pub(crate) struct Votes<'a> {
     rest: &'a [u8],
     /// What comes after it.
     then: &'a [u8],
+}
+
+impl<'a> Votes<'a> {
+    pub(crate) fn of(message: &'a [u8]) -> Self {
+        Self { rest: message, then: &[] }
+    }
 }
 
 impl<'a> Iterator for Votes<'a> {

@@ -417,6 +417,8 @@ fn describe(report: &Report) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use votestream_proto::ReceivedVotes;
+
     use super::*;
 
     fn report() -> Report {

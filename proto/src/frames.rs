@@ -1,0 +1,267 @@
+//! Messages of votes in the frames of a gRPC stream, read where they were received.
+//!
+//! A gRPC message is a flag, its length in four bytes, and its content. tonic copies what arrives into a buffer of its own and
+//! splits each message off it; where messages are of one vote, that costs more than the votes. [`FrameReader`] only finds where
+//! messages end, and [`Frames`] are as many whole messages as arrived in one piece. A message that arrives in several pieces is
+//! the only one that is copied.
+
+use std::{fmt, mem};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::votes::{MalformedMessage, ReceivedVotes, VoteBytes, Votes};
+
+/// Flag and length.
+const HEADER_BYTES: usize = 5;
+
+/// Why a stream cannot be read any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameError {
+    /// A message is longer than the limit, in bytes.
+    TooLong(usize),
+    /// A message is compressed, or has a flag that is not known.
+    Flag(u8),
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong(len) => write!(f, "a message of {len} bytes is too long"),
+            Self::Flag(1) => f.write_str("a message is compressed, though the call names no compression"),
+            Self::Flag(flag) => write!(f, "a message has the flag {flag}, which is not known"),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+/// Finds the messages of one stream.
+#[derive(Debug)]
+pub struct FrameReader {
+    message_bytes_max: usize,
+    /// What arrived and has not been looked at.
+    rest: Bytes,
+    /// The beginning of a message that has not arrived whole. It comes before `rest`.
+    part: BytesMut,
+}
+
+impl FrameReader {
+    /// For messages of at most so many bytes.
+    pub fn new(message_bytes_max: usize) -> Self {
+        Self { message_bytes_max, rest: Bytes::new(), part: BytesMut::new() }
+    }
+
+    /// Takes what has arrived. Meant to be called when [`FrameReader::next`] has nothing more: what is left is copied.
+    pub fn push(&mut self, data: Bytes) {
+        let left = mem::replace(&mut self.rest, data);
+        if !left.is_empty() {
+            self.rest = [left, mem::take(&mut self.rest)].concat().into();
+        }
+    }
+
+    /// The next messages that are there as a whole.
+    ///
+    /// # Errors
+    ///
+    /// If the message after those that were returned cannot be read, however often it is asked for.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Frames>, FrameError> {
+        if self.part.is_empty() {
+            let whole = self.whole()?;
+            if whole > 0 {
+                return Ok(Some(Frames(self.rest.split_to(whole))));
+            }
+        }
+        // Its length first, then the rest of it.
+        self.complete(HEADER_BYTES);
+        let Some(header) = self.part.first_chunk() else { return Ok(None) };
+        let end = HEADER_BYTES + self.content_bytes(header)?;
+        self.complete(end);
+        Ok((self.part.len() == end).then(|| Frames(mem::take(&mut self.part).freeze())))
+    }
+
+    /// Whether nothing is left of a message.
+    pub fn is_between_messages(&self) -> bool {
+        self.part.is_empty() && self.rest.is_empty()
+    }
+
+    fn content_bytes(&self, header: &[u8; HEADER_BYTES]) -> Result<usize, FrameError> {
+        let [flag, len @ ..] = *header;
+        let len = u32::from_be_bytes(len) as usize;
+        match flag {
+            0 if len <= self.message_bytes_max => Ok(len),
+            0 => Err(FrameError::TooLong(len)),
+            flag => Err(FrameError::Flag(flag)),
+        }
+    }
+
+    /// How many bytes of the rest are whole messages. An error counts only once it stands in front.
+    fn whole(&self) -> Result<usize, FrameError> {
+        let mut whole = 0;
+        while let Some((header, content)) = self.rest[whole..].split_first_chunk() {
+            match self.content_bytes(header) {
+                Ok(len) if len <= content.len() => whole += HEADER_BYTES + len,
+                Err(error) if whole == 0 => return Err(error),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Moves from the rest what the part lacks until it has so many bytes.
+    fn complete(&mut self, end: usize) {
+        let lacking = end.saturating_sub(self.part.len());
+        // Memory for all of it, so that nothing moves again.
+        self.part.reserve(lacking);
+        let arrived = lacking.min(self.rest.len());
+        self.part.extend_from_slice(&self.rest[..arrived]);
+        self.rest.advance(arrived);
+    }
+}
+
+/// Whole messages of votes, in a row, as they were received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frames(Bytes);
+
+impl ReceivedVotes for Frames {
+    fn wire_len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[inline]
+    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
+        FrameVotes { frames: &self.0, message: Votes::default() }
+    }
+}
+
+struct FrameVotes<'a> {
+    frames: &'a [u8],
+    message: Votes<'a>,
+}
+
+impl<'a> Iterator for FrameVotes<'a> {
+    type Item = Result<VoteBytes<'a>, MalformedMessage>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(vote) = self.message.next() {
+                return Some(vote);
+            }
+            let ([_, len @ ..], rest) = self.frames.split_first_chunk::<HEADER_BYTES>()?;
+            // Whole, by how frames are made.
+            let (content, frames) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
+            self.frames = frames;
+            self.message = Votes::of(content);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::VotesMessage;
+
+    const MAX: usize = 300;
+
+    fn frame(content: &[u8]) -> Vec<u8> {
+        [&[0][..], &(content.len() as u32).to_be_bytes(), content].concat()
+    }
+
+    /// Reads a stream that arrives in these pieces, and what the reader says at its end.
+    fn read(pieces: &[&[u8]]) -> (Vec<Frames>, Result<bool, FrameError>) {
+        let (mut reader, mut frames) = (FrameReader::new(MAX), Vec::new());
+        for piece in pieces {
+            reader.push(Bytes::copy_from_slice(piece));
+            loop {
+                match reader.next() {
+                    Ok(Some(next)) => frames.push(next),
+                    Ok(None) => break,
+                    Err(error) => {
+                        assert_eq!(reader.next(), Err(error), "an error stays");
+                        return (frames, Err(error));
+                    }
+                }
+            }
+        }
+        (frames, Ok(reader.is_between_messages()))
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_whole_however_they_arrive(
+            messages in prop::collection::vec(prop::collection::vec((".{0,9}", ".{0,60}"), 0..4), 0..30),
+            cuts in prop::collection::vec(0usize..2_000, 0..20),
+            end in prop::option::of(0usize..2_000),
+        ) {
+            let messages: Vec<_> = messages.iter().map(|votes| {
+                let mut message = VotesMessage::default();
+                votes.iter().for_each(|(user, option)| message.push("p", user, option));
+                message
+            }).filter(|message| message.wire_len() <= MAX).collect();
+            let stream = messages.iter().flat_map(|message| frame(&message.encode_to_vec())).collect::<Vec<_>>();
+            let stream = &stream[..end.unwrap_or(stream.len()).min(stream.len())];
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(stream.len())).chain([0, stream.len()]).collect();
+            cuts.sort_unstable();
+            let pieces: Vec<_> = cuts.windows(2).map(|cut| &stream[cut[0]..cut[1]]).collect();
+            let (frames, end) = read(&pieces);
+            let frames: Vec<_> = frames.iter().flat_map(Frames::votes).collect();
+            let (mut whole, mut expected) = (0, Vec::new());
+            for message in &messages {
+                if whole + HEADER_BYTES + message.wire_len() > stream.len() {
+                    break;
+                }
+                whole += HEADER_BYTES + message.wire_len();
+                expected.extend(message.votes());
+            }
+            prop_assert_eq!(frames, expected);
+            prop_assert_eq!(end, Ok(whole == stream.len()));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            bytes in prop::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..200), cut in 0usize..200,
+        ) {
+            let (first, second) = bytes.split_at(cut.min(bytes.len()));
+            let (pieces, cut_end) = read(&[first, second]);
+            let (whole, whole_end) = read(&[&bytes]);
+            let votes = |frames: &[Frames]| frames.iter().flat_map(Frames::votes).map(|vote| {
+                vote.map(|vote| (vote.poll_id.to_vec(), vote.user_id.to_vec(), vote.option_id.to_vec()))
+            }).collect::<Vec<_>>();
+            prop_assert_eq!((votes(&pieces), cut_end), (votes(&whole), whole_end));
+        }
+    }
+
+    #[test]
+    fn what_is_before_an_error_is_read() {
+        let mut message = VotesMessage::default();
+        message.push("p", "u", "o");
+        let good = frame(&message.encode_to_vec());
+        let too_long = (MAX as u32 + 1).to_be_bytes();
+        for (bad, error) in [
+            ([&[0][..], &too_long].concat(), FrameError::TooLong(MAX + 1)),
+            (vec![1, 0, 0, 0, 0], FrameError::Flag(1)),
+            (vec![7, 0, 0, 0, 0], FrameError::Flag(7)),
+        ] {
+            for cut in 0..bad.len() {
+                let (before, after) = bad.split_at(cut);
+                let (frames, end) = read(&[&good, &[&good, before].concat(), after, &good]);
+                assert_eq!(frames.iter().flat_map(Frames::votes).count(), 2, "cut at {cut}");
+                assert_eq!(end, Err(error));
+            }
+        }
+    }
+
+    #[test]
+    fn an_unreadable_message_does_not_hide_the_next() {
+        let mut message = VotesMessage::default();
+        message.push("p", "u", "o");
+        let stream = [frame(&[0x0a, 9]), frame(&message.encode_to_vec())].concat();
+        let (frames, _) = read(&[&stream]);
+        let votes: Vec<_> = frames.iter().flat_map(Frames::votes).map(|vote| vote.is_ok()).collect();
+        assert_eq!(votes, [false, true]);
+    }
+}
