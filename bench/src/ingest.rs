@@ -14,7 +14,7 @@ use votestream_proto::{
 
 use crate::{
     report::{Chart, Report, Series, number},
-    server::{Kind, Server},
+    server::{Kind, Options, Server},
     votes,
 };
 
@@ -39,7 +39,12 @@ enum Form {
     Messages(usize),
     /// One call a vote.
     Calls,
+    /// The same, and the bare server answers after [`LATE_MS`]: what it costs to wait, whatever for.
+    LateCalls,
 }
+
+/// About as long as a sync takes, in milliseconds.
+const LATE_MS: u64 = 1;
 
 /// What a million votes took.
 #[derive(Clone, Copy)]
@@ -69,11 +74,12 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         "CPU s per million votes",
         &servers,
     ));
-    for form in [Form::Messages(1), Form::Messages(100), Form::Messages(1_000), Form::Calls] {
+    for form in [Form::Messages(1), Form::Messages(100), Form::Messages(1_000), Form::Calls, Form::LateCalls] {
         let (name, total) = match form {
             Form::Messages(1) => ("1".to_owned(), 400_000),
             Form::Messages(votes) => (votes.to_string(), 2_000_000),
             Form::Calls => ("one vote a call".to_owned(), 100_000),
+            Form::LateCalls => (format!("one vote a call, bare answers after {LATE_MS} ms"), 100_000),
         };
         let total = if quick { total / 50 } else { total };
         let (mut bare, mut ours, mut ratios) = (vec![], vec![], vec![]);
@@ -104,11 +110,12 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 /// Sends `total` votes, and unless it is to be quick as often as many as take a time that can be measured.
 fn measure(kind: Kind, total: usize, form: Form, quick: bool) -> anyhow::Result<Run> {
-    let server = Server::start(kind)?;
+    let delay_ms = if form == Form::LateCalls { LATE_MS } else { 0 };
+    let server = Server::start_with(kind, Options { delay_ms, ..Options::default() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let send = async |total| match form {
         Form::Messages(votes) => cast(&server, total, votes, STREAMS).await,
-        Form::Calls => call(&server, total).await,
+        Form::Calls | Form::LateCalls => call(&server, total).await,
     };
     // Until memory is mapped and caches are filled. The second half tells how many votes the measurement takes.
     runtime.block_on(send(total / 2))?;

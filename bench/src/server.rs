@@ -6,12 +6,13 @@ use std::{
     net::SocketAddr,
     num::NonZeroU32,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -61,7 +62,7 @@ pub(crate) struct Options {
     /// Where DynamoDB is
     #[arg(long)]
     pub(crate) dynamodb: Option<SocketAddr>,
-    /// How long the null DynamoDB takes for a call on votes
+    /// How long the null DynamoDB takes for a call on votes, and the bare server for a single vote, about
     #[arg(long, default_value_t = 0)]
     pub(crate) delay_ms: u64,
     /// Whether the null DynamoDB takes as long for every other call
@@ -152,7 +153,10 @@ mod bare {
     tonic::include_proto!("votestream.v1");
 }
 
-struct Bare;
+struct Bare {
+    /// Woken when single votes that came may be answered; `None` if they are answered at once.
+    answers: Option<Arc<Notify>>,
+}
 
 impl Bare {
     async fn drain<T>(mut inbound: Streaming<T>, votes: fn(&T) -> usize) -> Result<u64, Status> {
@@ -167,6 +171,9 @@ impl Bare {
 #[tonic::async_trait]
 impl bare::ingest_service_server::IngestService for Bare {
     async fn cast_vote(&self, _: Request<bare::CastVoteRequest>) -> Result<Response<bare::CastVoteResponse>, Status> {
+        if let Some(answers) = &self.answers {
+            answers.notified().await;
+        }
         Ok(Response::new(bare::CastVoteResponse {}))
     }
 
@@ -204,7 +211,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
             }
         });
         match kind {
-            Kind::Bare => bare(ingest, shutdown).await,
+            Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
             Kind::Ingest => embedded_ingest(ingest, shutdown).await,
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
@@ -265,8 +272,18 @@ fn ingest_distributed() -> IngestConfig {
     IngestConfig { drain: DRAIN, ..IngestConfig::distributed() }
 }
 
-async fn bare(listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let service = bare::ingest_service_server::IngestServiceServer::new(Bare);
+async fn bare(listener: TcpListener, delay: Duration, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let answers = (!delay.is_zero()).then(Arc::<Notify>::default);
+    if let Some(answers) = answers.clone() {
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(delay);
+            loop {
+                ticks.tick().await;
+                answers.notify_waiters();
+            }
+        });
+    }
+    let service = bare::ingest_service_server::IngestServiceServer::new(Bare { answers });
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener)
         .map(|stream| stream.inspect(|stream| drop(stream.set_nodelay(true))));
     let server = tonic::transport::Server::builder().add_service(service);
