@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use futures::{StreamExt, TryStreamExt, stream};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::task::JoinSet;
+use tonic::transport::Channel;
 use votestream_proto::{
     VotesMessage,
     v1::{
@@ -210,8 +211,9 @@ fn measure(shape: Shape, size: Size) -> anyhow::Result<Took> {
         voters.extend((u32::try_from(shape.voters)?..).take(votes - again));
         voters.shuffle(&mut rng);
         let sent = messages(&voters, &polls, shape.per_message, &mut rng, &mut submitted);
+        let clients = connect(&server, shape.connections).await?;
         let (cpu, start) = (server.cpu_seconds()?, Instant::now());
-        cast(&server, sent, shape.connections).await?;
+        cast(clients, sent).await?;
         let seconds = start.elapsed().as_secs_f64();
         let cpu = settle(&server, &polls, &submitted).await? - cpu;
         Ok(Took { votes_per_second: votes as f64 / seconds, cpu_us: cpu * 1e6 / votes as f64 })
@@ -253,7 +255,7 @@ async fn store(
 ) -> anyhow::Result<()> {
     for chunk in voters.chunks(STORE_CHUNK) {
         let sent = messages(chunk, polls, STORE_PER_MESSAGE, rng, submitted);
-        cast(server, sent, STORE_CONNECTIONS).await?;
+        cast(connect(server, STORE_CONNECTIONS).await?, sent).await?;
         settle(server, polls, submitted).await?;
     }
     Ok(())
@@ -319,13 +321,18 @@ fn messages(
     voters.chunks(per_message).map(message).collect()
 }
 
-/// Casts these votes over so many connections, one stream each, all connected before the first is sent.
-async fn cast(server: &Server, messages: Vec<VotesMessage>, connections: usize) -> anyhow::Result<()> {
-    let messages = Arc::new(messages);
+/// So many connections.
+async fn connect(server: &Server, connections: usize) -> anyhow::Result<Vec<IngestServiceClient<Channel>>> {
     let mut clients = Vec::with_capacity(connections);
     for _ in 0..connections {
         clients.push(IngestServiceClient::connect(format!("http://{}", server.ingest)).await?);
     }
+    Ok(clients)
+}
+
+/// Casts these votes, over one stream of each connection.
+async fn cast(clients: Vec<IngestServiceClient<Channel>>, messages: Vec<VotesMessage>) -> anyhow::Result<()> {
+    let (connections, messages) = (clients.len(), Arc::new(messages));
     let mut tasks = JoinSet::new();
     for (at, mut client) in clients.into_iter().enumerate() {
         let messages = messages.clone();

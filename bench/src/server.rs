@@ -199,7 +199,8 @@ impl bare::ingest_service_server::IngestService for Bare {
 pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
-        let (ingest, results) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+        let loopback = "127.0.0.1:0".parse()?;
+        let (ingest, results) = (votestream_service::listen(loopback)?, votestream_service::listen(loopback)?);
         println!("{} {}", ingest.local_addr()?, results.local_addr()?);
         std::io::stdout().flush()?;
         let shutdown = CancellationToken::new();

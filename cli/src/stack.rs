@@ -94,8 +94,8 @@ impl Stack {
     /// Opens the engines, binds both addresses and starts the services.
     pub(crate) async fn start(options: StackOptions) -> Result<Self, Failure> {
         // The addresses first: a second `up` then fails on them, before it touches the directory of the first.
-        let (ingest_listener, ingest_addr) = listen(options.ingest_addr).await?;
-        let (results_listener, results_addr) = listen(options.results_addr).await?;
+        let (ingest_listener, ingest_addr) = listen(options.ingest_addr)?;
+        let (results_listener, results_addr) = listen(options.results_addr)?;
         let (directory, temporary) = match options.storage {
             Storage::Directory(directory) => (directory, None),
             Storage::Ephemeral => {
@@ -183,13 +183,10 @@ fn services(ports: &Ports, ingest: TcpListener, results: TcpListener) -> Vec<Ser
 }
 
 /// Listens, or says where it could not.
-pub(crate) async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
-    let bound = async {
-        let listener = TcpListener::bind(addr).await?;
-        let addr = listener.local_addr()?;
-        Ok((listener, addr))
-    };
-    bound.await.map_err(|error: std::io::Error| Failure::failed(format!("cannot listen on {addr}: {error}")))
+pub(crate) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let bound = votestream_service::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let (bound, listener) = bound.map_err(|error| Failure::failed(format!("cannot listen on {addr}: {error}")))?;
+    Ok((listener, bound))
 }
 
 async fn open(directory: &Path, shards: u32) -> Result<EmbeddedEngine, Failure> {

@@ -20,7 +20,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
         ..Deployment::new(settings.engine.stream, settings.engine.table_prefix)
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
-    let listener = process.bind(settings.listen).await?;
+    let listener = process.bind(settings.listen)?;
     let drain_max = settings.ingest.drain + SETTLE_MAX;
     process.run(drain_max, votestream_ingest::run(settings.ingest, ports, listener, process.shutdown())).await
 }

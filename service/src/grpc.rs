@@ -6,11 +6,11 @@
 //! Half of the connection's window is the budget, and each small frame costs 256 bytes less its length. What holds is
 //! streams × 3.3 × stream window ≤ connection window / 2; the assertion below keeps the constants that way.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
 use futures::FutureExt;
 use http::{Request, Response};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, server::NamedService, service::Routes, transport::Server};
@@ -43,6 +43,24 @@ const _: () = assert!(
 
 /// How often an idle connection is asked whether it still lives, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+
+/// Connections that wait until they are accepted, as far as the system allows. The standard library's 128 overflow when a vote is
+/// announced on air: the system drops what comes then, and those clients try again a second later.
+const CONNECTIONS_WAITING_MAX: u32 = 4_096;
+
+/// Listens on an address. To be called on a runtime.
+///
+/// # Errors
+///
+/// If the address cannot be had.
+pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart need not wait for connections of before.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(CONNECTIONS_WAITING_MAX)
+}
 
 /// How a service ended that was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +206,17 @@ mod tests {
 
     const NAMES: [&str; 2] = ["votestream.v1.PollService", "votestream.v1.ResultsService"];
     const HEALTH: &str = "grpc.health.v1.Health";
+
+    #[tokio::test]
+    async fn many_may_connect_before_one_is_accepted() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..500 {
+            let connected = tokio::time::timeout(Duration::from_secs(20), tokio::net::TcpStream::connect(addr)).await;
+            waiting.push(connected.expect("the system dropped the connection").unwrap());
+        }
+    }
 
     #[tokio::test]
     async fn reflection_lists_what_the_port_serves_and_nothing_else() {

@@ -10,7 +10,7 @@ pub mod http;
 pub mod process;
 pub mod telemetry;
 
-pub use grpc::{DrainReport, serve, serve_health};
+pub use grpc::{DrainReport, listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 
 /// Why a service ended other than by being told to.

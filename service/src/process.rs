@@ -83,9 +83,9 @@ impl Process {
     /// # Errors
     ///
     /// If the address cannot be had.
-    pub async fn bind(&self, addr: SocketAddr) -> Result<TcpListener, Failure> {
-        let listener = TcpListener::bind(addr).await;
-        let listener = listener.map_err(|error| Failure::Start(format!("cannot listen on {addr}: {error}")))?;
+    pub fn bind(&self, addr: SocketAddr) -> Result<TcpListener, Failure> {
+        let listener =
+            crate::listen(addr).map_err(|error| Failure::Start(format!("cannot listen on {addr}: {error}")))?;
         match listener.local_addr() {
             Ok(bound) => tracing::info!(address = %bound, "listening"),
             Err(error) => tracing::warn!(%error, "listening, on an address that cannot be told"),
@@ -100,7 +100,7 @@ impl Process {
     ///
     /// If the address cannot be had.
     pub async fn serve_health(&self, addr: SocketAddr) -> Result<(), Failure> {
-        let listener = self.bind(addr).await?;
+        let listener = self.bind(addr)?;
         let shutdown = self.shutdown();
         tokio::spawn(async move {
             if let Err(error) = crate::serve_health(listener, shutdown, HEALTH_DRAIN).await {
@@ -277,8 +277,8 @@ mod tests {
     #[tokio::test]
     async fn an_address_in_use_is_a_failed_start() {
         let process = process();
-        let first = process.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let second = process.bind(first.local_addr().unwrap()).await.unwrap_err();
+        let first = process.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let second = process.bind(first.local_addr().unwrap()).unwrap_err();
         assert!(second.code() == 1 && second.to_string().starts_with("cannot start: cannot listen on 127.0.0.1:"));
     }
 

@@ -21,6 +21,6 @@ async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
         ..Deployment::new(engine.stream, engine.table_prefix)
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
-    let listener = process.bind(listen).await?;
+    let listener = process.bind(listen)?;
     process.run(drain, votestream_tally::run(tally, ports, listener, process.shutdown())).await
 }

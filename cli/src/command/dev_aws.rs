@@ -41,8 +41,8 @@ struct Variables {
 
 pub(super) async fn run(global: &Global, args: DevAwsArgs) -> Outcome {
     let mut signals = Signals::new()?;
-    let (kinesis, kinesis_addr) = listen(args.kinesis_addr).await?;
-    let (dynamodb, dynamodb_addr) = listen(args.dynamodb_addr).await?;
+    let (kinesis, kinesis_addr) = listen(args.kinesis_addr)?;
+    let (dynamodb, dynamodb_addr) = listen(args.dynamodb_addr)?;
     let database = dynoxide::Database::memory()
         .map_err(|error| Failure::failed(format!("cannot open the DynamoDB stand-in: {error}")))?;
     let variables = Variables {
