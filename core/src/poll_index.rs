@@ -47,10 +47,10 @@ impl IndexedPoll {
         self.poll.id.as_str().as_bytes() == poll_id
     }
 
-    /// Routing hash of a user's vote.
-    #[inline(always)]
-    pub fn hash(&self, user_id: &[u8]) -> u128 {
-        self.hasher.hash(user_id)
+    /// Computes routing hashes of the poll's votes.
+    #[inline]
+    pub fn hasher(&self) -> &PollHasher {
+        &self.hasher
     }
 
     /// Id of the poll.

@@ -15,6 +15,7 @@ use votestream_core::{
     poll::{InvalidField, check_option_id},
     poll_cache::PollCache,
     poll_index::IndexedPoll,
+    routing::VoteKey,
 };
 use votestream_proto::{
     ReceivedVotes, VoteBytes,
@@ -219,7 +220,7 @@ impl Admission {
         let mut accepted = ACCEPTED.take();
         accepted.reserve(bytes / VOTE_WIRE_BYTES + 1);
         let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
-        let mut last_poll = None;
+        let (mut last_poll, mut unhashed) = (None, Unhashed::new());
         for message in messages {
             for vote in message.votes() {
                 let index = judged.votes;
@@ -228,7 +229,9 @@ impl Admission {
                     Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
                         Ok(poll) => match check(vote, poll, now) {
                             Ok((option_id, user_id)) => {
-                                let (poll_id, hash) = (poll.id(), poll.hash(vote.user_id));
+                                // Hashed before anybody sees it.
+                                let hash = unhashed.add(poll, vote.user_id, &mut judged.accepted).unwrap_or_default();
+                                let poll_id = poll.id();
                                 judged.accepted.push(AcceptedVote { poll_id, option_id, user_id, hash, index });
                                 continue;
                             }
@@ -243,7 +246,51 @@ impl Admission {
                 judged.rejections.push(Rejection { index, code: code.into(), reason });
             }
         }
+        unhashed.hash(&mut judged.accepted);
         Ok(judged)
+    }
+}
+
+/// Votes that are accepted, and whose hashes are still to be computed.
+struct Unhashed<'a> {
+    keys: [VoteKey; HASHED_TOGETHER],
+    /// Of which of the accepted votes each key is, and of which poll.
+    votes: [(usize, Option<&'a IndexedPoll>); HASHED_TOGETHER],
+    count: usize,
+}
+
+/// Votes that are hashed together: see [`PollHasher::write_key`].
+///
+/// [`PollHasher::write_key`]: votestream_core::PollHasher::write_key
+const HASHED_TOGETHER: usize = 16;
+
+impl<'a> Unhashed<'a> {
+    fn new() -> Self {
+        Self { keys: [[0; _]; HASHED_TOGETHER], votes: [(0, None); HASHED_TOGETHER], count: 0 }
+    }
+
+    /// Notes the vote that is accepted next, or returns its hash at once.
+    #[inline(always)]
+    fn add(&mut self, poll: &'a IndexedPoll, user_id: &[u8], accepted: &mut [AcceptedVote<'_>]) -> Option<u128> {
+        if self.count == HASHED_TOGETHER {
+            self.hash(accepted);
+        }
+        if !poll.hasher().write_key(user_id, &mut self.keys[self.count]) {
+            return Some(poll.hasher().hash(user_id));
+        }
+        self.votes[self.count] = (accepted.len(), Some(poll));
+        self.count += 1;
+        None
+    }
+
+    /// Computes the hashes of the votes that were noted.
+    fn hash(&mut self, accepted: &mut [AcceptedVote<'_>]) {
+        for (key, (at, poll)) in self.keys.iter().zip(self.votes).take(self.count) {
+            if let (Some(vote), Some(poll)) = (accepted.get_mut(at), poll) {
+                vote.hash = poll.hasher().hash_of_key(key);
+            }
+        }
+        self.count = 0;
     }
 }
 
@@ -368,4 +415,50 @@ fn check<'a>(
         return Err((RejectionCode::PollClosed, format!("poll {:?} is closed", poll.id.as_str())));
     }
     Ok((option_id, user_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use votestream_core::{Poll, vote_hash};
+
+    use super::*;
+
+    #[test]
+    fn every_vote_has_its_hash_when_all_are_judged() {
+        let poll = |id: &str| {
+            IndexedPoll::new(Arc::new(Poll {
+                id: PollId::new(id).unwrap(),
+                title: String::new(),
+                options: Vec::new(),
+                opens_at: Timestamp(0),
+                closes_at: Timestamp(1),
+                closing: Closing::No,
+                source: PollSource::Ingest,
+                expected_peak: 0,
+                buckets: 1,
+                needs_recount: false,
+                final_result: None,
+            }))
+        };
+        // The key of the longest one has no place for a user.
+        let polls = [poll("p"), poll("another"), poll(&"long".repeat(16))];
+        let users: Vec<_> = (0..5 * HASHED_TOGETHER + 3)
+            .map(|at| match at % 5 {
+                0 => format!("user-{at}"),
+                _ => format!("00000000-0000-4000-8000-{at:012}"),
+            })
+            .collect();
+        let option_id: Arc<str> = "option".into();
+        let (mut unhashed, mut accepted) = (Unhashed::new(), Vec::new());
+        for (at, user) in users.iter().enumerate() {
+            let poll = &polls[at % 7 % polls.len()];
+            let hash = unhashed.add(poll, user.as_bytes(), &mut accepted).unwrap_or_default();
+            let (poll_id, user_id) = (poll.id(), UserId::of(user));
+            accepted.push(AcceptedVote { poll_id, option_id: &option_id, user_id, hash, index: at as u32 });
+        }
+        unhashed.hash(&mut accepted);
+        for (vote, user) in accepted.iter().zip(&users) {
+            assert_eq!(vote.hash, vote_hash(vote.poll_id.as_str(), user), "{user} in {}", vote.poll_id);
+        }
+    }
 }
