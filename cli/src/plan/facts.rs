@@ -63,11 +63,12 @@ pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
 /// to 0.67).
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_CALLS: f64 = 19.0;
 /// CPU seconds of a million votes in streams of 100 a message (the same table).
-pub(super) const INGEST_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.29;
+pub(super) const INGEST_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.17;
 /// CPU seconds of the puts of a million votes: the AWS SDK takes 1.7 µs for a small record of some 25 votes, 91 µs for 50 kB.
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_PUT: f64 = 0.1;
-/// CPU seconds of a million votes in persist and tally together, without the AWS SDK: all three services took 1.46 on the
-/// embedded engines, of which ingest 0.29. An upper bound for tally, which takes 0.11 (bench/report/report.md).
+/// CPU seconds of a million votes in persist and tally together, without the AWS SDK. Where DynamoDB takes 5 ms, persist takes 0.6
+/// more than the SDK alone, and tally takes 0.1 (bench/report/report.md); windows of few votes cost more, so this is nearly
+/// twice as much.
 pub(super) const CONSUMER_CPU_SECONDS_PER_MILLION: f64 = 1.17;
 /// CPU seconds of a million items in the AWS SDK at 25 statements a `BatchExecuteStatement` (measured against a server that
 /// answers at once, without TLS).

@@ -1,7 +1,8 @@
 //! What earlier formats stored, converted when the store is opened.
 //!
-//! Owns the way from format 1 to the present one. Format 2 has nothing to convert: it knows no ingestion, see `flush.rs`. Must never remove what is old before what is new is durable and the
-//! directory says that it counts: a start that is interrupted is begun anew, and comes to the same.
+//! Owns the way from format 1 to the present one. Format 2 has nothing to convert: it knows no ingestion, see `flush.rs`. Must
+//! never remove what is old before what is new is durable and the directory says that it counts: a start that is interrupted is
+//! begun anew, and comes to the same.
 
 use std::path::Path;
 

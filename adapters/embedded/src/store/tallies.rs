@@ -1,6 +1,7 @@
 //! Stored tallies.
 //!
-//! Owns their encoding, and those in memory until `flush.rs` writes them. Must never add a window twice: the stored position decides, and nothing else does.
+//! Owns their encoding, and those in memory until `flush.rs` writes them. Must never add a window twice: the stored position
+//! decides, and nothing else does.
 //!
 //! Value: position (24 bytes), epoch u64, number of options u32, then each option and its sum i64.
 

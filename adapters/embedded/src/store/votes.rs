@@ -11,7 +11,8 @@
 //! - 1: sequence (24 bytes), index u32, accepted_at i64, option u16, if a number does not fit above;
 //! - 2 and 3: the same as 0 and 1 and the option that was replaced, in as many bytes.
 //!
-//! The key of four bytes 255 holds no vote, see `flush.rs`. Options are numbers, see `numbers.rs`. The bucket is a function of poll and user and not stored.
+//! The key of four bytes 255 holds no vote, see `flush.rs`. Options are numbers, see `numbers.rs`. The bucket is a function of
+//! poll and user and not stored.
 
 use std::{cmp::Ordering, collections::hash_map::Entry, sync::Arc};
 
