@@ -32,7 +32,7 @@ impl IndexedPoll {
             Some(short) => (short, HashMap::new()),
             None => (Vec::new(), ids().cloned().zip(0..).collect()),
         };
-        Self { hasher: PollHasher::new(poll.id.clone()), short, by_id, poll }
+        Self { hasher: PollHasher::new(&poll.id), short, by_id, poll }
     }
 
     /// The poll.

@@ -38,10 +38,9 @@ pub fn vote_hash(poll_id: &str, user_id: impl AsRef<[u8]>) -> u128 {
 /// Ids of a poll and a user, and zeros behind them.
 pub type VoteKey = [u8; 64];
 
-/// [`vote_hash`] for the votes of one poll.
+/// [`vote_hash`] for the votes of one poll whose users are UUIDs.
 #[derive(Clone, Debug)]
 pub struct PollHasher {
-    poll_id: PollId,
     /// The poll's id and a zero, with room for a UUID.
     key: VoteKey,
     /// Where the user's id begins.
@@ -50,27 +49,17 @@ pub struct PollHasher {
 
 impl PollHasher {
     /// For a poll.
-    pub fn new(poll_id: PollId) -> Self {
+    pub fn new(poll_id: &PollId) -> Self {
         let (mut key, id) = ([0; 64], poll_id.as_str().as_bytes());
         let start = id.len() + 1;
         if let Some(slot) = key.get_mut(..id.len()) {
             slot.copy_from_slice(id);
         }
-        Self { poll_id, key, start }
+        Self { key, start }
     }
 
-    /// [`vote_hash`] of the poll and a user.
-    #[inline]
-    pub fn hash(&self, user_id: &[u8]) -> u128 {
-        let mut key = [0; _];
-        if self.write_key(user_id, &mut key) {
-            self.hash_of_key(&key)
-        } else {
-            vote_hash(self.poll_id.as_str(), user_id)
-        }
-    }
-
-    /// Writes the poll's id and a user's, one behind the other, unless the user's is no UUID, or the poll's is long.
+    /// Writes the poll's id and a user's, one behind the other. Returns whether it could: not if the user's is no UUID, or the
+    /// poll's is long.
     ///
     /// To write this and to hash it at once makes the processor wait until what was written has arrived in its cache, and with it
     /// all that comes before. So many keys are better written first, and hashed then.
@@ -281,8 +270,12 @@ mod tests {
 
         #[test]
         fn the_hash_of_a_poll_is_the_same(poll in "[a-z]{1,64}", user in "[0-9a-f-]{36}|.{0,200}") {
-            let hasher = PollHasher::new(PollId::new(&poll).unwrap());
-            prop_assert_eq!(hasher.hash(user.as_bytes()), vote_hash(&poll, &user));
+            let (hasher, mut key) = (PollHasher::new(&PollId::new(&poll).unwrap()), [0; _]);
+            let written = hasher.write_key(user.as_bytes(), &mut key);
+            prop_assert_eq!(written, user.len() == UUID_TEXT_BYTES && poll.len() + 1 + user.len() <= key.len());
+            if written {
+                prop_assert_eq!(hasher.hash_of_key(&key), vote_hash(&poll, &user));
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use votestream_core::{
     poll::{InvalidField, check_option_id},
     poll_cache::PollCache,
     poll_index::IndexedPoll,
-    routing::VoteKey,
+    routing::{VoteKey, vote_hash},
 };
 use votestream_proto::{
     ReceivedVotes, VoteBytes,
@@ -225,7 +225,7 @@ impl Admission {
             for vote in message.votes() {
                 let index = judged.votes;
                 judged.votes += 1;
-                let refused = match &vote {
+                let (code, reason) = match &vote {
                     Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
                         Ok(poll) => match check(vote, poll, now) {
                             Ok((option_id, user_id)) => {
@@ -242,7 +242,7 @@ impl Admission {
                     },
                     Err(malformed) => (RejectionCode::Malformed, format!("vote: {malformed}")),
                 };
-                let ((code, reason), index) = (refused, first + u64::from(index));
+                let index = first + u64::from(index);
                 judged.rejections.push(Rejection { index, code: code.into(), reason });
             }
         }
@@ -276,7 +276,7 @@ impl<'a> Unhashed<'a> {
             self.hash(accepted);
         }
         if !poll.hasher().write_key(user_id, &mut self.keys[self.count]) {
-            return Some(poll.hasher().hash(user_id));
+            return Some(vote_hash(poll.id().as_str(), user_id));
         }
         self.votes[self.count] = (accepted.len(), Some(poll));
         self.count += 1;
@@ -419,7 +419,7 @@ fn check<'a>(
 
 #[cfg(test)]
 mod tests {
-    use votestream_core::{Poll, vote_hash};
+    use votestream_core::Poll;
 
     use super::*;
 

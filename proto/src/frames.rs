@@ -111,11 +111,13 @@ impl FrameReader {
     /// Moves from the rest what the part lacks until it has so many bytes.
     fn complete(&mut self, end: usize) {
         let lacking = end.saturating_sub(self.part.len());
-        // Memory for all of it, so that nothing moves again.
-        self.part.reserve(lacking);
         let arrived = lacking.min(self.rest.len());
-        self.part.extend_from_slice(&self.rest[..arrived]);
-        self.rest.advance(arrived);
+        if arrived > 0 {
+            // Memory for all of it, so that nothing moves again.
+            self.part.reserve(lacking);
+            self.part.extend_from_slice(&self.rest[..arrived]);
+            self.rest.advance(arrived);
+        }
     }
 }
 
@@ -253,6 +255,19 @@ mod tests {
                 assert_eq!(end, Err(error));
             }
         }
+    }
+
+    #[test]
+    fn what_comes_early_waits_its_turn() {
+        let mut message = VotesMessage::default();
+        message.push("p", "u", "o");
+        let stream = frame(&message.encode_to_vec()).repeat(3);
+        let (mut reader, mut votes) = (FrameReader::new(MAX), 0);
+        stream.chunks(7).for_each(|piece| reader.push(Bytes::copy_from_slice(piece)));
+        while let Some(frames) = reader.next().unwrap() {
+            votes += frames.votes().count();
+        }
+        assert_eq!((votes, reader.is_between_messages()), (3, true));
     }
 
     #[test]
