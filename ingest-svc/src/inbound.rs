@@ -64,8 +64,12 @@ impl Inbound {
     /// Of a call that came through [`BodiesAside`].
     pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         let body = request.extensions().get::<Aside>().and_then(|aside| aside.0.lock().take());
-        let body = body.ok_or_else(|| Status::internal("the body of the call is missing"))?;
-        Ok(Self { body, frames: FrameReader::new(MESSAGE_BYTES_MAX) })
+        body.map(Self::new).ok_or_else(|| Status::internal("the body of the call is missing"))
+    }
+
+    /// In the body of a call.
+    pub(crate) fn new(body: Body) -> Self {
+        Self { body, frames: FrameReader::new(MESSAGE_BYTES_MAX) }
     }
 
     /// The next messages, as many as arrived in one piece; `None` at the end.

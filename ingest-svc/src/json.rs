@@ -1,6 +1,6 @@
 //! Votes as JSON: `POST /vote` with the body of the AWS sample, and `POST /v1/polls/{poll}/votes`.
 //!
-//! Must never judge a vote: both routes make the message of a CastVote call and answer with what that call answers.
+//! Must never judge a vote: both routes make the message of a CastVote call and answer what that call answers.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -13,16 +13,13 @@ use axum::{
     routing::post,
 };
 use serde::Deserialize;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 use votestream_core::{
     foreign::{DecodeError, JsonText, JsonVote},
     metrics::{self, Rejected},
 };
-use votestream_proto::{VotesMessage, v1::ingest_service_server::IngestService};
-use votestream_service::{
-    http::{failure, read_body, status_of_field, success},
-    telemetry::TRACEPARENT,
-};
+use votestream_proto::VotesMessage;
+use votestream_service::http::{failure, read_body, status_of_field, success};
 
 use crate::rpc::Ingest;
 
@@ -86,13 +83,7 @@ async fn cast(ingest: &Ingest, headers: &HeaderMap, vote: [&str; 3]) -> Result<(
     let mut message = VotesMessage::default();
     let [poll_id, user_id, option_id] = vote;
     message.push(poll_id, user_id, option_id);
-    let mut request = Request::new(message);
-    // The call belongs to the trace of the request.
-    let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
-    if let Some(traceparent) = traceparent.and_then(|traceparent| traceparent.parse().ok()) {
-        request.metadata_mut().insert(TRACEPARENT, traceparent);
-    }
-    ingest.cast_vote(request).await.map(drop)
+    ingest.cast(headers, message).await
 }
 
 fn answer(cast: Result<(), Status>, names: &[(&str, &str)]) -> Response {

@@ -10,6 +10,7 @@ mod room;
 mod rpc;
 mod session;
 pub mod settings;
+mod single;
 
 pub use admission::Admission;
 pub use room::Room;
@@ -83,8 +84,8 @@ pub async fn run(
     let admission = Arc::new(admission::Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
     let service = Arc::new(rpc::Ingest::new(admission, shutdown.clone()));
     let json = json::routes(service.clone());
-    let service = IngestServiceServer::from_arc(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let service = inbound::BodiesAside(service);
+    let rest = IngestServiceServer::from_arc(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let service = single::SingleVotes { ingest: service, rest: inbound::BodiesAside(rest) };
     let surface = Surface::new(tonic::service::Routes::new(service.clone()), json, config.cors_allow_origins);
     let names = [ingest_service_server::SERVICE_NAME];
     let report = votestream_service::serve(&names, surface, service, listener, shutdown, config.drain).await?;

@@ -4,6 +4,7 @@
 //! wait for room, and a client that hangs up cuts nothing in half.
 
 use std::{
+    fmt::Display,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -13,7 +14,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming, codegen::http::HeaderMap};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::Instrument;
 use votestream_core::{
@@ -61,7 +62,7 @@ impl Ingest {
         request: &Request<Streaming<VotesMessage>>,
         method: &'static str,
     ) -> Result<(Arc<Session>, Reader), Status> {
-        let session = Session::of(request.metadata(), method);
+        let session = Session::of(request.metadata().as_ref(), method);
         let span = session.span();
         let mut inbound = Inbound::of(request)?;
         let (admission, shutdown) = (self.admission.clone(), self.shutdown.clone());
@@ -107,7 +108,7 @@ impl Ingest {
                         received.clear();
                     }
                     if let Some(status) = failed {
-                        return Err(inbound_error(&status, first));
+                        return Err(inbound_error(&status, &format_args!("the message after vote {first}")));
                     }
                 }
                 Ok(())
@@ -125,8 +126,40 @@ impl Ingest {
         Ok((session, reader))
     }
 
+    /// Takes the one vote of a message, and waits until it is durable.
+    pub(crate) async fn cast(
+        &self,
+        headers: &HeaderMap,
+        message: impl ReceivedVotes + Send + Sync + 'static,
+    ) -> Result<(), Status> {
+        let session = Session::of(headers, "CastVote");
+        let votes = message.votes().take(2).count();
+        if votes != 1 {
+            metrics::rejected(Rejected::Malformed, message.votes().count().max(1) as u64);
+            return Err(Status::invalid_argument(if votes == 0 { "vote is missing" } else { "vote is given twice" }));
+        }
+        let room = self.room_in_time(&message).await?;
+        // Detached, so that a client that hangs up does not cut the call in half.
+        let (admission, admitted) = (self.admission.clone(), session.clone());
+        let mut admit = Box::pin(async move {
+            admission.admit(&admitted, 0, &[message], room).await;
+        });
+        // Nearly always done at once, since the poll is cached; a task of its own only where there is something to wait for.
+        if (&mut admit).now_or_never().is_none()
+            && let Err(error) = tokio::spawn(admit).await
+        {
+            tracing::error!(%error, "admitting a vote failed");
+            return Err(Status::internal("internal error"));
+        }
+        session.close();
+        match session.settled().await.and_then(|settled| settled.rejections.into_iter().next()) {
+            None => Ok(()),
+            Some(rejection) => Err(rejected(rejection)),
+        }
+    }
+
     /// Room for a single vote, or the refusal. Nearly always there is room, and then no timer is needed.
-    async fn room_in_time(&self, message: &VotesMessage) -> Result<Option<Room>, Status> {
+    async fn room_in_time(&self, message: &impl ReceivedVotes) -> Result<Option<Room>, Status> {
         let mut room = pin!(self.admission.room(std::slice::from_ref(message)));
         if let Some(room) = room.as_mut().now_or_never() {
             return Ok(room);
@@ -153,31 +186,8 @@ async fn ended(reader: Reader) -> Result<(), Status> {
 #[tonic::async_trait]
 impl IngestService for Ingest {
     async fn cast_vote(&self, request: Request<VotesMessage>) -> Result<Response<CastVoteResponse>, Status> {
-        let session = Session::of(request.metadata(), "CastVote");
-        let message = request.into_inner();
-        let votes = message.votes().take(2).count();
-        if votes != 1 {
-            metrics::rejected(Rejected::Malformed, message.votes().count().max(1) as u64);
-            return Err(Status::invalid_argument(if votes == 0 { "vote is missing" } else { "vote is given twice" }));
-        }
-        let room = self.room_in_time(&message).await?;
-        // Detached, so that a client that hangs up does not cut the call in half.
-        let (admission, admitted) = (self.admission.clone(), session.clone());
-        let mut admit = Box::pin(async move {
-            admission.admit(&admitted, 0, &[message], room).await;
-        });
-        // Nearly always done at once, since the poll is cached; a task of its own only where there is something to wait for.
-        if (&mut admit).now_or_never().is_none()
-            && let Err(error) = tokio::spawn(admit).await
-        {
-            tracing::error!(%error, "admitting a vote failed");
-            return Err(Status::internal("internal error"));
-        }
-        session.close();
-        match session.settled().await.and_then(|settled| settled.rejections.into_iter().next()) {
-            None => Ok(Response::new(CastVoteResponse {})),
-            Some(rejection) => Err(rejected(rejection)),
-        }
+        let (metadata, _, message) = request.into_parts();
+        self.cast(metadata.as_ref(), message).await.map(|()| Response::new(CastVoteResponse {}))
     }
 
     async fn cast_votes(
@@ -272,19 +282,17 @@ fn code_of(code: RejectionCode) -> Code {
     }
 }
 
-/// What the client is told when its stream cannot be read on.
-fn inbound_error(status: &Status, first: u64) -> Status {
+/// What the client is told when a message cannot be read.
+pub(crate) fn inbound_error(status: &Status, message: &dyn Display) -> Status {
     let code = status.code();
     // How many votes such a message holds, nobody knows. `Unknown` is a connection that broke, too.
     let unreadable = [Code::OutOfRange, Code::ResourceExhausted, Code::Internal].contains(&code);
     metrics::rejected(Rejected::Malformed, u64::from(unreadable));
     if [Code::OutOfRange, Code::ResourceExhausted].contains(&code) {
         // What a message above the limit is to tonic, too.
-        Status::invalid_argument(format!(
-            "the message after vote {first} is larger than {MESSAGE_BYTES_MAX} bytes, the limit of a message"
-        ))
+        Status::invalid_argument(format!("{message} is larger than {MESSAGE_BYTES_MAX} bytes, the limit of a message"))
     } else if [Code::Internal, Code::Unknown].contains(&code) {
-        Status::invalid_argument(format!("the message after vote {first} cannot be read: {}", status.message()))
+        Status::invalid_argument(format!("{message} cannot be read: {}", status.message()))
     } else {
         Status::new(code, status.message())
     }

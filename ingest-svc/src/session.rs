@@ -13,6 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tonic::codegen::http::HeaderMap;
 use tracing::Span;
 use votestream_core::lane::{Outcome, Settle};
 use votestream_proto::v1::{Rejection, RejectionCode};
@@ -60,9 +61,9 @@ pub struct Settled {
 }
 
 impl Session {
-    /// A session of the trace that a request's metadata names.
-    pub(crate) fn of(metadata: &tonic::metadata::MetadataMap, method: &'static str) -> Arc<Self> {
-        let (span, traceparent) = request_span(metadata.as_ref(), method);
+    /// A session of the trace that a request's headers name.
+    pub(crate) fn of(headers: &HeaderMap, method: &'static str) -> Arc<Self> {
+        let (span, traceparent) = request_span(headers, method);
         Arc::new(Self { span: (!span.is_none()).then_some(span), traceparent, ..Self::default() })
     }
 

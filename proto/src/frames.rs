@@ -125,6 +125,15 @@ impl FrameReader {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frames(Bytes);
 
+impl Frames {
+    /// Whether there is a single message.
+    pub fn is_one(&self) -> bool {
+        self.0
+            .split_first_chunk::<HEADER_BYTES>()
+            .is_some_and(|([_, len @ ..], content)| u32::from_be_bytes(*len) as usize == content.len())
+    }
+}
+
 impl ReceivedVotes for Frames {
     fn wire_len(&self) -> usize {
         self.0.len()
@@ -276,6 +285,9 @@ mod tests {
         message.push("p", "u", "o");
         let stream = [frame(&[0x0a, 9]), frame(&message.encode_to_vec())].concat();
         let (frames, _) = read(&[&stream]);
+        assert_eq!(frames.iter().map(Frames::is_one).collect::<Vec<_>>(), [false]);
+        let (first, second) = stream.split_at(frame(&[0x0a, 9]).len());
+        assert!(read(&[first, second]).0.iter().all(Frames::is_one));
         let votes: Vec<_> = frames.iter().flat_map(Frames::votes).map(|vote| vote.is_ok()).collect();
         assert_eq!(votes, [false, true]);
     }

@@ -1,0 +1,111 @@
+//! CastVote: a call of one vote, read and answered past tonic.
+//!
+//! Owns what such a call looks like on the wire. Must never take a call that is compressed or has to be translated: tonic
+//! knows how, and answers everything else.
+//!
+//! For tonic a call of one message is a stream of one, with a decoder, an encoder and their buffers. Around a single vote, that
+//! is a tenth of the call.
+
+use std::{
+    convert::Infallible,
+    future::{Future, ready},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http_body_util::{BodyExt, Full};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{
+        Bytes,
+        http::{HeaderMap, HeaderValue, Request, Response, header},
+    },
+    metadata::GRPC_CONTENT_TYPE,
+    server::NamedService,
+};
+use tower::Service;
+use votestream_core::metrics::{self, Rejected};
+use votestream_proto::Frames;
+
+use crate::{
+    inbound::Inbound,
+    rpc::{Ingest, inbound_error},
+};
+
+/// The method.
+const METHOD: &str = "/votestream.v1.IngestService/CastVote";
+/// Header of a call whose messages are compressed.
+const ENCODING: &str = "grpc-encoding";
+/// A message without content in its frame: not compressed, of length 0.
+const EMPTY_MESSAGE: &[u8] = &[0; 5];
+
+/// Takes calls of one vote from the generated service.
+#[derive(Clone)]
+pub(crate) struct SingleVotes<S> {
+    pub(crate) ingest: Arc<Ingest>,
+    pub(crate) rest: S,
+}
+
+/// The answer to a call.
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S: NamedService> NamedService for SingleVotes<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for SingleVotes<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.rest.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        if request.uri().path() != METHOD || request.headers().contains_key(ENCODING) {
+            return self.rest.call(request);
+        }
+        let ingest = self.ingest.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let cast = async {
+                let message = read(Inbound::new(body)).await?;
+                ingest.cast(&parts.headers, message).await
+            };
+            Ok(cast.await.map_or_else(Status::into_http, |()| stored()))
+        })
+    }
+}
+
+/// The message of a call.
+async fn read(mut inbound: Inbound) -> Result<Frames, Status> {
+    let failed = |status: Status| inbound_error(&status, &"the message");
+    let message = inbound.next().await.map_err(failed)?;
+    let message = message.ok_or_else(|| refused("vote is missing"))?;
+    if !message.is_one() || inbound.next().await.map_err(failed)?.is_some() {
+        return Err(refused("the call takes one message"));
+    }
+    Ok(message)
+}
+
+/// The answer to a call without a vote to judge.
+fn refused(reason: &str) -> Status {
+    metrics::rejected(Rejected::Malformed, 1);
+    Status::invalid_argument(reason)
+}
+
+/// The answer to a vote that is durable: a CastVoteResponse, which has no fields.
+fn stored() -> Response<Body> {
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+    let body = Full::new(Bytes::from_static(EMPTY_MESSAGE)).with_trailers(ready(Some(Ok(trailers))));
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    response
+}
