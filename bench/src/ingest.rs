@@ -13,6 +13,7 @@ use votestream_proto::{
 };
 
 use crate::{
+    cores::Cores,
     report::{Chart, Report, Series, number},
     server::{Kind, Options, Server},
     votes,
@@ -57,8 +58,8 @@ struct Run {
 pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
     let note = "ingest-svc with the embedded stream, every vote synced to disk before it is acknowledged, against tonic as \
-        generated, which decodes the same messages into strings and drops them. Both with mimalloc, alternating; the ratio \
-        is the median of three.";
+        generated, which decodes the same messages into strings and drops them. Both with mimalloc, alternating, on one core \
+        while the load has another; the ratio is the median of three.";
     let columns = [
         "votes a message",
         "bare, CPU s per million",
@@ -111,7 +112,8 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// Sends `total` votes, and unless it is to be quick as often as many as take a time that can be measured.
 fn measure(kind: Kind, total: usize, form: Form, quick: bool) -> anyhow::Result<Run> {
     let delay_ms = if form == Form::LateCalls { LATE_MS } else { 0 };
-    let server = Server::start_with(kind, Options { delay_ms, ..Options::default() })?;
+    let cores = Cores::new()?;
+    let server = cores.start(|| Server::start_with(kind, Options { delay_ms, ..Options::default() }))??;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let send = async |total| match form {
         Form::Messages(votes) => cast(&server, total, votes, STREAMS).await,

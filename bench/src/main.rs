@@ -3,6 +3,7 @@
 
 mod aws;
 mod codec;
+mod cores;
 mod counters;
 mod dev_aws;
 mod freshness;
