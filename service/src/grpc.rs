@@ -24,7 +24,7 @@ use tower::Service;
 
 use votestream_core::group::Drain;
 
-use crate::{ServiceError, Surface, front::Front};
+use crate::{ServiceError, Surface, front::Front, gather::Gather};
 
 /// HTTP/2 receive window of a stream.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -146,11 +146,12 @@ where
         service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
     };
     let incoming = TcpListenerStream::new(listener).map(|stream| {
-        stream.inspect(|stream| {
-            // Acknowledgements are small and must not wait for more to come.
+        stream.map(|stream| {
+            // Acknowledgements are small and must not wait for the client's system.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
+            Gather::new(stream)
         })
     });
     let grpc = surface.grpc.add_service(health_service);

@@ -4,6 +4,7 @@
 
 pub mod config;
 mod front;
+mod gather;
 mod grpc;
 pub mod http;
 #[cfg(feature = "otel")]

@@ -45,7 +45,7 @@ use tracing::Span;
 use votestream_core::trace;
 
 /// Header of the W3C Trace Context, the same in gRPC metadata.
-pub const TRACEPARENT: &str = "traceparent";
+const TRACEPARENT: &str = "traceparent";
 
 /// The span of a request that brings votes, and its `traceparent` for the batches; disabled and empty unless the request's
 /// headers say that its trace is sampled.
