@@ -149,7 +149,8 @@ impl Writer {
             return;
         }
         let arrived_at = self.log.clock.now();
-        let mut batch = self.log.db.batch().durability(Some(PersistMode::SyncAll));
+        // Nothing but the length and the blocks of the file is needed to read it.
+        let mut batch = self.log.db.batch().durability(Some(PersistMode::SyncData));
         let (mut stored, mut bytes) = (Vec::with_capacity(puts.len()), 0);
         for put in puts.iter() {
             let at = self.open.partition_point(|shard| shard.range.end < put.hash);
