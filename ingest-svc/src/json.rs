@@ -1,6 +1,6 @@
 //! Votes as JSON: `POST /vote` with the body of the AWS sample, and `POST /v1/polls/{poll}/votes`.
 //!
-//! Must never judge a vote: both routes make the message of a CastVote call and answer what that call answers.
+//! Must never judge a vote: both routes make the message of a CastVote call and answer with what that call answers.
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! CastVote: a call of one vote, read and answered past tonic.
 //!
-//! Owns what such a call looks like on the wire. Must never take a call that is compressed or has to be translated: tonic
-//! knows how, and answers everything else.
+//! Owns what such a call looks like on the wire. Must never take a call whose messages are compressed: tonic says what it thinks
+//! of that.
 //!
 //! For tonic a call of one message is a stream of one, with a decoder, an encoder and their buffers. Around a single vote, that
 //! is a tenth of the call.
@@ -36,7 +36,7 @@ use crate::{
 
 /// The method.
 const METHOD: &str = "/votestream.v1.IngestService/CastVote";
-/// Header of a call whose messages are compressed.
+/// Header of a call that names a compression.
 const ENCODING: &str = "grpc-encoding";
 /// A message without content in its frame: not compressed, of length 0.
 const EMPTY_MESSAGE: &[u8] = &[0; 5];
