@@ -58,9 +58,8 @@ pub(super) const CPU_SHARE: f64 = 0.6;
 /// are replaced there are two of each.
 pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
 
-/// CPU seconds of a million unary calls with one vote each: 11.8 in tonic (measured with mimalloc, calls decoded and dropped),
-/// which is 0.62 of what the service takes (bench/report/report.md, "Ingest against a bare tonic server"; three runs said 0.56
-/// to 0.67).
+/// CPU seconds of a million unary calls with one vote each, where the service shares its cores with others: 17 to 20, of which
+/// tonic takes 12 to 14. With a core for itself it takes 12 to 16 (bench/README.md, "Before and after").
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_CALLS: f64 = 19.0;
 /// CPU seconds of a million votes in streams of 100 a message (the same table).
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.17;
