@@ -151,6 +151,11 @@ async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
-async fn connect(addr: SocketAddr) -> Channel {
+/// A new connection to a server.
+///
+/// # Panics
+///
+/// If nothing listens there.
+pub async fn connect(addr: SocketAddr) -> Channel {
     Channel::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap()
 }

@@ -36,7 +36,7 @@ use votestream_core::{
 };
 use votestream_e2e::{
     aws,
-    stack::{Stack, TEST_BOUNDS},
+    stack::{Stack, TEST_BOUNDS, connect},
 };
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_ingest::IngestConfig;
@@ -175,8 +175,7 @@ async fn write_embedded(directory: &Path) {
     let mut config = IngestConfig::one_machine();
     (config.bounds, config.lanes.bounds) = (TEST_BOUNDS, TEST_BOUNDS);
     let ingest = tokio::spawn(votestream_ingest::run(config, opened.ports(), listener, shutdown.clone()));
-    let channel = tonic::transport::Channel::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
-    let mut client = votestream_proto::v1::ingest_service_client::IngestServiceClient::new(channel);
+    let mut client = votestream_proto::v1::ingest_service_client::IngestServiceClient::new(connect(addr).await);
     let mut message = votestream_proto::VotesMessage::default();
     votes(1).iter().for_each(|(user, option)| message.push(OPEN, user, option));
     let answer = client.cast_votes(tokio_stream::iter([message])).await.unwrap().into_inner();

@@ -2,7 +2,7 @@
 
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, metadata::AsciiMetadataValue};
 use votestream_core::limits::MESSAGE_BYTES_MAX;
-use votestream_e2e::stack::{Stack, TEST_BOUNDS};
+use votestream_e2e::stack::{Stack, TEST_BOUNDS, connect};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::{SmallBufferCodec, VotesMessage, v1::CastVoteResponse};
 
@@ -15,8 +15,7 @@ fn message(votes: &[(&str, &str, &str)]) -> VotesMessage {
 
 /// Calls CastVote, compressed or not as `encoding` says, with as many messages as given, which no generated client does.
 async fn call(stack: &Stack, messages: Vec<VotesMessage>, encoding: Option<&'static str>) -> Result<(), Status> {
-    let channel = tonic::transport::Channel::from_shared(format!("http://{}", stack.ingest)).unwrap();
-    let mut client = Grpc::new(channel.connect().await.unwrap());
+    let mut client = Grpc::new(connect(stack.ingest).await);
     client.ready().await.unwrap();
     let mut request = Request::new(tokio_stream::iter(messages));
     if let Some(encoding) = encoding {

@@ -135,8 +135,8 @@ impl Ingest {
         let session = Session::of(headers, "CastVote");
         let votes = message.votes().take(2).count();
         if votes != 1 {
-            metrics::rejected(Rejected::Malformed, message.votes().count().max(1) as u64);
-            return Err(Status::invalid_argument(if votes == 0 { "vote is missing" } else { "vote is given twice" }));
+            let reason = if votes == 0 { "vote is missing" } else { "vote is given twice" };
+            return Err(malformed(message.votes().count(), reason));
         }
         let room = self.room_in_time(&message).await?;
         // Detached, so that a client that hangs up does not cut the call in half.
@@ -250,6 +250,12 @@ impl IngestService for Ingest {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
     }
+}
+
+/// Status of a call that has no single vote to judge, but so many, which count as rejected.
+pub(crate) fn malformed(votes: usize, reason: &str) -> Status {
+    metrics::rejected(Rejected::Malformed, votes.max(1) as u64);
+    Status::invalid_argument(reason)
 }
 
 /// Status of a rejected single vote; names the field at fault, if it is one.

@@ -26,12 +26,11 @@ use tonic::{
     server::NamedService,
 };
 use tower::Service;
-use votestream_core::metrics::{self, Rejected};
 use votestream_proto::Frames;
 
 use crate::{
     inbound::Inbound,
-    rpc::{Ingest, inbound_error},
+    rpc::{Ingest, inbound_error, malformed},
 };
 
 /// The method.
@@ -87,17 +86,11 @@ where
 async fn read(mut inbound: Inbound) -> Result<Frames, Status> {
     let failed = |status: Status| inbound_error(&status, &"the message");
     let message = inbound.next().await.map_err(failed)?;
-    let message = message.ok_or_else(|| refused("vote is missing"))?;
+    let message = message.ok_or_else(|| malformed(0, "vote is missing"))?;
     if !message.is_one() || inbound.next().await.map_err(failed)?.is_some() {
-        return Err(refused("the call takes one message"));
+        return Err(malformed(1, "the call takes one message"));
     }
     Ok(message)
-}
-
-/// The answer to a call without a vote to judge.
-fn refused(reason: &str) -> Status {
-    metrics::rejected(Rejected::Malformed, 1);
-    Status::invalid_argument(reason)
 }
 
 /// The answer to a vote that is durable: a CastVoteResponse, which has no fields.
