@@ -302,14 +302,15 @@ impl Consumer {
 
     /// The polls of these ids that exist. Waits until the store answers.
     async fn look_up(&mut self, ids: &BTreeSet<&PollId>) -> Result<BTreeMap<PollId, Arc<Poll>>, Stopped> {
-        // All records have arrived before this moment.
-        let since = Instant::now();
         let mut polls = BTreeMap::new();
         let mut left: Vec<&PollId> = ids.iter().copied().collect();
         self.backoff.reset();
         while !left.is_empty() {
             let mut failed = Vec::new();
             let mut failure = None;
+            // All records have arrived before this moment. It moves on with every attempt: what was read about a poll that
+            // is being closed must grow too old.
+            let since = Instant::now();
             for chunk in left.chunks(POLL_READS_MAX) {
                 let answers = join_all(chunk.iter().map(|id| self.polls.get_since(id, since))).await;
                 for (&id, answer) in chunk.iter().zip(answers) {

@@ -8,6 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     batch::BatchId,
+    foreign::tests as foreign_tests,
+    poll::{Poll, PollId, PollSource},
+    port::PollStore,
     routing::HashRange,
     sequence::{Position, SequenceNumber},
     testing::{Appliers, Memory},
@@ -171,6 +174,24 @@ async fn a_record_of_a_later_version_is_waited_for_and_not_discarded() {
     assert_eq!(memory.row(GROUP, "s0").unwrap().progress.window_end, SequenceNumber::from_u64(1));
     assert_counts(&memory, &[("x", 5)]);
     worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_waits_while_its_poll_is_being_closed_and_not_longer() {
+    let memory = Memory::new(1);
+    let poll = memory.add_poll("p", &["x"]);
+    let poll = Poll { id: PollId::new("s").unwrap(), source: PollSource::Stream, ..poll };
+    memory.create(&poll).await.unwrap();
+    memory.begin_close(&poll.id).await.unwrap();
+    memory.append(0, foreign_tests::json("s", "u", "x").into(), 1_000);
+    let worker = Worker::start(&memory, "a");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let row = memory.row(GROUP, "s0").unwrap();
+    assert_eq!((row.lease.owner.as_deref(), row.progress.window_end), (Some("a"), SequenceNumber::ZERO));
+    memory.close(&poll.id, Timestamp(1_001)).await.unwrap();
+    memory.until_committed(GROUP).await;
+    assert_eq!(memory.counts("s").0, [("x".into(), 1)].into());
+    worker.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
