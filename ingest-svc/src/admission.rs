@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 use votestream_core::{
     Clock, Closing, PollId, PollSource, Timestamp, UserId,
-    lane::{AcceptedVote, Producer, Settle},
+    lane::{AcceptedVote, Producer},
     metrics::{self, Rejected},
     poll::{InvalidField, check_option_id},
     poll_cache::PollCache,
@@ -24,8 +24,8 @@ use votestream_proto::{
 
 use crate::{
     IngestConfig,
+    ledger::Ledger,
     room::{Room, Rooms},
-    session::Session,
 };
 
 /// What a message costs beside its bytes: ledger entry, indices, the lane's columns.
@@ -97,6 +97,17 @@ struct Refused {
     unreadable: HashSet<String>,
 }
 
+/// Messages on their way into the lanes.
+struct Admit<'a, L, V> {
+    ledger: &'a Arc<L>,
+    /// Index of the first vote.
+    first: u64,
+    messages: &'a [V],
+    room: Option<Room>,
+    refused: Refused,
+    started: Instant,
+}
+
 impl Admission {
     /// Admission into the lanes of `producer`. To be called on a runtime.
     pub fn new(config: &IngestConfig, producer: Arc<Producer>, polls: PollCache, clock: Arc<dyn Clock>) -> Self {
@@ -113,39 +124,59 @@ impl Admission {
     }
 
     /// Validates the votes of messages that arrived together and hands the good ones to their lanes. Returns how many votes
-    /// there were.
-    pub async fn admit(
+    /// there were. Whoever drops the future before it is ready has admitted nothing.
+    pub async fn admit<L: Ledger>(
         &self,
-        session: &Arc<Session>,
+        ledger: &Arc<L>,
         first: u64,
         messages: &[impl ReceivedVotes],
         room: Option<Room>,
     ) -> u64 {
-        let mut refused = Refused::default();
         let started = Instant::now();
+        let mut admit = Admit { ledger, first, messages, room, refused: Refused::default(), started };
+        match self.try_admit(&mut admit, started) {
+            Ok(votes) => votes,
+            // Polls are nearly always known, and what waits for them takes more memory than the rest of a call.
+            Err(missing) => Box::pin(self.look_up_and_admit(missing, admit)).await,
+        }
+    }
+
+    /// Admits messages that came at `now` or before, unless a poll has to be looked up.
+    fn try_admit<L: Ledger>(&self, admit: &mut Admit<'_, L, impl ReceivedVotes>, now: Instant) -> Result<u64, PollId> {
         let mut polls = self.memories.lock().pop().unwrap_or_default();
-        polls.now = Some(started);
+        polls.now = Some(now);
+        let (first, messages) = (admit.first, admit.messages);
         loop {
-            // No await from the moment that a poll must be young enough for to the append.
-            let missing = match self.judge(&polls, &refused, first, messages) {
+            // Nothing waits from the moment that a poll must be young enough for to the append.
+            let missing = match self.judge(&polls, &admit.refused, first, messages) {
                 Ok(Judged { accepted, rejections, votes, now }) => {
                     metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
                     rejections.iter().for_each(|rejection| metrics::rejected(reason(rejection.code()), 1));
-                    let entered = session.enter(first, accepted.len(), rejections, room);
+                    let settle = admit.ledger.enter(first, accepted.len(), rejections, admit.room.take());
                     if !accepted.is_empty() {
-                        let settle: Arc<dyn Settle> = entered;
-                        self.producer.append_traced(&settle, &accepted, now, session.traceparent());
+                        self.producer.append_traced(&settle, &accepted, now, admit.ledger.traceparent());
                     }
                     give_back(accepted);
                     self.remember(polls);
-                    return u64::from(votes);
+                    return Ok(u64::from(votes));
                 }
                 Err(missing) => missing,
             };
-            if polls.recall(messages, &self.polls, &missing) {
-                continue;
+            if !polls.recall(messages, &self.polls, &missing) {
+                self.remember(polls);
+                return Err(missing);
             }
-            let in_time = started.elapsed() < self.lookup_patience;
+        }
+    }
+
+    async fn look_up_and_admit<L: Ledger>(
+        &self,
+        mut missing: PollId,
+        mut admit: Admit<'_, L, impl ReceivedVotes>,
+    ) -> u64 {
+        loop {
+            let in_time = admit.started.elapsed() < self.lookup_patience;
+            let refused = &mut admit.refused;
             match self.polls.get(&missing).await {
                 // The cache has it now.
                 Ok(Some(_)) if in_time => {}
@@ -165,7 +196,10 @@ impl Admission {
                     refused.unreadable.insert(missing.as_str().to_owned());
                 }
             }
-            polls.now = Some(Instant::now());
+            missing = match self.try_admit(&mut admit, Instant::now()) {
+                Ok(votes) => return votes,
+                Err(missing) => missing,
+            };
         }
     }
 

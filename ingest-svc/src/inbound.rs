@@ -12,7 +12,12 @@ use std::{
 
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
-use tonic::{Code, Request, Status, body::Body, codegen::http, server::NamedService};
+use tonic::{
+    Code, Request, Status,
+    body::Body,
+    codegen::{Body as _, http},
+    server::NamedService,
+};
 use tower::Service;
 use votestream_core::limits::MESSAGE_BYTES_MAX;
 use votestream_proto::{FrameError, FrameReader, Frames};
@@ -70,6 +75,11 @@ impl Inbound {
     /// In the body of a call.
     pub(crate) fn new(body: Body) -> Self {
         Self { body, frames: FrameReader::new(MESSAGE_BYTES_MAX) }
+    }
+
+    /// Whether the end is known to have come, without waiting for it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.frames.is_between_messages() && self.body.is_end_stream()
     }
 
     /// The next messages, as many as arrived in one piece; `None` at the end.

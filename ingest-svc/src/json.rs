@@ -21,7 +21,7 @@ use votestream_core::{
 use votestream_proto::VotesMessage;
 use votestream_service::http::{failure, read_body, status_of_field, success};
 
-use crate::rpc::Ingest;
+use crate::{ledger::SingleVote, rpc::Ingest};
 
 /// The API's field names in the sample's body.
 const SAMPLE_NAMES: &[(&str, &str)] = &[("user_id", "cognitoid"), ("poll_id", "voteid"), ("option_id", "option")];
@@ -83,7 +83,7 @@ async fn cast(ingest: &Ingest, headers: &HeaderMap, vote: [&str; 3]) -> Result<(
     let mut message = VotesMessage::default();
     let [poll_id, user_id, option_id] = vote;
     message.push(poll_id, user_id, option_id);
-    ingest.cast(headers, message).await
+    ingest.cast(SingleVote::of(headers), message).await
 }
 
 fn answer(cast: Result<(), Status>, names: &[(&str, &str)]) -> Response {

@@ -6,6 +6,7 @@
 mod admission;
 mod inbound;
 mod json;
+mod ledger;
 mod room;
 mod rpc;
 mod session;
@@ -13,6 +14,7 @@ pub mod settings;
 mod single;
 
 pub use admission::Admission;
+pub use ledger::Ledger;
 pub use room::Room;
 pub use session::{Session, Settled};
 

@@ -14,7 +14,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming, codegen::http::HeaderMap};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::Instrument;
 use votestream_core::{
@@ -29,7 +29,7 @@ use votestream_proto::{
     },
 };
 
-use crate::{admission::Admission, inbound::Inbound, room::Room, session::Session};
+use crate::{admission::Admission, inbound::Inbound, ledger::SingleVote, room::Room, session::Session};
 
 /// Most rejections in a CastVotesResponse.
 const REJECTIONS_LISTED_MAX: usize = 100;
@@ -129,33 +129,18 @@ impl Ingest {
     /// Takes the one vote of a message, and waits until it is durable.
     pub(crate) async fn cast(
         &self,
-        headers: &HeaderMap,
+        vote: Arc<SingleVote>,
         message: impl ReceivedVotes + Send + Sync + 'static,
     ) -> Result<(), Status> {
-        let session = Session::of(headers, "CastVote");
         let votes = message.votes().take(2).count();
         if votes != 1 {
             let reason = if votes == 0 { "vote is missing" } else { "vote is given twice" };
             return Err(malformed(message.votes().count(), reason));
         }
         let room = self.room_in_time(&message).await?;
-        // Detached, so that a client that hangs up does not cut the call in half.
-        let (admission, admitted) = (self.admission.clone(), session.clone());
-        let mut admit = Box::pin(async move {
-            admission.admit(&admitted, 0, &[message], room).await;
-        });
-        // Nearly always done at once, since the poll is cached; a task of its own only where there is something to wait for.
-        if (&mut admit).now_or_never().is_none()
-            && let Err(error) = tokio::spawn(admit).await
-        {
-            tracing::error!(%error, "admitting a vote failed");
-            return Err(Status::internal("internal error"));
-        }
-        session.close();
-        match session.settled().await.and_then(|settled| settled.rejections.into_iter().next()) {
-            None => Ok(()),
-            Some(rejection) => Err(rejected(rejection)),
-        }
+        // A client that hangs up cuts nothing in half: until the vote is in its lane it is not accepted, and then the lane has it.
+        self.admission.admit(&vote, 0, &[message], room).await;
+        vote.settled().await.map_err(rejected)
     }
 
     /// Room for a single vote, or the refusal. Nearly always there is room, and then no timer is needed.
@@ -187,7 +172,7 @@ async fn ended(reader: Reader) -> Result<(), Status> {
 impl IngestService for Ingest {
     async fn cast_vote(&self, request: Request<VotesMessage>) -> Result<Response<CastVoteResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        self.cast(metadata.as_ref(), message).await.map(|()| Response::new(CastVoteResponse {}))
+        self.cast(SingleVote::of(metadata.as_ref()), message).await.map(|()| Response::new(CastVoteResponse {}))
     }
 
     async fn cast_votes(

@@ -16,10 +16,13 @@ use tokio::sync::Notify;
 use tonic::codegen::http::HeaderMap;
 use tracing::Span;
 use votestream_core::lane::{Outcome, Settle};
-use votestream_proto::v1::{Rejection, RejectionCode};
+use votestream_proto::v1::Rejection;
 use votestream_service::telemetry::request_span;
 
-use crate::room::Room;
+use crate::{
+    ledger::{self, Ledger},
+    room::Room,
+};
 
 /// Most groups of messages of one stream that are read and not yet answered.
 const UNANSWERED_MESSAGES_MAX: usize = 4_096;
@@ -38,7 +41,7 @@ pub struct Session {
 }
 
 /// Messages of a stream that were admitted together.
-pub struct Message {
+struct Message {
     /// Weak, since the session holds its messages.
     session: Weak<Session>,
     /// Index of its first vote in the stream.
@@ -72,11 +75,6 @@ impl Session {
         self.span.clone().unwrap_or_else(Span::none)
     }
 
-    /// `traceparent` of the span; empty if there is none.
-    pub(crate) fn traceparent(&self) -> &str {
-        self.traceparent.as_deref().unwrap_or_default()
-    }
-
     /// Waits until there is room for another unanswered message.
     pub async fn ready(&self) {
         loop {
@@ -86,29 +84,6 @@ impl Session {
             }
             changed.await;
         }
-    }
-
-    /// Enters a message with `accepted` votes on their way and the others rejected.
-    pub fn enter(
-        self: &Arc<Self>,
-        first: u64,
-        accepted: usize,
-        rejections: Vec<Rejection>,
-        room: Option<Room>,
-    ) -> Arc<Message> {
-        let message = Arc::new(Message {
-            session: Arc::downgrade(self),
-            first,
-            end: first + (accepted + rejections.len()) as u64,
-            unsettled: AtomicUsize::new(accepted),
-            rejections: Mutex::new(rejections),
-            room: Mutex::new(room),
-        });
-        self.messages.lock().push_back(message.clone());
-        if accepted == 0 {
-            message.done();
-        }
-        message
     }
 
     /// No more messages will be entered.
@@ -150,6 +125,34 @@ impl Session {
     }
 }
 
+impl Ledger for Session {
+    fn enter(
+        self: &Arc<Self>,
+        first: u64,
+        accepted: usize,
+        rejections: Vec<Rejection>,
+        room: Option<Room>,
+    ) -> Arc<dyn Settle> {
+        let message = Arc::new(Message {
+            session: Arc::downgrade(self),
+            first,
+            end: first + (accepted + rejections.len()) as u64,
+            unsettled: AtomicUsize::new(accepted),
+            rejections: Mutex::new(rejections),
+            room: Mutex::new(room),
+        });
+        self.messages.lock().push_back(message.clone());
+        if accepted == 0 {
+            message.done();
+        }
+        message
+    }
+
+    fn traceparent(&self) -> &str {
+        self.traceparent.as_deref().unwrap_or_default()
+    }
+}
+
 impl Message {
     fn done(&self) {
         self.room.lock().take();
@@ -161,17 +164,7 @@ impl Message {
 
 impl Settle for Message {
     fn settle(&self, indices: &[u32], outcome: Outcome) {
-        let rejection = match outcome {
-            Outcome::Durable => None,
-            Outcome::NotStored => {
-                Some((RejectionCode::Unavailable, "the vote stream is unavailable; the vote was not stored, retry it"))
-            }
-            Outcome::Unknown => Some((
-                RejectionCode::OutcomeUnknown,
-                "no answer from the vote stream in time; whether the vote was stored is unknown",
-            )),
-        };
-        if let Some((code, reason)) = rejection {
+        if let Some((code, reason)) = ledger::reason(outcome) {
             self.rejections.lock().extend(indices.iter().map(|&index| Rejection {
                 index: self.first + u64::from(index),
                 code: code.into(),

@@ -30,6 +30,7 @@ use votestream_proto::Frames;
 
 use crate::{
     inbound::Inbound,
+    ledger::SingleVote,
     rpc::{Ingest, inbound_error, malformed},
 };
 
@@ -70,13 +71,11 @@ where
         if request.uri().path() != METHOD || request.headers().contains_key(ENCODING) {
             return self.rest.call(request);
         }
-        let ingest = self.ingest.clone();
+        let (ingest, vote) = (self.ingest.clone(), SingleVote::of(request.headers()));
+        // Without the rest of the request: what is kept while the vote is on its way is moved and held for each call.
+        let inbound = Inbound::new(request.into_body());
         Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let cast = async {
-                let message = read(Inbound::new(body)).await?;
-                ingest.cast(&parts.headers, message).await
-            };
+            let cast = async { ingest.cast(vote, read(inbound).await?).await };
             Ok(cast.await.map_or_else(Status::into_http, |()| stored()))
         })
     }
@@ -87,7 +86,7 @@ async fn read(mut inbound: Inbound) -> Result<Frames, Status> {
     let failed = |status: Status| inbound_error(&status, &"the message");
     let message = inbound.next().await.map_err(failed)?;
     let message = message.ok_or_else(|| malformed(0, "vote is missing"))?;
-    if !message.is_one() || inbound.next().await.map_err(failed)?.is_some() {
+    if !message.is_one() || (!inbound.has_ended() && inbound.next().await.map_err(failed)?.is_some()) {
         return Err(malformed(1, "the call takes one message"));
     }
     Ok(message)
