@@ -24,7 +24,7 @@ use votestream_proto::{
 
 use crate::{
     IngestConfig,
-    ledger::Ledger,
+    ledger::{Admitted, Ledger},
     room::{Room, Rooms},
 };
 
@@ -152,7 +152,8 @@ impl Admission {
                 Ok(Judged { accepted, rejections, votes, now }) => {
                     metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
                     rejections.iter().for_each(|rejection| metrics::rejected(reason(rejection.code()), 1));
-                    let settle = admit.ledger.enter(first, accepted.len(), rejections, admit.room.take());
+                    let (count, room) = (accepted.len(), admit.room.take());
+                    let settle = admit.ledger.enter(Admitted { first, accepted: count, rejections, room });
                     if !accepted.is_empty() {
                         self.producer.append_traced(&settle, &accepted, now, admit.ledger.traceparent());
                     }

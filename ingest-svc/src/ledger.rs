@@ -20,34 +20,40 @@ use votestream_service::telemetry::request_span;
 
 use crate::room::Room;
 
+/// Messages that were admitted together.
+pub struct Admitted {
+    /// Index of their first vote.
+    pub first: u64,
+    /// Votes on their way.
+    pub accepted: usize,
+    /// The other votes.
+    pub rejections: Vec<Rejection>,
+    /// Their share of the bytes that may be unsettled, to be given back when they are settled.
+    pub room: Option<Room>,
+}
+
 /// Keeps account of a client's votes from their admission to their answer.
 pub trait Ledger: Send + Sync {
-    /// Enters messages that were admitted together, of which the first vote has this index: `accepted` votes on their way, and
-    /// the others rejected. Returns who is to be told how the accepted ones end.
-    fn enter(
-        self: &Arc<Self>,
-        first: u64,
-        accepted: usize,
-        rejections: Vec<Rejection>,
-        room: Option<Room>,
-    ) -> Arc<dyn Settle>;
+    /// Enters messages. Returns who is to be told how the accepted votes end.
+    fn enter(self: &Arc<Self>, admitted: Admitted) -> Arc<dyn Settle>;
 
     /// `traceparent` of the span that the votes belong to; empty if there is none.
     fn traceparent(&self) -> &str;
 }
 
-/// What a client is told about a vote that is not durable.
-pub(crate) fn reason(outcome: Outcome) -> Option<(RejectionCode, &'static str)> {
-    match outcome {
-        Outcome::Durable => None,
+/// What a client is told about the vote of this index, if it is not durable.
+pub(crate) fn rejection(index: u64, outcome: Outcome) -> Option<Rejection> {
+    let (code, reason) = match outcome {
+        Outcome::Durable => return None,
         Outcome::NotStored => {
-            Some((RejectionCode::Unavailable, "the vote stream is unavailable; the vote was not stored, retry it"))
+            (RejectionCode::Unavailable, "the vote stream is unavailable; the vote was not stored, retry it")
         }
-        Outcome::Unknown => Some((
+        Outcome::Unknown => (
             RejectionCode::OutcomeUnknown,
             "no answer from the vote stream in time; whether the vote was stored is unknown",
-        )),
-    }
+        ),
+    };
+    Some(Rejection { index, code: code.into(), reason: reason.into() })
 }
 
 /// The ledger of a call that brings one vote: a [`Session`] of one entry, in one allocation.
@@ -105,16 +111,10 @@ impl SingleVote {
 }
 
 impl Ledger for SingleVote {
-    fn enter(
-        self: &Arc<Self>,
-        _first: u64,
-        _accepted: usize,
-        rejections: Vec<Rejection>,
-        room: Option<Room>,
-    ) -> Arc<dyn Settle> {
-        match rejections.into_iter().next() {
+    fn enter(self: &Arc<Self>, admitted: Admitted) -> Arc<dyn Settle> {
+        match admitted.rejections.into_iter().next() {
             Some(rejection) => self.answer(Err(rejection)),
-            None => self.state.lock().room = room,
+            None => self.state.lock().room = admitted.room,
         }
         self.clone()
     }
@@ -126,10 +126,7 @@ impl Ledger for SingleVote {
 
 impl Settle for SingleVote {
     fn settle(&self, _indices: &[u32], outcome: Outcome) {
-        self.answer(
-            reason(outcome)
-                .map_or(Ok(()), |(code, reason)| Err(Rejection { index: 0, code: code.into(), reason: reason.into() })),
-        );
+        self.answer(rejection(0, outcome).map_or(Ok(()), Err));
     }
 }
 
@@ -151,7 +148,8 @@ mod tests {
             (Outcome::Unknown, Some(RejectionCode::OutcomeUnknown)),
         ] {
             let vote = SingleVote::of(&HeaderMap::new());
-            let settle = vote.enter(0, 1, Vec::new(), rooms.take(1).await);
+            let room = rooms.take(1).await;
+            let settle = vote.enter(Admitted { first: 0, accepted: 1, rejections: Vec::new(), room });
             let waiting = tokio::spawn({
                 let vote = vote.clone();
                 async move { vote.settled().await }
@@ -170,7 +168,8 @@ mod tests {
         let rooms = Rooms::new(1, Duration::from_secs(1));
         let vote = SingleVote::of(&HeaderMap::new());
         let rejection = Rejection { index: 0, code: RejectionCode::PollClosed.into(), reason: "closed".into() };
-        vote.enter(0, 0, vec![rejection.clone()], rooms.take(1).await);
+        let room = rooms.take(1).await;
+        vote.enter(Admitted { first: 0, accepted: 0, rejections: vec![rejection.clone()], room });
         assert_eq!(vote.settled().now_or_never(), Some(Err(rejection)));
         assert!(rooms.take(1).now_or_never().is_some());
     }

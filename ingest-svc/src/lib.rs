@@ -14,7 +14,7 @@ pub mod settings;
 mod single;
 
 pub use admission::Admission;
-pub use ledger::Ledger;
+pub use ledger::{Admitted, Ledger};
 pub use room::Room;
 pub use session::{Session, Settled};
 

@@ -127,11 +127,7 @@ impl Ingest {
     }
 
     /// Takes the one vote of a message, and waits until it is durable.
-    pub(crate) async fn cast(
-        &self,
-        vote: Arc<SingleVote>,
-        message: impl ReceivedVotes + Send + Sync + 'static,
-    ) -> Result<(), Status> {
+    pub(crate) async fn cast(&self, vote: Arc<SingleVote>, message: impl ReceivedVotes + Sync) -> Result<(), Status> {
         let votes = message.votes().take(2).count();
         if votes != 1 {
             let reason = if votes == 0 { "vote is missing" } else { "vote is given twice" };

@@ -20,7 +20,7 @@ use votestream_proto::v1::Rejection;
 use votestream_service::telemetry::request_span;
 
 use crate::{
-    ledger::{self, Ledger},
+    ledger::{Admitted, Ledger, rejection},
     room::Room,
 };
 
@@ -48,7 +48,7 @@ struct Message {
     first: u64,
     /// Index after its last vote.
     end: u64,
-    /// Votes that are not settled, plus one until all of them have been appended.
+    /// Votes that are not settled.
     unsettled: AtomicUsize,
     rejections: Mutex<Vec<Rejection>>,
     /// Its share of the bytes that may be unsettled. Given back when it is settled, not when it is answered.
@@ -126,13 +126,8 @@ impl Session {
 }
 
 impl Ledger for Session {
-    fn enter(
-        self: &Arc<Self>,
-        first: u64,
-        accepted: usize,
-        rejections: Vec<Rejection>,
-        room: Option<Room>,
-    ) -> Arc<dyn Settle> {
+    fn enter(self: &Arc<Self>, admitted: Admitted) -> Arc<dyn Settle> {
+        let Admitted { first, accepted, rejections, room } = admitted;
         let message = Arc::new(Message {
             session: Arc::downgrade(self),
             first,
@@ -164,12 +159,9 @@ impl Message {
 
 impl Settle for Message {
     fn settle(&self, indices: &[u32], outcome: Outcome) {
-        if let Some((code, reason)) = ledger::reason(outcome) {
-            self.rejections.lock().extend(indices.iter().map(|&index| Rejection {
-                index: self.first + u64::from(index),
-                code: code.into(),
-                reason: reason.into(),
-            }));
+        if outcome != Outcome::Durable {
+            let rejections = indices.iter().filter_map(|&index| rejection(self.first + u64::from(index), outcome));
+            self.rejections.lock().extend(rejections);
         }
         if self.unsettled.fetch_sub(indices.len(), Ordering::AcqRel) == indices.len() {
             self.done();
