@@ -70,3 +70,6 @@ where
     census.order_all(number, Order::End(ConnectionClosed::Shutdown));
     Ok(DrainReport::Incomplete)
 }
+
+#[cfg(test)]
+mod tests;

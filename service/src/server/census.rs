@@ -235,6 +235,11 @@ impl Census {
         places.next - 1
     }
 
+    #[cfg(test)]
+    pub(crate) fn answer_bytes(&self) -> u64 {
+        self.answer_bytes.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn release_answers(&self, bytes: u64) {
         self.answer_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }

@@ -78,6 +78,16 @@ where
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    run_over(socket, entry, place).await;
+}
+
+/// Serves a connection over anything that carries bytes.
+pub(crate) async fn run_over<C, S>(socket: C, entry: Entry<S>, place: Place)
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
     let socket = Watched::new(socket, place.link.clone());
     // A TLS handshake belongs here: the socket is watched, and the time for the first request runs since accept.
     speak(socket, entry, &place.link).await;
