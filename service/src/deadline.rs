@@ -194,3 +194,147 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for Timed<B> {
         hint
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use axum::{Router, routing::post};
+    use http::header;
+    use http_body_util::BodyExt;
+    use tokio::time::Instant;
+    use tonic::{Code, service::Routes};
+    use tonic_health::server::{HealthReporter, HealthService};
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::{CorsOrigins, Surface};
+
+    #[test]
+    fn deadlines_are_read_as_the_protocol_has_them() {
+        let parse = |text: &str| parse(&HeaderValue::from_str(text).unwrap());
+        let rows = [
+            ("1H", Duration::from_secs(3_600)),
+            ("2M", Duration::from_secs(120)),
+            ("3S", Duration::from_secs(3)),
+            ("4m", Duration::from_millis(4)),
+            ("5u", Duration::from_micros(5)),
+            ("00000006n", Duration::from_nanos(6)),
+            ("99999999H", Duration::from_secs(99_999_999 * 3_600)),
+            ("0S", Duration::ZERO),
+        ];
+        for (text, timeout) in rows {
+            assert_eq!(parse(text), Some(timeout), "{text}");
+        }
+        for text in ["", "S", "1", "1s", "1 S", "-1S", "+1S", "1.5S", "123456789S", "0x1S", "1SS", "eins"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    struct Work(Arc<AtomicBool>);
+
+    impl Drop for Work {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls a service whose call and whose stream go on without end, and says whether its work was dropped.
+    async fn call(timeout: &str, is_stream: bool) -> (Response<Body>, Arc<AtomicBool>) {
+        let dropped = Arc::new(AtomicBool::new(false));
+        let flag = dropped.clone();
+        let service = service_fn(move |_: Request<Body>| {
+            let work = Work(flag.clone());
+            async move {
+                if !is_stream {
+                    std::future::pending::<()>().await;
+                }
+                let frames = futures::stream::unfold(work, |work| async {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    Some((Ok::<_, Status>(Frame::data(Bytes::from_static(b"more"))), work))
+                });
+                Ok::<_, Infallible>(Response::new(Body::new(http_body_util::StreamBody::new(frames))))
+            }
+        });
+        let request = Request::post("/").header(GRPC_TIMEOUT, timeout).body(Body::empty()).unwrap();
+        let answer = Deadline(service).oneshot(request).await.unwrap();
+        (answer, dropped)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_and_a_stream_end_with_their_deadline_and_so_does_their_work() {
+        let began = Instant::now();
+        let (answer, dropped) = call("2S", false).await;
+        assert_eq!(Status::from_header_map(answer.headers()).unwrap().code(), Code::DeadlineExceeded);
+        assert!(dropped.load(Ordering::Relaxed) && began.elapsed() < Duration::from_millis(2_010));
+
+        let (answer, dropped) = call("2S", true).await;
+        assert!(Status::from_header_map(answer.headers()).is_none(), "its head was sent in time");
+        let mut body = answer.into_body();
+        while !dropped.load(Ordering::Relaxed) {
+            body.frame().await.unwrap().unwrap();
+        }
+        assert!(body.frame().await.is_none() && began.elapsed() < Duration::from_millis(4_020));
+
+        let (answer, _) = call("2S", true).await;
+        let trailers = answer.into_body().collect().await.unwrap().trailers().cloned().unwrap();
+        assert_eq!(Status::from_header_map(&trailers).unwrap().code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_begun_without_time_or_with_a_deadline_that_cannot_be_read() {
+        for (timeout, code) in [("0n", Code::DeadlineExceeded), ("soon", Code::InvalidArgument)] {
+            let service = service_fn(|_: Request<Body>| async { panic!("begun") });
+            let mut service = Deadline(service.map_response(|never: Response<Body>| never));
+            let request = Request::post("/").header(GRPC_TIMEOUT, timeout).body(Body::empty()).unwrap();
+            let answer: Result<Response<Body>, Infallible> = service.call(request).await;
+            assert_eq!(Status::from_header_map(answer.unwrap().headers()).unwrap().code(), code, "{timeout}");
+        }
+    }
+
+    /// A watch of health, which goes on without end, and a JSON route that takes a second.
+    fn surface(reporter: &HealthReporter) -> Routes {
+        let health = HealthService::from_health_reporter(reporter.clone());
+        let grpc = Routes::new(tonic_health::pb::health_server::HealthServer::new(health));
+        let json = Router::new().route(
+            "/vote",
+            post(async || {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                "voted"
+            }),
+        );
+        Surface::new(grpc, json, CorsOrigins::default()).into_routes()
+    }
+
+    async fn ask(path: &str, content_type: &str, timeout: &str) -> (u16, Bytes, Option<HeaderMap>) {
+        let request = Request::post(path).version(http::Version::HTTP_2).header(header::CONTENT_TYPE, content_type);
+        let message = Bytes::from_static(&[0; 5]);
+        let body = Body::new(http_body_util::Full::new(message));
+        let reporter = HealthReporter::new();
+        let answer =
+            surface(&reporter).oneshot(request.header(GRPC_TIMEOUT, timeout).body(body).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap();
+        let trailers = body.trailers().cloned();
+        (status, body.to_bytes(), trailers)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_is_one_for_grpc_and_grpc_web_and_nothing_for_json() {
+        let watch = "/grpc.health.v1.Health/Watch";
+        let (_, _, trailers) = ask(watch, "application/grpc", "3S").await;
+        assert_eq!(Status::from_header_map(&trailers.unwrap()).unwrap().code(), Code::DeadlineExceeded);
+
+        let (status, body, _) = ask(watch, "application/grpc-web+proto", "3S").await;
+        let trailer = body
+            .windows(14)
+            .any(|window| window.eq_ignore_ascii_case(b"grpc-status:4\r") || window.starts_with(b"grpc-status:4"));
+        assert!(status == 200 && trailer, "{}", body.escape_ascii());
+
+        let (status, body, _) = ask("/vote", "application/json", "1u").await;
+        assert_eq!((status, &body[..]), (200, &b"voted"[..]));
+    }
+}

@@ -5,7 +5,7 @@ mod frames;
 use std::{
     future::pending,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use bytes::Bytes;
