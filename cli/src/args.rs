@@ -368,9 +368,9 @@ mod tests {
 
     #[test]
     fn the_limits_of_up_are_those_of_the_services() {
-        let limits = |flags: &[&str]| match Cli::parse_from(["votestream", "up"].iter().chain(flags)).command {
-            Command::Up(args) => Limits::from(args.limits),
-            other => panic!("{other:?}"),
+        let limits = |flags: &[&str]| {
+            let Command::Up(args) = Cli::parse_from(["votestream", "up"].iter().chain(flags)).command else { panic!() };
+            Limits::from(args.limits)
         };
         assert_eq!(limits(&[]), Limits::default());
         let given = Limits { connections_max: 9, idle: Duration::from_secs(120), ..Limits::default() };
