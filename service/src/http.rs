@@ -6,7 +6,7 @@
 use std::{
     convert::Infallible,
     str::FromStr,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use axum::{
 use bytes::Bytes;
 use futures::{
     TryFutureExt,
-    future::{Either, MapOk},
+    future::{Either, MapOk, Ready, ready},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -78,7 +78,7 @@ impl Surface {
     }
 }
 
-/// Translates gRPC-Web, and passes gRPC by: the translation would wrap each body of a long stream twice more.
+/// Translates gRPC-Web, refuses what is neither, and passes gRPC by: the translation would wrap each body of a long stream twice more.
 #[derive(Clone, Copy)]
 struct WebLayer;
 
@@ -107,20 +107,30 @@ where
     type Error = Infallible;
     type Future = Either<
         <S as Service<http::Request<Body>>>::Future,
-        MapOk<<GrpcWebService<S> as Service<http::Request<Body>>>::Future, Translated>,
+        Either<
+            MapOk<<GrpcWebService<S> as Service<http::Request<Body>>>::Future, Translated>,
+            Ready<Result<Response, Infallible>>,
+        >,
     >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        ready!(Service::<http::Request<Body>>::poll_ready(&mut self.grpc, cx))?;
+        task::ready!(Service::<http::Request<Body>>::poll_ready(&mut self.grpc, cx))?;
         Service::<http::Request<Body>>::poll_ready(&mut self.web, cx)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if !content_type.starts_with(b"application/grpc") {
+            // The generated services look at the path alone. A page of another origin may send other types unasked.
+            let message =
+                "the content type must be application/grpc, application/grpc-web or application/grpc-web-text";
+            let refused = respond(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message, None);
+            return Either::Right(Either::Right(ready(Ok(refused))));
+        }
         if request.version() == Version::HTTP_2 && !content_type.starts_with(b"application/grpc-web") {
             Either::Left(self.grpc.call(request))
         } else {
-            Either::Right(self.web.call(request).map_ok(IntoResponse::into_response))
+            Either::Right(Either::Left(self.web.call(request).map_ok(IntoResponse::into_response)))
         }
     }
 }
