@@ -14,6 +14,7 @@ mod connection;
 mod descriptors;
 mod entry;
 mod host;
+mod inbound;
 mod life;
 mod link;
 mod outbound;

@@ -19,6 +19,7 @@ use tower::{Service, ServiceExt, util::Oneshot};
 
 use super::{
     host,
+    inbound::Inbound,
     link::{Call, Link},
     outbound::Outbound,
 };
@@ -49,7 +50,7 @@ where
         if self.is_loopback && !host::is_of_this_machine(&request) {
             return Answer { state: State::Refused { answer: Some(refusal(&request)) }, call };
         }
-        let mut request = request.map(Body::new);
+        let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone())));
         request.extensions_mut().insert(Peer(self.link.peer));
         Answer { state: State::Called { answer: self.services.clone().oneshot(request) }, call }
     }

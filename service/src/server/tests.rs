@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower::{service_fn, util::BoxCloneSyncService};
 
-use self::frames::{Client, Frame, GOAWAY, PING, PREFACE, RST_STREAM};
+use self::frames::{Client, Frame, GOAWAY, PING, PREFACE, RST_STREAM, WINDOW_UPDATE};
 use super::{census::Census, *};
 use crate::Limits;
 
@@ -378,6 +378,53 @@ async fn streams_full_of_the_smallest_votes_are_within_the_budget() {
     client.send(Frame::ping(false)).await;
     let frames = client.until(|frame| frame.kind == PING || frame.kind == GOAWAY).await;
     assert!(frames.iter().all(|frame| frame.kind != GOAWAY), "{frames:?}");
+    assert!(!served.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_nobody_reads_hold_no_more_than_their_share() {
+    let budget = 8 << 20;
+    let census = census(Limits { request_bytes_max: budget, ..Limits::default() });
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let (mut client, served) = client(&census, 1 << 16).await;
+        for at in 0..20 {
+            client.send(Frame::headers(1 + 2 * at, "/deaf", false)).await;
+            // What frames take counts, not what is in them.
+            for _ in 0..800 {
+                drop(client.try_send_bytes(&Frame::data(1 + 2 * at, b"v").bytes()).await);
+            }
+            sleep(Duration::from_millis(1)).await;
+            assert!(census.request_bytes() <= budget, "{}", census.request_bytes());
+        }
+        clients.push((client, served));
+    }
+    let ended: Vec<bool> = clients.iter().map(|(_, served)| served.is_finished()).collect();
+    assert_eq!(ended, [true, true, false, false]);
+    drop(clients);
+    sleep(SECOND).await;
+    assert_eq!(census.request_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_read_hold_nothing_and_neither_do_those_that_were_given_up() {
+    let census = census(Limits::default());
+    let (mut client, served) = client(&census, 1 << 16).await;
+    // Until then, the connection's window is the protocol's.
+    client.until(|frame| frame.kind == WINDOW_UPDATE).await;
+    for round in 0..20 {
+        let deaf = 1 + 4 * round;
+        client.send(Frame::headers(deaf, "/deaf", false)).await;
+        client.send(Frame::data(deaf, &[b'x'; 60_000])).await;
+        client.send(Frame::reset(deaf)).await;
+        // It has ended: the library drops what comes for it.
+        client.send(Frame::data(deaf, &[b'x'; 5_000])).await;
+        client.send(Frame::headers(deaf + 2, "/read", false)).await;
+        client.send(Frame::data(deaf + 2, &[b'x'; 60_000])).await;
+        client.send(Frame::data(deaf + 2, b"x").with_end()).await;
+        client.until(|frame| frame.payload == b"60001").await;
+        assert_eq!(census.request_bytes(), 0, "{round}");
+    }
     assert!(!served.is_finished());
 }
 
