@@ -148,10 +148,10 @@ where
         for name in service_names.iter().chain(&[""]) {
             health.set_service_status(*name, ServingStatus::NotServing).await;
         }
+        Ok(())
     };
     let serving = server::serve(listener, services, connections, &shutdown, drain);
-    let (served, ()) = tokio::join!(serving, draining);
-    let report = served.map_err(ServiceError::Listener)?;
+    let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
     if report == DrainReport::Incomplete {
         tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
     }
