@@ -12,13 +12,18 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+use tonic::{Status, codegen::StdError};
 
 use super::link::Link;
 
@@ -143,15 +148,28 @@ pub(crate) struct Inbound {
     link: Arc<Link>,
     /// More of it may have come than was read.
     behind: bool,
+    time: Time,
+}
+
+/// How long a body may take.
+#[derive(Debug)]
+enum Time {
+    /// As long as it likes: a stream may be silent.
+    Any,
+    /// So long from when it is first waited for.
+    Within(Duration),
+    /// Until then.
+    Until(Pin<Box<Sleep>>),
 }
 
 impl Inbound {
-    pub(crate) fn new(body: Incoming, link: Arc<Link>) -> Self {
+    /// `within`: how long it may take, unless it is a stream.
+    pub(crate) fn new(body: Incoming, link: Arc<Link>, within: Option<Duration>) -> Self {
         let behind = !body.is_end_stream();
         if behind {
             link.fell_behind();
         }
-        Self { body, link, behind }
+        Self { body, link, behind, time: within.map_or(Time::Any, Time::Within) }
     }
 
     fn is_behind(&mut self, behind: bool) {
@@ -164,6 +182,16 @@ impl Inbound {
             }
         }
     }
+
+    /// What has not come in time is not waited for.
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        if let Time::Within(within) = self.time {
+            self.time = Time::Until(Box::pin(sleep(within)));
+        }
+        let Time::Until(over) = &mut self.time else { return Poll::Pending };
+        ready!(over.as_mut().poll(cx));
+        Poll::Ready(Status::invalid_argument("the message took too long to arrive"))
+    }
 }
 
 impl Drop for Inbound {
@@ -174,21 +202,24 @@ impl Drop for Inbound {
 
 impl Body for Inbound {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = StdError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
-        let Poll::Ready(Some(Ok(frame))) = &polled else {
+        let Poll::Ready(polled) = Pin::new(&mut this.body).poll_frame(cx) else {
             this.is_behind(false);
-            return polled;
+            return this.poll_time(cx).map(|status| Some(Err(status.into())));
+        };
+        let Some(Ok(frame)) = polled else {
+            this.is_behind(false);
+            return Poll::Ready(polled.map(|ended| ended.map_err(Into::into)));
         };
         if let Some(data) = frame.data_ref() {
             this.link.read(data.len() as u64 + FRAME_OVERHEAD_BYTES);
         }
         let behind = !this.body.is_end_stream();
         this.is_behind(behind);
-        polled
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower::{service_fn, util::BoxCloneSyncService};
 
-use self::frames::{Client, Frame, GOAWAY, PING, PREFACE, RST_STREAM, WINDOW_UPDATE};
+use self::frames::{Client, DATA, Frame, GOAWAY, PING, PREFACE, RST_STREAM, WINDOW_UPDATE};
 use super::{census::Census, *};
 use crate::Limits;
 
@@ -52,6 +52,10 @@ fn answer(request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, I
                 of(b"slow".to_vec())
             }
             "/peer" => of(format!("{:?}", request.extensions().get::<Peer>()).into_bytes()),
+            "/single" => match request.into_body().collect().await {
+                Ok(body) => of(body.to_bytes().to_vec()),
+                Err(status) => of(status.message().to_owned().into()),
+            },
             "/read" => {
                 of(request.into_body().collect().await.map_or(0, |body| body.to_bytes().len()).to_string().into())
             }
@@ -59,6 +63,10 @@ fn answer(request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, I
         }
     }
     .boxed()
+}
+
+fn single() -> Arc<[String]> {
+    ["/single".to_owned()].into()
 }
 
 fn census(limits: Limits) -> Arc<Census> {
@@ -69,7 +77,7 @@ fn census(limits: Limits) -> Arc<Census> {
 async fn piped(census: &Arc<Census>, pipe_bytes: usize) -> (DuplexStream, JoinHandle<()>) {
     let place = census.place(PEER, 0).await.unwrap();
     let (near, far) = duplex(pipe_bytes);
-    let entry = Entry { services: services(), link: place.link.clone(), is_loopback: false };
+    let entry = Entry { services: services(), link: place.link.clone(), is_loopback: false, single: single() };
     (far, tokio::spawn(connection::run_over(near, entry, place)))
 }
 
@@ -176,6 +184,34 @@ async fn a_client_that_has_shut_its_side_gets_its_answer() {
     pipe.read_to_end(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200 OK") && answer.ends_with(b"slow"), "{}", answer.escape_ascii());
     served.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_has_its_time_and_a_stream_has_any() {
+    let census = census(Limits::default());
+    for dribbles in [false, true] {
+        let (mut client, served) = client(&census, 1 << 16).await;
+        client.send(Frame::headers(1, "/single", false)).await;
+        client.send(Frame::headers(3, "/read", false)).await;
+        let began = Instant::now();
+        let mut bytes = 0;
+        while began.elapsed() < 9 * SECOND {
+            if dribbles {
+                client.send(Frame::data(1, b"x")).await;
+            }
+            client.send(Frame::data(3, b"x")).await;
+            bytes += 1;
+            sleep(SECOND).await;
+        }
+        let frames = client.until(|frame| frame.stream == 1 && frame.kind == DATA).await;
+        assert_eq!(frames.last().unwrap().payload, b"the message took too long to arrive", "{dribbles}");
+        let seconds = began.elapsed().as_secs_f64();
+        assert!((9.9..10.2).contains(&seconds), "{seconds} s");
+        sleep(SLOW).await;
+        client.send(Frame::data(3, b"x").with_end()).await;
+        client.until(|frame| frame.payload == (bytes + 1).to_string().as_bytes()).await;
+        assert!(!served.is_finished());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -473,7 +509,9 @@ async fn listening(limits: Limits, drain: Duration) -> (SocketAddr, Cancellation
     let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
     let (stop, connections) = (shutdown.clone(), Connections::new(limits));
     let served =
-        tokio::spawn(async move { super::serve(listener, services(), &connections, &stop, drain).await.unwrap() });
+        tokio::spawn(
+            async move { super::serve(listener, services(), single(), &connections, &stop, drain).await.unwrap() },
+        );
     (addr, shutdown, served)
 }
 
