@@ -124,7 +124,7 @@ mod tests {
             let options: Vec<_> = ids.iter().map(|id| PollOption { id: id.as_str().into(), title: String::new() }).collect();
             let id = PollId::new("p").unwrap();
             let (from, to) = (Timestamp(0), Timestamp(1));
-            let poll = Arc::new(Poll::new(id, String::new(), options, from, to, PollSource::Ingest, 0).unwrap());
+            let poll = Arc::new(Poll::defined(id, String::new(), options, from, to, PollSource::Ingest, 0).unwrap());
             let index = IndexedPoll::new(poll.clone());
             let plain = |id: &[u8]| poll.options.iter().map(|option| &option.id).find(|known| known.as_bytes() == id);
             for id in ids.iter().map(|id| id.as_bytes()).chain([&other[..], b"a\0", b"", b"a", b"cc"]) {

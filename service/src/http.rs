@@ -250,13 +250,12 @@ pub fn http_status(code: Code) -> StatusCode {
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::PermissionDenied => StatusCode::FORBIDDEN,
         Code::NotFound => StatusCode::NOT_FOUND,
-        Code::FailedPrecondition => StatusCode::CONFLICT,
+        Code::FailedPrecondition | Code::AlreadyExists => StatusCode::CONFLICT,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Code::Cancelled
         | Code::Unknown
-        | Code::AlreadyExists
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unimplemented
@@ -333,7 +332,7 @@ mod tests {
             (Code::PermissionDenied, 403, "PERMISSION_DENIED"),
             (Code::Internal, 500, "INTERNAL"),
             (Code::Unknown, 500, "UNKNOWN"),
-            (Code::AlreadyExists, 500, "ALREADY_EXISTS"),
+            (Code::AlreadyExists, 409, "ALREADY_EXISTS"),
             (Code::Cancelled, 500, "CANCELLED"),
             (Code::Aborted, 500, "ABORTED"),
             (Code::OutOfRange, 500, "OUT_OF_RANGE"),

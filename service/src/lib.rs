@@ -10,6 +10,7 @@ pub mod http;
 #[cfg(feature = "otel")]
 pub mod process;
 pub mod telemetry;
+pub mod terminal;
 
 pub use grpc::{DrainReport, listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
