@@ -277,11 +277,7 @@ mod tests {
         let rows = [row("A long option, as they are in real polls", 12_345), row("b", 0)];
         let first = |columns| render(&rows, ROWS_MAX, columns)[0].clone();
         assert_eq!(first(79), "A long option, as they are in…  ██████████████████████████████  12,345  100.0 %");
-        assert_eq!(
-            first(39),
-            "A long option, …  ███  12,345  100.0 %".replace("███  ", "█████ ").as_str().to_owned().as_str().to_owned(),
-            ""
-        );
+        assert_eq!(first(39), "A long option…  ██████  12,345  100.0 %");
         assert_eq!(first(19), "A l… 12,345 100.0 %");
     }
 
