@@ -10,11 +10,19 @@ use std::{
 
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 use serde::Serialize;
+use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 use votestream_service::terminal::{self, LogOutput, is_dumb};
 
 use crate::failure::Failure;
+
+/// `EIO`: what a write comes to once the terminal is gone.
+const TERMINAL_GONE: i32 = 5;
 
 /// Whether the reader of stdout has left.
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
@@ -60,7 +68,7 @@ pub(crate) fn note(text: &str) {
 pub(crate) fn written(result: io::Result<()>) -> Result<(), Failure> {
     match result {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(TERMINAL_GONE) => {
             STDOUT_CLOSED.store(true, Ordering::Relaxed);
             Ok(())
         }
@@ -71,6 +79,30 @@ pub(crate) fn written(result: io::Result<()>) -> Result<(), Failure> {
 /// Whether the reader of stdout has left, as far as the last write has shown.
 pub(crate) fn is_closed() -> bool {
     STDOUT_CLOSED.load(Ordering::Relaxed)
+}
+
+/// Waits until the reader of stdout has left: a command that shows changes may have nothing to write for days. Never returns if
+/// stdout is a file, or if the system does not say.
+pub(crate) async fn until_closed() {
+    let (tell, told) = oneshot::channel();
+    let watching = std::thread::Builder::new().name("stdout".into()).spawn(move || {
+        let stdout = io::stdout();
+        // Nothing is asked for: an error or a hang-up is always reported.
+        let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+        loop {
+            match poll(&mut watched, None) {
+                Err(error) if error == Errno::INTR => {}
+                Ok(_) if watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => break,
+                Ok(_) | Err(_) => return,
+            }
+        }
+        // Nobody waits any more if this fails.
+        tell.send(()).ok();
+    });
+    if watching.is_err() || told.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    STDOUT_CLOSED.store(true, Ordering::Relaxed);
 }
 
 /// Whether lines of this terminal can be drawn again in their place.
@@ -103,6 +135,7 @@ mod tests {
     fn only_a_closed_pipe_is_no_failure() {
         assert_eq!(written(Ok(())), Ok(()));
         assert_eq!(written(Err(io::ErrorKind::BrokenPipe.into())), Ok(()));
+        assert_eq!(written(Err(io::Error::from_raw_os_error(TERMINAL_GONE))), Ok(()));
         assert!(written(Err(io::ErrorKind::StorageFull.into())).is_err());
     }
 

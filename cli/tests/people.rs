@@ -149,8 +149,11 @@ fn a_closed_pipe_ends_nothing_but_the_output() {
     }
     assert_eq!(code(&["results", "none"]), Some(3));
     assert_eq!(code(&["results", "p", "--final"]), Some(1));
-    // It would watch for days, and ends with the first change that nobody reads.
-    let mut watch = up.command(&["results", "p", "--watch"]).stdout(closed_pipe()).spawn().unwrap();
+    // It would watch for days, and nothing changes that it could write.
+    let mut watch = up.command(&["results", "p", "--watch"]).spawn().unwrap();
+    let mut reader = BufReader::new(watch.stdout.take().unwrap());
+    reader.read_line(&mut String::new()).unwrap();
+    drop(reader);
     assert_eq!(ended(&mut watch).code(), Some(0));
     let mut said = String::new();
     watch.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -407,6 +410,8 @@ fn polls_show_what_they_are() {
     // Byte by byte: another spelling of an option is no option.
     let vote = |option: &str| up.run(&["cast", "--poll", "p", "--user", "u", "--option", option]).status.code();
     assert_eq!((vote("caf\u{e9}"), vote("cafe\u{301}"), vote("👩\u{200d}💻")), (Some(0), Some(1), Some(0)));
+    let said = text(&up.run(&["cast", "--poll", "p", "--user", "u", "--option", "cafe\u{301}"]).stderr);
+    assert!(said.contains(r#""cafe\u{301}" looks like "caf\u{e9}""#), "{said}");
 }
 
 #[test]

@@ -2,11 +2,15 @@
 //!
 //! Owns how an option is found by the bytes of its id, which happens once a vote.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use crate::{
     poll::{Poll, PollId},
     routing::PollHasher,
+    text,
 };
 
 /// A poll, and its options in a form that is fast to search.
@@ -18,6 +22,8 @@ pub struct IndexedPoll {
     short: Vec<u128>,
     /// For polls with many options, or long ones.
     by_id: HashMap<Arc<str>, u32>,
+    /// Options by what they look like; made for the first vote that names none of them, since most polls never see one.
+    by_look: OnceLock<HashMap<String, u32>>,
 }
 
 /// Up to this many options are compared one by one.
@@ -32,7 +38,7 @@ impl IndexedPoll {
             Some(short) => (short, HashMap::new()),
             None => (Vec::new(), ids().cloned().zip(0..).collect()),
         };
-        Self { hasher: PollHasher::new(&poll.id), short, by_id, poll }
+        Self { hasher: PollHasher::new(&poll.id), short, by_id, by_look: OnceLock::new(), poll }
     }
 
     /// The poll.
@@ -69,6 +75,17 @@ impl IndexedPoll {
             *self.by_id.get(std::str::from_utf8(id).ok()?)? as usize
         };
         Some(&self.poll.options.get(at)?.id)
+    }
+
+    /// The option that looks like an id which is none, to name it to whoever has written the same letters in other bytes. Costs
+    /// no more than to reject the vote, however many options there are.
+    pub fn look_alike(&self, id: &str) -> Option<&Arc<str>> {
+        let by_look = self.by_look.get_or_init(|| {
+            let looks = self.poll.options.iter().map(|option| text::skeleton(&option.id));
+            looks.zip(0..).collect()
+        });
+        let at = *by_look.get(&text::skeleton(id))?;
+        Some(&self.poll.options.get(at as usize)?.id)
     }
 }
 
@@ -131,5 +148,19 @@ mod tests {
                 prop_assert_eq!(index.option(id), plain(id));
             }
         }
+    }
+
+    #[test]
+    fn an_id_in_other_bytes_finds_what_it_looks_like() {
+        let options = ["caf\u{e9}", "tea"].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
+        let (id, from, to) = (PollId::new("p").unwrap(), Timestamp(0), Timestamp(1));
+        let poll = Poll::new(id, String::new(), options, from, to, PollSource::Ingest, 0).unwrap();
+        let index = IndexedPoll::new(Arc::new(poll));
+        let look_alike = |id: &str| index.look_alike(id).map(|id| id.to_string());
+        assert_eq!(look_alike("cafe\u{301}"), Some("caf\u{e9}".into()));
+        assert_eq!(look_alike(" tea"), Some("tea".into()));
+        assert_eq!(look_alike("Tea"), None);
+        // It is no more than a hint: the vote names an option byte by byte.
+        assert_eq!(index.option("cafe\u{301}".as_bytes()), None);
     }
 }

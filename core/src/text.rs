@@ -213,17 +213,46 @@ pub fn skeleton(text: &str) -> String {
 /// Letters of other scripts with the shape of a Latin one, and punctuation that differs in no more than a detail (a selection
 /// of confusables.txt, Unicode Technical Standard 39). Not those of one script, such as I and l: real options differ by them.
 fn one_of_its_shape(c: char) -> char {
-    const SHAPES: [(&str, &str); 4] = [
-        ("АВЕЅІЈКМНОРСТУХЗаеорсухѕіјһԁԛԝӀ", "ABESIJKMHOPCTYX3aeopcyxsijhdqwI"),
-        ("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧον", "ABEZHIKMNOPTYXov"),
-        ("ՕօՏս", "OoSu"),
-        ("‐‒−’‘ʼ′“”", "---''''\"\""),
-    ];
-    if c.is_ascii() {
-        return c;
+    match c {
+        '\u{201c}' | '\u{201d}' => '"',
+        '\u{2bc}' | '\u{2018}' | '\u{2019}' | '\u{2032}' => '\'',
+        '\u{2010}' | '\u{2012}' | '\u{2212}' => '-',
+        '\u{417}' => '3',
+        '\u{391}' | '\u{410}' => 'A',
+        '\u{392}' | '\u{412}' => 'B',
+        '\u{421}' => 'C',
+        '\u{395}' | '\u{415}' => 'E',
+        '\u{397}' | '\u{41d}' => 'H',
+        '\u{399}' | '\u{406}' | '\u{4c0}' => 'I',
+        '\u{408}' => 'J',
+        '\u{39a}' | '\u{41a}' => 'K',
+        '\u{39c}' | '\u{41c}' => 'M',
+        '\u{39d}' => 'N',
+        '\u{39f}' | '\u{41e}' | '\u{555}' => 'O',
+        '\u{3a1}' | '\u{420}' => 'P',
+        '\u{405}' | '\u{54f}' => 'S',
+        '\u{3a4}' | '\u{422}' => 'T',
+        '\u{3a7}' | '\u{425}' => 'X',
+        '\u{3a5}' | '\u{423}' => 'Y',
+        '\u{396}' => 'Z',
+        '\u{430}' => 'a',
+        '\u{441}' => 'c',
+        '\u{501}' => 'd',
+        '\u{435}' => 'e',
+        '\u{4bb}' => 'h',
+        '\u{456}' => 'i',
+        '\u{458}' => 'j',
+        '\u{3bf}' | '\u{43e}' | '\u{585}' => 'o',
+        '\u{440}' => 'p',
+        '\u{51b}' => 'q',
+        '\u{455}' => 's',
+        '\u{57d}' => 'u',
+        '\u{3bd}' => 'v',
+        '\u{51d}' => 'w',
+        '\u{445}' => 'x',
+        '\u{443}' => 'y',
+        _ => c,
     }
-    let pairs = SHAPES.iter().flat_map(|(from, to)| from.chars().zip(to.chars()));
-    pairs.into_iter().find(|(from, _)| *from == c).map_or(c, |(_, to)| to)
 }
 
 #[cfg(test)]

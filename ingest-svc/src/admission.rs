@@ -423,6 +423,16 @@ fn malformed(error: &InvalidField) -> Reject {
     (RejectionCode::Malformed, error.to_string())
 }
 
+/// Why an option is none of the poll's. One that only looks like one is shown with its code points.
+#[cold]
+fn no_option(known: &IndexedPoll, id: &str) -> String {
+    let reason = format!("option_id: poll {:?} has no option {id:?}", known.id().as_str());
+    match known.look_alike(id) {
+        Some(option) => format!("{reason}; \"{}\" looks like \"{}\"", id.escape_default(), option.escape_default()),
+        None => reason,
+    }
+}
+
 /// Judges one vote; if it is good, returns its option and its user.
 #[inline(always)]
 fn check<'a>(
@@ -434,8 +444,7 @@ fn check<'a>(
     let user_id = UserId::check(vote.user_id).map_err(|error| malformed(&error))?;
     let Some(option_id) = known.option(vote.option_id) else {
         let id = check_option_id(vote.option_id).map_err(|error| malformed(&error))?;
-        let reason = format!("option_id: poll {:?} has no option {id:?}", poll.id.as_str());
-        return Err((RejectionCode::OptionNotFound, reason));
+        return Err((RejectionCode::OptionNotFound, no_option(known, id)));
     };
     if poll.source != PollSource::Ingest {
         return Err((

@@ -118,7 +118,13 @@ async fn watch(
     let message = v1::WatchInterimResultsRequest { poll_id };
     let mut updates = results.watch_interim_results(message).await.map_err(failed)?.into_inner();
     let mut canvas = Canvas::new(Term::stdout());
-    while let Some(update) = updates.message().await.map_err(failed)? {
+    let mut closed = std::pin::pin!(output::until_closed());
+    loop {
+        let update = tokio::select! {
+            update = updates.message() => update.map_err(failed)?,
+            () = &mut closed => return Ok(Answer::Yes),
+        };
+        let Some(update) = update else { break };
         let interim = json::Interim::from(update);
         if global.json {
             output::json(&interim)?;
