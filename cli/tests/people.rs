@@ -293,8 +293,9 @@ fn whatever_only_shows_ends_with_the_code_of_its_signal() {
     let up = Up::with_poll();
     for (kind, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let mut watch = up.command(&["results", "p", "--watch"]).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // Kept, or it ends because nobody reads it.
+        let mut reader = BufReader::new(watch.stdout.take().unwrap());
+        reader.read_line(&mut String::new()).unwrap();
         signal(&watch, kind);
         assert_eq!(ended(&mut watch).code(), Some(code));
     }
