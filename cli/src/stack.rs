@@ -125,7 +125,7 @@ impl Stack {
             }
             cause = self.engine.broken() => {
                 return Failure::failed(format!(
-                    "cannot write to {}: {cause}; every vote that was acknowledged is safe, and none is any more: \
+                    "cannot write to {}: {cause}; every vote that was acknowledged is safe. No new votes are accepted: \
                      mend that and start again",
                     self.directory.display()
                 ));

@@ -31,6 +31,7 @@ pub mod sequence;
 pub mod tally;
 #[cfg(test)]
 mod testing;
+pub mod text;
 pub mod time;
 pub mod trace;
 pub mod user_id;

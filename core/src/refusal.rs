@@ -3,7 +3,7 @@
 //! Owns the reasons and the fields at fault. Services turn a [`Refusal`] into the codes of their protocols, each in one place;
 //! nobody reads its text to find out what it says.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::poll::{InvalidField, PollId};
 
@@ -22,6 +22,8 @@ pub enum Refusal {
         poll: PollId,
         /// What the vote names.
         option: Box<str>,
+        /// The option that looks like it, if there is one.
+        look_alike: Option<Arc<str>>,
     },
     /// The poll is not open yet.
     NotOpen(PollId),
@@ -66,7 +68,16 @@ impl fmt::Display for Refusal {
             Self::Unreadable => f.write_str("vote: not a valid protobuf message"),
             Self::Invalid(invalid) => invalid.fmt(f),
             Self::NoSuchPoll(poll) => write!(f, "poll_id: there is no poll \"{poll}\""),
-            Self::NoSuchOption { poll, option } => write!(f, "option_id: poll \"{poll}\" has no option {option:?}"),
+            Self::NoSuchOption { poll, option, look_alike } => {
+                write!(f, "option_id: poll \"{poll}\" has no option {option:?}")?;
+                match look_alike {
+                    // With their code points, since nobody can see what is different.
+                    Some(known) => {
+                        write!(f, "; \"{}\" looks like \"{}\"", option.escape_default(), known.escape_default())
+                    }
+                    None => Ok(()),
+                }
+            }
             Self::NotOpen(poll) => write!(f, "poll \"{poll}\" is not open yet"),
             Self::Closed(poll) => write!(f, "poll \"{poll}\" is closed"),
             Self::WrongSource(poll) => write!(f, "poll \"{poll}\" takes its votes from the stream"),
@@ -89,7 +100,7 @@ mod tests {
         let refusals = [
             Refusal::Invalid(InvalidField::Empty("user_id")),
             Refusal::NoSuchPoll(poll()),
-            Refusal::NoSuchOption { poll: poll(), option: "soup".into() },
+            Refusal::NoSuchOption { poll: poll(), option: "soup".into(), look_alike: None },
         ];
         for refusal in refusals {
             let field = refusal.field().unwrap();

@@ -47,8 +47,6 @@ pub struct IngestConfig {
     /// Most bytes of messages that wait for their client: for their rest, if they are large, or for answers to be read. Each of
     /// the two has so many.
     pub waiting_bytes_max: usize,
-    /// How long a message may take from its first byte to its last, and how long a call with one vote may wait for it.
-    pub message_timeout: Duration,
     /// How long a stream of votes may be open without a message.
     pub first_message_timeout: Duration,
     /// How long a stream of votes may be silent after a message.
@@ -72,7 +70,6 @@ impl IngestConfig {
             lanes: LaneConfig::one_machine(),
             unsettled_bytes_max: 64 << 20,
             waiting_bytes_max: 64 << 20,
-            message_timeout: Duration::from_secs(10),
             first_message_timeout: Duration::from_secs(60),
             silence_timeout: Duration::from_secs(300),
             unary_patience: Duration::from_millis(500),

@@ -124,8 +124,7 @@ where
             // The generated services look at the path alone. A page of another origin may send other types unasked.
             let message =
                 "the content type must be application/grpc, application/grpc-web or application/grpc-web-text";
-            let refused = respond(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message, None);
-            return Either::Right(Either::Right(ready(Ok(refused))));
+            return Either::Right(Either::Right(ready(Ok(UnsupportedMedia(message).into()))));
         }
         if request.version() == Version::HTTP_2 && !content_type.starts_with(b"application/grpc-web") {
             Either::Left(self.grpc.call(request))
@@ -195,6 +194,16 @@ impl CorsOrigins {
     }
 }
 
+/// A body is of a kind that is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnsupportedMedia(&'static str);
+
+impl From<UnsupportedMedia> for Response {
+    fn from(unsupported: UnsupportedMedia) -> Self {
+        respond(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, unsupported.0, None)
+    }
+}
+
 /// Checks that a request says that its body is JSON as it is.
 ///
 /// A page of another origin may send other types without asking anybody, and so may a page that sends no type at all; then its
@@ -202,10 +211,8 @@ impl CorsOrigins {
 ///
 /// # Errors
 ///
-/// With the answer to send: 415, since what the body means is not known.
-pub fn check_json(headers: &HeaderMap) -> Result<(), Response> {
-    let unsupported =
-        |message: &str| Err(respond(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message, None));
+/// If what the body means is not known.
+pub fn check_json(headers: &HeaderMap) -> Result<(), UnsupportedMedia> {
     let json = |content_type: &HeaderValue| {
         let essence = content_type.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
         essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
@@ -213,11 +220,11 @@ pub fn check_json(headers: &HeaderMap) -> Result<(), Response> {
     match headers.get(header::CONTENT_TYPE) {
         Some(content_type) if json(content_type) => {}
         None if !headers.contains_key(header::ORIGIN) => {}
-        Some(_) | None => return unsupported("the content type must be application/json"),
+        Some(_) | None => return Err(UnsupportedMedia("the content type must be application/json")),
     }
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return unsupported("the body must not be encoded: leave out Content-Encoding");
+        return Err(UnsupportedMedia("the body must not be encoded: leave out Content-Encoding"));
     }
     Ok(())
 }
@@ -290,13 +297,12 @@ pub fn http_status(code: Code) -> StatusCode {
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::PermissionDenied => StatusCode::FORBIDDEN,
         Code::NotFound => StatusCode::NOT_FOUND,
-        Code::FailedPrecondition => StatusCode::CONFLICT,
+        Code::FailedPrecondition | Code::AlreadyExists => StatusCode::CONFLICT,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Code::Cancelled
         | Code::Unknown
-        | Code::AlreadyExists
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unimplemented
@@ -373,7 +379,7 @@ mod tests {
             (Code::PermissionDenied, 403, "PERMISSION_DENIED"),
             (Code::Internal, 500, "INTERNAL"),
             (Code::Unknown, 500, "UNKNOWN"),
-            (Code::AlreadyExists, 500, "ALREADY_EXISTS"),
+            (Code::AlreadyExists, 409, "ALREADY_EXISTS"),
             (Code::Cancelled, 500, "CANCELLED"),
             (Code::Aborted, 500, "ABORTED"),
             (Code::OutOfRange, 500, "OUT_OF_RANGE"),
@@ -411,7 +417,7 @@ mod tests {
     fn a_body_is_json_and_nothing_else() {
         let check = |headers: &[(&str, &str)]| {
             let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
-            check_json(&headers.collect::<HeaderMap>()).map_err(|answer| answer.status().as_u16())
+            check_json(&headers.collect::<HeaderMap>()).map_err(|refused| Response::from(refused).status().as_u16())
         };
         let (json, origin) = (("content-type", "application/json"), ("origin", "https://elsewhere.example"));
         for good in [

@@ -10,6 +10,7 @@ mod finalizer;
 mod idle;
 mod json;
 mod polls;
+mod recount;
 mod results;
 pub mod settings;
 mod snapshot;

@@ -56,7 +56,7 @@ impl Polls {
         let opens = definition.opens_at.unwrap_or(default_opening);
         if let Some(stored) = stored {
             // Closed early, the stored poll may even close before it opens; the repeated definition does not.
-            return self.same(definition.poll(opens)?, opens_by_default, stored);
+            return self.same(definition.repeated(opens)?, opens_by_default, stored);
         }
         definition.check(opens, now, &self.bounds)?;
         let poll = definition.poll(opens)?;
@@ -195,6 +195,12 @@ impl Definition {
     fn poll(self, opens: Timestamp) -> Result<Poll, InvalidField> {
         let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
         Poll::new(id, title, options, opens, closes_at, source, expected_peak)
+    }
+
+    /// The same, to compare it with a poll that is stored: what was allowed then is no mistake of this call.
+    fn repeated(self, opens: Timestamp) -> Result<Poll, InvalidField> {
+        let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
+        Poll::defined(id, title, options, opens, closes_at, source, expected_peak)
     }
 }
 

@@ -47,6 +47,9 @@ pub(crate) struct Fake {
     tallies: Mutex<BTreeMap<(PollId, Group, ShardId), TallyRow>>,
     rows: Mutex<Vec<ShardRow>>,
     recount: Mutex<Vec<u64>>,
+    recounts_begun: AtomicU32,
+    /// While its sender is alive, recounts do not end.
+    hold: Mutex<Option<tokio::sync::watch::Receiver<()>>>,
     markers: AtomicU32,
     failures: AtomicU32,
     tally_reads: AtomicU32,
@@ -74,6 +77,17 @@ impl Fake {
 
     pub(crate) fn set_recount(&self, votes: &[u64]) {
         *self.recount.lock() = votes.to_vec();
+    }
+
+    /// Recounts that begin from now on do not end until what is returned is dropped.
+    pub(crate) fn hold_recounts(&self) -> tokio::sync::watch::Sender<()> {
+        let (hold, held) = tokio::sync::watch::channel(());
+        *self.hold.lock() = Some(held);
+        hold
+    }
+
+    pub(crate) fn recounts_begun(&self) -> u32 {
+        self.recounts_begun.load(Ordering::Relaxed)
     }
 
     /// Lets the next calls that read or write tallies, or list rows, fail.
@@ -223,6 +237,11 @@ impl VoteStore for Fake {
     }
 
     async fn recount(&self, _: &Poll) -> Result<Vec<u64>, PortError> {
+        self.recounts_begun.fetch_add(1, Ordering::Relaxed);
+        let held = self.hold.lock().clone();
+        if let Some(mut held) = held {
+            while held.changed().await.is_ok() {}
+        }
         Ok(self.recount.lock().clone())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Must be set up within the runtime that outlives it, which carries the exporters' connections.
 
-use std::{io::IsTerminal, time::Duration};
+use std::time::Duration;
 
 use opentelemetry::{
     KeyValue,
@@ -27,6 +27,7 @@ use votestream_core::{
 };
 
 use super::{Exports, LogFormat, hooks::OtelHooks};
+use crate::terminal::{self, LogOutput};
 
 /// Name of the instrumentation scope.
 const SCOPE: &str = "votestream";
@@ -141,8 +142,10 @@ fn stderr(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
     };
-    let layer =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(LogOutput)
+        .log_internal_errors(false)
+        .with_ansi(terminal::stderr_has_colors());
     match format {
         LogFormat::Text => layer.with_filter(filter).boxed(),
         LogFormat::Json => {
