@@ -40,11 +40,13 @@ pub enum Mutation {
     FinalWithoutCoverage,
     /// ClosePoll stores its time in one step, and moves it in either direction.
     ClosedInOneStep,
+    /// The clock is trusted whatever the engines' answers say.
+    ClockIsBelieved,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::RefusedBatchIsOvertaken,
         Self::NoProducerMemory,
         Self::MemoryPerProducer,
@@ -61,6 +63,7 @@ impl Mutation {
         Self::WatermarkFromOwnClock,
         Self::FinalWithoutCoverage,
         Self::ClosedInOneStep,
+        Self::ClockIsBelieved,
     ];
 }
 
