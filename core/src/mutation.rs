@@ -42,11 +42,17 @@ pub enum Mutation {
     ClosedInOneStep,
     /// The clock is trusted whatever the engines' answers say.
     ClockIsBelieved,
+    /// The age of a poll's definition is tested at a moment before the clock reading that stamps the votes.
+    AgeBeforeClock,
+    /// A window that waits for a poll to be closed goes on with what it has read about it.
+    ClosingPollIsNotReadAgain,
+    /// Windows judge votes of a poll that is between the two steps of its closing.
+    ClosingPollIsNotWaitedFor,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::RefusedBatchIsOvertaken,
         Self::NoProducerMemory,
         Self::MemoryPerProducer,
@@ -64,6 +70,9 @@ impl Mutation {
         Self::FinalWithoutCoverage,
         Self::ClosedInOneStep,
         Self::ClockIsBelieved,
+        Self::AgeBeforeClock,
+        Self::ClosingPollIsNotReadAgain,
+        Self::ClosingPollIsNotWaitedFor,
     ];
 }
 

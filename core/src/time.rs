@@ -72,6 +72,37 @@ pub trait Clock: Send + Sync + 'static {
     }
 }
 
+/// One reading of both clocks: what a decision is stamped with, and what the age of the facts behind it is tested at.
+///
+/// The stamp is read first. Whatever stands still between the two readings, the age of a fact is then never taken for less
+/// than it was at the stamp. Ages are measured on both clocks, and the larger one holds: the monotonic clock stands still
+/// while a machine is suspended, and the other one may run slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The reading that stamps, and is compared with the times of polls.
+    pub now: Timestamp,
+    /// The monotonic clock, read after it.
+    pub instant: Instant,
+}
+
+impl Moment {
+    /// Reads both clocks.
+    pub fn of(clock: &dyn Clock) -> Self {
+        // In this order: struct fields are evaluated as they are written.
+        Self { now: clock.now(), instant: clock.instant() }
+    }
+
+    /// This moment plus a duration, on both clocks.
+    pub fn plus(self, duration: Duration) -> Self {
+        Self { now: self.now.plus(duration), instant: self.instant + duration }
+    }
+
+    /// Whether this moment is later than another one, on either clock.
+    pub fn is_past(self, limit: Self) -> bool {
+        self.now > limit.now || self.instant > limit.instant
+    }
+}
+
 /// The time limits of the protocol. All processes of one deployment must use the same ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeBounds {
@@ -128,6 +159,18 @@ impl TimeBounds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fact_is_too_old_when_either_clock_says_so() {
+        let start = Moment { now: Timestamp(1_000), instant: Instant::now() };
+        let life = Duration::from_millis(500);
+        let limit = start.plus(life);
+        assert!(!limit.is_past(limit));
+        // The machine was suspended; the wall clock was set back.
+        let suspended = Moment { now: Timestamp(3_600_000), ..start };
+        let set_back = Moment { instant: start.instant + 2 * life, ..start };
+        assert!(suspended.is_past(limit) && set_back.is_past(limit));
+    }
 
     #[test]
     fn moments_are_written_as_people_write_them() {
