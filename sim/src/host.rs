@@ -119,6 +119,11 @@ impl Host {
         self.watch.answered(sent_at, self.stamp(place), second, place);
     }
 
+    /// Whether the clock differs from the true time by more than the bound.
+    pub(super) fn is_wrong(&self) -> bool {
+        u128::from(self.skew_ms.load(Ordering::Relaxed).unsigned_abs()) > BOUNDS.clock_skew_max.as_millis()
+    }
+
     /// The clock jumps ahead.
     pub(super) fn jump(&self, ms: i64) {
         self.skew_ms.fetch_add(ms, Ordering::Relaxed);
