@@ -33,6 +33,8 @@ pub enum Refusal {
     WrongSource(PollId),
     /// The poll cannot be read at the moment.
     PollUnreadable(PollId),
+    /// The clock of the process contradicts those of the engines.
+    ClockContradicted,
     /// The stream took the vote in no attempt.
     NotStored,
     /// Whether the stream took the vote, nobody knows.
@@ -46,7 +48,11 @@ impl Refusal {
             Self::Invalid(invalid) => Some(invalid.field()),
             Self::NoSuchOption { .. } => Some("option_id"),
             Self::NoSuchPoll(_) | Self::NotOpen(_) | Self::Closed(_) | Self::WrongSource(_) => Some("poll_id"),
-            Self::Unreadable | Self::PollUnreadable(_) | Self::NotStored | Self::OutcomeUnknown => None,
+            Self::Unreadable
+            | Self::PollUnreadable(_)
+            | Self::ClockContradicted
+            | Self::NotStored
+            | Self::OutcomeUnknown => None,
         }
     }
 
@@ -82,6 +88,10 @@ impl fmt::Display for Refusal {
             Self::Closed(poll) => write!(f, "poll \"{poll}\" is closed"),
             Self::WrongSource(poll) => write!(f, "poll \"{poll}\" takes its votes from the stream"),
             Self::PollUnreadable(poll) => write!(f, "poll \"{poll}\" cannot be read at the moment, retry the vote"),
+            Self::ClockContradicted => f.write_str(
+                "the clock of this server differs from the engines' by more than the protocol allows; the vote was not \
+                 stored, retry it",
+            ),
             Self::NotStored => f.write_str("the vote stream is unavailable; the vote was not stored, retry it"),
             Self::OutcomeUnknown => {
                 f.write_str("no answer from the vote stream in time; whether the vote was stored is unknown")

@@ -97,7 +97,7 @@ pub async fn run(
     let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;
-    let polls = PollCache::new(ports.polls.clone(), config.bounds.poll_cache_life);
+    let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), config.bounds.poll_cache_life);
     let admission = Arc::new(Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
     let calls = Arc::new(calls::Calls::new(&config, admission, shutdown.clone()));
     let edge = edge::Edge(calls.clone());

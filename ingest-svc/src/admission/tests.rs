@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 use tonic::codegen::Bytes;
 use votestream_core::{
     Closing, HashRange, Poll, PollOption, PollSource, SequenceNumber, ShardId,
@@ -103,7 +103,7 @@ async fn admission(store: &Arc<Store>, clock: Arc<dyn Clock>) -> Admission {
     let mut config = IngestConfig::one_machine();
     config.bounds.poll_cache_life = LIFE;
     let producer = Producer::start(config.lanes, Arc::new(Sink), clock.clone()).await.unwrap();
-    Admission::new(&config, producer, PollCache::new(store.clone(), LIFE), clock)
+    Admission::new(&config, producer, PollCache::new(store.clone(), clock.clone(), LIFE), clock)
 }
 
 /// A vote for each of these polls.
