@@ -12,6 +12,8 @@
 //! - **group**: the consumers of one service. **watermark**: all votes that arrived before it have been committed.
 //! - **submitted**: every accepted vote. **counted**: one vote per user, the last one.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
+
 mod backoff;
 pub mod batch;
 pub mod foreign;

@@ -3,6 +3,8 @@
 //! What must hold in every schedule: each vote is settled exactly once; a durable vote is in the stream exactly once after
 //! duplicates are removed, a vote that was not stored is not in it; the votes of one user keep their order.
 
+#![allow(clippy::disallowed_methods, reason = "tests read the clocks of their own")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{

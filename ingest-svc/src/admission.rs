@@ -222,8 +222,10 @@ impl Admission {
         I: Iterator<Item = VoteResult<'a>> + Clone,
     {
         let Admit { ledger, next: first, bytes, walk, polls, moment } = admit;
-        let Judged { accepted, refused, votes, stop } =
-            judge(walk, polls, *reading, *first, *bytes, ledger.refused_max());
+        // The fault of once, put back: the stamp is read after the moment at which the polls were young enough.
+        let now = if mutation::is_active(Mutation::AgeBeforeClock) { self.clock.now() } else { moment.now };
+        let judge = Judge { now, moment: *moment, is_trusted: self.clock.is_trusted(), first: *first };
+        let Judged { accepted, refused, votes, stop } = judge.judge(walk, polls, *bytes, ledger.refused_max());
         metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
         refused.iter().for_each(|refused| refusal::count(&refused.refusal));
         let (permit, rest) = match stop {

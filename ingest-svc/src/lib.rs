@@ -3,6 +3,8 @@
 //! Owns the admission of votes: validation against the polls, backpressure by bytes, and the answer to each vote. Must
 //! never answer for a vote before its lane has settled it, and never hold more unsettled bytes than configured.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
+
 mod admission;
 mod answer;
 mod calls;

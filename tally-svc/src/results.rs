@@ -7,7 +7,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::{Stream, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status};
 use votestream_core::{Poll, PollId, poll::FinalResult, port::Ports};
 use votestream_proto::v1::{self, results_service_server::ResultsService};
 
@@ -75,24 +75,6 @@ fn may_pass(failure: &Failure) -> bool {
     matches!(failure, Failure::Unavailable)
 }
 
-/// When a client waits no longer, if it says so (`grpc-timeout`, up to eight digits and a unit). The gRPC library watches over
-/// the time until a call is answered, and not over the stream that is the answer.
-fn deadline_of(metadata: &MetadataMap) -> Option<Instant> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number = digits.parse::<u64>().ok().filter(|_| digits.len() <= 8)?;
-    let timeout = match unit {
-        "H" => Duration::from_secs(number * 3_600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    };
-    Instant::now().checked_add(timeout)
-}
-
 /// Waits until it is time to look again.
 async fn pause(shutdown: &CancellationToken) -> Result<(), Failure> {
     match shutdown.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await {
@@ -144,24 +126,18 @@ struct Watch {
     sent: Option<(Vec<u64>, Vec<u64>)>,
     /// When the last response was handed out.
     handed: Option<Instant>,
-    /// When the client waits no longer.
-    deadline: Option<Instant>,
     ended: bool,
 }
 
 impl Watch {
-    /// The next response before the deadline of the call. A response is asked for once the one before is on its way.
+    /// The next response, unless the client has forgotten us. A response is asked for once the one before is on its way.
+    #[expect(clippy::disallowed_methods, reason = "a wait for a client is measured, no vote is judged by it")]
     async fn next_in_time(&mut self) -> Result<Option<v1::WatchInterimResultsResponse>, Status> {
         if self.handed.is_some_and(|handed| handed.elapsed() >= UNREAD_MAX) {
             let seconds = UNREAD_MAX.as_secs();
             return Err(Status::resource_exhausted(format!("no response was read for {seconds} s, call again")));
         }
-        let next = match self.deadline {
-            None => self.next().await,
-            Some(deadline) => tokio::time::timeout_at(deadline, self.next())
-                .await
-                .unwrap_or_else(|_| Err(Status::deadline_exceeded("the deadline of the call has passed"))),
-        };
+        let next = self.next().await;
         self.handed = Some(Instant::now());
         next
     }
@@ -226,12 +202,11 @@ impl ResultsService for Results {
         &self,
         request: Request<v1::WatchInterimResultsRequest>,
     ) -> Result<Response<Self::WatchInterimResultsStream>, Status> {
-        let deadline = deadline_of(request.metadata());
         let id = poll_id_of(&request.into_inner().poll_id)?;
         // A poll that does not exist is the call's own error, not the first item's.
         self.snapshots.get(&id).await.map_err(shared)?;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
-        let watch = Watch { id, snapshots, shutdown, sent: None, handed: None, deadline, ended: false };
+        let watch = Watch { id, snapshots, shutdown, sent: None, handed: None, ended: false };
         Ok(Response::new(Box::pin(watch.into_stream())))
     }
 
@@ -375,15 +350,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn watching_ends_with_its_client() {
         let (fake, results) = service().await;
-        let mut request = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
-        request.set_timeout(Duration::from_secs(7));
-        let started = Instant::now();
-        let mut watch = results.watch_interim_results(request).await.unwrap().into_inner();
-        assert!(watch.next().await.unwrap().is_ok());
-        let ended = watch.next().await.unwrap().unwrap_err();
-        assert_eq!((ended.code(), started.elapsed()), (Code::DeadlineExceeded, Duration::from_secs(7)));
-        assert!(watch.next().await.is_none());
-
         // One that reads again after half a minute is told to call again, and one that reads in time is not.
         for (pause, ends) in [(29, false), (30, true)] {
             let request = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
@@ -392,21 +358,6 @@ mod tests {
             tokio::time::advance(Duration::from_secs(pause)).await;
             fake.tally("p", Group::Tally, "b", &[("x", 1)]);
             assert_eq!(watch.next().await.unwrap().is_err(), ends, "{pause}");
-        }
-    }
-
-    #[test]
-    fn deadlines_are_read_as_grpc_writes_them() {
-        let parsed = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            deadline_of(&metadata).is_some()
-        };
-        for good in ["1n", "5u", "100m", "20S", "3M", "99999999H"] {
-            assert!(parsed(good), "{good}");
-        }
-        for bad in ["", "S", "1", "1s", "-1S", "123456789S", "1.5S"] {
-            assert!(!parsed(bad), "{bad}");
         }
     }
 

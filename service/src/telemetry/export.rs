@@ -19,7 +19,6 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 use votestream_core::{
-    Clock,
     metrics::{self, Labels},
     time::wall_clock,
     trace,
