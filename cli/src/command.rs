@@ -4,6 +4,7 @@
 //! has modules of its own beside this one.
 
 mod audit;
+mod backup;
 mod cast;
 mod demo;
 #[cfg(feature = "dev-aws")]
@@ -39,6 +40,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         )),
         Command::Poll(args) => unless_told_to_stop(&mut signals, poll::run(&global, args)).await,
         Command::Results(args) => unless_told_to_stop(&mut signals, results::run(&global, args)).await,
+        Command::Backup(args) => unless_told_to_stop(&mut signals, backup::run(&global, args)).await,
         Command::Audit(args) => unless_told_to_stop(&mut signals, audit::run(&global, args)).await,
         Command::Plan(args) => plan::run(&global, args),
     }

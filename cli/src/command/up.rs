@@ -26,8 +26,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     let ephemeral = args.ephemeral;
     let storage = match (args.ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
-        (false, Some(directory)) => Storage::Directory(directory),
-        (false, None) => Storage::Directory(default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME"))?),
+        (false, directory) => Storage::Directory(data_directory(directory)?),
     };
     let options = StackOptions {
         storage,
@@ -35,6 +34,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         ingest_addr: args.ingest_addr,
         results_addr: args.results_addr,
         limits: args.limits.into(),
+        continue_from_log_time: args.continue_from_log_time,
     };
     let mut stack = start(options, &mut signals).await?;
     let announced = announce(global, &stack, ephemeral);
@@ -85,6 +85,11 @@ fn announce(global: &Global, stack: &Stack, ephemeral: bool) -> Result<(), Failu
     let end = if ephemeral { " (removed at the end)" } else { "" };
     output::note(&format!("data      {}{end}", stack.directory.display()));
     if global.json { output::json(&addresses) } else { Ok(()) }
+}
+
+/// The directory that was given, or the user's.
+pub(super) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    given.map_or_else(|| default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME")), Ok)
 }
 
 /// The user's data directory, as the XDG base directory specification says: relative paths in it are ignored.
