@@ -116,7 +116,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub(crate) shards: u32,
     /// Go on with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if the clock
-    /// was ahead when they were stored and is right now: time stands still until the clock has caught up.
+    /// was ahead when they were stored and is right now: time runs a tenth slower until then.
     #[arg(long)]
     pub(crate) continue_from_log_time: bool,
     #[command(flatten)]

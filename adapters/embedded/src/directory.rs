@@ -15,8 +15,6 @@ use std::{
 
 use votestream_core::{TimeBounds, Timestamp};
 
-use crate::utc::utc;
-
 /// Format of everything below the directory.
 const FORMAT_VERSION: u32 = 4;
 /// What a format file begins with.
@@ -151,8 +149,8 @@ pub enum OpenError {
     #[error(
         "the clock of this machine is behind the votes in {}:\n  the clock now          {}\n  the last stored vote   {}\n\
          If the clock is wrong now, set it and start again.\n\
-         If the clock was wrong then, add --continue-from-log-time: time stands still until the clock has caught up.",
-        directory.display(), utc(*clock), utc(*log)
+         If the clock was wrong then, add --continue-from-log-time: time then runs a tenth slower until the clock has caught up.",
+        directory.display(), clock, log
     )]
     Clock {
         /// The directory.

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How far the machine's clock may be behind the last arrival in the log at a start. Time synchronisation and leap seconds
-/// move a clock by a second or two; then the engine's clock stands still until the machine's has caught up, and nobody
+/// move a clock by a second or two; then the engine's clock runs a tenth slower until the machine's has caught up, and nobody
 /// notices. Farther back, one of the two is wrong, and only a person can tell which.
 pub const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(10);
 
@@ -251,11 +251,14 @@ fn convert(
 
 /// The clock that stamps records: it does not start before the last of them.
 fn clock_of(dir: &Path, latest: Timestamp, continue_from_log_time: bool) -> Result<SystemClock, OpenError> {
-    let wall = SystemClock::new().now();
-    if latest.since(wall) > CLOCK_BEHIND_MAX && !continue_from_log_time {
-        return Err(OpenError::Clock { directory: dir.to_owned(), clock: wall, log: latest });
+    if continue_from_log_time {
+        return Ok(SystemClock::not_before(latest));
     }
-    Ok(SystemClock::not_before(latest))
+    SystemClock::starting_after(latest, CLOCK_BEHIND_MAX).map_err(|behind| OpenError::Clock {
+        directory: dir.to_owned(),
+        clock: behind.wall,
+        log: behind.floor,
+    })
 }
 
 #[cfg(test)]

@@ -36,7 +36,6 @@ mod fjall_journal;
 mod log;
 mod pairing;
 mod store;
-mod utc;
 
 pub use background::background;
 pub use backup::{BackupError, Backups};
