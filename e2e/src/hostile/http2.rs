@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -41,6 +41,8 @@ pub struct Heard {
     pub data_bytes: u64,
     /// Calls that the server has ended, in whatever way.
     pub ended: u64,
+    /// Of these, calls that it has answered to the end.
+    pub answered: u64,
     /// Calls that the server has reset, by error code.
     pub resets: BTreeMap<u32, u64>,
     /// Error code of its farewell, and what it said.
@@ -51,7 +53,18 @@ pub struct Heard {
     window: i64,
     /// Likewise, for a new call.
     stream_window: i64,
-    stream_windows: BTreeMap<u32, i64>,
+    calls: Windows,
+}
+
+/// Windows of the calls; of an ended one [`i64::MIN`].
+#[derive(Clone, Default)]
+struct Windows(BTreeMap<u32, i64>);
+
+impl fmt::Debug for Windows {
+    /// Not one by one: there may be thousands.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} calls", self.0.len())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -162,7 +175,7 @@ impl Http2 {
                     return Err(io::ErrorKind::ConnectionReset.into());
                 }
                 let initial = heard.stream_window;
-                let window = *heard.stream_windows.entry(stream).or_insert(initial);
+                let window = *heard.calls.0.entry(stream).or_insert(initial);
                 // An ended call has no window.
                 if window == i64::MIN {
                     return Err(io::ErrorKind::ConnectionAborted.into());
@@ -170,7 +183,7 @@ impl Http2 {
                 let granted = window.min(heard.window).min(wanted as i64);
                 if granted > 0 {
                     heard.window -= granted;
-                    *heard.stream_windows.entry(stream).or_default() -= granted;
+                    *heard.calls.0.entry(stream).or_default() -= granted;
                     return Ok(granted as usize);
                 }
             }
@@ -259,7 +272,7 @@ impl Heard {
             }
             kind::WINDOW_UPDATE => {
                 let initial = self.stream_window;
-                let window = self.stream_windows.entry(stream).or_insert(initial);
+                let window = self.calls.0.entry(stream).or_insert(initial);
                 if *window != i64::MIN {
                     *window += i64::from(number(0));
                 }
@@ -269,7 +282,8 @@ impl Heard {
         };
         if has_ended {
             self.ended += 1;
-            self.stream_windows.insert(stream, i64::MIN);
+            self.answered += u64::from(kind != kind::RST_STREAM);
+            self.calls.0.insert(stream, i64::MIN);
         }
     }
 
@@ -278,7 +292,7 @@ impl Heard {
             let value = i64::from(u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]));
             if u16::from_be_bytes([entry[0], entry[1]]) == setting::INITIAL_WINDOW_SIZE {
                 let more = value - self.stream_window;
-                self.stream_windows.values_mut().filter(|window| **window != i64::MIN).for_each(|window| *window += more);
+                self.calls.0.values_mut().filter(|window| **window != i64::MIN).for_each(|window| *window += more);
                 self.stream_window = value;
             }
         }

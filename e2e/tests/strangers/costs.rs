@@ -151,9 +151,10 @@ async fn cancelled_recounts_do_not_pile_up() {
     assert_eq!(outcome.status, Some((0, String::new())));
     let threads = server.threads();
     let mut most = 0;
-    for _ in 0..4 {
+    for _ in 0..20 {
+        // A server that has had enough of this connection gets another one.
         let mut connection = Http2::connect(server.results).await.unwrap();
-        recounts(&mut connection, "counted", rng.random_range(60..120)).await.unwrap();
+        recounts(&mut connection, "counted", rng.random_range(10..30)).await.ok();
         most = most.max(server.threads());
     }
     assert!(most < threads + 40, "{most} threads, {threads} before");
@@ -177,6 +178,8 @@ async fn the_smallest_frames_close_no_connection_while_the_engine_stalls() {
     stream.stall(true);
     let message = one_vote("p", "u", "a");
     let mut connection = Http2::connect(stack.ingest).await.unwrap();
+    // The window of the whole connection.
+    assert!(connection.hears(|heard| heard.frames.contains_key(&kind::WINDOW_UPDATE), PATIENCE).await);
     let mut streams = Vec::new();
     for at in 0..CALLS {
         streams.push(connection.call(METHODS[1 + at % 2], &[]).await.unwrap());

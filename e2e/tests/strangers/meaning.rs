@@ -5,7 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use rand::{RngExt, seq::IndexedRandom};
 use tonic::Code;
-use votestream_e2e::hostile::{Call, votes::METHODS, wire};
+use votestream_e2e::hostile::{
+    Call, Http2,
+    votes::METHODS,
+    wire::{self, flag, kind},
+};
 use votestream_proto::v1::{PollOption, poll_service_client::PollServiceClient};
 
 use super::*;
@@ -213,23 +217,34 @@ async fn a_poll_that_no_url_reaches_cannot_be_created() {
 async fn callers_of_a_shared_connection_do_not_pay_for_others() {
     let (server, mut rng) = start("shared connection").await;
     create(&server, poll("shared", &["yes"])).await;
-    let shared = ingest(&server).await;
+    let mut proxy = Http2::connect(server.ingest).await.unwrap();
+    let headers = [0, 1, 2].map(|method| wire::grpc_headers(METHODS[method], &[]));
     let mut innocent = 0;
-    for _ in 0..40 {
-        let mut cancelled = tokio::task::JoinSet::new();
+    for burst in 0..60 {
+        let mut calls = Vec::new();
+        let mut resets = Vec::new();
         for _ in 0..rng.random_range(10..36) {
-            let mut client = shared.clone();
-            // Opened, and dropped: the connection carries a reset for it.
-            cancelled.spawn(async move { client.stream_votes(tokio_stream::pending()).await.map(drop) });
+            let stream = proxy.stream();
+            let method = rng.random_range(0..3);
+            calls.extend(wire::frame(kind::HEADERS, flag::END_HEADERS, stream, &headers[method]));
+            resets.extend(wire::reset(stream, 8));
         }
-        let mut votes = votestream_proto::VotesMessage::default();
+        // Some are cancelled at once, others after they have begun.
+        if burst % 2 == 0 {
+            calls.append(&mut resets);
+        }
+        proxy.send(&calls).await.unwrap();
         innocent += 1;
-        votes.push("shared", &format!("innocent-{innocent}"), "yes");
-        let cast = shared.clone().cast_vote(votes).await;
-        cast.unwrap_or_else(|status| panic!("innocent call {innocent}: {status}"));
-        while let Some(call) = cancelled.join_next().await {
-            call.unwrap().unwrap_or_else(|status| panic!("beside innocent call {innocent}: {status}"));
-        }
+        let stream = proxy.call(METHODS[0], &[]).await.unwrap();
+        let vote = one_vote("shared", &format!("innocent-{innocent}"), "yes");
+        let ended = proxy.heard().answered;
+        proxy.data(stream, &vote, usize::MAX, true).await.unwrap_or_else(|error| {
+            panic!("innocent call {innocent}: {error}, {:?}", proxy.heard());
+        });
+        proxy.send(&resets).await.unwrap();
+        let answered = proxy.hears(|heard| heard.answered > ended || heard.goaway.is_some(), PATIENCE).await;
+        let heard = proxy.heard();
+        assert!(answered && heard.goaway.is_none(), "innocent call {innocent}: {heard:?}");
     }
     close(&server, "shared").await;
     assert_eq!(final_result(&server, "shared").await.total_votes, innocent);
