@@ -25,6 +25,7 @@ pub mod poll;
 pub mod poll_cache;
 pub mod poll_index;
 pub mod port;
+pub mod refusal;
 pub mod routing;
 pub mod sequence;
 pub mod tally;
@@ -36,6 +37,7 @@ pub mod user_id;
 pub mod window;
 
 pub use poll::{Closing, Poll, PollId, PollOption, PollSource};
+pub use refusal::Refusal;
 pub use routing::{HashRange, HashRanges, PollHasher, ShardId, vote_hash};
 pub use sequence::{Position, SequenceNumber};
 pub use time::{Clock, TimeBounds, Timestamp};

@@ -12,5 +12,12 @@ pub const TITLE_BYTES_MAX: usize = 512;
 pub const OPTIONS_MAX: usize = 1_000;
 /// Largest message of votes, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Largest message of a call with one vote, in bytes. A vote with the longest ids takes less than an eighth of it; the rest is
+/// for fields that later versions add.
+pub const SINGLE_VOTE_BYTES_MAX: usize = 4 << 10;
 
+const _: () = assert!(
+    8 * (POLL_ID_BYTES_MAX + USER_ID_BYTES_MAX + OPTION_ID_BYTES_MAX + 16) <= SINGLE_VOTE_BYTES_MAX,
+    "the longest vote fits",
+);
 const _: () = assert!(OPTIONS_MAX * (OPTION_ID_BYTES_MAX + 16) < 400_000, "a tally item fits into DynamoDB's 400 KB");

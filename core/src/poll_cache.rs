@@ -122,15 +122,28 @@ impl PollCache {
     ///
     /// If it cannot be read, or not fast enough. The caller must not fall back on older facts.
     pub async fn get(&self, id: &PollId) -> Result<Option<Arc<Poll>>, PortError> {
+        Ok(self.fetch(id).await?.map(|(poll, _)| poll.poll().clone()))
+    }
+
+    /// [`Self::get`], with the index of the poll's options, and until when the definition is young enough.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, or not fast enough. The caller must not fall back on older facts.
+    pub async fn fetch(&self, id: &PollId) -> Result<Option<(Arc<IndexedPoll>, Instant)>, PortError> {
         let since = Instant::now();
-        if let Some((poll, _)) = self.peek(id.as_str(), since) {
-            return Ok(Some(poll.poll().clone()));
+        if let Some(found) = self.peek(id.as_str(), since) {
+            return Ok(Some(found));
         }
-        let (poll, read_at) = self.read_since(id, since).await?;
-        if poll.is_some() && read_at + self.inner.life < Instant::now() {
+        let (Some(poll), read_at) = self.read_since(id, since).await? else { return Ok(None) };
+        let until = read_at + self.inner.life;
+        if until < Instant::now() {
             return Err(PortError::refused("reading the poll took longer than its definition stays valid"));
         }
-        Ok(poll)
+        // What the cache keeps is indexed already, unless the read was followed by many others.
+        let kept =
+            self.inner.polls.read().get(id).filter(|kept| *kept.poll.poll() == poll).map(|kept| kept.poll.clone());
+        Ok(Some((kept.unwrap_or_else(|| Arc::new(IndexedPoll::new(poll))), until)))
     }
 
     /// The poll, no older than the cache life at `since`: for judging votes that arrived before `since`. The answer may take

@@ -1,12 +1,14 @@
 //! A poll whose options are found fast.
 //!
-//! Owns how an option is found by the bytes of its id, which happens once a vote.
+//! Owns how an option is found by the bytes of its id, which happens once a vote, and whether the poll takes the vote.
 
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    poll::{Poll, PollId},
+    poll::{Closing, Poll, PollId, PollSource, check_option_id},
+    refusal::Refusal,
     routing::PollHasher,
+    time::Timestamp,
 };
 
 /// A poll, and its options in a form that is fast to search.
@@ -59,6 +61,29 @@ impl IndexedPoll {
         &self.poll.id
     }
 
+    /// The option that a vote names, if the poll takes the vote at this moment.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not.
+    #[inline]
+    pub fn admits(&self, option_id: &[u8], now: Timestamp) -> Result<&Arc<str>, Refusal> {
+        let poll = &*self.poll;
+        let Some(option) = self.option(option_id) else {
+            let option = check_option_id(option_id)?.into();
+            return Err(Refusal::NoSuchOption { poll: poll.id.clone(), option });
+        };
+        if poll.source != PollSource::Ingest {
+            Err(Refusal::WrongSource(poll.id.clone()))
+        } else if now < poll.opens_at {
+            Err(Refusal::NotOpen(poll.id.clone()))
+        } else if now >= poll.closes_at || poll.closing != Closing::No {
+            Err(Refusal::Closed(poll.id.clone()))
+        } else {
+            Ok(option)
+        }
+    }
+
     /// The option of this id.
     #[inline]
     pub fn option(&self, id: &[u8]) -> Option<&Arc<str>> {
@@ -100,10 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        Timestamp,
-        poll::{PollOption, PollSource},
-    };
+    use crate::poll::PollOption;
 
     proptest! {
         #[test]

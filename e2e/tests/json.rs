@@ -206,6 +206,9 @@ async fn every_mistake_is_named() {
             "{body}"
         );
     }
+    for (path, body) in [("/vote", json!(["u", "p", "a"])), ("/v1/polls/p/votes", json!(["u", "a"]))] {
+        assert_eq!(http.post(path, &body).await.error(), (400, "INVALID_ARGUMENT".into(), None), "{body}");
+    }
     // Numbers and fields that nobody knows are no mistakes.
     let answer = http.post("/vote", &json!({"cognitoid": 5, "voteid": "p", "option": 7, "more": [1, {}]})).await;
     assert_eq!(answer.status, 200);
@@ -444,7 +447,14 @@ async fn only_named_pages_may_call_from_a_browser() {
             }
         }
         let vote = sample("p", "u", "a").to_string();
-        let answer = http.send("POST", "/vote", &[("origin", good)], vote).await;
+        // What browsers send without asking is not taken for JSON.
+        for content_type in [&[][..], &[("content-type", "text/plain")]] {
+            let headers = [&[("origin", bad)], content_type].concat();
+            let answer = http.send("POST", "/vote", &headers, vote.clone()).await;
+            assert_eq!(answer.error(), (415, "INVALID_ARGUMENT".into(), None), "{content_type:?}");
+        }
+        let headers = [("origin", good), ("content-type", "application/json")];
+        let answer = http.send("POST", "/vote", &headers, vote).await;
         let origin = answer.headers.get("access-control-allow-origin").map(|origin| origin.to_str().unwrap());
         assert_eq!((answer.status, origin), (200, allowed), "{setting:?}");
         if setting == good {

@@ -210,17 +210,25 @@ pub(crate) fn votes(data: &[u8]) {
         runtime.block_on(async {
             let session = Arc::new(Session::default());
             let messages = [message];
-            let room = admission.room(&messages).await;
-            let votes = admission.admit(&session, 0, &messages, room).await;
-            session.close();
-            let (mut through, mut rejections) = (0, BTreeMap::new());
-            while let Some(settled) = session.settled().await {
-                through = settled.through;
-                for rejection in settled.rejections {
-                    assert!(rejection.index < through && !rejection.reason.is_empty());
-                    assert!(rejections.insert(rejection.index, rejection.code()).is_none(), "named twice");
+            let permit = admission.acquire(&messages).await;
+            let admit = async {
+                let votes = admission.admit(&session, 0, &messages, permit).await;
+                session.close();
+                votes.expect("its answers are read")
+            };
+            let read = async {
+                let (mut through, mut rejections) = (0, BTreeMap::new());
+                while let Some(settled) = session.settled().await {
+                    through = settled.through;
+                    assert_eq!(settled.rejected, settled.refused.len() as u64);
+                    for refused in settled.refused {
+                        assert!(refused.index < through && !refused.refusal.to_string().is_empty());
+                        assert!(rejections.insert(refused.index, refused.code()).is_none(), "named twice");
+                    }
                 }
-            }
+                (through, rejections)
+            };
+            let (votes, (through, rejections)) = tokio::join!(admit, read);
             assert_eq!((votes, through), (expected.len() as u64, expected.len() as u64));
             for (index, expected) in (0..).zip(&expected) {
                 assert_eq!(rejections.get(&index), expected.as_ref(), "vote {index}");

@@ -1,215 +1,301 @@
 //! Admission of votes: from the bytes of a message to accepted votes in their lanes.
 //!
-//! Owns validation. Must never accept a vote on a poll definition older than the cache's life, and never
-//! stamp a vote with another clock reading than the one that was compared with opens_at and closes_at.
+//! Owns validation. Must never accept a vote on a poll definition older than the cache's life, never stamp a vote with another
+//! clock reading than the one that was compared with opens_at and closes_at, and never do more for a message than its bytes
+//! pay for: each vote is judged once, and looked at once more at the most.
 
-use std::{cell::Cell, collections::HashSet, sync::Arc, time::Duration};
+mod hashing;
+mod polls;
+mod walk;
 
-use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
-use tokio::time::Instant;
+use std::{cell::Cell, ops::ControlFlow, sync::Arc, time::Duration};
+
+use futures::{FutureExt, StreamExt, stream};
+use tokio::{
+    sync::Semaphore,
+    task::yield_now,
+    time::{Instant, sleep, timeout_at},
+};
 use votestream_core::{
-    Clock, Closing, PollId, PollSource, Timestamp, UserId,
+    Clock, PollId, Refusal, Timestamp, UserId,
     lane::{AcceptedVote, Producer},
-    metrics::{self, Rejected},
-    poll::{InvalidField, check_option_id},
+    metrics,
     poll_cache::PollCache,
     poll_index::IndexedPoll,
-    routing::{VoteKey, vote_hash},
 };
-use votestream_proto::{
-    ReceivedVotes, VoteBytes,
-    v1::{Rejection, RejectionCode},
-};
+use votestream_proto::{ReceivedVotes, VoteBytes};
 
+use self::{
+    hashing::Unhashed,
+    polls::{KnownPolls, Memories, Missing},
+    walk::{VoteResult, Walk, walk},
+};
 use crate::{
     IngestConfig,
+    inflight::{InflightBytes, Permit, WaitingBytes},
     ledger::{Admitted, Ledger},
-    room::{Room, Rooms},
+    refusal::{self, Refused},
+    session::RefusedRoom,
 };
 
 /// What a message costs beside its bytes: ledger entry, indices, the lane's columns.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
 /// About what a vote takes on the wire, for sizing buffers.
 const VOTE_WIRE_BYTES: usize = 48;
+/// Most votes that are judged by one reading of the clocks, before other tasks have their turn.
+const TOGETHER_VOTES_MAX: usize = 16 << 10;
 /// Pause before a poll that could not be read is read again.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
-
-/// Why a vote is rejected.
-pub(crate) type Reject = (RejectionCode, String);
+/// Polls that are read at a time for one message.
+const LOOKUPS_A_MESSAGE_MAX: usize = 16;
+/// Polls that are read at a time for all messages. A quarter of what the cache reads at a time: the polls of others are read
+/// anew in the background meanwhile.
+const LOOKUPS_MAX: usize = 256;
 
 /// Admits votes into the lanes.
 pub struct Admission {
     producer: Arc<Producer>,
     polls: PollCache,
     clock: Arc<dyn Clock>,
-    memories: Mutex<Vec<KnownPolls>>,
-    rooms: Rooms,
+    memories: Memories,
+    inflight: InflightBytes,
+    lookups: Semaphore,
     /// How long a message tries to read its polls before its votes are refused.
     lookup_patience: Duration,
+    /// Messages of which a part has arrived.
+    pub(crate) partial: WaitingBytes,
+    /// Messages whose client does not read its answers.
+    unread: WaitingBytes,
+    pub(crate) refused_room: RefusedRoom,
     pub(crate) unary_patience: Duration,
     pub(crate) drain: Duration,
 }
 
-/// Label of a rejection.
-fn reason(code: RejectionCode) -> Rejected {
-    match code {
-        RejectionCode::Malformed => Rejected::Malformed,
-        RejectionCode::PollNotFound => Rejected::PollNotFound,
-        RejectionCode::OptionNotFound => Rejected::OptionNotFound,
-        RejectionCode::PollNotOpen => Rejected::PollNotOpen,
-        RejectionCode::PollClosed => Rejected::PollClosed,
-        RejectionCode::WrongSource => Rejected::WrongSource,
-        RejectionCode::Unavailable => Rejected::Unavailable,
-        RejectionCode::OutcomeUnknown | RejectionCode::Unspecified => Rejected::Other,
+/// One reading of the clocks, by which votes are judged.
+#[derive(Clone, Copy)]
+struct Reading {
+    /// What is compared with opens_at and closes_at, and stamped on the votes.
+    now: Timestamp,
+    /// When poll definitions must be young enough.
+    instant: Instant,
+}
+
+impl Reading {
+    /// The clock is read first. A definition that is young enough at an instant after that was read at most the cache's life
+    /// before the time on the votes, however long the thread stands still in between. The other way around, a thread that
+    /// stands still would stamp a later time than the definition is good for, after the poll was closed.
+    fn take(clock: &dyn Clock) -> Self {
+        let now = clock.now();
+        Self { now, instant: Instant::now() }
     }
 }
 
-/// Polls that votes were for lately. Whoever admits messages takes such a memory and gives it back, so that the cache, which all
-/// share, is asked seldom.
-#[derive(Default)]
-struct KnownPolls {
-    known: Vec<Known>,
-    /// Where each is, once there are many.
-    places: FxHashMap<PollId, usize>,
-    /// When the messages came that are being judged.
-    now: Option<Instant>,
-}
-
-/// A poll, and until when it may be used without asking the cache again.
-struct Known {
-    poll: Arc<IndexedPoll>,
-    until: Instant,
-}
-
-/// Most polls of a memory; beyond, all are forgotten after the message.
-const POLLS_REMEMBERED_MAX: usize = 1_024;
-/// Up to this many, each is looked at in turn.
-const POLLS_SCANNED_MAX: usize = 16;
-/// Most memories that wait for messages: more than there are threads to admit them.
-const MEMORIES_MAX: usize = 64;
-
-/// Polls of one message that its votes are refused for.
-#[derive(Default)]
-struct Refused {
-    unknown: HashSet<String>,
-    /// Polls that could not be read.
-    unreadable: HashSet<String>,
-}
-
 /// Messages on their way into the lanes.
-struct Admit<'a, L, V> {
+struct Admit<'a, L, I> {
     ledger: &'a Arc<L>,
-    /// Index of the first vote.
-    first: u64,
-    messages: &'a [V],
-    room: Option<Room>,
-    refused: Refused,
-    started: Instant,
+    /// Index of the next vote.
+    next: u64,
+    /// Size of the messages.
+    bytes: usize,
+    walk: Walk<'a, I>,
+    polls: KnownPolls,
+    reading: Reading,
+}
+
+/// A client does not read its answers, and there is no room for its message to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too much waits for clients that do not read their answers; votes after durable_through were not accepted")]
+pub struct Crowded;
+
+/// Why admission has to wait before it goes on.
+enum Pause {
+    /// Until the ledger takes more, or others have had their turn.
+    Ledger,
+    /// Until these polls are looked up.
+    Polls(Vec<PollId>),
+}
+
+/// Why judging stopped before the end.
+enum Stop {
+    Full,
+    Missing,
 }
 
 impl Admission {
     /// Admission into the lanes of `producer`. To be called on a runtime.
     pub fn new(config: &IngestConfig, producer: Arc<Producer>, polls: PollCache, clock: Arc<dyn Clock>) -> Self {
-        let rooms = Rooms::new(config.unsettled_bytes_max, config.bounds.answer_deadline);
-        let (unary_patience, drain) = (config.unary_patience, config.drain);
-        let lookup_patience = config.bounds.answer_deadline / 2;
-        let memories = Mutex::default();
-        Self { producer, polls, clock, memories, rooms, lookup_patience, unary_patience, drain }
+        Self {
+            producer,
+            polls,
+            clock,
+            memories: Memories::default(),
+            inflight: InflightBytes::new(config.unsettled_bytes_max, config.bounds.answer_deadline),
+            lookups: Semaphore::new(LOOKUPS_MAX),
+            lookup_patience: config.bounds.answer_deadline / 2,
+            partial: WaitingBytes::new(config.waiting_bytes_max),
+            unread: WaitingBytes::new(config.waiting_bytes_max),
+            refused_room: RefusedRoom::default(),
+            unary_patience: config.unary_patience,
+            drain: config.drain,
+        }
     }
 
-    /// Waits for room for messages.
-    pub async fn room(&self, messages: &[impl ReceivedVotes]) -> Option<Room> {
-        self.rooms.take(messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum()).await
+    /// Waits until messages may be in flight.
+    pub async fn acquire(&self, messages: &[impl ReceivedVotes]) -> Permit {
+        self.inflight.acquire(messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum()).await
     }
 
     /// Validates the votes of messages that arrived together and hands the good ones to their lanes. Returns how many votes
-    /// there were. Whoever drops the future before it is ready has admitted nothing.
+    /// there were. Whoever drops the future before it is ready admits nothing from then on.
+    ///
+    /// # Errors
+    ///
+    /// If the client does not read its answers, and too much waits for such clients already.
     pub async fn admit<L: Ledger>(
         &self,
         ledger: &Arc<L>,
         first: u64,
-        messages: &[impl ReceivedVotes],
-        room: Option<Room>,
-    ) -> u64 {
-        let started = Instant::now();
-        let mut admit = Admit { ledger, first, messages, room, refused: Refused::default(), started };
-        match self.try_admit(&mut admit, started) {
-            Ok(votes) => votes,
+        messages: &[impl ReceivedVotes + Sync],
+        permit: Permit,
+    ) -> Result<u64, Crowded> {
+        let bytes = messages.iter().map(ReceivedVotes::wire_len).sum();
+        let (walk, polls, reading) = (walk(messages), self.memories.take(), Reading::take(&*self.clock));
+        let mut admit = Admit { ledger, next: first, bytes, walk, polls, reading };
+        if let Some((pause, permit)) = self.admit_known(&mut admit, permit) {
             // Polls are nearly always known, and what waits for them takes more memory than the rest of a call.
-            Err(missing) => Box::pin(self.look_up_and_admit(missing, admit)).await,
+            Box::pin(self.admit_rest(&mut admit, pause, permit)).await?;
         }
+        self.memories.give_back(admit.polls);
+        Ok(admit.next - first)
     }
 
-    /// Admits messages that came at `now` or before, unless a poll has to be looked up.
-    fn try_admit<L: Ledger>(&self, admit: &mut Admit<'_, L, impl ReceivedVotes>, now: Instant) -> Result<u64, PollId> {
-        let mut polls = self.memories.lock().pop().unwrap_or_default();
-        polls.now = Some(now);
-        let (first, messages) = (admit.first, admit.messages);
+    async fn admit_rest<'a, L: Ledger, I>(
+        &self,
+        admit: &mut Admit<'a, L, I>,
+        mut pause: Pause,
+        mut permit: Permit,
+    ) -> Result<(), Crowded>
+    where
+        I: Iterator<Item = VoteResult<'a>> + Clone + Send,
+    {
+        let mut patience = self.lookup_patience;
         loop {
-            // Nothing waits from the moment that a poll must be young enough for to the append.
-            let missing = match self.judge(&polls, &admit.refused, first, messages) {
-                Ok(Judged { accepted, rejections, votes, now }) => {
-                    metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
-                    rejections.iter().for_each(|rejection| metrics::rejected(reason(rejection.code()), 1));
-                    let (count, room) = (accepted.len(), admit.room.take());
-                    let settle = admit.ledger.enter(Admitted { first, accepted: count, rejections, room });
-                    if !accepted.is_empty() {
-                        self.producer.append_traced(&settle, &accepted, now, admit.ledger.traceparent());
+            match pause {
+                Pause::Ledger => {
+                    yield_now().await;
+                    if admit.ledger.ready().now_or_never().is_none() {
+                        permit = self.wait_for_reader(admit, permit).await?;
                     }
-                    give_back(accepted);
-                    self.remember(polls);
-                    return Ok(u64::from(votes));
                 }
-                Err(missing) => missing,
-            };
-            if !polls.recall(messages, &self.polls, &missing) {
-                self.remember(polls);
-                return Err(missing);
+                Pause::Polls(missing) => {
+                    let started = Instant::now();
+                    self.look_up(&mut admit.polls, missing, started + patience).await;
+                    patience = patience.saturating_sub(started.elapsed());
+                }
+            }
+            admit.reading = Reading::take(&*self.clock);
+            match self.admit_known(admit, permit) {
+                Some(next) => (pause, permit) = next,
+                None => return Ok(()),
             }
         }
     }
 
-    async fn look_up_and_admit<L: Ledger>(
-        &self,
-        mut missing: PollId,
-        mut admit: Admit<'_, L, impl ReceivedVotes>,
-    ) -> u64 {
+    /// Waits until the client has read answers. Its message makes room for those of others meanwhile.
+    async fn wait_for_reader<L: Ledger, I>(&self, admit: &Admit<'_, L, I>, permit: Permit) -> Result<Permit, Crowded> {
+        let _waiting = self.unread.try_acquire(admit.bytes).ok_or(Crowded)?;
+        drop(permit);
+        admit.ledger.ready().await;
+        Ok(self.inflight.acquire(admit.bytes).await)
+    }
+
+    /// Admits votes until something has to be waited for, or to the end.
+    fn admit_known<'a, L: Ledger, I>(&self, admit: &mut Admit<'a, L, I>, mut permit: Permit) -> Option<(Pause, Permit)>
+    where
+        I: Iterator<Item = VoteResult<'a>> + Clone,
+    {
         loop {
-            let in_time = admit.started.elapsed() < self.lookup_patience;
-            let refused = &mut admit.refused;
-            match self.polls.get(&missing).await {
-                // The cache has it now.
-                Ok(Some(_)) if in_time => {}
-                Ok(None) => {
-                    refused.unknown.insert(missing.as_str().to_owned());
+            let (stop, rest) = self.admit_together(admit, permit)?;
+            permit = rest;
+            match stop {
+                Stop::Full => return Some((Pause::Ledger, permit)),
+                Stop::Missing => {
+                    let missing = admit.polls.recall(admit.walk.ahead(), &self.polls, admit.reading.instant);
+                    if !missing.is_empty() {
+                        return Some((Pause::Polls(missing), permit));
+                    }
                 }
-                Err(error) if error.retryable && in_time => {
-                    tracing::debug!(%error, poll_id = %missing, "cannot read a poll, trying again");
-                    tokio::time::sleep(LOOKUP_PAUSE).await;
-                }
-                Ok(Some(_)) => {
-                    tracing::warn!(poll_id = %missing, "reading polls takes too long; votes are refused");
-                    refused.unreadable.insert(missing.as_str().to_owned());
+            }
+        }
+    }
+
+    /// Judges votes until something is missing, and appends what was judged. Nothing is waited for between the reading of the
+    /// clocks and the append.
+    fn admit_together<'a, L: Ledger, I>(&self, admit: &mut Admit<'a, L, I>, permit: Permit) -> Option<(Stop, Permit)>
+    where
+        I: Iterator<Item = VoteResult<'a>> + Clone,
+    {
+        let Admit { ledger, next: first, bytes, walk, polls, reading } = admit;
+        let Judged { accepted, refused, votes, stop } =
+            judge(walk, polls, *reading, *first, *bytes, ledger.refused_max());
+        metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
+        refused.iter().for_each(|refused| refusal::count(&refused.refusal));
+        let (permit, rest) = match stop {
+            None => (permit, None),
+            // Nothing was judged yet.
+            Some(stop) if votes == 0 => return Some((stop, permit)),
+            Some(stop) => {
+                let (permit, rest) = permit.share();
+                (permit, Some((stop, rest)))
+            }
+        };
+        if votes > 0 {
+            let settle = ledger.enter(Admitted { first: *first, accepted: accepted.len(), refused, permit });
+            if !accepted.is_empty() {
+                self.producer.append_traced(&settle, &accepted, reading.now, ledger.traceparent());
+            }
+            *first += votes as u64;
+        }
+        give_back(accepted);
+        rest
+    }
+
+    /// Looks polls up, several at a time.
+    async fn look_up(&self, polls: &mut KnownPolls, missing: Vec<PollId>, deadline: Instant) {
+        polls.begin_look_up();
+        let mut answers = stream::iter(missing)
+            .map(async |id| {
+                let answer = self.look_up_one(&id, deadline).await;
+                (id, answer)
+            })
+            .buffer_unordered(LOOKUPS_A_MESSAGE_MAX);
+        while let Some((id, answer)) = answers.next().await {
+            match answer {
+                Ok((poll, until)) => polls.enter(poll, until),
+                Err(refusal) => polls.refuse(id, refusal),
+            }
+        }
+    }
+
+    /// Looks one poll up, in its turn.
+    async fn look_up_one(&self, id: &PollId, deadline: Instant) -> Result<(Arc<IndexedPoll>, Instant), Refusal> {
+        let unreadable = || Refusal::PollUnreadable(id.clone());
+        let Ok(Ok(_turn)) = timeout_at(deadline, self.lookups.acquire()).await else {
+            tracing::debug!(poll_id = %id, "reading polls takes too long; votes are refused");
+            return Err(unreadable());
+        };
+        loop {
+            match self.polls.fetch(id).await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => return Err(Refusal::NoSuchPoll(id.clone())),
+                Err(error) if error.retryable && Instant::now() < deadline => {
+                    tracing::debug!(%error, poll_id = %id, "cannot read a poll, trying again");
+                    sleep(LOOKUP_PAUSE).await;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, poll_id = %missing, "cannot read a poll; its votes are refused");
-                    refused.unreadable.insert(missing.as_str().to_owned());
+                    tracing::warn!(%error, poll_id = %id, "cannot read a poll; its votes are refused");
+                    return Err(unreadable());
                 }
-            }
-            missing = match self.try_admit(&mut admit, Instant::now()) {
-                Ok(votes) => return votes,
-                Err(missing) => missing,
-            };
-        }
-    }
-
-    /// Keeps a memory for the next messages, unless it has become too large.
-    fn remember(&self, polls: KnownPolls) {
-        if polls.known.len() <= POLLS_REMEMBERED_MAX {
-            let mut memories = self.memories.lock();
-            if memories.len() < MEMORIES_MAX {
-                memories.push(polls);
             }
         }
     }
@@ -232,268 +318,73 @@ fn give_back(mut accepted: Vec<AcceptedVote<'_>>) {
     }
 }
 
-/// Messages of which every vote has a verdict.
+/// Votes that have a verdict.
 struct Judged<'a> {
     accepted: Vec<AcceptedVote<'a>>,
-    rejections: Vec<Rejection>,
-    votes: u32,
-    /// The clock reading that was compared with the polls' times.
-    now: Timestamp,
+    refused: Vec<Refused>,
+    votes: usize,
+    /// Why there are no more; none at the end.
+    stop: Option<Stop>,
 }
 
-impl Admission {
-    /// Judges the votes of messages, in one pass. Fails with the first poll that has to be looked up.
-    fn judge<'a>(
-        &self,
-        polls: &'a KnownPolls,
-        refused: &Refused,
-        first: u64,
-        messages: &'a [impl ReceivedVotes],
-    ) -> Result<Judged<'a>, PollId> {
-        let now = self.clock.now();
-        let bytes: usize = messages.iter().map(ReceivedVotes::wire_len).sum();
-        let mut accepted = ACCEPTED.take();
-        accepted.reserve(bytes / VOTE_WIRE_BYTES + 1);
-        let mut judged = Judged { accepted, rejections: Vec::new(), votes: 0, now };
-        let (mut last_poll, mut unhashed) = (None, Unhashed::new());
-        for message in messages {
-            for vote in message.votes() {
-                let index = judged.votes;
-                judged.votes += 1;
-                let (code, reason) = match &vote {
-                    Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
-                        Ok(poll) => match check(vote, poll, now) {
-                            Ok((option_id, user_id)) => {
-                                // Hashed before anybody sees it.
-                                let hash = unhashed.add(poll, vote.user_id, &mut judged.accepted).unwrap_or_default();
-                                let poll_id = poll.id();
-                                judged.accepted.push(AcceptedVote { poll_id, option_id, user_id, hash, index });
-                                continue;
-                            }
-                            Err(reject) => reject,
-                        },
-                        Err(Missing::Look(id)) => return Err(id),
-                        Err(Missing::Refuse(reject)) => reject,
-                    },
-                    Err(malformed) => (RejectionCode::Malformed, format!("vote: {malformed}")),
-                };
-                let index = first + u64::from(index);
-                judged.rejections.push(Rejection { index, code: code.into(), reason });
-            }
-        }
-        unhashed.hash(&mut judged.accepted);
-        Ok(judged)
-    }
-}
-
-/// Votes that are accepted, and whose hashes are still to be computed.
-struct Unhashed<'a> {
-    keys: [VoteKey; HASHED_TOGETHER],
-    /// Of which of the accepted votes each key is, and of which poll.
-    votes: [(usize, Option<&'a IndexedPoll>); HASHED_TOGETHER],
-    count: usize,
-}
-
-/// Votes that are hashed together: see [`PollHasher::write_key`].
-///
-/// [`PollHasher::write_key`]: votestream_core::PollHasher::write_key
-const HASHED_TOGETHER: usize = 16;
-
-impl<'a> Unhashed<'a> {
-    fn new() -> Self {
-        Self { keys: [[0; _]; HASHED_TOGETHER], votes: [(0, None); HASHED_TOGETHER], count: 0 }
-    }
-
-    /// Notes the vote that is accepted next, or returns its hash at once.
-    #[inline(always)]
-    fn add(&mut self, poll: &'a IndexedPoll, user_id: &[u8], accepted: &mut [AcceptedVote<'_>]) -> Option<u128> {
-        if self.count == HASHED_TOGETHER {
-            self.hash(accepted);
-        }
-        if !poll.hasher().write_key(user_id, &mut self.keys[self.count]) {
-            return Some(vote_hash(poll.id().as_str(), user_id));
-        }
-        self.votes[self.count] = (accepted.len(), Some(poll));
-        self.count += 1;
-        None
-    }
-
-    /// Computes the hashes of the votes that were noted.
-    fn hash(&mut self, accepted: &mut [AcceptedVote<'_>]) {
-        for (key, (at, poll)) in self.keys.iter().zip(self.votes).take(self.count) {
-            if let (Some(vote), Some(poll)) = (accepted.get_mut(at), poll) {
-                vote.hash = poll.hasher().hash_of_key(key);
-            }
-        }
-        self.count = 0;
-    }
-}
-
-impl Refused {
-    /// Why votes for a poll that was not found are refused, or that it has to be looked up.
-    #[cold]
-    fn why(&self, id: &str) -> Missing {
-        if self.unknown.contains(id) {
-            Missing::Refuse((RejectionCode::PollNotFound, format!("poll_id: there is no poll {id:?}")))
-        } else if self.unreadable.contains(id) {
-            let reason = format!("poll {id:?} cannot be read at the moment, retry the vote");
-            Missing::Refuse((RejectionCode::Unavailable, reason))
-        } else {
-            PollId::new(id).map_or_else(|error| Missing::Refuse(malformed(&error)), Missing::Look)
-        }
-    }
-}
-
-impl KnownPolls {
-    /// Takes every poll of these messages that the cache holds, so that judging starts anew only for those that are read.
-    /// Whether the one that is missing is among them.
-    fn recall(&mut self, messages: &[impl ReceivedVotes], cache: &PollCache, missing: &PollId) -> bool {
-        let Some(now) = self.now else { return false };
-        for vote in messages.iter().flat_map(ReceivedVotes::votes).flatten() {
-            if let Ok(id) = PollId::check(vote.poll_id)
-                && self.find(id).is_none()
-                && let Some((poll, until)) = cache.peek(id, now)
-            {
-                self.enter(Known { poll, until });
-            }
-        }
-        self.find(missing.as_str()).is_some()
-    }
-
-    /// Enters a poll, in place of its older definition.
-    fn enter(&mut self, new: Known) {
-        match self.place(new.poll.id().as_str()) {
-            Some(at) => self.known[at] = new,
-            None => {
-                self.known.push(new);
-                let count = self.known.len();
-                // All of them, once they are looked up there.
-                let first = if count == POLLS_SCANNED_MAX + 1 { 0 } else { count - 1 };
-                if count > POLLS_SCANNED_MAX {
-                    self.places
-                        .extend((first..).zip(&self.known[first..]).map(|(at, new)| (new.poll.id().clone(), at)));
-                }
-            }
-        }
-    }
-
-    fn place(&self, id: &str) -> Option<usize> {
-        if self.known.len() <= POLLS_SCANNED_MAX {
-            self.known.iter().position(|known| known.poll.is(id.as_bytes()))
-        } else {
-            self.places.get(id).copied()
-        }
-    }
-
-    /// The poll of this id, if it may still be used.
-    fn find(&self, id: &str) -> Option<&IndexedPoll> {
-        let known = &self.known[self.place(id)?];
-        (Some(known.until) >= self.now).then_some(&known.poll)
-    }
-}
-
-/// Why a vote has no poll.
-enum Missing {
-    /// It has to be looked up.
-    Look(PollId),
-    /// The vote is refused.
-    Refuse(Reject),
-}
-
-/// The poll of a vote. `last` is that of the vote before: most votes of a message are for one poll.
-#[inline(always)]
-fn find_poll<'a>(
-    poll_id: &[u8],
+/// Judges votes in one pass.
+fn judge<'a, 'v: 'a, I>(
+    walk: &mut Walk<'v, I>,
     polls: &'a KnownPolls,
-    refused: &Refused,
-    last: &mut Option<&'a IndexedPoll>,
-) -> Result<&'a IndexedPoll, Missing> {
-    if let Some(known) = *last
-        && known.is(poll_id)
-    {
-        return Ok(known);
-    }
-    let id = PollId::check(poll_id).map_err(|error| Missing::Refuse(malformed(&error)))?;
-    let known = polls.find(id).ok_or_else(|| refused.why(id))?;
-    *last = Some(known);
-    Ok(known)
-}
-
-fn malformed(error: &InvalidField) -> Reject {
-    (RejectionCode::Malformed, error.to_string())
+    reading: Reading,
+    first: u64,
+    bytes: usize,
+    refused_max: usize,
+) -> Judged<'a>
+where
+    I: Iterator<Item = VoteResult<'v>> + Clone,
+{
+    let mut accepted = ACCEPTED.take();
+    accepted.reserve((bytes / VOTE_WIRE_BYTES + 1).min(TOGETHER_VOTES_MAX));
+    let (mut refused, mut votes) = (Vec::new(), 0);
+    let (mut last_poll, mut unhashed) = (None, Unhashed::new());
+    let stop = walk.try_for_each(|vote| {
+        if votes == TOGETHER_VOTES_MAX || refused.len() == refused_max {
+            return ControlFlow::Break(Stop::Full);
+        }
+        let refusal = match vote {
+            Ok(vote) => match polls.find(vote.poll_id, reading.instant, &mut last_poll) {
+                Ok(poll) => match check(vote, poll, reading.now) {
+                    Ok((option_id, user_id)) => {
+                        // Hashed before anybody sees it.
+                        let hash = unhashed.add(poll, vote.user_id, &mut accepted).unwrap_or_default();
+                        accepted.push(AcceptedVote {
+                            poll_id: poll.id(),
+                            option_id,
+                            user_id,
+                            hash,
+                            index: votes as u32,
+                        });
+                        votes += 1;
+                        return ControlFlow::Continue(());
+                    }
+                    Err(refusal) => refusal,
+                },
+                Err(Missing::Look) => return ControlFlow::Break(Stop::Missing),
+                Err(Missing::Refuse(refusal)) => refusal,
+            },
+            Err(_) => Refusal::Unreadable,
+        };
+        refused.push(Refused { index: first + votes as u64, refusal });
+        votes += 1;
+        ControlFlow::Continue(())
+    });
+    unhashed.hash(&mut accepted);
+    Judged { accepted, refused, votes, stop }
 }
 
 /// Judges one vote; if it is good, returns its option and its user.
 #[inline(always)]
 fn check<'a>(
     vote: &VoteBytes<'a>,
-    known: &'a IndexedPoll,
+    poll: &'a IndexedPoll,
     now: Timestamp,
-) -> Result<(&'a Arc<str>, UserId<'a>), Reject> {
-    let poll = known.poll();
-    let user_id = UserId::check(vote.user_id).map_err(|error| malformed(&error))?;
-    let Some(option_id) = known.option(vote.option_id) else {
-        let id = check_option_id(vote.option_id).map_err(|error| malformed(&error))?;
-        let reason = format!("option_id: poll {:?} has no option {id:?}", poll.id.as_str());
-        return Err((RejectionCode::OptionNotFound, reason));
-    };
-    if poll.source != PollSource::Ingest {
-        return Err((
-            RejectionCode::WrongSource,
-            format!("poll {:?} takes its votes from the stream", poll.id.as_str()),
-        ));
-    }
-    if now < poll.opens_at {
-        return Err((RejectionCode::PollNotOpen, format!("poll {:?} is not open yet", poll.id.as_str())));
-    }
-    if now >= poll.closes_at || poll.closing != Closing::No {
-        return Err((RejectionCode::PollClosed, format!("poll {:?} is closed", poll.id.as_str())));
-    }
-    Ok((option_id, user_id))
-}
-
-#[cfg(test)]
-mod tests {
-    use votestream_core::Poll;
-
-    use super::*;
-
-    #[test]
-    fn every_vote_has_its_hash_when_all_are_judged() {
-        let poll = |id: &str| {
-            IndexedPoll::new(Arc::new(Poll {
-                id: PollId::new(id).unwrap(),
-                title: String::new(),
-                options: Vec::new(),
-                opens_at: Timestamp(0),
-                closes_at: Timestamp(1),
-                closing: Closing::No,
-                source: PollSource::Ingest,
-                expected_peak: 0,
-                buckets: 1,
-                needs_recount: false,
-                final_result: None,
-            }))
-        };
-        // The key of the longest one has no place for a user.
-        let polls = [poll("p"), poll("another"), poll(&"long".repeat(16))];
-        let users: Vec<_> = (0..5 * HASHED_TOGETHER + 3)
-            .map(|at| match at % 5 {
-                0 => format!("user-{at}"),
-                _ => format!("00000000-0000-4000-8000-{at:012}"),
-            })
-            .collect();
-        let option_id: Arc<str> = "option".into();
-        let (mut unhashed, mut accepted) = (Unhashed::new(), Vec::new());
-        for (at, user) in users.iter().enumerate() {
-            let poll = &polls[at % 7 % polls.len()];
-            let hash = unhashed.add(poll, user.as_bytes(), &mut accepted).unwrap_or_default();
-            let (poll_id, user_id) = (poll.id(), UserId::of(user));
-            accepted.push(AcceptedVote { poll_id, option_id: &option_id, user_id, hash, index: at as u32 });
-        }
-        unhashed.hash(&mut accepted);
-        for (vote, user) in accepted.iter().zip(&users) {
-            assert_eq!(vote.hash, vote_hash(vote.poll_id.as_str(), user), "{user} in {}", vote.poll_id);
-        }
-    }
+) -> Result<(&'a Arc<str>, UserId<'a>), Refusal> {
+    let user_id = UserId::check(vote.user_id)?;
+    Ok((poll.admits(vote.option_id, now)?, user_id))
 }

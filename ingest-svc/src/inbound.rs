@@ -1,61 +1,97 @@
-//! What a client streams: read from the connection's buffers, past tonic's.
+//! What a client sends in a call: its messages, read from the connection's buffers.
 //!
-//! Owns the way of a call's body to the task that reads it, and what its errors mean. Must never take the body of a call
-//! that tonic reads.
+//! Owns how long a message may be, how long it may take, and where its parts wait until it is whole. Must never keep more than
+//! [`PART_FREE`] bytes of a message without room for all of it, nor wait for a client without an end.
 
 use std::{
-    convert::Infallible,
-    mem,
-    sync::Arc,
+    fmt::Display,
+    future::{Future, poll_fn},
+    pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use http_body_util::BodyExt;
-use parking_lot::Mutex;
-use tonic::{
-    Code, Request, Status,
-    body::Body,
-    codegen::{Body as _, http},
-    server::NamedService,
-};
-use tower::Service;
-use votestream_core::limits::MESSAGE_BYTES_MAX;
+use http_body::{Body as _, Frame};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tonic::{Code, Status, body::Body, codegen::Bytes};
+use tonic_types::{ErrorDetails, StatusExt};
+use votestream_core::metrics::{self, Rejected};
 use votestream_proto::{FrameError, FrameReader, Frames};
 
-/// Methods whose requests are streams of votes.
-const STREAMING: [&str; 2] = ["/votestream.v1.IngestService/StreamVotes", "/votestream.v1.IngestService/CastVotes"];
+use crate::{
+    calls::RETRY_AFTER,
+    inflight::{WaitingBytes, WaitingPermit},
+};
 
-/// The generated service, which finds the bodies of streams beside their requests. Everything but the messages of these
-/// streams is tonic's affair.
-#[derive(Clone)]
-pub(crate) struct BodiesAside<S>(pub(crate) S);
+/// A part of a message up to this size needs no room: an HTTP/2 stream holds as much before anybody reads it.
+const PART_FREE: usize = 64 << 10;
 
-/// A body beside its request, until somebody takes it. What a request carries has to be `Clone` and `Sync`.
-#[derive(Clone)]
-struct Aside(Arc<Mutex<Option<Body>>>);
-
-impl<S: NamedService> NamedService for BodiesAside<S> {
-    const NAME: &'static str = S::NAME;
+/// What a call may send, and how long that may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Longest message, in bytes.
+    pub(crate) message_bytes_max: usize,
+    /// From a message's first byte to its last.
+    pub(crate) message_time_max: Duration,
+    /// From the beginning of the call to its first message.
+    pub(crate) first_message_max: Duration,
+    /// From one message to the next.
+    pub(crate) silence_max: Duration,
 }
 
-impl<S> Service<http::Request<Body>> for BodiesAside<S>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
+/// Why a call's messages cannot be read any further.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// A message is longer than the limit, in bytes.
+    TooLong(usize),
+    /// The frame of a message is not one of gRPC.
+    Frame(FrameError),
+    /// The call ends within a message.
+    CutOff,
+    /// A message took longer than this.
+    Slow(Duration),
+    /// There was no message for this long.
+    Silent(Duration),
+    /// Too many large messages are on their way.
+    Crowded,
+    /// What the connection says.
+    Broken(Status),
+}
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        if STREAMING.contains(&request.uri().path()) {
-            let body = mem::take(request.body_mut());
-            request.extensions_mut().insert(Aside(Arc::new(Mutex::new(Some(body)))));
+impl Unreadable {
+    /// What the client is told; `message` names the message. Counts it.
+    pub(crate) fn status(&self, message: &dyn Display) -> Status {
+        let malformed = |reason: String| {
+            // How many votes such a message holds, nobody knows.
+            metrics::rejected(Rejected::Malformed, 1);
+            Status::invalid_argument(reason)
+        };
+        match self {
+            Self::TooLong(max) => {
+                malformed(format!("{message} is larger than {max} bytes, the limit of a message in this call"))
+            }
+            Self::Frame(error) => malformed(format!("{message} cannot be read: {error}")),
+            Self::CutOff => malformed(format!("{message} cannot be read: the call ends within it")),
+            Self::Slow(max) => Status::unavailable(format!(
+                "{message} did not arrive within {max:?}; it was not stored, send it again"
+            )),
+            Self::Silent(max) => {
+                Status::unavailable(format!("nothing came for {max:?}; every vote before has its answer, call again"))
+            }
+            Self::Crowded => Status::with_error_details(
+                Code::ResourceExhausted,
+                format!(
+                    "too many large messages are on their way; {message} was not stored, send it later or in parts"
+                ),
+                ErrorDetails::with_retry_info(Some(RETRY_AFTER)),
+            ),
+            Self::Broken(status) if [Code::Internal, Code::Unknown].contains(&status.code()) => {
+                // What was sent is not what the transport takes, such as base64; or the connection broke, and nobody reads this.
+                metrics::rejected(Rejected::Malformed, u64::from(status.code() == Code::Internal));
+                Status::invalid_argument(format!("{message} cannot be read: {}", status.message()))
+            }
+            Self::Broken(status) => Status::new(status.code(), status.message()),
         }
-        self.0.call(request)
     }
 }
 
@@ -63,18 +99,22 @@ where
 pub(crate) struct Inbound {
     body: Body,
     frames: FrameReader,
+    limits: Limits,
+    room: WaitingBytes,
+    /// Room for the message of which a part is here, if it is large.
+    permit: Option<WaitingPermit>,
+    /// When the service began to wait for what it waits for.
+    since: Option<Instant>,
+    /// Whether a message has come.
+    any: bool,
+    timer: Timer,
 }
 
 impl Inbound {
-    /// Of a call that came through [`BodiesAside`].
-    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let body = request.extensions().get::<Aside>().and_then(|aside| aside.0.lock().take());
-        body.map(Self::new).ok_or_else(|| Status::internal("the body of the call is missing"))
-    }
-
-    /// In the body of a call.
-    pub(crate) fn new(body: Body) -> Self {
-        Self { body, frames: FrameReader::new(MESSAGE_BYTES_MAX) }
+    /// The messages in the body of a call.
+    pub(crate) fn new(body: Body, limits: Limits, room: WaitingBytes) -> Self {
+        let frames = FrameReader::new(limits.message_bytes_max);
+        Self { body, frames, limits, room, permit: None, since: None, any: false, timer: Timer::default() }
     }
 
     /// Whether the end is known to have come, without waiting for it.
@@ -82,56 +122,125 @@ impl Inbound {
         self.frames.is_between_messages() && self.body.is_end_stream()
     }
 
-    /// The next messages, as many as arrived in one piece; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Frames>, Status> {
+    /// The next messages, as many as arrived in one piece; `None` at the end. Whoever drops the future before it is ready loses
+    /// nothing.
+    pub(crate) async fn next(&mut self) -> Result<Option<Frames>, Unreadable> {
         loop {
             match self.frames.next() {
                 Ok(None) => {}
-                Ok(frames) => return Ok(frames),
-                Err(error @ FrameError::TooLong(_)) => return Err(Status::out_of_range(error.to_string())),
-                Err(error @ FrameError::Flag(_)) => return Err(Status::internal(error.to_string())),
+                Ok(frames) => {
+                    (self.since, self.permit, self.any) = (None, None, true);
+                    return Ok(frames);
+                }
+                Err(FrameError::TooLong(_)) => return Err(Unreadable::TooLong(self.limits.message_bytes_max)),
+                Err(error @ FrameError::Flag(_)) => return Err(Unreadable::Frame(error)),
             }
-            match self.body.frame().await {
+            self.make_room().await?;
+            match self.frame().await? {
                 // Trailers of a request mean nothing.
                 Some(Ok(frame)) => self.frames.push(frame.into_data().unwrap_or_default()),
                 // The client has hung up: what came before counts.
                 Some(Err(status)) if status.code() == Code::Cancelled => return Ok(None),
-                Some(Err(status)) => return Err(status),
+                Some(Err(status)) => return Err(Unreadable::Broken(status)),
                 None if self.frames.is_between_messages() => return Ok(None),
-                None => return Err(Status::internal("the stream ends within a message")),
+                None => return Err(Unreadable::CutOff),
             }
         }
+    }
+
+    /// Makes room for the rest of a large message, before more of it is kept.
+    async fn make_room(&mut self) -> Result<(), Unreadable> {
+        if let Some(bytes) = self.frames.declared().filter(|&bytes| bytes > PART_FREE)
+            && self.permit.is_none()
+        {
+            let deadline = *self.since.get_or_insert_with(Instant::now) + self.limits.message_time_max;
+            let permit = timeout_at(deadline, self.room.acquire(bytes)).await.map_err(|_| Unreadable::Crowded)?;
+            self.permit = Some(permit);
+        }
+        Ok(())
+    }
+
+    /// What the body holds next.
+    fn frame(&mut self) -> impl Future<Output = Result<Option<Result<Frame<Bytes>, Status>>, Unreadable>> {
+        poll_fn(|cx| match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+                if self.frames.is_between_messages() && data.is_some_and(|data| !data.is_empty()) {
+                    // From here on a message is on its way.
+                    self.since = None;
+                }
+                Poll::Ready(Ok(frame))
+            }
+            Poll::Pending => self.poll_late(cx).map(Err),
+        })
+    }
+
+    /// Ready once the client has taken too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Unreadable> {
+        let (max, late): (_, fn(Duration) -> Unreadable) = if !self.frames.is_between_messages() {
+            (self.limits.message_time_max, Unreadable::Slow)
+        } else if self.any {
+            (self.limits.silence_max, Unreadable::Silent)
+        } else {
+            (self.limits.first_message_max, Unreadable::Silent)
+        };
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.timer.poll_until(cx, since + max).map(|()| late(max))
+    }
+}
+
+/// A timer that is seldom set: as long as what is waited for comes, only the moment moves.
+#[derive(Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if sleep.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tonic::codegen::Bytes;
-    use tower::{ServiceExt, service_fn};
-    use votestream_proto::{ReceivedVotes, VotesMessage, v1::ingest_service_server};
+    use futures::{FutureExt, stream};
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+    use votestream_core::limits::MESSAGE_BYTES_MAX;
+    use votestream_proto::{ReceivedVotes, VotesMessage};
 
     use super::*;
 
-    type Read = (usize, Result<(), Code>);
+    const SECOND: Duration = Duration::from_secs(1);
+    const LIMITS: Limits = Limits {
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        message_time_max: SECOND.saturating_mul(10),
+        first_message_max: SECOND.saturating_mul(60),
+        silence_max: SECOND.saturating_mul(300),
+    };
 
-    /// Sends a call with this body through the service, and reads what the call's handler finds.
-    async fn read(path: &str, body: Vec<Result<&[u8], Status>>) -> Result<Read, Code> {
+    fn inbound_with(body: Body, room: usize) -> Inbound {
+        Inbound::new(body, LIMITS, WaitingBytes::new(room))
+    }
+
+    /// Reads a call with this body: how many votes, and what comes after them.
+    async fn read(body: Vec<Result<&[u8], Status>>) -> (usize, Result<(), Unreadable>) {
         let body: Vec<_> = body.into_iter().map(|data| data.map(Bytes::copy_from_slice)).collect();
-        let body = axum::body::Body::from_stream(futures::stream::iter(body));
-        let request = http::Request::post(path).body(Body::new(body)).unwrap();
-        let (found, mut read) = tokio::sync::mpsc::unbounded_channel();
-        let handler = service_fn(move |request: http::Request<Body>| {
-            found.send(Inbound::of(&Request::from_http(request))).unwrap();
-            std::future::ready(Ok::<_, Infallible>(http::Response::new(Body::empty())))
-        });
-        BodiesAside(handler).oneshot(request).await.unwrap();
-        let mut inbound = read.recv().await.unwrap().map_err(|status| status.code())?;
-        let mut votes = 0;
+        let body = Body::new(axum::body::Body::from_stream(stream::iter(body)));
+        let (mut inbound, mut votes) = (inbound_with(body, MESSAGE_BYTES_MAX), 0);
         loop {
             match inbound.next().await {
                 Ok(Some(frames)) => votes += frames.votes().count(),
-                Ok(None) => return Ok((votes, Ok(()))),
-                Err(status) => return Ok((votes, Err(status.code()))),
+                Ok(None) => return (votes, Ok(())),
+                Err(error) => return (votes, Err(error)),
             }
         }
     }
@@ -146,33 +255,88 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_is_read_to_its_end_or_to_what_is_wrong() {
+    async fn a_call_is_read_to_its_end_or_to_what_is_wrong() {
         let message = message();
         let (first, second) = message.split_at(9);
         let both = [&message[..], &message].concat();
         let too_long = [&[0][..], &(MESSAGE_BYTES_MAX as u32 + 1).to_be_bytes()].concat();
-        for (body, expected) in [
-            (vec![], (0, Ok(()))),
-            (vec![Ok(&both[..]), Ok(&message)], (3, Ok(()))),
-            (vec![Ok(&[][..]), Ok(first), Ok(second)], (1, Ok(()))),
-            (vec![Ok(&message), Ok(first)], (1, Err(Code::Internal))),
-            (vec![Ok(&message), Ok(&[1, 0, 0, 0, 0])], (1, Err(Code::Internal))),
-            (vec![Ok(&message), Ok(&too_long)], (1, Err(Code::OutOfRange))),
-            // Hung up, and broken.
-            (vec![Ok(&message), Ok(first), Err(Status::cancelled(""))], (1, Ok(()))),
-            (vec![Ok(&message), Err(Status::unknown(""))], (1, Err(Code::Unknown))),
+        for (body, votes, wrong) in [
+            (vec![], 0, None),
+            (vec![Ok(&both[..]), Ok(&message)], 3, None),
+            (vec![Ok(&[][..]), Ok(first), Ok(second)], 1, None),
+            (vec![Ok(&message), Ok(first)], 1, Some(Code::InvalidArgument)),
+            (vec![Ok(&message), Ok(&[1, 0, 0, 0, 0])], 1, Some(Code::InvalidArgument)),
+            (vec![Ok(&message), Ok(&too_long)], 1, Some(Code::InvalidArgument)),
+            // Hung up, broken, and refused by what translates gRPC-Web.
+            (vec![Ok(&message), Ok(first), Err(Status::cancelled(""))], 1, None),
+            (vec![Ok(&message), Err(Status::unknown(""))], 1, Some(Code::InvalidArgument)),
+            (vec![Ok(&message), Err(Status::internal("no base64"))], 1, Some(Code::InvalidArgument)),
         ] {
-            assert_eq!(read(STREAMING[0], body).await, Ok(expected));
+            let (read, end) = read(body).await;
+            assert_eq!((read, end.err().map(|error| error.status(&"a message").code())), (votes, wrong));
         }
     }
 
-    #[tokio::test]
-    async fn only_streams_of_votes_are_taken_from_tonic() {
-        for method in STREAMING {
-            assert!(method.starts_with(&format!("/{}/", ingest_service_server::SERVICE_NAME)));
-            assert_eq!(read(method, vec![]).await, Ok((0, Ok(()))));
+    /// A body that is sent piece by piece.
+    fn slowly() -> (mpsc::Sender<Result<Bytes, Status>>, Body) {
+        let (pieces, body) = mpsc::channel(64);
+        (pieces, Body::new(axum::body::Body::from_stream(ReceiverStream::new(body))))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_silent_or_slow_is_waited_for_only_so_long() {
+        let message = message();
+        // The service waits, with this many bytes of a second message sent after the first, byte by byte.
+        for (first, bytes, max) in [(0, 0, 60), (1, 0, 300), (1, 1, 10), (0, 12, 10)] {
+            let (pieces, body) = slowly();
+            let mut inbound = inbound_with(body, MESSAGE_BYTES_MAX);
+            if first > 0 {
+                pieces.send(Ok(Bytes::from(message.clone()))).await.unwrap();
+                assert!(inbound.next().await.unwrap().is_some());
+            }
+            let start = Instant::now();
+            let rest = message[..bytes].to_vec();
+            tokio::spawn(async move {
+                for byte in rest {
+                    pieces.send(Ok(Bytes::from(vec![byte]))).await.ok();
+                    tokio::time::sleep(SECOND / 2).await;
+                }
+                // Frames without content are no sign of life.
+                while pieces.send(Ok(Bytes::new())).await.is_ok() {
+                    tokio::time::sleep(SECOND).await;
+                }
+            });
+            let error = inbound.next().await.unwrap_err();
+            assert_eq!(error.status(&"a message").code(), Code::Unavailable);
+            let waited = start.elapsed();
+            assert!((max * SECOND..max * SECOND + SECOND).contains(&waited), "{first} {bytes}: {waited:?}");
         }
-        let single = format!("/{}/CastVote", ingest_service_server::SERVICE_NAME);
-        assert_eq!(read(&single, vec![]).await, Err(Code::Internal));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_messages_that_are_never_finished_take_no_more_than_their_room() {
+        let header = |len: usize| [&[0][..], &(len as u32).to_be_bytes(), &[0; 100]].concat();
+        let room = WaitingBytes::new(1 << 20);
+        let mut calls = Vec::new();
+        for (len, gets_room) in
+            [(600 << 10, true), (600 << 10, false), (PART_FREE / 2, true), (MESSAGE_BYTES_MAX, false)]
+        {
+            let (pieces, body) = slowly();
+            pieces.send(Ok(header(len).into())).await.unwrap();
+            let mut inbound = Inbound::new(body, LIMITS, room.clone());
+            assert!(inbound.next().now_or_never().is_none());
+            let large = len > PART_FREE;
+            assert_eq!(inbound.permit.is_some(), gets_room && large, "{len}");
+            calls.push((pieces, inbound));
+        }
+        let (first, mut second) = (calls.remove(0), calls.remove(0));
+        let crowded = second.1.next().await.unwrap_err();
+        assert_eq!(crowded.status(&"a message").code(), Code::ResourceExhausted);
+        drop(first);
+        // Whoever left gives its room to others.
+        let (pieces, body) = slowly();
+        pieces.send(Ok(header(600 << 10).into())).await.unwrap();
+        let mut next = Inbound::new(body, LIMITS, room);
+        assert!(next.next().now_or_never().is_none() && next.permit.is_some());
     }
 }

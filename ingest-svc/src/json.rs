@@ -1,6 +1,6 @@
 //! Votes as JSON: `POST /vote` with the body of the AWS sample, and `POST /v1/polls/{poll}/votes`.
 //!
-//! Must never judge a vote: both routes make the message of a CastVote call and answer with what that call answers.
+//! Owns what a body must look like. Must never judge a vote: both routes make the message of a CastVote call and answer with what that call answers.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -19,51 +19,60 @@ use votestream_core::{
     metrics::{self, Rejected},
 };
 use votestream_proto::VotesMessage;
-use votestream_service::http::{failure, read_body, status_of_field, success};
+use votestream_service::http::{check_json, failure, read_body, status_of_field, success};
 
-use crate::{ledger::SingleVote, rpc::Ingest};
+use crate::{calls::Calls, ledger::SingleVote};
 
 /// The API's field names in the sample's body.
 const SAMPLE_NAMES: &[(&str, &str)] = &[("user_id", "cognitoid"), ("poll_id", "voteid"), ("option_id", "option")];
 
 /// The routes.
-pub(crate) fn routes(ingest: Arc<Ingest>) -> Router {
-    Router::new().route("/vote", post(sample_vote)).route("/v1/polls/{poll}/votes", post(vote)).with_state(ingest)
+pub(crate) fn routes(calls: Arc<Calls>) -> Router {
+    Router::new().route("/vote", post(sample_vote)).route("/v1/polls/{poll}/votes", post(vote)).with_state(calls)
 }
 
-async fn sample_vote(State(ingest): State<Arc<Ingest>>, headers: HeaderMap, body: Body) -> Response {
-    let body = match read_vote_body(body).await {
+async fn sample_vote(State(calls): State<Arc<Calls>>, headers: HeaderMap, body: Body) -> Response {
+    let body = match read_vote_body(&headers, body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
     let cast = async {
         let vote = JsonVote::decode(&body).map_err(|error| invalid(&error))?;
-        cast(&ingest, &headers, [&vote.poll_id, &vote.user_id, &vote.option_id]).await
+        cast(&calls, &headers, [&vote.poll_id, &vote.user_id, &vote.option_id]).await
     };
     answer(cast.await, SAMPLE_NAMES)
 }
 
 async fn vote(
-    State(ingest): State<Arc<Ingest>>,
+    State(calls): State<Arc<Calls>>,
     poll: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let body = match read_vote_body(body).await {
+    let body = match read_vote_body(&headers, body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
     let cast = async {
         let Path(poll_id) = poll.map_err(|_| invalid_field("poll_id", "poll_id is not valid UTF-8"))?;
         let (user_id, option_id) = read_vote(&body).map_err(|error| invalid(&error))?;
-        cast(&ingest, &headers, [&poll_id, &user_id, &option_id]).await
+        cast(&calls, &headers, [&poll_id, &user_id, &option_id]).await
     };
     answer(cast.await, &[])
 }
 
-/// The body of a request for one vote. A vote that cannot be read is a rejected one.
-async fn read_vote_body(body: Body) -> Result<Bytes, Response> {
-    read_body(body).await.inspect_err(|_| metrics::rejected(Rejected::Malformed, 1))
+/// The body of a request for one vote, a JSON object. A vote that cannot be read is a rejected one.
+async fn read_vote_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Response> {
+    let read = async {
+        check_json(headers)?;
+        let body = read_body(body).await?;
+        // serde takes a list for an object whose fields come in order.
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(failure(&Status::invalid_argument("the body is not a JSON object"), &[]));
+        }
+        Ok(body)
+    };
+    read.await.inspect_err(|_| metrics::rejected(Rejected::Malformed, 1))
 }
 
 #[derive(Deserialize)]
@@ -79,11 +88,11 @@ fn read_vote(body: &Bytes) -> Result<(Cow<'_, str>, Cow<'_, str>), DecodeError> 
     Ok((JsonText::required(fields.user_id, "user_id")?, JsonText::required(fields.option_id, "option_id")?))
 }
 
-async fn cast(ingest: &Ingest, headers: &HeaderMap, vote: [&str; 3]) -> Result<(), Status> {
+async fn cast(calls: &Calls, headers: &HeaderMap, vote: [&str; 3]) -> Result<(), Status> {
     let mut message = VotesMessage::default();
     let [poll_id, user_id, option_id] = vote;
     message.push(poll_id, user_id, option_id);
-    ingest.cast(SingleVote::of(headers), message).await
+    calls.cast(SingleVote::of(headers), message).await
 }
 
 fn answer(cast: Result<(), Status>, names: &[(&str, &str)]) -> Response {

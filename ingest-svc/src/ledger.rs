@@ -1,12 +1,12 @@
 //! Who waits for votes that were admitted.
 //!
-//! Owns what an outcome means to a client, and the ledger of a call with one vote; that of a stream is a [`Session`]. Must
-//! never answer for a vote that is not settled.
+//! Owns what every ledger can do, and the ledger of a call with one vote; that of a stream is a [`Session`]. Must never answer
+//! for a vote that is not settled.
 //!
 //! [`Session`]: crate::Session
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn, ready},
     sync::Arc,
     task::{Poll, Waker},
 };
@@ -14,46 +14,42 @@ use std::{
 use parking_lot::Mutex;
 use tonic::codegen::http::HeaderMap;
 use tracing::Span;
-use votestream_core::lane::{Outcome, Settle};
-use votestream_proto::v1::{Rejection, RejectionCode};
+use votestream_core::{
+    Refusal,
+    lane::{Outcome, Settle},
+};
 use votestream_service::telemetry::request_span;
 
-use crate::room::Room;
+use crate::{
+    inflight::Permit,
+    refusal::{Refused, refusal_of},
+};
 
-/// Messages that were admitted together.
+/// Votes that were admitted together.
 pub struct Admitted {
-    /// Index of their first vote.
+    /// Index of the first one.
     pub first: u64,
     /// Votes on their way.
     pub accepted: usize,
-    /// The other votes.
-    pub rejections: Vec<Rejection>,
-    /// Their share of the bytes that may be unsettled, to be given back when they are settled.
-    pub room: Option<Room>,
+    /// The other votes, in the order of their indices.
+    pub refused: Vec<Refused>,
+    /// Their share of the bytes that may be in flight, to be given back when they are settled.
+    pub permit: Permit,
 }
 
 /// Keeps account of a client's votes from their admission to their answer.
 pub trait Ledger: Send + Sync {
-    /// Enters messages. Returns who is to be told how the accepted votes end.
+    /// Enters votes. Returns who is to be told how the accepted ones end.
     fn enter(self: &Arc<Self>, admitted: Admitted) -> Arc<dyn Settle>;
+
+    /// How many refused votes may be entered now. None, and nothing may be entered until [`Self::ready`].
+    fn refused_max(&self) -> usize;
+
+    /// Waits until more may be entered. Refused votes wait for their client, which may be slow to read them.
+    fn ready(&self) -> impl Future<Output = ()> + Send;
 
     /// `traceparent` of the span that the votes belong to; empty if there is none.
     fn traceparent(&self) -> &str;
-}
-
-/// What a client is told about the vote of this index, if it is not durable.
-pub(crate) fn rejection(index: u64, outcome: Outcome) -> Option<Rejection> {
-    let (code, reason) = match outcome {
-        Outcome::Durable => return None,
-        Outcome::NotStored => {
-            (RejectionCode::Unavailable, "the vote stream is unavailable; the vote was not stored, retry it")
-        }
-        Outcome::Unknown => (
-            RejectionCode::OutcomeUnknown,
-            "no answer from the vote stream in time; whether the vote was stored is unknown",
-        ),
-    };
-    Some(Rejection { index, code: code.into(), reason: reason.into() })
 }
 
 /// The ledger of a call that brings one vote: a [`Session`] of one entry, in one allocation.
@@ -69,9 +65,9 @@ pub(crate) struct SingleVote {
 #[derive(Default)]
 struct State {
     /// Once the vote is settled.
-    answer: Option<Result<(), Rejection>>,
+    answer: Option<Result<(), Refusal>>,
     /// Given back when the vote is settled.
-    room: Option<Room>,
+    permit: Option<Permit>,
     /// Who waits for the answer.
     waker: Option<Waker>,
 }
@@ -83,8 +79,8 @@ impl SingleVote {
         Arc::new(Self { state: Mutex::default(), _span: span, traceparent })
     }
 
-    /// Waits until the vote is durable, or rejected.
-    pub(crate) async fn settled(&self) -> Result<(), Rejection> {
+    /// Waits until the vote is durable, or refused.
+    pub(crate) async fn settled(&self) -> Result<(), Refusal> {
         poll_fn(|cx| {
             let mut state = self.state.lock();
             match state.answer.take() {
@@ -98,12 +94,12 @@ impl SingleVote {
         .await
     }
 
-    fn answer(&self, answer: Result<(), Rejection>) {
+    fn answer(&self, answer: Result<(), Refusal>) {
         let mut state = self.state.lock();
         state.answer = Some(answer);
-        let (room, waker) = (state.room.take(), state.waker.take());
+        let (permit, waker) = (state.permit.take(), state.waker.take());
         drop(state);
-        drop(room);
+        drop(permit);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -112,11 +108,19 @@ impl SingleVote {
 
 impl Ledger for SingleVote {
     fn enter(self: &Arc<Self>, admitted: Admitted) -> Arc<dyn Settle> {
-        match admitted.rejections.into_iter().next() {
-            Some(rejection) => self.answer(Err(rejection)),
-            None => self.state.lock().room = admitted.room,
+        match admitted.refused.into_iter().next() {
+            Some(refused) => self.answer(Err(refused.refusal)),
+            None => self.state.lock().permit = Some(admitted.permit),
         }
         self.clone()
+    }
+
+    fn refused_max(&self) -> usize {
+        1
+    }
+
+    fn ready(&self) -> impl Future<Output = ()> + Send {
+        ready(())
     }
 
     fn traceparent(&self) -> &str {
@@ -126,7 +130,7 @@ impl Ledger for SingleVote {
 
 impl Settle for SingleVote {
     fn settle(&self, _indices: &[u32], outcome: Outcome) {
-        self.answer(rejection(0, outcome).map_or(Ok(()), Err));
+        self.answer(refusal_of(outcome).map_or(Ok(()), Err));
     }
 }
 
@@ -135,42 +139,43 @@ mod tests {
     use std::time::Duration;
 
     use futures::FutureExt;
+    use votestream_core::PollId;
 
     use super::*;
-    use crate::room::Rooms;
+    use crate::inflight::InflightBytes;
 
     #[tokio::test]
-    async fn a_vote_is_answered_when_it_is_settled_and_gives_its_room_back_then() {
-        let rooms = Rooms::new(1, Duration::from_secs(1));
-        for (outcome, code) in [
+    async fn a_vote_is_answered_when_it_is_settled_and_gives_its_bytes_back_then() {
+        let inflight = InflightBytes::new(1, Duration::from_secs(1));
+        for (outcome, refusal) in [
             (Outcome::Durable, None),
-            (Outcome::NotStored, Some(RejectionCode::Unavailable)),
-            (Outcome::Unknown, Some(RejectionCode::OutcomeUnknown)),
+            (Outcome::NotStored, Some(Refusal::NotStored)),
+            (Outcome::Unknown, Some(Refusal::OutcomeUnknown)),
         ] {
             let vote = SingleVote::of(&HeaderMap::new());
-            let room = rooms.take(1).await;
-            let settle = vote.enter(Admitted { first: 0, accepted: 1, rejections: Vec::new(), room });
+            let permit = inflight.acquire(1).await;
+            let settle = vote.enter(Admitted { first: 0, accepted: 1, refused: Vec::new(), permit });
             let waiting = tokio::spawn({
                 let vote = vote.clone();
                 async move { vote.settled().await }
             });
             tokio::task::yield_now().await;
-            assert!(!waiting.is_finished() && rooms.take(1).now_or_never().is_none());
+            assert!(!waiting.is_finished() && inflight.acquire(1).now_or_never().is_none());
             settle.settle(&[0], outcome);
-            assert!(rooms.take(1).now_or_never().is_some(), "before the answer is read");
-            let answer = waiting.await.unwrap();
-            assert_eq!(answer.err().map(|rejection| rejection.code()), code, "{outcome:?}");
+            assert!(inflight.acquire(1).now_or_never().is_some(), "before the answer is read");
+            assert_eq!(waiting.await.unwrap().err(), refusal, "{outcome:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_rejected_vote_waits_for_nothing() {
-        let rooms = Rooms::new(1, Duration::from_secs(1));
+    async fn a_refused_vote_waits_for_nothing() {
+        let inflight = InflightBytes::new(1, Duration::from_secs(1));
         let vote = SingleVote::of(&HeaderMap::new());
-        let rejection = Rejection { index: 0, code: RejectionCode::PollClosed.into(), reason: "closed".into() };
-        let room = rooms.take(1).await;
-        vote.enter(Admitted { first: 0, accepted: 0, rejections: vec![rejection.clone()], room });
-        assert_eq!(vote.settled().now_or_never(), Some(Err(rejection)));
-        assert!(rooms.take(1).now_or_never().is_some());
+        let refusal = Refusal::Closed(PollId::new("p").unwrap());
+        let permit = inflight.acquire(1).await;
+        let refused = vec![Refused { index: 0, refusal: refusal.clone() }];
+        vote.enter(Admitted { first: 0, accepted: 0, refused, permit });
+        assert_eq!(vote.settled().now_or_never(), Some(Err(refusal)));
+        assert!(inflight.acquire(1).now_or_never().is_some());
     }
 }

@@ -4,18 +4,21 @@
 //! never answer for a vote before its lane has settled it, and never hold more unsettled bytes than configured.
 
 mod admission;
+mod answer;
+mod calls;
+mod edge;
 mod inbound;
+mod inflight;
 mod json;
 mod ledger;
-mod room;
-mod rpc;
+mod refusal;
 mod session;
 pub mod settings;
-mod single;
 
-pub use admission::Admission;
+pub use admission::{Admission, Crowded};
+pub use inflight::Permit;
 pub use ledger::{Admitted, Ledger};
-pub use room::Room;
+pub use refusal::Refused;
 pub use session::{Session, Settled};
 
 use std::{sync::Arc, time::Duration};
@@ -25,11 +28,10 @@ use tokio_util::sync::CancellationToken;
 use votestream_core::{
     TimeBounds,
     lane::{LaneConfig, Producer},
-    limits::MESSAGE_BYTES_MAX,
     poll_cache::PollCache,
     port::Ports,
 };
-use votestream_proto::v1::ingest_service_server::{self, IngestServiceServer};
+use votestream_proto::v1::ingest_service_server;
 use votestream_service::{CorsOrigins, DrainReport, ServiceError, Surface};
 
 /// Settings of the ingest service.
@@ -42,6 +44,15 @@ pub struct IngestConfig {
     /// Most bytes of votes, as received, that are not settled yet; fewer while the stream is slow. More of them wait in the
     /// clients.
     pub unsettled_bytes_max: usize,
+    /// Most bytes of messages that wait for their client: for their rest, if they are large, or for answers to be read. Each of
+    /// the two has so many.
+    pub waiting_bytes_max: usize,
+    /// How long a message may take from its first byte to its last, and how long a call with one vote may wait for it.
+    pub message_timeout: Duration,
+    /// How long a stream of votes may be open without a message.
+    pub first_message_timeout: Duration,
+    /// How long a stream of votes may be silent after a message.
+    pub silence_timeout: Duration,
     /// How long a single vote waits for room before it is refused with RESOURCE_EXHAUSTED.
     pub unary_patience: Duration,
     /// How long calls under way may take to end once shutdown has begun. At least D, so that every vote can be answered.
@@ -58,6 +69,10 @@ impl IngestConfig {
             bounds,
             lanes: LaneConfig::one_machine(),
             unsettled_bytes_max: 64 << 20,
+            waiting_bytes_max: 64 << 20,
+            message_timeout: Duration::from_secs(10),
+            first_message_timeout: Duration::from_secs(60),
+            silence_timeout: Duration::from_secs(300),
             unary_patience: Duration::from_millis(500),
             drain: bounds.answer_deadline + Duration::from_secs(2),
             cors_allow_origins: CorsOrigins::default(),
@@ -83,14 +98,13 @@ pub async fn run(
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;
     let polls = PollCache::new(ports.polls.clone(), config.bounds.poll_cache_life);
-    let admission = Arc::new(admission::Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
-    let service = Arc::new(rpc::Ingest::new(admission, shutdown.clone()));
-    let json = json::routes(service.clone());
-    let rest = IngestServiceServer::from_arc(service.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let service = single::SingleVotes { ingest: service, rest: inbound::BodiesAside(rest) };
-    let surface = Surface::new(tonic::service::Routes::new(service.clone()), json, config.cors_allow_origins);
+    let admission = Arc::new(Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
+    let calls = Arc::new(calls::Calls::new(&config, admission, shutdown.clone()));
+    let edge = edge::Edge(calls.clone());
+    let surface =
+        Surface::new(tonic::service::Routes::new(edge.clone()), json::routes(calls), config.cors_allow_origins);
     let names = [ingest_service_server::SERVICE_NAME];
-    let report = votestream_service::serve(&names, surface, service, listener, shutdown, config.drain).await?;
+    let report = votestream_service::serve(&names, surface, edge, listener, shutdown, config.drain).await?;
     // Votes of calls that were cut off are still on their way; they are settled within D.
     producer.drain().await;
     Ok(report)

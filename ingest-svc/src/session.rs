@@ -1,48 +1,91 @@
 //! One client stream: which of its votes are settled, in order.
 //!
-//! Owns the ledger between the task that reads votes and the one that answers. Must never pass a message before all of its
-//! votes are settled, and never grow with a client that does not read its answers.
+//! Owns the ledger between the task that reads votes and the one that answers. Must never pass a vote before all that came
+//! before it are settled, and never grow with a client that does not read its answers: what waits for such a client are
+//! [`REFUSED_FREE`] refused votes, or more while the process has room for them, and then nothing more is admitted.
 
 use std::{
     collections::VecDeque,
+    future::{Future, poll_fn},
+    mem,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll, Waker},
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tonic::codegen::http::HeaderMap;
 use tracing::Span;
 use votestream_core::lane::{Outcome, Settle};
-use votestream_proto::v1::Rejection;
 use votestream_service::telemetry::request_span;
 
 use crate::{
-    ledger::{Admitted, Ledger, rejection},
-    room::Room,
+    inflight::Permit,
+    ledger::{Admitted, Ledger},
+    refusal::{Refused, refusal_of},
 };
 
-/// Most groups of messages of one stream that are read and not yet answered.
-const UNANSWERED_MESSAGES_MAX: usize = 4_096;
+/// Most entries of one stream that are not settled.
+const UNSETTLED_ENTRIES_MAX: usize = 4_096;
+/// Refused votes that may wait for any client, whatever waits for others.
+const REFUSED_FREE: usize = 64;
+/// Refused votes that are entered at a time, where there is room for more.
+const REFUSED_STEP: usize = 512;
+/// Refused votes that wait for all clients of a process, beyond those of [`REFUSED_FREE`]. Each takes some 150 bytes with its
+/// texts, 40 MB in all.
+const REFUSED_WAITING_MAX: usize = 256 << 10;
 
-/// The messages of one stream that are read and not yet answered.
+/// Room for the refused votes that wait for clients of one process.
+#[derive(Clone)]
+pub(crate) struct RefusedRoom(Arc<Semaphore>);
+
+impl Default for RefusedRoom {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(REFUSED_WAITING_MAX)))
+    }
+}
+
+/// The votes of one stream that are read and not yet answered.
 #[derive(Default)]
 pub struct Session {
-    messages: Mutex<VecDeque<Arc<Message>>>,
-    /// Woken when a message is settled, answered, or the last one has been read.
-    changed: Notify,
-    closed: AtomicBool,
+    state: Mutex<State>,
+    /// Woken when more may be entered.
+    room: Notify,
+    refused_room: RefusedRoom,
+    /// Refused votes that the client is told of one by one; all if there is no limit.
+    listed_max: Option<usize>,
     /// Ends with the session, when its last vote is settled. Disabled unless the client's trace is sampled.
     span: Option<Span>,
     /// `traceparent` of the span.
     traceparent: Option<Arc<str>>,
 }
 
-/// Messages of a stream that were admitted together.
-struct Message {
-    /// Weak, since the session holds its messages.
+#[derive(Default)]
+struct State {
+    /// Votes that were entered together, up to the first that are not settled.
+    entries: VecDeque<Arc<Entry>>,
+    /// What is settled and not taken yet.
+    settled: Settled,
+    /// Whether anything is.
+    any: bool,
+    /// Refused votes of all entries and of what is settled, without those that a lane refused.
+    waiting: usize,
+    /// Share of the process's room that they hold.
+    pooled: usize,
+    /// Refused votes so far that are listed one by one.
+    listed: usize,
+    /// No votes will be entered any more.
+    closed: bool,
+    /// Who waits for votes to be settled.
+    answer: Option<Waker>,
+}
+
+/// Votes of a stream that were entered together.
+struct Entry {
+    /// Weak, since the session holds its entries.
     session: Weak<Session>,
     /// Index of its first vote in the stream.
     first: u64,
@@ -50,24 +93,39 @@ struct Message {
     end: u64,
     /// Votes that are not settled.
     unsettled: AtomicUsize,
-    rejections: Mutex<Vec<Rejection>>,
-    /// Its share of the bytes that may be unsettled. Given back when it is settled, not when it is answered.
-    room: Mutex<Option<Room>>,
+    refused: Mutex<Vec<Refused>>,
+    /// Whether a lane refused votes of it.
+    refused_late: AtomicBool,
+    /// Its share of the bytes in flight. Given back when it is settled, not when it is answered, unless a lane refused votes of
+    /// it: these wait for the client in the place of what they were.
+    permit: Mutex<Option<Permit>>,
 }
 
 /// A settled run of votes.
+#[derive(Default)]
 pub struct Settled {
     /// Index after the last vote of the run.
     pub through: u64,
-    /// Votes of the run that are not durable, in index order.
-    pub rejections: Vec<Rejection>,
+    /// How many votes of the run are not durable, or may not be.
+    pub rejected: u64,
+    /// These votes, in index order.
+    pub refused: VecDeque<Refused>,
+    /// Held for those among them that a lane refused.
+    held: Vec<Permit>,
 }
 
 impl Session {
     /// A session of the trace that a request's headers name.
-    pub(crate) fn of(headers: &HeaderMap, method: &'static str) -> Arc<Self> {
+    pub(crate) fn of(
+        headers: &HeaderMap,
+        method: &'static str,
+        refused_room: RefusedRoom,
+        listed_max: Option<usize>,
+    ) -> Arc<Self> {
         let (span, traceparent) = request_span(headers, method);
-        Arc::new(Self { span: (!span.is_none()).then_some(span), traceparent, ..Self::default() })
+        let span = (!span.is_none()).then_some(span);
+        let (state, room) = (Mutex::default(), Notify::new());
+        Arc::new(Self { state, room, refused_room, listed_max, span, traceparent })
     }
 
     /// The span that work for this session belongs to.
@@ -75,72 +133,183 @@ impl Session {
         self.span.clone().unwrap_or_else(Span::none)
     }
 
-    /// Waits until there is room for another unanswered message.
-    pub async fn ready(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.messages.lock().len() < UNANSWERED_MESSAGES_MAX {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    /// No more messages will be entered.
+    /// No more votes will be entered.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.changed.notify_waiters();
+        let answer = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.answer.take()
+        };
+        wake(answer);
     }
 
     /// Waits for the next votes to be settled and takes them off the ledger; `None` once everything is settled and the
     /// session is closed.
-    pub async fn settled(&self) -> Option<Settled> {
-        loop {
-            let changed = self.changed.notified();
-            let closed = self.closed.load(Ordering::Acquire);
-            let mut settled: Option<Settled> = None;
-            let empty = {
-                let mut messages = self.messages.lock();
-                while let Some(message) = messages.front()
-                    && message.unsettled.load(Ordering::Acquire) == 0
-                {
-                    let run = settled.get_or_insert_with(|| Settled { through: 0, rejections: Vec::new() });
-                    run.through = message.end;
-                    let mut rejections = std::mem::take(&mut *message.rejections.lock());
-                    rejections.sort_unstable_by_key(|rejection| rejection.index);
-                    run.rejections.append(&mut rejections);
-                    messages.pop_front();
-                }
-                messages.is_empty()
-            };
-            if settled.is_some() {
-                self.changed.notify_waiters();
-                return settled;
-            }
-            if closed && empty {
-                return None;
-            }
-            changed.await;
+    pub fn settled(&self) -> impl Future<Output = Option<Settled>> + Send {
+        poll_fn(|cx| self.poll_settled(cx, usize::MAX))
+    }
+
+    /// [`Self::settled`], with so many refused votes at the most. What is left comes next time.
+    pub(crate) fn poll_settled(&self, cx: &mut Context<'_>, refused_max: usize) -> Poll<Option<Settled>> {
+        let mut state = self.state.lock();
+        if state.any {
+            let taken = state.take(refused_max);
+            state.give_back(&self.refused_room);
+            drop(state);
+            self.room.notify_waiters();
+            return Poll::Ready(Some(taken));
         }
+        if state.closed && state.entries.is_empty() {
+            return Poll::Ready(None);
+        }
+        if !state.answer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.answer = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Moves what is settled to where it is taken from.
+    fn advance(&self) {
+        let mut state = self.state.lock();
+        while let Some(entry) = state.entries.front()
+            && entry.unsettled.load(Ordering::Acquire) == 0
+            && let Some(entry) = state.entries.pop_front()
+        {
+            self.settle_entry(&mut state, &entry);
+        }
+        let answer = if state.any { state.answer.take() } else { None };
+        drop(state);
+        self.room.notify_waiters();
+        wake(answer);
+    }
+
+    fn settle_entry(&self, state: &mut State, entry: &Entry) {
+        let mut refused = mem::take(&mut *entry.refused.lock());
+        let mut held = entry.permit.lock().take();
+        if entry.refused_late.load(Ordering::Acquire) {
+            refused.sort_unstable_by_key(|refused| refused.index);
+        } else {
+            held = None;
+        }
+        state.any = true;
+        state.settled.through = entry.end;
+        state.settled.rejected += refused.len() as u64;
+        let listed = self.listed_max.map_or(refused.len(), |max| refused.len().min(max - state.listed));
+        state.listed += listed;
+        state.waiting -= refused[listed..].iter().filter(|refused| !refused.refusal.is_outcome()).count();
+        state.settled.refused.extend(refused.into_iter().take(listed));
+        state.settled.held.extend(held);
+    }
+
+    /// How many refused votes may be entered, as things are.
+    fn room_for_refused(&self, state: &State) -> usize {
+        if state.entries.len() >= UNSETTLED_ENTRIES_MAX {
+            return 0;
+        }
+        if self.listed_max.is_some() {
+            // Few of them are kept, and the others only until what comes before them is settled.
+            return REFUSED_STEP;
+        }
+        let free = (REFUSED_FREE + state.pooled).saturating_sub(state.waiting);
+        let more = self.refused_room.0.available_permits() >= REFUSED_STEP;
+        free + if more { REFUSED_STEP } else { 0 }
+    }
+}
+
+impl State {
+    /// Takes what is settled, with so many refused votes at the most.
+    fn take(&mut self, refused_max: usize) -> Settled {
+        if self.settled.refused.len() <= refused_max {
+            self.any = false;
+            let taken = mem::take(&mut self.settled);
+            self.waiting -= entered(&taken.refused);
+            return taken;
+        }
+        let refused: VecDeque<_> = self.settled.refused.drain(..refused_max).collect();
+        // All votes before the last one of them are durable, or were named.
+        let through = refused.back().map_or(0, |refused| refused.index + 1);
+        self.waiting -= entered(&refused);
+        self.settled.rejected -= refused.len() as u64;
+        Settled { through, rejected: refused.len() as u64, refused, held: Vec::new() }
+    }
+
+    /// Gives back the room that refused votes no longer take.
+    fn give_back(&mut self, room: &RefusedRoom) {
+        let needed = self.waiting.saturating_sub(REFUSED_FREE);
+        if self.pooled > needed {
+            room.0.add_permits(self.pooled - needed);
+            self.pooled = needed;
+        }
+    }
+
+    /// Takes the room that refused votes need.
+    fn take_room(&mut self, room: &RefusedRoom) {
+        let needed = self.waiting.saturating_sub(REFUSED_FREE + self.pooled);
+        // Others may have been faster. Then this client waits for its answers to be read before it enters more.
+        if needed > 0
+            && let Ok(permit) = room.0.try_acquire_many(u32::try_from(needed).unwrap_or(u32::MAX))
+        {
+            permit.forget();
+            self.pooled += needed;
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.refused_room.0.add_permits(self.state.get_mut().pooled);
+    }
+}
+
+/// How many of these were refused when they were entered, and not by a lane.
+fn entered(refused: &VecDeque<Refused>) -> usize {
+    refused.iter().filter(|refused| !refused.refusal.is_outcome()).count()
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
 impl Ledger for Session {
     fn enter(self: &Arc<Self>, admitted: Admitted) -> Arc<dyn Settle> {
-        let Admitted { first, accepted, rejections, room } = admitted;
-        let message = Arc::new(Message {
+        let Admitted { first, accepted, refused, permit } = admitted;
+        let count = refused.len();
+        let entry = Arc::new(Entry {
             session: Arc::downgrade(self),
             first,
-            end: first + (accepted + rejections.len()) as u64,
+            end: first + (accepted + count) as u64,
             unsettled: AtomicUsize::new(accepted),
-            rejections: Mutex::new(rejections),
-            room: Mutex::new(room),
+            refused: Mutex::new(refused),
+            refused_late: AtomicBool::new(false),
+            permit: Mutex::new(Some(permit)),
         });
-        self.messages.lock().push_back(message.clone());
-        if accepted == 0 {
-            message.done();
+        let mut state = self.state.lock();
+        state.waiting += count;
+        if self.listed_max.is_none() {
+            state.take_room(&self.refused_room);
         }
-        message
+        state.entries.push_back(entry.clone());
+        drop(state);
+        if accepted == 0 {
+            self.advance();
+        }
+        entry
+    }
+
+    fn refused_max(&self) -> usize {
+        self.room_for_refused(&self.state.lock())
+    }
+
+    async fn ready(&self) {
+        loop {
+            let room = self.room.notified();
+            if self.refused_max() > 0 {
+                return;
+            }
+            room.await;
+        }
     }
 
     fn traceparent(&self) -> &str {
@@ -148,23 +317,130 @@ impl Ledger for Session {
     }
 }
 
-impl Message {
-    fn done(&self) {
-        self.room.lock().take();
-        if let Some(session) = self.session.upgrade() {
-            session.changed.notify_waiters();
+impl Settle for Entry {
+    fn settle(&self, indices: &[u32], outcome: Outcome) {
+        if let Some(refusal) = refusal_of(outcome) {
+            let refused =
+                indices.iter().map(|&index| Refused { index: self.first + u64::from(index), refusal: refusal.clone() });
+            self.refused.lock().extend(refused);
+            self.refused_late.store(true, Ordering::Release);
+        }
+        if self.unsettled.fetch_sub(indices.len(), Ordering::AcqRel) == indices.len() {
+            if !self.refused_late.load(Ordering::Acquire) {
+                self.permit.lock().take();
+            }
+            if let Some(session) = self.session.upgrade() {
+                session.advance();
+            }
         }
     }
 }
 
-impl Settle for Message {
-    fn settle(&self, indices: &[u32], outcome: Outcome) {
-        if outcome != Outcome::Durable {
-            let rejections = indices.iter().filter_map(|&index| rejection(self.first + u64::from(index), outcome));
-            self.rejections.lock().extend(rejections);
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use votestream_core::Refusal;
+
+    use super::*;
+    use crate::inflight::InflightBytes;
+
+    /// A session whose refused votes have so much room beside what is free.
+    fn session(room: usize, listed_max: Option<usize>) -> Arc<Session> {
+        let refused_room = RefusedRoom(Arc::new(Semaphore::new(room)));
+        Session::of(&HeaderMap::new(), "test", refused_room, listed_max)
+    }
+
+    /// Enters so many accepted votes, and after them so many refused ones.
+    async fn enter(session: &Arc<Session>, first: u64, accepted: usize, refused: usize) -> Arc<dyn Settle> {
+        let inflight = InflightBytes::new(1, Duration::from_secs(1));
+        let permit = inflight.acquire(1).await;
+        let refused = (0..refused as u64)
+            .map(|at| Refused { index: first + accepted as u64 + at, refusal: Refusal::Unreadable })
+            .collect();
+        session.enter(Admitted { first, accepted, refused, permit })
+    }
+
+    fn take(session: &Session, max: usize) -> Option<Settled> {
+        poll_fn(|cx| session.poll_settled(cx, max)).now_or_never().flatten()
+    }
+
+    #[tokio::test]
+    async fn nothing_passes_what_came_before_it() {
+        let session = session(0, None);
+        let first = enter(&session, 0, 2, 0).await;
+        let second = enter(&session, 2, 1, 1).await;
+        second.settle(&[0], Outcome::Durable);
+        assert!(take(&session, 9).is_none());
+        first.settle(&[1], Outcome::Unknown);
+        first.settle(&[0], Outcome::Durable);
+        let settled = take(&session, 9).unwrap();
+        let indices: Vec<_> = settled.refused.iter().map(|refused| refused.index).collect();
+        assert_eq!((settled.through, settled.rejected, &indices[..]), (4, 2, &[1, 3][..]));
+        session.close();
+        assert!(session.settled().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn many_refused_votes_come_in_parts_that_say_how_far_they_reach() {
+        let session = session(REFUSED_WAITING_MAX, None);
+        enter(&session, 0, 0, 300).await;
+        let (mut expected, mut reached) = (0, 0);
+        while let Some(settled) = take(&session, 7) {
+            assert!(settled.refused.len() <= 7);
+            for refused in &settled.refused {
+                assert_eq!(refused.index, expected);
+                expected += 1;
+            }
+            assert!(settled.through > reached && settled.through >= expected);
+            reached = settled.through;
         }
-        if self.unsettled.fetch_sub(indices.len(), Ordering::AcqRel) == indices.len() {
-            self.done();
+        assert_eq!((expected, reached), (300, 300));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_enters_no_more_and_the_room_comes_back() {
+        let room = 2 * REFUSED_STEP;
+        let session = session(room, None);
+        let mut entered = 0;
+        while session.refused_max() > 0 {
+            let refused = session.refused_max();
+            enter(&session, entered as u64, 0, refused).await;
+            entered += refused;
         }
+        assert!(entered <= room + REFUSED_FREE + REFUSED_STEP, "{entered}");
+        assert!(session.ready().now_or_never().is_none());
+        while take(&session, 50).is_some() {}
+        assert!(session.ready().now_or_never().is_some());
+        assert_eq!(session.refused_room.0.available_permits(), room);
+        enter(&session, entered as u64, 0, REFUSED_STEP).await;
+        let refused_room = session.refused_room.clone();
+        drop(session);
+        assert_eq!(refused_room.0.available_permits(), room, "a client that left costs nothing");
+    }
+
+    #[tokio::test]
+    async fn what_a_lane_refuses_keeps_its_bytes_until_it_is_taken() {
+        let inflight = InflightBytes::new(1, Duration::from_secs(1));
+        for (outcome, kept) in [(Outcome::Durable, false), (Outcome::NotStored, true)] {
+            let session = session(0, None);
+            let permit = inflight.acquire(1).await;
+            let settle = session.enter(Admitted { first: 0, accepted: 1, refused: Vec::new(), permit });
+            settle.settle(&[0], outcome);
+            assert_eq!(inflight.acquire(1).now_or_never().is_none(), kept, "{outcome:?}");
+            drop(take(&session, 9));
+            assert!(inflight.acquire(1).now_or_never().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn of_some_calls_only_the_first_refused_votes_are_listed() {
+        let session = session(0, Some(10));
+        for first in [0, 7, 14] {
+            enter(&session, first, 0, 7).await;
+        }
+        let settled = take(&session, usize::MAX).unwrap();
+        assert_eq!((settled.through, settled.rejected, settled.refused.len()), (21, 21, 10));
     }
 }

@@ -80,6 +80,13 @@ impl FrameReader {
         Ok((self.part.len() == end).then(|| Frames(mem::take(&mut self.part).freeze())))
     }
 
+    /// Length of the message of which a part has arrived, with its frame, once that is known. Meant to be asked when
+    /// [`FrameReader::next`] has nothing more: the length is one that it takes.
+    pub fn declared(&self) -> Option<usize> {
+        let [_, len @ ..] = *self.part.first_chunk::<HEADER_BYTES>()?;
+        Some(HEADER_BYTES + u32::from_be_bytes(len) as usize)
+    }
+
     /// Whether nothing is left of a message.
     pub fn is_between_messages(&self) -> bool {
         self.part.is_empty() && self.rest.is_empty()
@@ -140,11 +147,12 @@ impl ReceivedVotes for Frames {
     }
 
     #[inline]
-    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
+    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> + Clone + Send {
         FrameVotes { frames: &self.0, message: Votes::default() }
     }
 }
 
+#[derive(Clone)]
 struct FrameVotes<'a> {
     frames: &'a [u8],
     message: Votes<'a>,
@@ -264,6 +272,20 @@ mod tests {
                 assert_eq!(end, Err(error));
             }
         }
+    }
+
+    #[test]
+    fn a_message_says_how_long_it_will_be() {
+        let stream = frame(&[0; 200]);
+        let mut reader = FrameReader::new(MAX);
+        for (piece, declared) in [(&stream[..3], None), (&stream[3..9], Some(205)), (&stream[9..100], Some(205))] {
+            reader.push(Bytes::copy_from_slice(piece));
+            assert_eq!(reader.next(), Ok(None));
+            assert_eq!(reader.declared(), declared);
+        }
+        reader.push(Bytes::copy_from_slice(&stream[100..]));
+        assert!(reader.next().unwrap().is_some_and(|frames| frames.is_one()));
+        assert_eq!((reader.next(), reader.declared()), (Ok(None), None));
     }
 
     #[test]

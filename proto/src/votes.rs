@@ -34,7 +34,9 @@ pub trait ReceivedVotes {
 
     /// The votes in their order. An item is an error if that vote alone cannot be read, or if the rest of its message
     /// cannot.
-    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>>;
+    ///
+    /// A copy of the iterator goes on where it is, so that what follows can be looked at twice.
+    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> + Clone + Send;
 }
 
 /// One vote of a message, unchecked: the bytes may be empty, too long, or no text at all.
@@ -96,13 +98,13 @@ impl ReceivedVotes for VotesMessage {
     }
 
     #[inline]
-    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> {
+    fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> + Clone + Send {
         Votes { rest: &self.received, then: &self.built }
     }
 }
 
 /// The votes of one message.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Votes<'a> {
     rest: &'a [u8],
     /// What comes after it.

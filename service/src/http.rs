@@ -182,6 +182,33 @@ impl CorsOrigins {
     }
 }
 
+/// Checks that a request says that its body is JSON as it is.
+///
+/// A page of another origin may send other types without asking anybody, and so may a page that sends no type at all; then its
+/// browser says where it comes from.
+///
+/// # Errors
+///
+/// With the answer to send: 415, since what the body means is not known.
+pub fn check_json(headers: &HeaderMap) -> Result<(), Response> {
+    let unsupported =
+        |message: &str| Err(respond(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message, None));
+    let json = |content_type: &HeaderValue| {
+        let essence = content_type.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
+        essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    };
+    match headers.get(header::CONTENT_TYPE) {
+        Some(content_type) if json(content_type) => {}
+        None if !headers.contains_key(header::ORIGIN) => {}
+        Some(_) | None => return unsupported("the content type must be application/json"),
+    }
+    let encodings = headers.get_all(header::CONTENT_ENCODING);
+    if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return unsupported("the body must not be encoded: leave out Content-Encoding");
+    }
+    Ok(())
+}
+
 /// Reads a request's body.
 ///
 /// # Errors
@@ -364,6 +391,33 @@ mod tests {
             let status = Status::with_error_details(Code::Unavailable, "later", details);
             let (_, headers, _) = parts(failure(&status, &[])).await;
             assert_eq!(headers[header::RETRY_AFTER], seconds);
+        }
+    }
+
+    #[test]
+    fn a_body_is_json_and_nothing_else() {
+        let check = |headers: &[(&str, &str)]| {
+            let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            check_json(&headers.collect::<HeaderMap>()).map_err(|answer| answer.status().as_u16())
+        };
+        let (json, origin) = (("content-type", "application/json"), ("origin", "https://elsewhere.example"));
+        for good in [
+            &[json][..],
+            &[json, origin],
+            &[],
+            &[("content-type", "Application/JSON; charset=utf-8"), ("content-encoding", "identity")],
+        ] {
+            assert_eq!(check(good), Ok(()), "{good:?}");
+        }
+        for bad in [
+            &[("content-type", "text/plain")][..],
+            &[("content-type", "application/x-www-form-urlencoded")],
+            &[("content-type", "application/jsonp")],
+            &[("content-type", "")],
+            &[origin],
+            &[json, ("content-encoding", "gzip")],
+        ] {
+            assert_eq!(check(bad), Err(415), "{bad:?}");
         }
     }
 

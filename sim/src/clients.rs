@@ -120,8 +120,9 @@ async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &OpenPolls, 
             }
             let message = message(world, polls, log, id, &waiting);
             let messages = [message];
-            let room = process.admission.room(&messages).await;
-            first += process.admission.admit(&session, first, &messages, room).await;
+            let permit = process.admission.acquire(&messages).await;
+            // The answers are read as they come, so that nothing is crowded.
+            first += process.admission.admit(&session, first, &messages, permit).await.unwrap_or_default();
             let (pause, wait) = world.draw(|rng| (rng.random_range(0..150), rng.random_bool(0.4)));
             sleep(Duration::from_millis(pause)).await;
             while wait && !waiting.lock().is_empty() {
@@ -152,10 +153,10 @@ pub(super) type Waiting = Arc<Mutex<VecDeque<usize>>>;
 pub(super) async fn answers(world: Arc<World>, session: Arc<Session>, waiting: Waiting, log: Arc<Log>) {
     let mut through = 0;
     while let Some(settled) = session.settled().await {
-        let mut rejections = settled.rejections.into_iter().peekable();
+        let mut refused = settled.refused.into_iter().peekable();
         for index in through..settled.through {
-            let rejection = rejections.next_if(|rejection| rejection.index == index);
-            let answer = match rejection.map(|rejection| rejection.code()) {
+            let refused = refused.next_if(|refused| refused.index == index);
+            let answer = match refused.map(|refused| refused.code()) {
                 None => Answer::Durable,
                 Some(RejectionCode::OutcomeUnknown) => Answer::Unknown,
                 Some(_) => Answer::Rejected,

@@ -185,8 +185,8 @@ impl Stage {
         }
         let Client { admission, session, sent, .. } = &mut self.client;
         let messages = [message];
-        let room = admission.room(&messages).await;
-        *sent += admission.admit(session, *sent, &messages, room).await;
+        let permit = admission.acquire(&messages).await;
+        *sent += admission.admit(session, *sent, &messages, permit).await.map_err(|error| error.to_string())?;
         Ok(())
     }
 

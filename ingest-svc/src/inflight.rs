@@ -1,11 +1,12 @@
-//! Room for votes that are not settled yet.
+//! Bytes in flight: of votes that are not settled yet, and of messages that wait for their client.
 //!
 //! Owns backpressure: a message waits in its client until there is room for its bytes. There is as much as fits into the
 //! memory that is set aside, but no more than the lanes settle within a share of the answer deadline. What waits in a lane
 //! until the deadline is refused, so taking it would only make its client wait for nothing. Must never let anything in
-//! without a share.
+//! without a permit.
 
 use std::{
+    future::pending,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
@@ -30,22 +31,42 @@ const LATEST: f64 = 0.3;
 /// As long as more than this fraction of the room is free, the rate tells what clients send, not what lanes can settle.
 const FREE: usize = 8;
 
-/// All the room of one process.
-pub(crate) struct Rooms {
+/// The bytes that may be in flight in one process.
+pub(crate) struct InflightBytes {
     free: Arc<Semaphore>,
     bytes_max: usize,
     /// Bytes given back since they were last looked at.
     settled: Arc<AtomicU64>,
 }
 
-/// Share of the bytes that may be unsettled, given back when it is dropped.
-pub struct Room {
+/// Share of the bytes that may be in flight, given back when the last copy is dropped.
+pub struct Permit(Held);
+
+enum Held {
+    /// By one holder: nearly always.
+    Alone(Share),
+    /// By several parts of one message.
+    Together(Arc<Share>),
+}
+
+struct Share {
     permit: OwnedSemaphorePermit,
     settled: Arc<AtomicU64>,
 }
 
-impl Rooms {
-    /// Room for at most `bytes_max` bytes. To be called on a runtime.
+impl Permit {
+    /// Makes this one of two holders: the bytes are given back when both are gone.
+    pub(crate) fn share(self) -> (Self, Self) {
+        let share = match self.0 {
+            Held::Alone(share) => Arc::new(share),
+            Held::Together(share) => share,
+        };
+        (Self(Held::Together(share.clone())), Self(Held::Together(share)))
+    }
+}
+
+impl InflightBytes {
+    /// For at most `bytes_max` bytes. To be called on a runtime.
     pub(crate) fn new(bytes_max: usize, answer_deadline: Duration) -> Self {
         let bytes_max = bytes_max.min(u32::MAX as usize).min(Semaphore::MAX_PERMITS);
         let (free, settled) = (Arc::new(Semaphore::new(bytes_max.min(BYTES_MIN))), Arc::<AtomicU64>::default());
@@ -54,20 +75,66 @@ impl Rooms {
         Self { free, bytes_max, settled }
     }
 
-    /// Waits for room for so many bytes; more than there can ever be count as all of it.
-    pub(crate) async fn take(&self, bytes: usize) -> Option<Room> {
+    /// Waits until so many bytes may be in flight; more than there can ever be count as all of them.
+    pub(crate) async fn acquire(&self, bytes: usize) -> Permit {
         let bytes = u32::try_from(bytes.min(self.bytes_max).min(BYTES_MIN)).unwrap_or(u32::MAX);
-        let permit = self.free.clone().acquire_many_owned(bytes).await.ok()?;
+        let permit = take(&self.free, bytes).await;
         metrics::LANE_BYTES.add(i64::from(bytes));
-        Some(Room { permit, settled: self.settled.clone() })
+        Permit(Held::Alone(Share { permit, settled: self.settled.clone() }))
     }
 }
 
-impl Drop for Room {
+impl Drop for Share {
     fn drop(&mut self) {
         let bytes = self.permit.num_permits();
         self.settled.fetch_add(bytes as u64, Ordering::Relaxed);
         metrics::LANE_BYTES.add(-(bytes as i64));
+    }
+}
+
+/// Room for bytes that wait for their client: for the rest of a message, or for answers to be read.
+///
+/// It is apart from that of votes in flight: a client that keeps the service waiting must not keep others out.
+#[derive(Clone)]
+pub(crate) struct WaitingBytes {
+    free: Arc<Semaphore>,
+    bytes_max: u32,
+}
+
+/// Share of [`WaitingBytes`], given back when it is dropped.
+pub(crate) struct WaitingPermit {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl WaitingBytes {
+    /// For at most so many bytes.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        let bytes_max = u32::try_from(bytes_max.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        Self { free: Arc::new(Semaphore::new(bytes_max as usize)), bytes_max }
+    }
+
+    /// Waits for room for so many bytes.
+    pub(crate) async fn acquire(&self, bytes: usize) -> WaitingPermit {
+        WaitingPermit { _permit: take(&self.free, self.permits(bytes)).await }
+    }
+
+    /// Room for so many bytes, if there is any now.
+    pub(crate) fn try_acquire(&self, bytes: usize) -> Option<WaitingPermit> {
+        let permit = self.free.clone().try_acquire_many_owned(self.permits(bytes)).ok()?;
+        Some(WaitingPermit { _permit: permit })
+    }
+
+    fn permits(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max)
+    }
+}
+
+/// Waits for permits, in turn.
+async fn take(free: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
+    match free.clone().acquire_many_owned(permits).await {
+        Ok(permit) => permit,
+        // Nobody closes these semaphores.
+        Err(_) => pending().await,
     }
 }
 
@@ -113,19 +180,19 @@ mod tests {
 
     /// Clients that send as fast as they may, to lanes that settle so many bytes a second: how long the last bytes that were
     /// settled had waited, and how many bytes a second were settled, second by second.
-    async fn flood(rooms: &Rooms, rate: usize, seconds: u32) -> (Duration, usize) {
-        let mut queue: VecDeque<(Instant, Room)> = VecDeque::new();
+    async fn flood(inflight: &InflightBytes, rate: usize, seconds: u32) -> (Duration, usize) {
+        let mut queue: VecDeque<(Instant, Permit)> = VecDeque::new();
         let (mut waited, mut total) = (Duration::ZERO, 0);
         let start = Instant::now();
         let mut budget = 0;
         while start.elapsed() < Duration::from_secs(seconds.into()) {
-            while let Ok(Some(room)) = tokio::time::timeout(Duration::ZERO, rooms.take(MESSAGE)).await {
-                queue.push_back((Instant::now(), room));
+            while let Ok(permit) = tokio::time::timeout(Duration::ZERO, inflight.acquire(MESSAGE)).await {
+                queue.push_back((Instant::now(), permit));
             }
             tokio::time::sleep(STEP).await;
             budget += rate / 100;
             while budget >= MESSAGE
-                && let Some((taken, _room)) = queue.pop_front()
+                && let Some((taken, _permit)) = queue.pop_front()
             {
                 (waited, budget, total) = (taken.elapsed(), budget - MESSAGE, total + MESSAGE);
             }
@@ -135,30 +202,44 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn slow_lanes_make_clients_wait_and_not_votes() {
-        let rooms = Rooms::new(64 << 20, DEADLINE);
-        let (waited, rate) = flood(&rooms, 6 << 20, 30).await;
+        let inflight = InflightBytes::new(64 << 20, DEADLINE);
+        let (waited, rate) = flood(&inflight, 6 << 20, 30).await;
         assert!(waited < DEADLINE / 3, "the last votes waited for {waited:?}");
         assert!(rate > 5 << 20, "the lanes were not kept busy: {rate} bytes/s");
     }
 
     #[tokio::test(start_paused = true)]
     async fn room_follows_the_rate_both_ways() {
-        let rooms = Rooms::new(64 << 20, DEADLINE);
-        let (waited, rate) = flood(&rooms, 100 << 20, 10).await;
+        let inflight = InflightBytes::new(64 << 20, DEADLINE);
+        let (waited, rate) = flood(&inflight, 100 << 20, 10).await;
         assert!(waited < DEADLINE / 3 && rate > 80 << 20, "{waited:?}, {rate} bytes/s");
-        let (waited, rate) = flood(&rooms, 4 << 20, 40).await;
+        let (waited, rate) = flood(&inflight, 4 << 20, 40).await;
         assert!(waited < DEADLINE / 3, "after the lanes slowed down, votes waited for {waited:?}");
         assert!(rate > 3 << 20, "{rate} bytes/s");
-        let (_, rate) = flood(&rooms, 100 << 20, 30).await;
+        let (_, rate) = flood(&inflight, 100 << 20, 30).await;
         assert!(rate > 70 << 20, "after the lanes became fast again: {rate} bytes/s");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_largest_message_fits_always() {
         for bytes_max in [1 << 10, 64 << 20] {
-            let rooms = Rooms::new(bytes_max, DEADLINE);
-            drop(rooms.take(usize::MAX).await.unwrap());
-            assert!(rooms.take(MESSAGE_BYTES_MAX).await.is_some());
+            let inflight = InflightBytes::new(bytes_max, DEADLINE);
+            drop(inflight.acquire(usize::MAX).await);
+            drop(inflight.acquire(MESSAGE_BYTES_MAX).await);
         }
+    }
+
+    #[tokio::test]
+    async fn bytes_come_back_when_the_last_holder_is_gone() {
+        use futures::FutureExt;
+        let inflight = InflightBytes::new(10, DEADLINE);
+        let (first, rest) = inflight.acquire(10).await.share();
+        let (second, third) = rest.share();
+        for held in [first, second] {
+            drop(held);
+            assert!(inflight.acquire(1).now_or_never().is_none());
+        }
+        drop(third);
+        assert!(inflight.acquire(10).now_or_never().is_some());
     }
 }

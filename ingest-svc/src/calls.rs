@@ -1,0 +1,233 @@
+//! The calls of `IngestService`: the three ways in which votes arrive and answers leave.
+//!
+//! Owns what a call is answered, and when a call ends. Where answers leave while votes come in, reading and answering are two
+//! tasks, so that acknowledgements flow while votes wait for room. Must never go on with a call whose client has left: what is
+//! in a lane by then is settled there, the rest is dropped.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::http::{HeaderMap, Response},
+};
+use tonic_types::{ErrorDetails, StatusExt};
+use tracing::Instrument;
+use votestream_core::{
+    limits::{MESSAGE_BYTES_MAX, SINGLE_VOTE_BYTES_MAX},
+    metrics::{self, Rejected},
+};
+use votestream_proto::{
+    Frames, ReceivedVotes,
+    v1::{CastVoteResponse, CastVotesResponse},
+};
+
+use crate::{
+    IngestConfig,
+    admission::Admission,
+    answer,
+    inbound::{Inbound, Limits, Unreadable},
+    inflight::Permit,
+    ledger::{Ledger as _, SingleVote},
+    refusal::status_of,
+    session::Session,
+};
+
+/// Most rejections in a CastVotesResponse.
+const REJECTIONS_LISTED_MAX: usize = 100;
+/// Most bytes, and most pieces in which they arrived, that are admitted together.
+const TOGETHER_BYTES_MAX: usize = 64 << 10;
+const TOGETHER_PIECES_MAX: usize = 1_024;
+/// When a refused client may try again.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Answers calls.
+pub(crate) struct Calls {
+    admission: Arc<Admission>,
+    shutdown: CancellationToken,
+    /// Of a call with one vote.
+    single: Limits,
+    /// Of a stream of votes.
+    stream: Limits,
+}
+
+impl Calls {
+    pub(crate) fn new(config: &IngestConfig, admission: Arc<Admission>, shutdown: CancellationToken) -> Self {
+        let stream = Limits {
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            message_time_max: config.message_timeout,
+            first_message_max: config.first_message_timeout,
+            silence_max: config.silence_timeout,
+        };
+        let single = Limits {
+            message_bytes_max: SINGLE_VOTE_BYTES_MAX,
+            first_message_max: config.message_timeout,
+            silence_max: config.message_timeout,
+            ..stream
+        };
+        Self { admission, shutdown, single, stream }
+    }
+
+    /// The account of a stream's votes; `listed` if its one answer lists the first rejections only.
+    pub(crate) fn session(&self, headers: &HeaderMap, method: &'static str, listed: bool) -> Arc<Session> {
+        let listed_max = listed.then_some(REJECTIONS_LISTED_MAX);
+        Session::of(headers, method, self.admission.refused_room.clone(), listed_max)
+    }
+
+    /// CastVote.
+    pub(crate) async fn cast_vote(&self, vote: Arc<SingleVote>, body: Body) -> Response<Body> {
+        let inbound = Inbound::new(body, self.single, self.admission.partial.clone());
+        let cast = async { self.cast(vote, single(inbound).await?).await };
+        cast.await.map_or_else(Status::into_http, |()| answer::message(&CastVoteResponse {}))
+    }
+
+    /// Takes the one vote of a message, and waits until it is durable.
+    pub(crate) async fn cast(&self, vote: Arc<SingleVote>, message: impl ReceivedVotes + Sync) -> Result<(), Status> {
+        let mut votes = message.votes();
+        match (votes.next(), votes.next()) {
+            (Some(Ok(_)), None) => {}
+            (None, _) => return Err(malformed(1, "vote is missing")),
+            (Some(Ok(_)), Some(Ok(_))) => return Err(malformed(message.votes().count(), "vote is given twice")),
+            (Some(Err(malformed_bytes)), _) | (_, Some(Err(malformed_bytes))) => {
+                return Err(malformed(1, &format!("the message cannot be read: {malformed_bytes}")));
+            }
+        }
+        drop(votes);
+        let permit = self.permit_in_time(&message).await?;
+        // A client that hangs up cuts nothing in half: until the vote is in its lane it is not accepted, and then the lane has it.
+        self.admission.admit(&vote, 0, &[message], permit).await.map_err(|crowded| overloaded(&crowded.to_string()))?;
+        vote.settled().await.map_err(|refusal| status_of(&refusal))
+    }
+
+    /// Leave for a single vote to be in flight, or the refusal. Nearly always there is room, and then no timer is needed.
+    async fn permit_in_time(&self, message: &impl ReceivedVotes) -> Result<Permit, Status> {
+        let mut permit = pin!(self.admission.acquire(std::slice::from_ref(message)));
+        if let Some(permit) = permit.as_mut().now_or_never() {
+            return Ok(permit);
+        }
+        tokio::time::timeout(self.admission.unary_patience, permit).await.map_err(|_| {
+            metrics::rejected(Rejected::Overloaded, 1);
+            overloaded("too many votes are waiting; the vote was not stored, retry later")
+        })
+    }
+
+    /// CastVotes. If the client leaves before it is answered, the call is dropped.
+    pub(crate) async fn cast_votes(&self, session: Arc<Session>, body: Body) -> Response<Body> {
+        let ended = self.read(&session, body).instrument(session.span()).await;
+        let (mut response, mut through) = (CastVotesResponse::default(), 0);
+        while let Some(settled) = session.settled().await {
+            through = settled.through;
+            response.rejected += settled.rejected;
+            response.rejections.extend(settled.refused.into_iter().map(Into::into));
+        }
+        response.accepted = through - response.rejected;
+        match ended {
+            Ok(()) => answer::message(&response),
+            Err(status) => {
+                let CastVotesResponse { accepted, rejected, .. } = response;
+                let reason = format!(
+                    "{}; of the {through} votes before, {accepted} are durable and {rejected} were rejected",
+                    status.message()
+                );
+                Status::with_details(status.code(), reason, status.details().to_vec().into()).into_http()
+            }
+        }
+    }
+
+    /// StreamVotes.
+    pub(crate) fn stream_votes(self: Arc<Self>, session: Arc<Session>, body: Body) -> Response<Body> {
+        let (reading, span) = (session.clone(), session.span());
+        let reader = tokio::spawn(async move { self.read(&reading, body).await }.instrument(span));
+        answer::stream(session, AbortOnDropHandle::new(reader))
+    }
+
+    /// Reads a client's stream into the session until it ends, fails, or the service shuts down.
+    async fn read(&self, session: &Arc<Session>, body: Body) -> Result<(), Status> {
+        // However this ends, whoever waits for answers learns that no more votes come.
+        let _closed = CloseOnDrop(session);
+        let inbound = Inbound::new(body, self.stream, self.admission.partial.clone());
+        tokio::select! {
+            result = self.read_all(session, inbound) => result,
+            () = self.cut_off() => Err(Status::unavailable(
+                "the service is shutting down; votes after durable_through were not accepted",
+            )),
+        }
+    }
+
+    /// Ready when streams are to end because the service does. Clients get half of the drain time to finish by themselves.
+    async fn cut_off(&self) {
+        self.shutdown.cancelled().await;
+        tokio::time::sleep(self.admission.drain / 2).await;
+    }
+
+    async fn read_all(&self, session: &Arc<Session>, mut inbound: Inbound) -> Result<(), Status> {
+        let (mut first, mut received) = (0, Vec::new());
+        loop {
+            let end = receive(&mut inbound, &mut received).await;
+            if !received.is_empty() {
+                session.ready().await;
+                let permit = self.admission.acquire(&received).await;
+                let admitted = self.admission.admit(session, first, &received, permit).await;
+                first += admitted.map_err(|crowded| overloaded(&crowded.to_string()))?;
+                received.clear();
+            }
+            match end {
+                Ok(false) => {}
+                Ok(true) => return Ok(()),
+                Err(unreadable) => return Err(unreadable.status(&format_args!("the message after vote {first}"))),
+            }
+        }
+    }
+}
+
+/// Closes the session when its reader has ended.
+struct CloseOnDrop<'a>(&'a Session);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Waits for messages and takes all that have arrived: what arrived together is admitted together, so that a message of one vote
+/// costs little more than a vote. Returns whether the end has come.
+async fn receive(inbound: &mut Inbound, received: &mut Vec<Frames>) -> Result<bool, Unreadable> {
+    let mut next = inbound.next().await?;
+    let mut bytes = 0;
+    while let Some(frames) = next {
+        bytes += frames.wire_len();
+        received.push(frames);
+        if bytes >= TOGETHER_BYTES_MAX || received.len() >= TOGETHER_PIECES_MAX {
+            return Ok(false);
+        }
+        match inbound.next().now_or_never() {
+            Some(ready) => next = ready?,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// The message of a call with one vote.
+async fn single(mut inbound: Inbound) -> Result<Frames, Status> {
+    let failed = |unreadable: Unreadable| unreadable.status(&"the message");
+    let message = inbound.next().await.map_err(failed)?;
+    let message = message.ok_or_else(|| malformed(1, "vote is missing"))?;
+    if !message.is_one() || (!inbound.has_ended() && inbound.next().await.map_err(failed)?.is_some()) {
+        return Err(malformed(1, "the call takes one message"));
+    }
+    Ok(message)
+}
+
+/// The refusal of what there is no room for.
+fn overloaded(reason: &str) -> Status {
+    Status::with_error_details(Code::ResourceExhausted, reason, ErrorDetails::with_retry_info(Some(RETRY_AFTER)))
+}
+
+/// Status of a call that has no single vote to judge, but so many, which count as rejected.
+fn malformed(votes: usize, reason: &str) -> Status {
+    metrics::rejected(Rejected::Malformed, votes as u64);
+    Status::invalid_argument(reason)
+}

@@ -1,0 +1,87 @@
+//! What a [`Refusal`] is to clients and to metrics.
+//!
+//! Owns the one map from refusals to codes of the API, to gRPC status (from which HTTP status follows), and to labels.
+
+use tonic::{Code, Status};
+use votestream_core::{
+    Refusal,
+    lane::Outcome,
+    metrics::{self, Rejected},
+};
+use votestream_proto::v1::{Rejection, RejectionCode};
+
+/// A vote of a stream that is not durable, or may not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Index of the vote in its stream.
+    pub index: u64,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+impl Refused {
+    /// The code that its client is told.
+    pub fn code(&self) -> RejectionCode {
+        code_of(&self.refusal)
+    }
+}
+
+impl From<Refused> for Rejection {
+    fn from(refused: Refused) -> Self {
+        Self { index: refused.index, code: refused.code().into(), reason: refused.refusal.to_string() }
+    }
+}
+
+/// Why votes that ended so are refused; `None` if they are durable.
+pub(crate) fn refusal_of(outcome: Outcome) -> Option<Refusal> {
+    match outcome {
+        Outcome::Durable => None,
+        Outcome::NotStored => Some(Refusal::NotStored),
+        Outcome::Unknown => Some(Refusal::OutcomeUnknown),
+    }
+}
+
+/// The code in a stream.
+fn code_of(refusal: &Refusal) -> RejectionCode {
+    match refusal {
+        Refusal::Unreadable | Refusal::Invalid(_) => RejectionCode::Malformed,
+        Refusal::NoSuchPoll(_) => RejectionCode::PollNotFound,
+        Refusal::NoSuchOption { .. } => RejectionCode::OptionNotFound,
+        Refusal::NotOpen(_) => RejectionCode::PollNotOpen,
+        Refusal::Closed(_) => RejectionCode::PollClosed,
+        Refusal::WrongSource(_) => RejectionCode::WrongSource,
+        Refusal::PollUnreadable(_) | Refusal::NotStored => RejectionCode::Unavailable,
+        Refusal::OutcomeUnknown => RejectionCode::OutcomeUnknown,
+    }
+}
+
+/// The status of a call with one vote.
+pub(crate) fn status_of(refusal: &Refusal) -> Status {
+    let code = match refusal {
+        Refusal::Unreadable | Refusal::Invalid(_) | Refusal::NoSuchOption { .. } => Code::InvalidArgument,
+        Refusal::NoSuchPoll(_) => Code::NotFound,
+        Refusal::NotOpen(_) | Refusal::Closed(_) | Refusal::WrongSource(_) => Code::FailedPrecondition,
+        Refusal::PollUnreadable(_) | Refusal::NotStored => Code::Unavailable,
+        Refusal::OutcomeUnknown => Code::DeadlineExceeded,
+    };
+    match refusal.field() {
+        Some(field) => votestream_service::http::status_of_field(code, field, refusal.to_string()),
+        None => Status::new(code, refusal.to_string()),
+    }
+}
+
+/// Counts a vote that was refused before it reached a lane.
+pub(crate) fn count(refusal: &Refusal) {
+    let reason = match refusal {
+        Refusal::Unreadable | Refusal::Invalid(_) => Rejected::Malformed,
+        Refusal::NoSuchPoll(_) => Rejected::PollNotFound,
+        Refusal::NoSuchOption { .. } => Rejected::OptionNotFound,
+        Refusal::NotOpen(_) => Rejected::PollNotOpen,
+        Refusal::Closed(_) => Rejected::PollClosed,
+        Refusal::WrongSource(_) => Rejected::WrongSource,
+        Refusal::PollUnreadable(_) => Rejected::Unavailable,
+        // These are outcomes of lanes, which count them.
+        Refusal::NotStored | Refusal::OutcomeUnknown => return,
+    };
+    metrics::rejected(reason, 1);
+}
