@@ -37,6 +37,8 @@ pub struct Call {
     pub body: Vec<Bytes>,
     /// The body does not end.
     pub open: bool,
+    /// How long an answer is waited for; a minute if `None`.
+    pub patience: Option<Duration>,
 }
 
 /// What came back.
@@ -123,7 +125,7 @@ impl Call {
             Ok(received(response).await)
         };
         let nothing = || Ok(Answer { broken: Some("no answer".into()), ..Answer::default() });
-        timeout(PATIENCE, answered).await.unwrap_or_else(|_| nothing())
+        timeout(self.patience.unwrap_or(PATIENCE), answered).await.unwrap_or_else(|_| nothing())
     }
 }
 
@@ -163,7 +165,8 @@ impl Answer {
         if outcome.content_type.starts_with("application/grpc") {
             in_body = outcome.read_frames(&body);
         }
-        let places = [("body", in_body.as_ref()), ("trailers", self.trailers.as_ref()), ("headers", Some(&self.headers))];
+        let places =
+            [("body", in_body.as_ref()), ("trailers", self.trailers.as_ref()), ("headers", Some(&self.headers))];
         for (place, headers) in places {
             if let Some(code) = headers.and_then(|headers| headers.get("grpc-status")) {
                 let message = headers.and_then(|headers| headers.get("grpc-message")).cloned().unwrap_or_default();

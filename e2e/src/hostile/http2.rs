@@ -3,13 +3,7 @@
 //! Owns flow control, for attacks that need to be right in that, and the count of what the server sent. Must never correct what it
 //! sends, and never keep what it receives.
 
-use std::{
-    collections::BTreeMap,
-    fmt, io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -247,7 +241,8 @@ async fn listen(read: OwnedReadHalf, write: Arc<tokio::sync::Mutex<OwnedWriteHal
 impl Heard {
     fn hear(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         *self.frames.entry(kind).or_default() += 1;
-        let number = |at: usize| payload.get(at..at + 4).map_or(0, |bytes| bytes.iter().fold(0, |n, b| n << 8 | u32::from(*b)));
+        let number =
+            |at: usize| payload.get(at..at + 4).map_or(0, |bytes| bytes.iter().fold(0, |n, b| n << 8 | u32::from(*b)));
         let has_ended = match kind {
             kind::DATA => {
                 self.data_bytes += payload.len() as u64;

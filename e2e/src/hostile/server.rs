@@ -74,7 +74,8 @@ impl Server {
     /// If it does not start.
     pub async fn start_with(binary: &str, seed: u64, options: Options) -> Self {
         let binary = std::env::var("VOTESTREAM_BINARY").unwrap_or_else(|_| binary.to_owned());
-        let limit = options.files.map_or_else(String::new, |(soft, hard)| format!("ulimit -Hn {hard}; ulimit -Sn {soft};"));
+        let limit =
+            options.files.map_or_else(String::new, |(soft, hard)| format!("ulimit -Hn {hard}; ulimit -Sn {soft};"));
         let mut command = Command::new("bash");
         command.args(["-c", &format!("{limit} exec \"$@\""), "-", &binary]);
         command.args(["up", "--ephemeral", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0"]);
@@ -95,8 +96,7 @@ impl Server {
         election.places.results.lock().push(Some(results));
         election.open(POLL).await.unwrap();
         let voters = Voters::start(&election, VOTERS, seed);
-        let mut server =
-            Self { child, ingest, results, output, election, voters: Some(voters), memory_before: 0 };
+        let mut server = Self { child, ingest, results, output, election, voters: Some(voters), memory_before: 0 };
         server.a_vote_gets_through("before the attack").await;
         server.memory_before = server.memory();
         server
@@ -126,7 +126,8 @@ impl Server {
 
     fn status(&self, name: &str) -> u64 {
         let status = self.proc("status");
-        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next());
+        let value =
+            status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next());
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {status}"))
     }
 

@@ -30,7 +30,8 @@ pub fn beginnings() -> Vec<Vec<u8>> {
         [preface, headers].concat(),
         b"P".to_vec(),
         b"POST /vote HTTP/1.1\r\nhost: localhost\r\ncontent-le".to_vec(),
-        b"POST /vote HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 70\r\n\r\n{".to_vec(),
+        b"POST /vote HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 70\r\n\r\n{"
+            .to_vec(),
     ]
 }
 

@@ -131,7 +131,11 @@ async fn answers_that_nobody_takes_are_bounded_and_end() {
     }
     server.a_vote_gets_through("beside answers that nobody takes").await;
     for connection in connections {
-        assert!(connection.is_closed(Duration::from_secs(75)).await, "a stalled write has no end: {:?}", connection.heard());
+        assert!(
+            connection.is_closed(Duration::from_secs(75)).await,
+            "a stalled write has no end: {:?}",
+            connection.heard()
+        );
     }
     let grew = server.memory_grew();
     assert!(grew < MEMORY_MAX, "memory grew by {} MiB", grew >> 20);

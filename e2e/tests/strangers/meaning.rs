@@ -21,7 +21,12 @@ const OK: Option<(u32, String)> = Some((0, String::new()));
 async fn a_vote_by_grpc_web_is_answered_whole() {
     let (server, mut rng) = start("grpc-web").await;
     create(&server, poll("web", &["yes"])).await;
-    let types = ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "application/grpc-web-text+proto"];
+    let types = [
+        "application/grpc-web",
+        "application/grpc-web+proto",
+        "application/grpc-web-text",
+        "application/grpc-web-text+proto",
+    ];
     let mut voters = 0;
     for http2 in [false, true] {
         for content_type in types {
@@ -100,7 +105,15 @@ async fn json_says_200_only_for_what_is_durable() {
 async fn a_page_of_another_origin_cannot_vote_unasked() {
     let (server, mut rng) = start("pages").await;
     create(&server, poll("page", &["yes"])).await;
-    let simple = ["text/plain", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "application/jsonp", "text/json"];
+    let simple = [
+        "text/plain",
+        "text/plain;charset=UTF-8",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+        "application/jsonp",
+        "text/json",
+    ];
     for content_type in simple {
         let origin = format!("https://{}.example", rng.random::<u32>());
         let mut headers = vec![("origin", origin.as_str())];
@@ -111,13 +124,21 @@ async fn a_page_of_another_origin_cannot_vote_unasked() {
         assert_eq!(answer.status, 415, "{content_type:?}: {answer:?}");
     }
     // A name that was made to mean this machine: the page and the service have one origin.
-    for host in ["evil.example", "evil.example:50051", "localhost.evil.example", "127.0.0.1.evil.example", "169.254.1.1"] {
+    for host in
+        ["evil.example", "evil.example:50051", "localhost.evil.example", "127.0.0.1.evil.example", "169.254.1.1"]
+    {
         let headers = [("content-type", "application/json"), ("host", host)];
         let answer = json_vote(&server, "page", "victim", &headers).await;
         assert!((400..500).contains(&answer.status), "host {host}: {answer:?}");
     }
     let port = server.ingest.port();
-    let good = ["localhost".to_owned(), format!("localhost:{port}"), format!("127.0.0.1:{port}"), format!("[::1]:{port}"), "LOCALHOST".to_owned()];
+    let good = [
+        "localhost".to_owned(),
+        format!("localhost:{port}"),
+        format!("127.0.0.1:{port}"),
+        format!("[::1]:{port}"),
+        "LOCALHOST".to_owned(),
+    ];
     for (at, host) in good.iter().enumerate() {
         for content_type in ["application/json", "application/json; charset=utf-8", "Application/JSON"] {
             let headers = [("content-type", content_type), ("host", host)];
@@ -277,10 +298,15 @@ async fn what_is_acknowledged_while_a_poll_closes_counts() {
         let answer: votestream_proto::v1::CastVotesResponse = prost::Message::decode(&answer[..]).unwrap();
         let results = server.results;
         races.spawn(async move {
-            let mut client = votestream_proto::v1::results_service_client::ResultsServiceClient::new(connect(results).await);
+            let mut client =
+                votestream_proto::v1::results_service_client::ResultsServiceClient::new(connect(results).await);
             let request = GetFinalResultsRequest { poll_id: id, wait: true };
             let result = client.get_final_results(request).await.unwrap().into_inner();
-            assert_eq!(result.total_votes, 1 + answer.accepted, "{empty} empty votes, sent after {pause:?}: {answer:?}");
+            assert_eq!(
+                result.total_votes,
+                1 + answer.accepted,
+                "{empty} empty votes, sent after {pause:?}: {answer:?}"
+            );
         });
     }
     while let Some(race) = races.join_next().await {

@@ -111,7 +111,8 @@ async fn who_does_not_come_to_the_point_is_shown_out() {
     cases.push((preface.clone(), pong));
     cases.push((b"POST /vote HTTP/1.1\r\nhost: localhost\r\n".to_vec(), b"x: y\r\n".to_vec()));
     cases.push((
-        b"POST /vote HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n".to_vec(),
+        b"POST /vote HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n"
+            .to_vec(),
         b"{ \n".to_vec(),
     ));
     for (at, (beginning, more)) in cases.into_iter().enumerate() {
@@ -178,7 +179,9 @@ async fn connections_without_a_call_do_not_delay_the_end() {
     let mut held = Vec::new();
     for addr in [server.ingest, server.results] {
         // Not the last of them that is HTTP/2: that is a call, and calls have the drain time.
-        for beginning in beginnings().into_iter().enumerate().filter(|(at, _)| ![6, 9].contains(at)).map(|(_, bytes)| bytes) {
+        for beginning in
+            beginnings().into_iter().enumerate().filter(|(at, _)| ![6, 9].contains(at)).map(|(_, bytes)| bytes)
+        {
             for _ in 0..rng.random_range(1..4) {
                 let mut connection = TcpStream::connect(addr).await.unwrap();
                 connection.write_all(&beginning).await.unwrap();
