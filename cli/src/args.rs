@@ -5,6 +5,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use votestream_service::Limits;
 
 use crate::{connect::Target, plan::Clients};
 
@@ -105,6 +106,49 @@ pub(crate) struct UpArgs {
     /// Shards of a new stream; an existing one keeps its own.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub(crate) shards: u32,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+/// What clients may have open, over both addresses.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct LimitArgs {
+    /// Most connections at a time; 0 for as many as the descriptor limit allows. One more closes the one that has been without a
+    /// call longest.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections_max)]
+    connections_max: u32,
+    /// Most connections at a time from one address, or one /64 of IPv6; 0 for no such limit.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections_per_address_max)]
+    connections_per_address_max: u32,
+    /// How long a new connection may take until the head of its first request is complete.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_wait)]
+    first_request_timeout: Duration,
+    /// How long a connection may be without a call.
+    #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = parse_wait)]
+    idle_timeout: Duration,
+    /// How long an answer may wait for its client to take more of it.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_wait)]
+    stalled_write_timeout: Duration,
+    /// Bytes of answers that wait for their clients; above it, the connection that has stood still longest is closed.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().answer_bytes_max)]
+    answer_bytes_max: u64,
+    /// Memory for requests that were received and not yet read; above it, the connection that has stood still longest is closed.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().request_bytes_max)]
+    request_bytes_max: u64,
+}
+
+impl From<LimitArgs> for Limits {
+    fn from(args: LimitArgs) -> Self {
+        Self {
+            connections_max: args.connections_max,
+            connections_per_address_max: args.connections_per_address_max,
+            first_request: args.first_request_timeout,
+            idle: args.idle_timeout,
+            stalled_write: args.stalled_write_timeout,
+            answer_bytes_max: args.answer_bytes_max,
+            request_bytes_max: args.request_bytes_max,
+        }
+    }
 }
 
 /// More shards than this cost one machine more than they bring.
@@ -296,6 +340,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(signed).map_err(|_| "a duration cannot be negative".into())
 }
 
+/// Waits of connections, as the services take them.
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        wait if (Duration::from_secs(1)..=Duration::from_secs(3_600)).contains(&wait) => Ok(wait),
+        _ => Err("expected a duration from 1s to 1h".into()),
+    }
+}
+
 fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
@@ -312,6 +364,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_limits_of_up_are_those_of_the_services() {
+        let limits = |flags: &[&str]| {
+            let Command::Up(args) = Cli::parse_from(["votestream", "up"].iter().chain(flags)).command else { panic!() };
+            Limits::from(args.limits)
+        };
+        assert_eq!(limits(&[]), Limits::default());
+        let given = Limits { connections_max: 9, idle: Duration::from_secs(120), ..Limits::default() };
+        assert_eq!(limits(&["--connections-max", "9", "--idle-timeout", "2m"]), given);
+        assert!(Cli::try_parse_from(["votestream", "up", "--idle-timeout", "0s"]).is_err());
     }
 
     #[test]

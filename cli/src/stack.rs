@@ -17,7 +17,7 @@ use votestream_core::port::Ports;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_service::{DrainReport, ServiceError};
+use votestream_service::{Connections, DrainReport, Limits, ServiceError, raise_descriptor_limit};
 use votestream_tally::TallyConfig;
 
 use crate::failure::{Failure, innermost};
@@ -38,13 +38,14 @@ pub(crate) struct StackOptions {
     pub(crate) shards: u32,
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
+    pub(crate) limits: Limits,
 }
 
 impl StackOptions {
     /// A temporary stack on free ports of the loopback interface.
     pub(crate) fn ephemeral(shards: u32) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { storage: Storage::Ephemeral, shards, ingest_addr: any, results_addr: any }
+        Self { storage: Storage::Ephemeral, shards, ingest_addr: any, results_addr: any, limits: Limits::default() }
     }
 }
 
@@ -106,9 +107,10 @@ impl Stack {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
+        raise_descriptor_limit();
         let engine = open(&directory, options.shards).await?;
         let ports = engine.ports();
-        let services = services(&ports, ingest_listener, results_listener);
+        let services = services(&ports, Connections::new(options.limits), ingest_listener, results_listener);
         Ok(Self { ingest_addr, results_addr, directory, services, engine, temporary })
     }
 
@@ -158,12 +160,11 @@ impl Stack {
     }
 }
 
-fn services(ports: &Ports, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
+fn services(ports: &Ports, connections: Connections, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
     let ingest = {
         let ports = ports.clone();
-        Service::spawn("ingest", |shutdown| {
-            votestream_ingest::run(IngestConfig::one_machine(), ports, ingest, shutdown)
-        })
+        let config = IngestConfig { connections: connections.clone(), ..IngestConfig::one_machine() };
+        Service::spawn("ingest", |shutdown| votestream_ingest::run(config, ports, ingest, shutdown))
     };
     let persist = {
         let ports = ports.clone();
@@ -177,7 +178,8 @@ fn services(ports: &Ports, ingest: TcpListener, results: TcpListener) -> Vec<Ser
     };
     let tally = {
         let ports = ports.clone();
-        Service::spawn("tally", |shutdown| votestream_tally::run(TallyConfig::one_machine(), ports, results, shutdown))
+        let config = TallyConfig { connections, ..TallyConfig::one_machine() };
+        Service::spawn("tally", |shutdown| votestream_tally::run(config, ports, results, shutdown))
     };
     vec![ingest, persist, tally]
 }

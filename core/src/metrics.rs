@@ -217,6 +217,55 @@ pub static VOTES_UNSETTLED: Gauge =
 pub static LANE_BYTES: Gauge =
     Gauge::new(info("votestream.lane.bytes", "By", "Bytes of votes, as received, that are not settled"));
 
+/// Connections of clients that are open.
+pub static CONNECTIONS: Gauge =
+    Gauge::new(info("votestream.server.connections", "{connection}", "Connections of clients that are open"));
+
+/// Bytes of answers that wait for their clients.
+pub static ANSWER_BYTES: Gauge =
+    Gauge::new(info("votestream.server.answer.bytes", "By", "Bytes of answers that wait for their clients"));
+
+/// Why the server closed a connection. The order is that of the series of [`CONNECTIONS_CLOSED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConnectionClosed {
+    /// Its first request did not come in time.
+    FirstRequest,
+    /// It was without a call for too long.
+    Idle,
+    /// Its client took nothing of an answer for too long.
+    StalledWrite,
+    /// It was without a call, and made room for a new one.
+    MadeRoom,
+    /// Its address had as many as it may.
+    Address,
+    /// Its client took nothing of its answers for longest, when the answers of all took too much memory.
+    AnswerBytes,
+    /// Nothing of its requests was read for longest, when the requests of all took too much memory.
+    RequestBytes,
+    /// It was without a call when the process stopped, or its calls took longer than the drain time.
+    Shutdown,
+}
+
+/// Connections that the server closed, per reason.
+pub static CONNECTIONS_CLOSED: Counter<8> = Counter::new(
+    info("votestream.server.connections.closed", "{connection}", "Connections that the server closed, not the client"),
+    [
+        &[("reason", "first_request")],
+        &[("reason", "idle")],
+        &[("reason", "stalled_write")],
+        &[("reason", "made_room")],
+        &[("reason", "address")],
+        &[("reason", "answer_bytes")],
+        &[("reason", "request_bytes")],
+        &[("reason", "shutdown")],
+    ],
+);
+
+/// Counts a connection that the server closed.
+pub fn connection_closed(reason: ConnectionClosed) {
+    CONNECTIONS_CLOSED.add(reason as usize, 1);
+}
+
 /// Votes of a batch.
 pub static BATCH_VOTES: Histogram =
     Histogram::new(info("votestream.lane.batch.votes", "{vote}", "Votes of a batch"), VOTES);
@@ -363,10 +412,18 @@ pub fn lease_changed(group: Group, change: LeaseChange) {
 }
 
 /// All counters but the discards, which have [`crate::window::discarded_total`].
-pub static COUNTERS: [&(dyn ReadCounter + Sync); 7] =
-    [&VOTES_ACCEPTED, &VOTES_REJECTED, &VOTES_SETTLED, &THROTTLES, &WRITE_UNITS, &VOTES_APPLIED, &LEASE_CHANGES];
+pub static COUNTERS: [&(dyn ReadCounter + Sync); 8] = [
+    &VOTES_ACCEPTED,
+    &VOTES_REJECTED,
+    &VOTES_SETTLED,
+    &CONNECTIONS_CLOSED,
+    &THROTTLES,
+    &WRITE_UNITS,
+    &VOTES_APPLIED,
+    &LEASE_CHANGES,
+];
 /// All gauges.
-pub static GAUGES: [&Gauge; 2] = [&VOTES_UNSETTLED, &LANE_BYTES];
+pub static GAUGES: [&Gauge; 4] = [&VOTES_UNSETTLED, &LANE_BYTES, &CONNECTIONS, &ANSWER_BYTES];
 /// All histograms.
 pub static HISTOGRAMS: [&Histogram; 6] =
     [&BATCH_VOTES, &BATCH_BYTES, &PUT_DURATION, &WINDOW_VOTES, &APPLY_DURATION, &FLUSH_AGE];
@@ -427,6 +484,7 @@ mod tests {
     #[test]
     fn labels_follow_the_enums() {
         rejected(Rejected::Other, 2);
+        connection_closed(ConnectionClosed::Shutdown);
         lease_changed(Group::Tally, LeaseChange::Failed);
         write_units(Table::Polls, f64::NAN);
         write_units(Table::Polls, 0.5);
@@ -436,6 +494,7 @@ mod tests {
             found
         };
         assert_eq!(read(&VOTES_REJECTED, &[("reason", "other")]), 2);
+        assert_eq!(read(&CONNECTIONS_CLOSED, &[("reason", "shutdown")]), 1);
         assert_eq!(read(&LEASE_CHANGES, &[("group", "tally"), ("change", "failed")]), 1);
         assert_eq!(read(&WRITE_UNITS, &[("table", "polls")]), 1);
     }

@@ -26,10 +26,8 @@ import { Monitoring } from './monitoring';
 import { groupAge } from './metrics';
 import { ServiceName } from './permissions';
 import { RegistryStack } from './registry-stack';
-import { PORTS, VoteService } from './service';
+import { BALANCER_IDLE_SECONDS, PORTS, VoteService } from './service';
 
-/** Longest silence of a connection. Relays' streams are silent while nobody votes. */
-const IDLE_TIMEOUT = Duration.seconds(600);
 /** Before a task is told to stop, calls under way have this long; an answer takes D = 10 s at most. */
 export const DEREGISTRATION_DELAY = Duration.seconds(20);
 /** CPU at which ingest gets more tasks: a spike doubles within the minutes that a task takes to start. */
@@ -238,7 +236,7 @@ export class ServiceStack extends Stack {
       vpcSubnets: { subnetType: config.internetFacing ? SubnetType.PUBLIC : SubnetType.PRIVATE_ISOLATED },
       securityGroup,
       http2Enabled: true,
-      idleTimeout: IDLE_TIMEOUT,
+      idleTimeout: Duration.seconds(BALANCER_IDLE_SECONDS),
       dropInvalidHeaderFields: true,
       desyncMitigationMode: DesyncMitigationMode.DEFENSIVE,
     });

@@ -28,6 +28,10 @@ export const DRAIN_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 12
 export const SETTLE_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 10, persist: 0, tally: 0 };
 /** The last metrics, traces and logs are sent within three seconds each. */
 export const TELEMETRY_SECONDS = 9;
+/** Longest silence of a connection through the load balancer. Relays' streams are silent while nobody votes. */
+export const BALANCER_IDLE_SECONDS = 600;
+/** The services close later than the load balancer, which would otherwise send a call into a connection that is being closed. */
+export const IDLE_SECONDS = BALANCER_IDLE_SECONDS + 15;
 /** What is left before the kill. */
 const STOP_MARGIN_SECONDS = 5;
 
@@ -178,6 +182,7 @@ export class VoteService extends Construct {
       VOTESTREAM_LOG_FORMAT: 'json',
       VOTESTREAM_DRAIN: `${DRAIN_SECONDS[service]}s`,
       VOTESTREAM_LISTEN: port === undefined ? HEALTH_ADDRESS : `0.0.0.0:${port}`,
+      ...(port !== undefined && { VOTESTREAM_IDLE_TIMEOUT: `${IDLE_SECONDS}s` }),
       ...(port !== undefined && config.corsAllowOrigins !== '' && {
         VOTESTREAM_CORS_ALLOW_ORIGINS: config.corsAllowOrigins,
       }),

@@ -37,7 +37,7 @@ test('tables have the keys that the services check', () => {
 });
 
 test('every variable of a task is a setting of its service', () => {
-  const shared = ['config/engine.rs', 'http.rs'].flatMap((file) => settings(source(`service/src/${file}`)));
+  const shared = ['config/engine.rs', 'http.rs', 'limits.rs'].flatMap((file) => settings(source(`service/src/${file}`)));
   const made = new Made({ corsAllowOrigins: '*', writeUnitsPerSecond: 100 });
   const tasks = resources(made.service, 'AWS::ECS::TaskDefinition');
   for (const service of SERVICES) {

@@ -30,7 +30,7 @@ async fn wait_for_submitted(stack: &Stack, poll: &str, votes: u64) {
 }
 
 /// A fast stream of one vote a message, 30 of them on one connection, while the engine stalls for two seconds. h2 would close
-/// a connection that holds too many small DATA frames, see `service/src/grpc.rs`.
+/// a connection that holds too many small DATA frames, see `service/src/server/connection.rs`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_engine_closes_no_connection_and_loses_nothing() {
     const STREAMS: usize = 30;

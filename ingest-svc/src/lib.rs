@@ -32,7 +32,7 @@ use votestream_core::{
     port::Ports,
 };
 use votestream_proto::v1::ingest_service_server;
-use votestream_service::{CorsOrigins, DrainReport, ServiceError, Surface};
+use votestream_service::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
 
 /// Settings of the ingest service.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ pub struct IngestConfig {
     pub drain: Duration,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
+    /// Connections of this process, over all its listeners.
+    pub connections: Connections,
 }
 
 impl IngestConfig {
@@ -76,6 +78,7 @@ impl IngestConfig {
             unary_patience: Duration::from_millis(500),
             drain: bounds.answer_deadline + Duration::from_secs(2),
             cors_allow_origins: CorsOrigins::default(),
+            connections: Connections::default(),
         }
     }
 
@@ -104,7 +107,8 @@ pub async fn run(
     let surface =
         Surface::new(tonic::service::Routes::new(edge.clone()), json::routes(calls), config.cors_allow_origins);
     let names = [ingest_service_server::SERVICE_NAME];
-    let report = votestream_service::serve(&names, surface, edge, listener, shutdown, config.drain).await?;
+    let report =
+        votestream_service::serve(&names, surface, edge, listener, &config.connections, shutdown, config.drain).await?;
     // Votes of calls that were cut off are still on their way; they are settled within D.
     producer.drain().await;
     Ok(report)

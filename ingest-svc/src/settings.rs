@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use votestream_core::TimeBounds;
 use votestream_service::{
-    CorsOrigins,
+    Connections, CorsOrigins, Limits,
     config::{
         Program, Setting, Values, bytes, duration,
         engine::{self, EngineConfig},
@@ -23,6 +23,7 @@ pub const PROGRAM: Program = Program {
             Setting::new("listen", "ADDR", "127.0.0.1:50051", "Address of the service; port 0 picks a free one."),
             CorsOrigins::SETTING,
         ],
+        Limits::SETTINGS,
         engine::ENGINE,
         &[
             Setting::new("ingest-tasks", "N", "1", "How many ingest processes share the rate of the shards."),
@@ -85,6 +86,7 @@ impl Settings {
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
         let origins = CorsOrigins::read(values);
+        let limits = Limits::read(values);
         let engine = EngineConfig::read(values);
         let ingest_tasks = values.get("ingest-tasks", whole(1..=10_000u32));
         let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
@@ -96,6 +98,7 @@ impl Settings {
         let drain = values.get("drain", duration(TimeBounds::DISTRIBUTED.answer_deadline..=*engine::DRAINS.end()));
         let mut ingest = IngestConfig::distributed();
         ingest.cors_allow_origins = origins?;
+        ingest.connections = Connections::new(limits?);
         ingest.lanes.linger = linger?;
         ingest.unsettled_bytes_max = unsettled_bytes_max?;
         ingest.waiting_bytes_max = waiting_bytes_max?;

@@ -7,7 +7,10 @@ use votestream_persist::{
     PersistConfig,
     settings::{PROGRAM, Settings},
 };
-use votestream_service::process::{self, Failure, Process};
+use votestream_service::{
+    Connections,
+    process::{self, Failure, Process},
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -17,7 +20,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
-    let Settings { listen, engine, consumer, write_units_per_second, drain } = settings;
+    let Settings { listen, limits, engine, consumer, write_units_per_second, drain } = settings;
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
         reading: if consumer.fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
@@ -26,7 +29,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
     if let Some(addr) = listen {
-        process.serve_health(addr).await?;
+        process.serve_health(addr, Connections::new(limits)).await?;
     }
     let config = PersistConfig { group: consumer.group };
     process.run(drain, votestream_persist::run(config, ports, process.shutdown())).await

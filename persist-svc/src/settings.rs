@@ -3,10 +3,13 @@
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use votestream_core::port::Group;
-use votestream_service::config::{
-    Program, Setting, Values, duration,
-    engine::{self, ConsumerConfig, EngineConfig},
-    socket_addr, whole,
+use votestream_service::{
+    Limits,
+    config::{
+        Program, Setting, Values, duration,
+        engine::{self, ConsumerConfig, EngineConfig},
+        socket_addr, whole,
+    },
 };
 
 /// The binary.
@@ -15,6 +18,7 @@ pub const PROGRAM: Program = Program {
     about: "Stores one vote per user and poll, the last one, and keeps exact tallies.",
     settings: &[
         &[Setting::optional("listen", "ADDR", "Address at which gRPC health is answered [default: nowhere].")],
+        Limits::SETTINGS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -43,6 +47,8 @@ pub const PROGRAM: Program = Program {
 pub struct Settings {
     /// Where health is answered, if anywhere.
     pub listen: Option<SocketAddr>,
+    /// What may be open there.
+    pub limits: Limits,
     /// Stream and store.
     pub engine: EngineConfig,
     /// The group.
@@ -57,6 +63,7 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.optional("listen", socket_addr);
+        let limits = Limits::read(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Persist);
         let write_units_per_second = values.get("write-units-per-second", engine::write_units);
@@ -68,7 +75,7 @@ impl Settings {
         consumer.group.window.linger = linger?;
         let (drain, write_units_per_second) = (drain?, write_units_per_second?);
         consumer.group.drain = drain;
-        Some(Self { listen: listen?, engine: engine?, consumer, write_units_per_second, drain })
+        Some(Self { listen: listen?, limits: limits?, engine: engine?, consumer, write_units_per_second, drain })
     }
 }
 

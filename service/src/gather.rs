@@ -13,7 +13,6 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::server::Connected;
 
 /// A connection whose writes wait until other tasks have had their turn.
 pub(crate) struct Gather<C> {
@@ -75,14 +74,6 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Gather<C> {
 impl<C: AsyncRead + Unpin> AsyncRead for Gather<C> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().connection).poll_read(cx, into)
-    }
-}
-
-impl<C: Connected> Connected for Gather<C> {
-    type ConnectInfo = C::ConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.connection.connect_info()
     }
 }
 

@@ -1,19 +1,13 @@
-//! The server of one port: HTTP/2 limits, health, reflection, and an orderly end within a time limit. HTTP/1.1 is spoken
-//! too, for JSON and gRPC-Web.
+//! What every port serves beside its own services: health and reflection; and an orderly end within a time limit.
 //!
-//! The HTTP/2 windows are not free to choose. Since version 0.4.16, h2 closes a connection that holds too many unread DATA
-//! frames of under 256 bytes, which is what a fast stream of one vote a message looks like as soon as the engine stalls.
-//! Half of the connection's window is the budget, and each small frame costs 256 bytes less its length. What holds is
-//! streams × 3.3 × stream window ≤ connection window / 2; the assertion below keeps the constants that way.
+//! Owns how a port is put together. Must never look at a connection: `server` does that.
 
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
-use futures::FutureExt;
 use http::{Request, Response};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, server::NamedService, service::Routes, transport::Server};
+use tonic::{body::Body, server::NamedService, service::Routes};
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -24,25 +18,12 @@ use tower::Service;
 
 use votestream_core::group::Drain;
 
-use crate::{ServiceError, Surface, front::Front, gather::Gather};
-
-/// HTTP/2 receive window of a stream.
-const STREAM_WINDOW_BYTES: u32 = 64 << 10;
-/// Largest HTTP/2 frame that clients may send: all that fits into the window. What arrives in one piece need not be put
-/// together, and costs fewer reads.
-const FRAME_BYTES_MAX: u32 = STREAM_WINDOW_BYTES;
-/// HTTP/2 receive window of a connection.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Most streams of a connection; more calls wait in the client.
-const STREAMS_MAX: u32 = 38;
-
-const _: () = assert!(
-    STREAMS_MAX as u64 * 33 * STREAM_WINDOW_BYTES as u64 <= CONNECTION_WINDOW_BYTES as u64 / 2 * 10,
-    "small DATA frames must fit into h2's budget",
-);
-
-/// How often an idle connection is asked whether it still lives, and how long it may take to answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+use crate::{
+    ServiceError, Surface,
+    deadline::Deadline,
+    front::Front,
+    server::{self, Connections},
+};
 
 /// Connections that wait until they are accepted, as far as the system allows. The standard library's 128 overflow when a vote is
 /// announced on air: the system drops what comes then, and those clients try again a second later.
@@ -93,12 +74,18 @@ impl From<Drain> for DrainReport {
 
 /// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until `shutdown`; then
 /// reports NOT_SERVING, takes no new connection, and gives the calls under way `drain` to end. Handlers that wait watch the same
-/// token and finish by themselves. `front` is the one of the services that most calls are for.
+/// token and finish by themselves. `front` is the one of the services that most calls are for. All listeners of a process share
+/// `connections`.
+///
+/// # Errors
+///
+/// If the port cannot be put together.
 pub async fn serve<F>(
     service_names: &[&'static str],
     surface: impl Into<Surface>,
     front: F,
     listener: TcpListener,
+    connections: &Connections,
     shutdown: CancellationToken,
     drain: Duration,
 ) -> Result<DrainReport, ServiceError>
@@ -106,16 +93,21 @@ where
     F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
     F::Future: Send,
 {
-    serve_behind(service_names, surface.into(), |_| front, listener, shutdown, drain).await
+    serve_behind(service_names, surface.into(), |_| front, listener, connections, shutdown, drain).await
 }
 
 /// [`serve`], without a service but health and reflection.
+///
+/// # Errors
+///
+/// As [`serve`].
 pub async fn serve_health(
     listener: TcpListener,
+    connections: &Connections,
     shutdown: CancellationToken,
     drain: Duration,
 ) -> Result<DrainReport, ServiceError> {
-    serve_behind(&[], Routes::default().into(), |health| health, listener, shutdown, drain).await
+    serve_behind(&[], Routes::default().into(), |health| health, listener, connections, shutdown, drain).await
 }
 
 /// `front` makes the service that is asked first, of the health service if there is no other.
@@ -124,6 +116,7 @@ async fn serve_behind<F>(
     mut surface: Surface,
     front: impl FnOnce(HealthServer<HealthService>) -> F,
     listener: TcpListener,
+    connections: &Connections,
     shutdown: CancellationToken,
     drain: Duration,
 ) -> Result<DrainReport, ServiceError>
@@ -145,50 +138,24 @@ where
         let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
         service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
     };
-    let incoming = TcpListenerStream::new(listener).map(|stream| {
-        stream.map(|stream| {
-            // Acknowledgements are small and must not wait for the client's system.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-            Gather::new(stream)
-        })
-    });
     let grpc = surface.grpc.add_service(health_service);
     let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
     let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
     surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
-    let (draining, names) = (shutdown.clone(), service_names.to_vec());
-    let server = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE.0))
-        .http2_keepalive_timeout(Some(KEEPALIVE.1))
-        .accept_http1(true)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .serve_with_incoming_shutdown(
-            Front { service: front, routes: surface.into_routes().prepare() },
-            incoming,
-            async move {
-                draining.cancelled().await;
-                health.set_service_status("", ServingStatus::NotServing).await;
-                for name in names {
-                    health.set_service_status(name, ServingStatus::NotServing).await;
-                }
-            },
-        );
-    let overdue = async {
+    let services = Front { service: Deadline(front), routes: surface.into_routes().prepare() };
+    let draining = async {
         shutdown.cancelled().await;
-        tokio::time::sleep(drain).await;
-    };
-    tokio::select! {
-        ended = server.fuse() => ended.map(|()| DrainReport::Complete).map_err(ServiceError::from),
-        () = overdue => {
-            tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
-            Ok(DrainReport::Incomplete)
+        for name in service_names.iter().chain(&[""]) {
+            health.set_service_status(*name, ServingStatus::NotServing).await;
         }
+    };
+    let serving = server::serve(listener, services, connections, &shutdown, drain);
+    let (served, ()) = tokio::join!(serving, draining);
+    let report = served.map_err(ServiceError::Listener)?;
+    if report == DrainReport::Incomplete {
+        tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
     }
+    Ok(report)
 }
 
 #[cfg(test)]
@@ -207,6 +174,7 @@ mod tests {
 
     const NAMES: [&str; 2] = ["votestream.v1.PollService", "votestream.v1.ResultsService"];
     const HEALTH: &str = "grpc.health.v1.Health";
+    static CONNECTIONS: std::sync::LazyLock<Connections> = std::sync::LazyLock::new(Connections::default);
 
     #[tokio::test]
     async fn many_may_connect_before_one_is_accepted() {
@@ -229,6 +197,7 @@ mod tests {
             Routes::default().into(),
             |health| health,
             listener,
+            &CONNECTIONS,
             shutdown.clone(),
             Duration::from_secs(5),
         ));

@@ -29,7 +29,10 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer, Service};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::config::{Setting, Values};
+use crate::{
+    config::{Setting, Values},
+    deadline::DeadlineLayer,
+};
 
 /// Largest JSON body. A vote with the longest ids, every character of them escaped, takes about 3 KiB.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
@@ -62,7 +65,7 @@ impl Surface {
 
     /// All of it. gRPC-Web is a translation in front of the gRPC services; JSON routes stand beside them.
     pub(crate) fn into_routes(self) -> Routes {
-        let grpc = self.grpc.into_axum_router().layer(WebLayer);
+        let grpc = self.grpc.into_axum_router().layer(DeadlineLayer).layer(WebLayer);
         let json = self.json.method_not_allowed_fallback(async || {
             let message = "this path does not take this method";
             respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)

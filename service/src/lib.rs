@@ -3,23 +3,28 @@
 //! Owns the shell of a process. Must never know what a vote is.
 
 pub mod config;
+mod deadline;
 mod front;
 mod gather;
 mod grpc;
 pub mod http;
+mod limits;
 #[cfg(feature = "otel")]
 pub mod process;
+mod server;
 pub mod telemetry;
 
 pub use grpc::{DrainReport, listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
+pub use limits::Limits;
+pub use server::{Connections, Peer, raise_descriptor_limit};
 
 /// Why a service ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The gRPC server failed.
-    #[error("gRPC server: {0}")]
-    Server(#[from] tonic::transport::Error),
+    /// The listener cannot be used.
+    #[error("listener: {0}")]
+    Listener(std::io::Error),
     /// Reflection could not be set up: the built-in descriptors are broken.
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    DrainReport, ServiceError,
+    Connections, DrainReport, ServiceError,
     config::{Program, Refused, Values, one_of},
     telemetry::{self, Exports, LogFormat},
 };
@@ -99,11 +99,11 @@ impl Process {
     /// # Errors
     ///
     /// If the address cannot be had.
-    pub async fn serve_health(&self, addr: SocketAddr) -> Result<(), Failure> {
+    pub async fn serve_health(&self, addr: SocketAddr, connections: Connections) -> Result<(), Failure> {
         let listener = self.bind(addr)?;
         let shutdown = self.shutdown();
         tokio::spawn(async move {
-            if let Err(error) = crate::serve_health(listener, shutdown, HEALTH_DRAIN).await {
+            if let Err(error) = crate::serve_health(listener, &connections, shutdown, HEALTH_DRAIN).await {
                 tracing::error!(%error, "health is answered no longer");
             }
         });
@@ -165,6 +165,7 @@ where
         Err(error) => return refuse(program, &Failure::Config(vec![error.to_string()])),
     };
     drop(entered);
+    crate::raise_descriptor_limit();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = start.summary, "{} starts", program.name);
     tracing::info!(exports = ?telemetry.exports(), ?config, "configured");
     let ended = runtime.block_on(async {

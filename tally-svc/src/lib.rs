@@ -30,7 +30,7 @@ use votestream_proto::v1::{
     poll_service_server::{self, PollServiceServer},
     results_service_server::{self, ResultsServiceServer},
 };
-use votestream_service::{CorsOrigins, DrainReport, ServiceError, Surface};
+use votestream_service::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
 
 pub use applier::{TallyApplier, TallyAppliers};
 pub use finalizer::Finalizer;
@@ -64,6 +64,8 @@ pub struct TallyConfig {
     pub idle_after: Duration,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
+    /// Connections of this process, over all its listeners.
+    pub connections: Connections,
 }
 
 impl TallyConfig {
@@ -76,6 +78,7 @@ impl TallyConfig {
             drain: DRAIN,
             idle_after: idle::AFTER,
             cors_allow_origins: CorsOrigins::default(),
+            connections: Connections::default(),
         }
     }
 
@@ -127,7 +130,16 @@ pub async fn run(
         }),
         essential("the gRPC server", &stop, async {
             let names = [poll_service_server::SERVICE_NAME, results_service_server::SERVICE_NAME];
-            votestream_service::serve(&names, surface, results, listener, stop.clone(), config.drain).await
+            votestream_service::serve(
+                &names,
+                surface,
+                results,
+                listener,
+                &config.connections,
+                stop.clone(),
+                config.drain,
+            )
+            .await
         }),
         essential("the finalizer", &stop, async {
             finalizer.run(stop.clone()).await;

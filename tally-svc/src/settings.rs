@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use votestream_core::port::Group;
 use votestream_service::{
-    CorsOrigins,
+    Connections, CorsOrigins, Limits,
     config::{
         Program, Setting, Values, duration,
         engine::{self, ConsumerConfig, EngineConfig},
@@ -23,6 +23,7 @@ pub const PROGRAM: Program = Program {
             Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
             CorsOrigins::SETTING,
         ],
+        Limits::SETTINGS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -59,6 +60,7 @@ impl Settings {
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
         let origins = CorsOrigins::read(values);
+        let limits = Limits::read(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Tally);
         let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
@@ -69,6 +71,7 @@ impl Settings {
             group,
             flush_interval: flush_interval?,
             cors_allow_origins: origins?,
+            connections: Connections::new(limits?),
             ..TallyConfig::distributed()
         };
         Some(Self { listen: listen?, engine: engine?, fan_out, tally, drain: drain? })

@@ -29,8 +29,13 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> Outcome {
         (false, Some(directory)) => Storage::Directory(directory),
         (false, None) => Storage::Directory(default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME"))?),
     };
-    let options =
-        StackOptions { storage, shards: args.shards, ingest_addr: args.ingest_addr, results_addr: args.results_addr };
+    let options = StackOptions {
+        storage,
+        shards: args.shards,
+        ingest_addr: args.ingest_addr,
+        results_addr: args.results_addr,
+        limits: args.limits.into(),
+    };
     let mut stack = Stack::start(options).await?;
     let addresses = Addresses {
         ingest: format!("http://{}", stack.ingest_addr),

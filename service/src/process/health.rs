@@ -85,7 +85,7 @@ mod tests {
         let process = Process { shutdown: CancellationToken::new() };
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         assert_eq!(ask(free).await.unwrap_err(), "nobody listens");
-        process.serve_health(free).await.unwrap();
+        process.serve_health(free, crate::Connections::default()).await.unwrap();
         ask(free).await.unwrap();
         process.shutdown.cancel();
         let stopped = async { while ask(free).await.is_ok() {} };

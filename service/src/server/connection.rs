@@ -1,0 +1,141 @@
+//! HTTP on one connection.
+//!
+//! Owns the HTTP libraries' limits. Must never decide when a connection ends: its `life` does.
+//!
+//! The HTTP/2 windows are not free to choose. Since version 0.4.16, h2 closes a connection that holds too many unread DATA
+//! frames of under 256 bytes, which is what a fast stream of one vote a message looks like as soon as the engine stalls.
+//! Half of the connection's window is the budget, and each small frame costs 256 bytes less its length. The streams' windows full
+//! of the smallest votes must fit; the assertion below keeps the constants that way.
+
+use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tonic::body::Body;
+use tower::Service;
+
+use super::{
+    calls::Calls,
+    census::Place,
+    entry::Entry,
+    life::{self, Http},
+    link::Link,
+    socket::Watched,
+};
+use crate::gather::Gather;
+
+/// HTTP/2 receive window of a stream.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// Largest HTTP/2 frame that clients may send: all that fits into the window. What arrives in one piece need not be put
+/// together, and costs fewer reads.
+const FRAME_BYTES_MAX: u32 = STREAM_WINDOW_BYTES;
+/// HTTP/2 receive window of a connection. It is there for h2's budget; what clients can send is bounded by the streams' windows.
+const CONNECTION_WINDOW_BYTES: u32 = 72 << 20;
+/// Most streams of a connection; more calls wait in the client.
+const STREAMS_MAX: u32 = 38;
+
+/// The smallest message of a vote: a frame header (5), the field of the vote (2), and three ids of one character (3 each).
+const VOTE_BYTES_MIN: u64 = 5 + 2 + 3 * 3;
+/// Frames from this size on cost h2's budget nothing.
+const SMALL_FRAME_BYTES: u64 = 256;
+
+const _: () = assert!(
+    STREAMS_MAX as u64 * (STREAM_WINDOW_BYTES as u64 / VOTE_BYTES_MIN) * (SMALL_FRAME_BYTES - VOTE_BYTES_MIN)
+        <= CONNECTION_WINDOW_BYTES as u64 / 2,
+    "streams full of the smallest votes must fit into h2's budget for small DATA frames",
+);
+
+/// Streams that a client may reset before they were looked at. Behind a proxy, all callers that give up in a moment look like one
+/// client. Such streams are gone at the end of the turn that read them, so their memory (a head of at most 16 KiB each) is held
+/// once a thread, not once a connection.
+const UNSEEN_RESETS_MAX: usize = 1_024;
+/// Streams that are reset for the client's own mistakes, in the life of a connection. A client without a mistake has none.
+const MISTAKEN_STREAMS_MAX: usize = 1_024;
+/// Largest head of an HTTP/2 request.
+const HEAD_BYTES_MAX: u32 = 16 << 10;
+/// Largest head of an HTTP/1.1 request, and what the connection keeps of an answer.
+const HTTP1_BUFFER_BYTES: usize = 64 << 10;
+
+/// How often an HTTP/2 connection is asked whether it still lives.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long it may take to answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Serves a connection that was accepted.
+pub(crate) async fn run<S>(socket: TcpStream, entry: Entry<S>, place: Place)
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    // Acknowledgements are small and must not wait for the client's system.
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    run_over(socket, entry, place).await;
+}
+
+/// Serves a connection over anything that carries bytes.
+pub(crate) async fn run_over<C, S>(socket: C, entry: Entry<S>, place: Place)
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let socket = Watched::new(socket, place.link.clone());
+    // A TLS handshake belongs here: the socket is watched, and the time for the first request runs since accept.
+    speak(socket, entry, &place.link).await;
+}
+
+/// Speaks HTTP/1.1 or HTTP/2 until the connection ends.
+async fn speak<C, S>(stream: C, entry: Entry<S>, link: &Arc<Link>)
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let builder = builder(link);
+    life::live(builder.serve_connection(TokioIo::new(Gather::new(stream)), entry), link).await;
+}
+
+fn builder(link: &Arc<Link>) -> auto::Builder<Calls> {
+    let mut builder = auto::Builder::new(Calls(link.clone()));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
+        .max_local_error_reset_streams(MISTAKEN_STREAMS_MAX)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // `life` has this limit: the library's runs between two requests as well, when no head has begun.
+        .header_read_timeout(None)
+        .max_buf_size(HTTP1_BUFFER_BYTES)
+        // A client that has sent everything may say so, and still gets its answer.
+        .half_close(true);
+    builder
+}
+
+impl<C, S> Http for auto::Connection<'_, TokioIo<C>, Entry<S>, Calls>
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    fn part(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}

@@ -1,0 +1,103 @@
+//! Where a request enters: from the HTTP library to the port's services, and its answer back.
+//!
+//! Owns what every request passes, whatever it is for. Must never look into one.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tonic::{Status, body::Body};
+use tower::{Service, ServiceExt, util::Oneshot};
+
+use super::{
+    host,
+    link::{Call, Link},
+    outbound::Outbound,
+};
+
+/// Extension of every request: the address at the other end of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
+
+/// The services of a port, as one connection sees them.
+#[derive(Clone)]
+pub(crate) struct Entry<S> {
+    pub(crate) services: S,
+    pub(crate) link: Arc<Link>,
+    /// The listener can be reached from this machine only.
+    pub(crate) is_loopback: bool,
+}
+
+impl<S> hyper::service::Service<Request<Incoming>> for Entry<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
+{
+    type Response = Response<Outbound>;
+    type Error = Infallible;
+    type Future = Answer<S>;
+
+    fn call(&self, request: Request<Incoming>) -> Answer<S> {
+        let call = Some(Call::begin(&self.link));
+        if self.is_loopback && !host::is_of_this_machine(&request) {
+            return Answer { state: State::Refused { answer: Some(refusal(&request)) }, call };
+        }
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Peer(self.link.peer));
+        Answer { state: State::Called { answer: self.services.clone().oneshot(request) }, call }
+    }
+}
+
+/// The answer for a page that has pointed its own name at this machine.
+fn refusal(request: &Request<Incoming>) -> Response<Body> {
+    let status = Status::permission_denied("this server is called localhost; the request has another name for it");
+    let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if content_type.starts_with(b"application/grpc") {
+        return status.into_http();
+    }
+    crate::http::failure(&status, &[]).map(Body::new)
+}
+
+pin_project! {
+    /// An answer in the making.
+    pub(crate) struct Answer<S: Service<Request<Body>>> {
+        #[pin]
+        state: State<S>,
+        call: Option<Call>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<S: Service<Request<Body>>> {
+        Called { #[pin] answer: Oneshot<S, Request<Body>> },
+        Refused { answer: Option<Response<Body>> },
+    }
+}
+
+impl<S> Future for Answer<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Output = Result<Response<Outbound>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = match this.state.project() {
+            StateProjection::Called { answer } => Some(ready!(answer.poll(cx))?),
+            StateProjection::Refused { answer } => answer.take(),
+        };
+        match answer.zip(this.call.take()) {
+            Some((answer, call)) => Poll::Ready(Ok(answer.map(|body| Outbound::new(body, call)))),
+            // It was answered, and is not to be polled again.
+            None => Poll::Pending,
+        }
+    }
+}
