@@ -36,7 +36,7 @@ pub struct Done {
 macro_rules! attacks {
     ($($(#[$doc:meta])* $name:ident => $function:path,)*) => {
         /// A kind of attack.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Attack {
             $($(#[$doc])* $name,)*
         }

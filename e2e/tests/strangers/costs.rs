@@ -118,7 +118,9 @@ async fn unfinished_messages_are_bounded_and_end() {
 /// No. 9: answers that the client does not take are bounded, and its connection ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_takes_are_bounded_and_end() {
-    let (mut server, mut rng) = start("closed window").await;
+    let arguments = ["--stalled-write-timeout=6s".into(), format!("--answer-bytes-max={}", 32 << 20)];
+    let options = Options { arguments: arguments.into(), ..Options::default() };
+    let (mut server, mut rng) = start_with("closed window", options).await;
     let long = "o".repeat(120);
     let mut request = poll("large", &[]);
     let option = |at| PollOption { option_id: format!("{long}-{at}"), title: long.repeat(3) };
