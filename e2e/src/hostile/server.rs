@@ -53,6 +53,8 @@ pub struct Server {
     output: Arc<parking_lot::Mutex<Vec<String>>>,
     election: Arc<Election>,
     voters: Option<Voters>,
+    /// The polls that they vote in.
+    polls: Vec<String>,
     /// Memory before the attack, in bytes.
     memory_before: u64,
 }
@@ -96,7 +98,9 @@ impl Server {
         election.places.results.lock().push(Some(results));
         election.open(POLL).await.unwrap();
         let voters = Voters::start(&election, VOTERS, seed);
-        let mut server = Self { child, ingest, results, output, election, voters: Some(voters), memory_before: 0 };
+        let polls = vec![POLL.to_owned()];
+        let mut server =
+            Self { child, ingest, results, output, election, voters: Some(voters), polls, memory_before: 0 };
         server.a_vote_gets_through("before the attack").await;
         server.memory_before = server.memory();
         server
@@ -178,6 +182,12 @@ impl Server {
     ///
     /// If none is, or the process has ended.
     pub async fn a_vote_gets_through(&mut self, when: &str) {
+        if self.election.is_worn() {
+            // Every vote takes an option of its own, of which the poll has no more.
+            let next = format!("{POLL}-{}", self.polls.len());
+            self.election.open(&next).await.unwrap();
+            self.polls.push(next);
+        }
         let (start, before) = (Instant::now(), self.election.log.count(Answer::Durable));
         while self.election.log.count(Answer::Durable) == before {
             self.lives();
@@ -219,7 +229,7 @@ impl Server {
             voters.finish().await.unwrap();
         }
         let judged = async {
-            self.election.close(POLL).await?;
+            futures::future::try_join_all(self.polls.iter().map(|poll| self.election.close(poll))).await?;
             self.election.verdict().await
         };
         let judged = judged.await;

@@ -233,6 +233,52 @@ async fn a_poll_that_no_url_reaches_cannot_be_created() {
     server.counts_exactly().await;
 }
 
+/// The README's limits: what they allow is taken, and one more is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_and_messages_are_taken_up_to_their_limits() {
+    let (server, mut rng) = start("limits").await;
+    let (longest, user) = ("p".repeat(64), format!("ü{}", "u".repeat(254)));
+    let option = "o".repeat(128);
+    let mut polls = PollServiceClient::new(connect(server.results).await);
+    let mut request = poll(&longest, &[&option]);
+    request.options.extend((1..1_000).map(|at| PollOption { option_id: at.to_string(), title: String::new() }));
+    polls.create_poll(request.clone()).await.unwrap();
+    request.options.push(PollOption { option_id: "one more".into(), title: String::new() });
+    let longer = [
+        CreatePollRequest { poll_id: "more-options".into(), ..request },
+        poll(&format!("{longest}p"), &["a"]),
+        poll("longer-option", &[&format!("{option}o")]),
+    ];
+    for request in longer {
+        let id = request.poll_id.clone();
+        let refused = polls.create_poll(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{id}: {refused}");
+    }
+    for (user, option, code) in [
+        (user.clone(), option.clone(), 0),
+        (format!("{user}u"), option.clone(), 3),
+        (user.clone(), format!("{option}o"), 3),
+        (format!("{}\u{7f}", &user[..200]), option.clone(), 3),
+    ] {
+        let outcome = grpc(0, &[], one_vote(&longest, &user, &option)).send(server.ingest).await.unwrap().outcome();
+        assert_eq!(outcome.status.as_ref().map(|(code, _)| *code), Some(code), "{user} {option}: {outcome:?}");
+    }
+    // Votes up to the limit of a message: the rest of it is a field that nobody knows.
+    for (bytes, code) in [(4 << 20, 0), ((4 << 20) + 1 + rng.random_range(0..1_000), 3)] {
+        let mut message = wire::vote(&longest, "v", "1");
+        let rest: usize = bytes - message.len();
+        message.extend(wire::field(9, &vec![0; rest - 5]));
+        assert_eq!(message.len(), bytes);
+        let mut call = grpc(1, &[], wire::message(&message));
+        call.body = call.body[0].chunks(16 << 10).map(Bytes::copy_from_slice).collect();
+        let outcome = call.send(server.ingest).await.unwrap().outcome();
+        assert_eq!(outcome.status.as_ref().map(|(code, _)| *code), Some(code), "{bytes} bytes: {outcome:?}");
+    }
+    close(&server, &longest).await;
+    assert_eq!(final_result(&server, &longest).await.total_votes, 2);
+    server.counts_exactly().await;
+}
+
 /// No. 24: what some clients of a proxy do costs its other clients nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_of_a_shared_connection_do_not_pay_for_others() {
