@@ -123,6 +123,9 @@ pub(crate) struct LimitArgs {
     /// How long a new connection may take until the head of its first request is complete.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_wait)]
     first_request_timeout: Duration,
+    /// How long the message of a call that takes one may take to arrive.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_wait)]
+    message_timeout: Duration,
     /// How long a connection may be without a call.
     #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = parse_wait)]
     idle_timeout: Duration,
@@ -143,6 +146,7 @@ impl From<LimitArgs> for Limits {
             connections_max: args.connections_max,
             connections_per_address_max: args.connections_per_address_max,
             first_request: args.first_request_timeout,
+            message: args.message_timeout,
             idle: args.idle_timeout,
             stalled_write: args.stalled_write_timeout,
             answer_bytes_max: args.answer_bytes_max,

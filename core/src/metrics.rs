@@ -225,6 +225,13 @@ pub static CONNECTIONS: Gauge =
 pub static ANSWER_BYTES: Gauge =
     Gauge::new(info("votestream.server.answer.bytes", "By", "Bytes of answers that wait for their clients"));
 
+/// Bytes of requests that were received and not yet read, with what keeping them takes, as far as a connection has many.
+pub static REQUEST_BYTES: Gauge = Gauge::new(info(
+    "votestream.server.request.bytes",
+    "By",
+    "Memory for requests that were received and not yet read, of connections that hold much",
+));
+
 /// Why the server closed a connection. The order is that of the series of [`CONNECTIONS_CLOSED`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConnectionClosed {
@@ -423,7 +430,7 @@ pub static COUNTERS: [&(dyn ReadCounter + Sync); 8] = [
     &LEASE_CHANGES,
 ];
 /// All gauges.
-pub static GAUGES: [&Gauge; 4] = [&VOTES_UNSETTLED, &LANE_BYTES, &CONNECTIONS, &ANSWER_BYTES];
+pub static GAUGES: [&Gauge; 5] = [&VOTES_UNSETTLED, &LANE_BYTES, &CONNECTIONS, &ANSWER_BYTES, &REQUEST_BYTES];
 /// All histograms.
 pub static HISTOGRAMS: [&Histogram; 6] =
     [&BATCH_VOTES, &BATCH_BYTES, &PUT_DURATION, &WINDOW_VOTES, &APPLY_DURATION, &FLUSH_AGE];

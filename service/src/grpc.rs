@@ -2,9 +2,11 @@
 //!
 //! Owns how a port is put together. Must never look at a connection: `server` does that.
 
-use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, server::NamedService, service::Routes};
@@ -148,14 +150,29 @@ where
         for name in service_names.iter().chain(&[""]) {
             health.set_service_status(*name, ServingStatus::NotServing).await;
         }
+        Ok(())
     };
-    let serving = server::serve(listener, services, connections, &shutdown, drain);
-    let (served, ()) = tokio::join!(serving, draining);
-    let report = served.map_err(ServiceError::Listener)?;
+    let serving = server::serve(listener, services, single_messages(), connections, &shutdown, drain);
+    let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
     if report == DrainReport::Incomplete {
         tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
     }
     Ok(report)
+}
+
+/// Paths of the calls of the API and of health that take one message.
+fn single_messages() -> Arc<[String]> {
+    let sets = [votestream_proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    // The descriptors are built in.
+    let files = sets.into_iter().filter_map(|set| FileDescriptorSet::decode(set).ok()).flat_map(|set| set.file);
+    let mut paths = Vec::new();
+    for file in files {
+        for service in &file.service {
+            let single = service.method.iter().filter(|method| !method.client_streaming());
+            paths.extend(single.map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name())));
+        }
+    }
+    paths.into()
 }
 
 #[cfg(test)]
@@ -175,6 +192,15 @@ mod tests {
     const NAMES: [&str; 2] = ["votestream.v1.PollService", "votestream.v1.ResultsService"];
     const HEALTH: &str = "grpc.health.v1.Health";
     static CONNECTIONS: std::sync::LazyLock<Connections> = std::sync::LazyLock::new(Connections::default);
+
+    #[test]
+    fn the_calls_that_take_one_message_are_known() {
+        let paths = single_messages();
+        for single in ["CastVote", "GetPoll", "WatchInterimResults", "Check", "Watch"] {
+            assert!(paths.iter().any(|path| path.ends_with(&format!("/{single}"))), "{single}: {paths:?}");
+        }
+        assert!(paths.iter().all(|path| !path.ends_with("/StreamVotes") && !path.ends_with("/CastVotes")), "{paths:?}");
+    }
 
     #[tokio::test]
     async fn many_may_connect_before_one_is_accepted() {

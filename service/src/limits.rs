@@ -15,6 +15,8 @@ pub struct Limits {
     pub connections_per_address_max: u32,
     /// How long a connection may take from accept to the end of its first request's head.
     pub first_request: Duration,
+    /// How long a request of one message may take from when it is waited for until its end.
+    pub message: Duration,
     /// How long a connection may be without a call.
     pub idle: Duration,
     /// How long an answer may wait for its client to take more of it.
@@ -27,6 +29,8 @@ pub struct Limits {
 
 /// Long enough for a handshake over a bad mobile link, and too short to hold connections for nothing.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// 4 MiB over a link of 3.4 Mbit/s, and far more than any other message needs.
+const MESSAGE: Duration = Duration::from_secs(10);
 /// Longer than the idle time-out of load balancers (60 s by default): they must be the ones to close, or they would send a
 /// request into a connection that is being closed.
 const IDLE: Duration = Duration::from_secs(75);
@@ -43,6 +47,7 @@ impl Default for Limits {
             connections_max: 0,
             connections_per_address_max: 0,
             first_request: FIRST_REQUEST,
+            message: MESSAGE,
             idle: IDLE,
             stalled_write: STALLED_WRITE,
             answer_bytes_max: ANSWER_BYTES_MAX,
@@ -78,6 +83,12 @@ impl Limits {
             "How long a new connection may take until the head of its first request is complete.",
         ),
         Setting::new(
+            "message-timeout",
+            "DURATION",
+            "10s",
+            "How long the message of a call that takes one may take to arrive.",
+        ),
+        Setting::new(
             "idle-timeout",
             "DURATION",
             "75s",
@@ -110,6 +121,7 @@ impl Limits {
         let connections_per_address_max = values.get("connections-per-address-max", whole(0..=u32::MAX));
         let waits = || duration(Duration::from_secs(1)..=WAIT_MAX);
         let first_request = values.get("first-request-timeout", waits());
+        let message = values.get("message-timeout", waits());
         let idle = values.get("idle-timeout", waits());
         let stalled_write = values.get("stalled-write-timeout", waits());
         let budget = || bytes(8 << 20..=1 << 40);
@@ -119,6 +131,7 @@ impl Limits {
             connections_max: connections_max?,
             connections_per_address_max: connections_per_address_max?,
             first_request: first_request?,
+            message: message?,
             idle: idle?,
             stalled_write: stalled_write?,
             answer_bytes_max: answer_bytes_max? as u64,

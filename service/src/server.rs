@@ -14,12 +14,13 @@ mod connection;
 mod descriptors;
 mod entry;
 mod host;
+mod inbound;
 mod life;
 mod link;
 mod outbound;
 mod socket;
 
-use std::{convert::Infallible, io, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use tokio::net::TcpListener;
@@ -37,7 +38,7 @@ use entry::Entry;
 use link::Order;
 
 /// Serves `services` on the listener until `shutdown`. Then connections without a call end, the others have `drain` to finish, and
-/// what is left is cut off.
+/// what is left is cut off. `single` has the paths of the calls that take one message.
 ///
 /// # Errors
 ///
@@ -45,6 +46,7 @@ use link::Order;
 pub(crate) async fn serve<S>(
     listener: TcpListener,
     services: S,
+    single: Arc<[String]>,
     connections: &Connections,
     shutdown: &CancellationToken,
     drain: Duration,
@@ -58,7 +60,7 @@ where
     let number = census.listener();
     let tracker = TaskTracker::new();
     accept::accept(listener, census, number, shutdown, |socket, place| {
-        let entry = Entry { services: services.clone(), link: place.link.clone(), is_loopback };
+        let entry = Entry { services: services.clone(), link: place.link.clone(), is_loopback, single: single.clone() };
         tracker.spawn(connection::run(socket, entry, place));
     })
     .await;

@@ -31,6 +31,7 @@ mod background;
 mod codec;
 mod directory;
 mod engine;
+mod files;
 mod log;
 mod store;
 

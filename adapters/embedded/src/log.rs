@@ -44,6 +44,7 @@ use crate::{
     codec::{Corrupt, Decoder, Encoder},
     directory::OpenError,
     engine::DirectoryLock,
+    files::cached_files_max,
     store::{EmbeddedStore, TABLE_BYTES},
 };
 
@@ -242,8 +243,12 @@ impl EmbeddedStream {
         }
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
         let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
-        let db =
-            Database::builder(path).cache_size(CACHE_BYTES).worker_threads(TABLE_WRITERS).open().map_err(failed)?;
+        let db = Database::builder(path)
+            .cache_size(CACHE_BYTES)
+            .max_cached_files(Some(cached_files_max()))
+            .worker_threads(TABLE_WRITERS)
+            .open()
+            .map_err(failed)?;
         let blobs = || {
             KeyspaceCreateOptions::default()
                 .max_memtable_size(MEMTABLE_BYTES)

@@ -57,6 +57,7 @@ use crate::{
     background::{TABLE_WRITERS, giving_way},
     directory::{Format, OpenError},
     engine::DirectoryLock,
+    files::cached_files_max,
     write_failed,
 };
 
@@ -124,6 +125,7 @@ impl EmbeddedStore {
         // Commits without a sync stay in the journal's buffer: nothing rests on them before the next sync.
         let builder = Database::builder(path)
             .cache_size(CACHE_BYTES)
+            .max_cached_files(Some(cached_files_max()))
             .manual_journal_persist(true)
             .worker_threads(TABLE_WRITERS)
             .max_journaling_size(JOURNAL_BYTES_MAX);

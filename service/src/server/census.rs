@@ -60,6 +60,7 @@ impl Connections {
             freed: Notify::new(),
             full: AtomicBool::new(false),
             answer_bytes: AtomicU64::new(0),
+            request_bytes: AtomicU64::new(0),
         }))
     }
 }
@@ -77,6 +78,8 @@ pub(crate) struct Census {
     full: AtomicBool,
     /// Bytes of answers of all connections that were not told to end for them.
     answer_bytes: AtomicU64,
+    /// The same for requests that were received and not read, in steps.
+    request_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -236,6 +239,11 @@ impl Census {
     }
 
     #[cfg(test)]
+    pub(crate) fn request_bytes(&self) -> u64 {
+        self.request_bytes.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
     pub(crate) fn answer_bytes(&self) -> u64 {
         self.answer_bytes.load(Ordering::Relaxed)
     }
@@ -251,16 +259,37 @@ impl Census {
 
     /// Ends the connections whose clients have taken nothing for longest, until the answers of the others are not too many.
     pub(crate) fn write_off_answers(&self) {
+        let too_many = || self.answer_bytes.load(Ordering::Relaxed) > self.limits.answer_bytes_max;
+        self.write_off(too_many, Link::waiting, Link::write_off_answers);
+    }
+
+    /// Counts bytes of requests anew for one connection, and says whether there are too many of all.
+    pub(crate) fn hold_requests(&self, before: u64, now: u64) -> bool {
+        // Wraps if there are less than before; the sum does not.
+        let change = now.wrapping_sub(before);
+        let held = self.request_bytes.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
+        metrics::REQUEST_BYTES.add(change as i64);
+        now > before && held > self.limits.request_bytes_max
+    }
+
+    /// Ends the connections of which nothing was read for longest, until the requests of the others are not too many.
+    pub(crate) fn write_off_requests(&self) {
+        let too_many = || self.request_bytes.load(Ordering::Relaxed) > self.limits.request_bytes_max;
+        self.write_off(too_many, Link::unread, Link::write_off_requests);
+    }
+
+    /// Writes off connections as long as there are too many: those first that have stood still for longest, and of these the
+    /// ones that hold most.
+    fn write_off(
+        &self,
+        too_many: impl Fn() -> bool,
+        held: impl Fn(&Link) -> Option<(u64, u64)>,
+        write_off: impl Fn(&Link),
+    ) {
         let places = self.places.lock();
-        let waiting = places.taken.values().filter_map(|(link, _)| Some((link.waiting()?, link)));
-        let mut waiting: Vec<_> = waiting.collect();
-        waiting.sort_unstable_by_key(|&((since, bytes), _)| (since, Reverse(bytes)));
-        for (_, link) in waiting {
-            if self.answer_bytes.load(Ordering::Relaxed) <= self.limits.answer_bytes_max {
-                break;
-            }
-            self.release_answers(link.write_off());
-        }
+        let mut holding: Vec<_> = places.taken.values().filter_map(|(link, _)| Some((held(link)?, link))).collect();
+        holding.sort_unstable_by_key(|&((since, bytes), _)| (since, Reverse(bytes)));
+        holding.into_iter().take_while(|_| too_many()).for_each(|(_, link)| write_off(link));
     }
 }
 

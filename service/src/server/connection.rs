@@ -25,6 +25,7 @@ use super::{
     calls::Calls,
     census::Place,
     entry::Entry,
+    inbound::{FRAME_OVERHEAD_BYTES, Metered},
     life::{self, Http},
     link::Link,
     socket::Watched,
@@ -43,11 +44,9 @@ const STREAMS_MAX: u32 = 38;
 
 /// The smallest message of a vote: a frame header (5), the field of the vote (2), and three ids of one character (3 each).
 const VOTE_BYTES_MIN: u64 = 5 + 2 + 3 * 3;
-/// Frames from this size on cost h2's budget nothing.
-const SMALL_FRAME_BYTES: u64 = 256;
 
 const _: () = assert!(
-    STREAMS_MAX as u64 * (STREAM_WINDOW_BYTES as u64 / VOTE_BYTES_MIN) * (SMALL_FRAME_BYTES - VOTE_BYTES_MIN)
+    STREAMS_MAX as u64 * (STREAM_WINDOW_BYTES as u64 / VOTE_BYTES_MIN) * (FRAME_OVERHEAD_BYTES - VOTE_BYTES_MIN)
         <= CONNECTION_WINDOW_BYTES as u64 / 2,
     "streams full of the smallest votes must fit into h2's budget for small DATA frames",
 );
@@ -101,6 +100,7 @@ where
     S::Future: Send,
 {
     let builder = builder(link);
+    let stream = Metered::new(stream, link.clone());
     life::live(builder.serve_connection(TokioIo::new(Gather::new(stream)), entry), link).await;
 }
 

@@ -19,6 +19,7 @@ use tower::{Service, ServiceExt, util::Oneshot};
 
 use super::{
     host,
+    inbound::Inbound,
     link::{Call, Link},
     outbound::Outbound,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Entry<S> {
     pub(crate) link: Arc<Link>,
     /// The listener can be reached from this machine only.
     pub(crate) is_loopback: bool,
+    /// Paths of the calls that take one message, which must arrive in time.
+    pub(crate) single: Arc<[String]>,
 }
 
 impl<S> hyper::service::Service<Request<Incoming>> for Entry<S>
@@ -49,7 +52,10 @@ where
         if self.is_loopback && !host::is_of_this_machine(&request) {
             return Answer { state: State::Refused { answer: Some(refusal(&request)) }, call };
         }
-        let mut request = request.map(Body::new);
+        // Few, and seldom two of one length: comparing is cheaper than hashing.
+        let is_single = self.single.iter().any(|path| path == request.uri().path());
+        let within = is_single.then_some(self.link.census.limits.message);
+        let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone(), within)));
         request.extensions_mut().insert(Peer(self.link.peer));
         Answer { state: State::Called { answer: self.services.clone().oneshot(request) }, call }
     }

@@ -80,11 +80,12 @@ impl Timers {
 
     fn without_stall(&self, state: &State, now: u64, writing: bool) -> Due {
         if let Some((since, reason)) = self.parted {
-            let parting = if self.order == Order::MakeRoom { PARTING_IN_HASTE } else { PARTING };
-            let over = since.max(state.idle_since.min(now)) + millis(parting);
-            return match over <= now && !state.busy && !writing {
-                true => Due::End(reason),
-                false => Due::At(over.max(now + 1)),
+            let parting = millis(if self.order == Order::MakeRoom { PARTING_IN_HASTE } else { PARTING });
+            let over = since.max(state.idle_since.min(now)) + parting;
+            return match over <= now {
+                true if !state.busy && !writing => Due::End(reason),
+                true => Due::At(now + parting),
+                false => Due::At(over),
             };
         }
         match self.order {
@@ -101,14 +102,18 @@ impl Timers {
             false => (state.accepted_at, self.first_request, ConnectionClosed::FirstRequest),
             true => (state.idle_since.min(now), self.idle, ConnectionClosed::Idle),
         };
-        if since + time <= now && !state.busy { Due::Part(reason) } else { Due::At((since + time).max(now + 1)) }
+        match since + time {
+            over if over > now => Due::At(over),
+            _ if state.busy => Due::At(now + time),
+            _ => Due::Part(reason),
+        }
     }
 }
 
 /// Drives a connection to its end.
 pub(crate) async fn live(http: impl Http, link: &Link) {
     let (mut http, mut timers) = (pin!(http), Timers::new(&link.census.limits));
-    let mut timer = pin!(sleep_until(link.census.instant(link.accepted_at) + link.census.limits.first_request));
+    let mut timer = pin!(sleep_until(link.census.instant(link.accepted_at + timers.first_request)));
     let (mut seen, mut blocked) = (0, false);
     poll_fn(|cx| {
         link.register(cx.waker());
@@ -161,6 +166,76 @@ fn act<H: Http>(
                 tracing::debug!(peer = %link.peer, ?reason, "connection ended");
                 return Poll::Ready(());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn timers() -> Timers {
+        Timers::new(&Limits::default())
+    }
+
+    /// Without a call since then.
+    fn quiet(idle_since: u64) -> State {
+        State { accepted_at: 1, requested: true, busy: false, idle_since, blocked_since: None, waiting_since: None }
+    }
+
+    #[test]
+    fn each_limit_has_its_time() {
+        let (idle, stalled) = (75_000, 30_000);
+        assert_eq!(timers().due(&quiet(NOW), NOW), Due::At(NOW + idle));
+        assert_eq!(timers().due(&quiet(NOW - idle), NOW), Due::Part(ConnectionClosed::Idle));
+        let silent = State { accepted_at: NOW - 10_000, requested: false, ..quiet(NOW - 10_000) };
+        assert_eq!(timers().due(&silent, NOW - 1), Due::At(NOW));
+        assert_eq!(timers().due(&silent, NOW), Due::Part(ConnectionClosed::FirstRequest));
+        let blocked = State { blocked_since: Some(NOW - stalled), busy: true, ..quiet(u64::MAX) };
+        assert_eq!(timers().due(&blocked, NOW - 1), Due::At(NOW));
+        assert_eq!(timers().due(&blocked, NOW), Due::End(ConnectionClosed::StalledWrite));
+        // All of the answer is with the HTTP library, and its client takes nothing.
+        let waiting = State { waiting_since: Some(NOW - stalled), ..quiet(NOW - 1) };
+        assert_eq!(timers().due(&waiting, NOW), Due::End(ConnectionClosed::StalledWrite));
+        assert_eq!(timers().due(&State { busy: true, ..waiting }, NOW), Due::At(NOW - 1 + idle));
+    }
+
+    #[test]
+    fn an_order_waits_for_calls_and_for_what_is_being_written() {
+        let parted =
+            Timers { order: Order::Drain, parted: Some((NOW - 60_000, ConnectionClosed::Shutdown)), ..timers() };
+        assert_eq!(parted.due(&quiet(NOW - 60_000), NOW), Due::End(ConnectionClosed::Shutdown));
+        let writing = State { blocked_since: Some(NOW - 5), ..quiet(NOW - 60_000) };
+        assert_eq!(parted.due(&writing, NOW), Due::At(NOW + 1_000));
+        assert_eq!(parted.due(&State { busy: true, ..quiet(u64::MAX) }, NOW), Due::At(NOW + 1_000));
+        let told = Timers { order: Order::End(ConnectionClosed::AnswerBytes), ..timers() };
+        assert_eq!(told.due(&State { busy: true, ..quiet(1) }, NOW), Due::End(ConnectionClosed::AnswerBytes));
+    }
+
+    proptest! {
+        /// The timer never fires again and again for nothing.
+        #[test]
+        fn nothing_is_waited_for_in_a_circle(
+            accepted in 0..NOW, idle in prop_oneof![0..NOW, Just(u64::MAX)], requested: bool, busy: bool,
+            blocked in proptest::option::of(1..=NOW), waiting in proptest::option::of(1..=NOW),
+            order in prop_oneof![Just(Order::None), Just(Order::Drain), Just(Order::MakeRoom)],
+            parted in proptest::option::of(0..=NOW),
+        ) {
+            let state = State {
+                accepted_at: accepted, requested, busy, idle_since: idle, blocked_since: blocked, waiting_since: waiting,
+            };
+            let timers = Timers { order, parted: parted.map(|since| (since, ConnectionClosed::Idle)), ..timers() };
+            let mut now = NOW;
+            for _ in 0..4 {
+                let Due::At(at) = timers.due(&state, now) else { return Ok(()) };
+                prop_assert!(at > now);
+                now = at;
+            }
+            prop_assert!(now >= NOW + 250, "four times within {} ms", now - NOW);
         }
     }
 }

@@ -42,6 +42,18 @@ struct Answers {
     written_off: bool,
 }
 
+/// What a connection's requests hold, as far as it was reported.
+#[derive(Debug, Default)]
+struct Requests {
+    steps: u64,
+    /// When some of it was last read.
+    read_at: u64,
+    written_off: bool,
+}
+
+/// What requests hold is reported in steps of this size: small requests never are.
+const STEP_BYTES: u64 = 64 << 10;
+
 /// One more call is under way. What is above is the number of those that ended.
 const ENDED: u64 = 1 << 32;
 
@@ -63,6 +75,15 @@ pub(crate) struct Link {
     /// Pieces of long answers that were taken.
     taken: AtomicU32,
     answers: Mutex<Answers>,
+    /// Bytes of requests that came, ever; only the connection's own task writes it.
+    received: AtomicU64,
+    /// How many of them were read, or are known to be gone.
+    read: AtomicU64,
+    /// Bodies of requests of which more may have come than was read.
+    behind: AtomicU32,
+    /// [`Requests::steps`], to be seen without its lock.
+    steps: AtomicU64,
+    requests: Mutex<Requests>,
     order: Mutex<Order>,
     /// Tells whether there is an order without its lock.
     ordered: AtomicU8,
@@ -96,6 +117,11 @@ impl Link {
             blocked_since: AtomicU64::new(0),
             taken: AtomicU32::new(0),
             answers: Mutex::default(),
+            received: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            behind: AtomicU32::new(0),
+            steps: AtomicU64::new(0),
+            requests: Mutex::default(),
             order: Mutex::default(),
             ordered: AtomicU8::new(0),
             task: AtomicWaker::new(),
@@ -169,20 +195,97 @@ impl Link {
         self.task.register(task);
     }
 
+    /// Bytes of requests have come.
+    pub(crate) fn received(&self, bytes: u64) {
+        let received = self.received.load(Ordering::Relaxed) + bytes;
+        self.received.store(received, Ordering::Relaxed);
+        let held = received.saturating_sub(self.read.load(Ordering::Relaxed));
+        if held / STEP_BYTES > self.steps.load(Ordering::Relaxed) {
+            self.report();
+        }
+    }
+
+    /// Bytes of requests were read.
+    pub(crate) fn read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+        if self.steps.load(Ordering::Relaxed) > 0 {
+            self.report();
+        }
+    }
+
+    /// One more body may have more than was read of it.
+    pub(crate) fn fell_behind(&self) {
+        self.behind.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One body less. When there is none, nothing is held: what was not read was dropped.
+    pub(crate) fn caught_up(&self) {
+        if self.behind.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.read.store(self.received.load(Ordering::Relaxed), Ordering::Relaxed);
+            if self.steps.load(Ordering::Relaxed) > 0 {
+                self.report();
+            }
+        }
+    }
+
+    /// Tells the census what the requests hold, in steps.
+    fn report(&self) {
+        let mut requests = self.requests.lock();
+        let held = self.received.load(Ordering::Relaxed).saturating_sub(self.read.load(Ordering::Relaxed));
+        let (before, steps) = (requests.steps, held / STEP_BYTES);
+        if steps <= before || before == 0 {
+            requests.read_at = self.census.now();
+        }
+        requests.steps = steps;
+        self.steps.store(steps, Ordering::Relaxed);
+        let too_many = !requests.written_off && self.census.hold_requests(before * STEP_BYTES, steps * STEP_BYTES);
+        drop(requests);
+        if too_many {
+            self.census.write_off_requests();
+        }
+    }
+
+    /// Since when nothing of its requests was read, and what they hold, unless they are written off.
+    pub(crate) fn unread(&self) -> Option<(u64, u64)> {
+        let requests = self.requests.lock();
+        (!requests.written_off && requests.steps > 0).then_some((requests.read_at, requests.steps * STEP_BYTES))
+    }
+
+    /// Tells the connection to end for what its requests hold.
+    pub(crate) fn write_off_requests(&self) {
+        let mut requests = self.requests.lock();
+        if !requests.written_off {
+            requests.written_off = true;
+            self.census.hold_requests(requests.steps * STEP_BYTES, 0);
+        }
+        drop(requests);
+        self.order(Order::End(ConnectionClosed::RequestBytes));
+    }
+
     /// Bytes and last progress of the answers that wait, unless they are written off.
     pub(crate) fn waiting(&self) -> Option<(u64, u64)> {
         let answers = self.answers.lock();
         (!answers.written_off && answers.bytes > 0).then_some((answers.taken_at, answers.bytes))
     }
 
-    /// Tells the connection to end for what its answers hold, and returns how much that is.
-    pub(crate) fn write_off(&self) -> u64 {
+    /// Tells the connection to end for what its answers hold.
+    pub(crate) fn write_off_answers(&self) {
         let mut answers = self.answers.lock();
-        let bytes = if answers.written_off { 0 } else { answers.bytes };
-        answers.written_off = true;
+        if !answers.written_off {
+            answers.written_off = true;
+            self.census.release_answers(answers.bytes);
+        }
         drop(answers);
         self.order(Order::End(ConnectionClosed::AnswerBytes));
-        bytes
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let requests = self.requests.get_mut();
+        if !requests.written_off {
+            self.census.hold_requests(requests.steps * STEP_BYTES, 0);
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower::{service_fn, util::BoxCloneSyncService};
 
-use self::frames::{Client, Frame, GOAWAY, PING, PREFACE, RST_STREAM};
+use self::frames::{Client, DATA, Frame, GOAWAY, PING, PREFACE, RST_STREAM, WINDOW_UPDATE};
 use super::{census::Census, *};
 use crate::Limits;
 
@@ -52,6 +52,10 @@ fn answer(request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, I
                 of(b"slow".to_vec())
             }
             "/peer" => of(format!("{:?}", request.extensions().get::<Peer>()).into_bytes()),
+            "/single" => match request.into_body().collect().await {
+                Ok(body) => of(body.to_bytes().to_vec()),
+                Err(status) => of(status.message().to_owned().into()),
+            },
             "/read" => {
                 of(request.into_body().collect().await.map_or(0, |body| body.to_bytes().len()).to_string().into())
             }
@@ -59,6 +63,10 @@ fn answer(request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, I
         }
     }
     .boxed()
+}
+
+fn single() -> Arc<[String]> {
+    ["/single".to_owned()].into()
 }
 
 fn census(limits: Limits) -> Arc<Census> {
@@ -69,7 +77,7 @@ fn census(limits: Limits) -> Arc<Census> {
 async fn piped(census: &Arc<Census>, pipe_bytes: usize) -> (DuplexStream, JoinHandle<()>) {
     let place = census.place(PEER, 0).await.unwrap();
     let (near, far) = duplex(pipe_bytes);
-    let entry = Entry { services: services(), link: place.link.clone(), is_loopback: false };
+    let entry = Entry { services: services(), link: place.link.clone(), is_loopback: false, single: single() };
     (far, tokio::spawn(connection::run_over(near, entry, place)))
 }
 
@@ -176,6 +184,34 @@ async fn a_client_that_has_shut_its_side_gets_its_answer() {
     pipe.read_to_end(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200 OK") && answer.ends_with(b"slow"), "{}", answer.escape_ascii());
     served.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_has_its_time_and_a_stream_has_any() {
+    let census = census(Limits::default());
+    for dribbles in [false, true] {
+        let (mut client, served) = client(&census, 1 << 16).await;
+        client.send(Frame::headers(1, "/single", false)).await;
+        client.send(Frame::headers(3, "/read", false)).await;
+        let began = Instant::now();
+        let mut bytes = 0;
+        while began.elapsed() < 9 * SECOND {
+            if dribbles {
+                client.send(Frame::data(1, b"x")).await;
+            }
+            client.send(Frame::data(3, b"x")).await;
+            bytes += 1;
+            sleep(SECOND).await;
+        }
+        let frames = client.until(|frame| frame.stream == 1 && frame.kind == DATA).await;
+        assert_eq!(frames.last().unwrap().payload, b"the message took too long to arrive", "{dribbles}");
+        let seconds = began.elapsed().as_secs_f64();
+        assert!((9.9..10.2).contains(&seconds), "{seconds} s");
+        sleep(SLOW).await;
+        client.send(Frame::data(3, b"x").with_end()).await;
+        client.until(|frame| frame.payload == (bytes + 1).to_string().as_bytes()).await;
+        assert!(!served.is_finished());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,6 +418,53 @@ async fn streams_full_of_the_smallest_votes_are_within_the_budget() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_that_nobody_reads_hold_no_more_than_their_share() {
+    let budget = 8 << 20;
+    let census = census(Limits { request_bytes_max: budget, ..Limits::default() });
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let (mut client, served) = client(&census, 1 << 16).await;
+        for at in 0..20 {
+            client.send(Frame::headers(1 + 2 * at, "/deaf", false)).await;
+            // What frames take counts, not what is in them.
+            for _ in 0..800 {
+                drop(client.try_send_bytes(&Frame::data(1 + 2 * at, b"v").bytes()).await);
+            }
+            sleep(Duration::from_millis(1)).await;
+            assert!(census.request_bytes() <= budget, "{}", census.request_bytes());
+        }
+        clients.push((client, served));
+    }
+    let ended: Vec<bool> = clients.iter().map(|(_, served)| served.is_finished()).collect();
+    assert_eq!(ended, [true, true, false, false]);
+    drop(clients);
+    sleep(SECOND).await;
+    assert_eq!(census.request_bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_read_hold_nothing_and_neither_do_those_that_were_given_up() {
+    let census = census(Limits::default());
+    let (mut client, served) = client(&census, 1 << 16).await;
+    // Until then, the connection's window is the protocol's.
+    client.until(|frame| frame.kind == WINDOW_UPDATE).await;
+    for round in 0..20 {
+        let deaf = 1 + 4 * round;
+        client.send(Frame::headers(deaf, "/deaf", false)).await;
+        client.send(Frame::data(deaf, &[b'x'; 60_000])).await;
+        client.send(Frame::reset(deaf)).await;
+        // It has ended: the library drops what comes for it.
+        client.send(Frame::data(deaf, &[b'x'; 5_000])).await;
+        client.send(Frame::headers(deaf + 2, "/read", false)).await;
+        client.send(Frame::data(deaf + 2, &[b'x'; 60_000])).await;
+        client.send(Frame::data(deaf + 2, b"x").with_end()).await;
+        client.until(|frame| frame.payload == b"60001").await;
+        assert_eq!(census.request_bytes(), 0, "{round}");
+    }
+    assert!(!served.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
 async fn callers_that_give_up_together_do_not_end_the_connection_of_the_others() {
     let census = census(Limits::default());
     let (mut client, served) = client(&census, 1 << 16).await;
@@ -426,7 +509,9 @@ async fn listening(limits: Limits, drain: Duration) -> (SocketAddr, Cancellation
     let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
     let (stop, connections) = (shutdown.clone(), Connections::new(limits));
     let served =
-        tokio::spawn(async move { super::serve(listener, services(), &connections, &stop, drain).await.unwrap() });
+        tokio::spawn(
+            async move { super::serve(listener, services(), single(), &connections, &stop, drain).await.unwrap() },
+        );
     (addr, shutdown, served)
 }
 

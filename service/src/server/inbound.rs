@@ -1,0 +1,270 @@
+//! Requests on their way in.
+//!
+//! Owns what was received and not yet read, which the HTTP/2 library keeps: it reads on as long as the streams' windows allow,
+//! whether or not anybody reads the streams. Must never be exact at the price of a lock for every frame: what a connection holds is
+//! counted in its [`Link`], and reported in steps.
+//!
+//! DATA frames are counted as they come from the socket, and again as the bodies of requests hand them out. The difference also has
+//! what the library dropped because its stream had ended. It is forgotten whenever all bodies of the connection have been read as
+//! far as they came, since nothing is held then.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+use tonic::{Status, codegen::StdError};
+
+use super::link::Link;
+
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const FRAME_HEAD_BYTES: usize = 9;
+const DATA: u8 = 0;
+
+/// What a received frame takes beside its bytes: the library's own figure for it.
+pub(crate) const FRAME_OVERHEAD_BYTES: u64 = 256;
+
+/// A stream of bytes whose DATA frames are counted.
+pub(crate) struct Metered<C> {
+    stream: C,
+    frames: Frames,
+    link: Arc<Link>,
+}
+
+impl<C> Metered<C> {
+    pub(crate) fn new(stream: C, link: Arc<Link>) -> Self {
+        Self { stream, frames: Frames::Preface { matched: 0 }, link }
+    }
+}
+
+/// Finds frames in what arrives, however it is cut.
+#[derive(Debug)]
+enum Frames {
+    /// So much of the preface has come.
+    Preface { matched: usize },
+    /// Within a frame: the head as far as it has come, or how much of the payload has not come.
+    Frame { head: [u8; FRAME_HEAD_BYTES], have: usize, payload: usize },
+    /// Not HTTP/2.
+    Other,
+}
+
+impl Frames {
+    /// What the DATA frames that begin in these bytes take.
+    fn walk(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut taken = 0;
+        while !bytes.is_empty() {
+            match self {
+                Self::Other => break,
+                Self::Preface { matched } => {
+                    let count = bytes.len().min(PREFACE.len() - *matched);
+                    if bytes[..count] != PREFACE[*matched..*matched + count] {
+                        *self = Self::Other;
+                        break;
+                    }
+                    *matched += count;
+                    bytes = &bytes[count..];
+                    if *matched == PREFACE.len() {
+                        *self = Self::Frame { head: [0; FRAME_HEAD_BYTES], have: 0, payload: 0 };
+                    }
+                }
+                Self::Frame { payload, .. } if *payload > 0 => {
+                    let count = bytes.len().min(*payload);
+                    *payload -= count;
+                    bytes = &bytes[count..];
+                }
+                Self::Frame { head, have, payload } => {
+                    let count = bytes.len().min(FRAME_HEAD_BYTES - *have);
+                    head[*have..*have + count].copy_from_slice(&bytes[..count]);
+                    *have += count;
+                    bytes = &bytes[count..];
+                    if *have == FRAME_HEAD_BYTES {
+                        let [a, b, c, kind, ..] = *head;
+                        *payload = u32::from_be_bytes([0, a, b, c]) as usize;
+                        *have = 0;
+                        if kind == DATA {
+                            taken += *payload as u64 + FRAME_OVERHEAD_BYTES;
+                        }
+                    }
+                }
+            }
+        }
+        taken
+    }
+}
+
+impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = into.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, into);
+        let taken = this.frames.walk(into.filled().get(before..).unwrap_or_default());
+        if taken > 0 {
+            this.link.received(taken);
+        }
+        read
+    }
+}
+
+impl<C: AsyncWrite + Unpin> AsyncWrite for Metered<C> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The body of a request, counted as it is read.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    body: Incoming,
+    link: Arc<Link>,
+    /// More of it may have come than was read.
+    behind: bool,
+    time: Time,
+}
+
+/// How long a body may take.
+#[derive(Debug)]
+enum Time {
+    /// As long as it likes: a stream may be silent.
+    Any,
+    /// So long from when it is first waited for.
+    Within(Duration),
+    /// Until then.
+    Until(Pin<Box<Sleep>>),
+}
+
+impl Inbound {
+    /// `within`: how long it may take, unless it is a stream.
+    pub(crate) fn new(body: Incoming, link: Arc<Link>, within: Option<Duration>) -> Self {
+        let behind = !body.is_end_stream();
+        if behind {
+            link.fell_behind();
+        }
+        Self { body, link, behind, time: within.map_or(Time::Any, Time::Within) }
+    }
+
+    fn is_behind(&mut self, behind: bool) {
+        if behind != self.behind {
+            self.behind = behind;
+            if behind {
+                self.link.fell_behind();
+            } else {
+                self.link.caught_up();
+            }
+        }
+    }
+
+    /// What has not come in time is not waited for.
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        if let Time::Within(within) = self.time {
+            self.time = Time::Until(Box::pin(sleep(within)));
+        }
+        let Time::Until(over) = &mut self.time else { return Poll::Pending };
+        ready!(over.as_mut().poll(cx));
+        Poll::Ready(Status::invalid_argument("the message took too long to arrive"))
+    }
+}
+
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        self.is_behind(false);
+    }
+}
+
+impl Body for Inbound {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = self.get_mut();
+        let Poll::Ready(polled) = Pin::new(&mut this.body).poll_frame(cx) else {
+            this.is_behind(false);
+            return this.poll_time(cx).map(|status| Some(Err(status.into())));
+        };
+        let Some(Ok(frame)) = polled else {
+            this.is_behind(false);
+            return Poll::Ready(polled.map(|ended| ended.map_err(Into::into)));
+        };
+        if let Some(data) = frame.data_ref() {
+            this.link.read(data.len() as u64 + FRAME_OVERHEAD_BYTES);
+        }
+        let behind = !this.body.is_end_stream();
+        this.is_behind(behind);
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_frames_are_found_however_they_are_cut() {
+        let frame = |kind: u8, payload: usize| {
+            let mut bytes = (payload as u32).to_be_bytes()[1..].to_vec();
+            bytes.extend([kind, 0, 0, 0, 0, 1]);
+            bytes.resize(bytes.len() + payload, b'x');
+            bytes
+        };
+        let sent = [
+            PREFACE.to_vec(),
+            frame(4, 0),
+            frame(1, 300),
+            frame(DATA, 0),
+            frame(DATA, 70_000),
+            frame(8, 4),
+            frame(DATA, 16),
+        ]
+        .concat();
+        for size in [1, 2, 8, 9, 10, 24, 33, 1_000, usize::MAX] {
+            let mut frames = Frames::Preface { matched: 0 };
+            let taken: u64 = sent.chunks(size.min(sent.len())).map(|bytes| frames.walk(bytes)).sum();
+            assert_eq!(taken, 70_000 + 16 + 3 * FRAME_OVERHEAD_BYTES, "{size}");
+        }
+    }
+
+    #[test]
+    fn other_protocols_are_left_alone() {
+        for other in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSN", b"P"] {
+            let mut frames = Frames::Preface { matched: 0 };
+            assert_eq!(frames.walk(other) + frames.walk(&[0; 90]), 0);
+        }
+    }
+}
