@@ -39,7 +39,7 @@ const LOG_LINES_MAX: usize = 60;
 /// Clients that vote at once.
 const CLIENTS: u64 = 6;
 /// Hostile clients that begin in a round.
-const STRANGERS: std::ops::Range<usize> = 0..3;
+const STRANGERS: std::ops::Range<usize> = 1..4;
 /// How long each of them goes on, in milliseconds: some beyond the kill.
 const ATTACK_MS: std::ops::Range<u64> = 100..2_000;
 /// Shards of the stream.
