@@ -7,7 +7,7 @@ mod time;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use votestream_service::{Limits, config::socket_addr};
+use votestream_service::{CorsOrigins, Limits, config::socket_addr};
 
 use self::time::{parse_duration, parse_time};
 use crate::{connect::Target, plan::Clients};
@@ -115,6 +115,9 @@ pub(crate) struct UpArgs {
     /// Shards of a new stream; an existing one keeps its own.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub(crate) shards: u32,
+    /// Web pages that may call, with commas between, such as https://vote.example; * for all [default: none].
+    #[arg(long, value_name = "ORIGINS", default_value = "", hide_default_value = true)]
+    pub(crate) cors_allow_origins: CorsOrigins,
     /// Go on with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if the clock
     /// was ahead when they were stored and is right now: time runs a tenth slower until then.
     #[arg(long)]

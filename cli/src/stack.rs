@@ -17,7 +17,7 @@ use votestream_core::port::Ports;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_service::{Connections, DrainReport, Limits, ServiceError, raise_descriptor_limit};
+use votestream_service::{Connections, CorsOrigins, DrainReport, Limits, ServiceError, raise_descriptor_limit};
 use votestream_tally::TallyConfig;
 
 use crate::{
@@ -42,6 +42,7 @@ pub(crate) struct StackOptions {
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
     pub(crate) limits: Limits,
+    pub(crate) cors_allow_origins: CorsOrigins,
     /// See [`EmbeddedOptions::continue_from_log_time`].
     pub(crate) continue_from_log_time: bool,
 }
@@ -50,8 +51,15 @@ impl StackOptions {
     /// A temporary stack on free ports of the loopback interface.
     pub(crate) fn ephemeral(shards: u32) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (storage, limits) = (Storage::Ephemeral, Limits::default());
-        Self { storage, shards, ingest_addr: any, results_addr: any, limits, continue_from_log_time: false }
+        Self {
+            storage: Storage::Ephemeral,
+            shards,
+            ingest_addr: any,
+            results_addr: any,
+            limits: Limits::default(),
+            cors_allow_origins: CorsOrigins::default(),
+            continue_from_log_time: false,
+        }
     }
 }
 
@@ -124,7 +132,8 @@ impl Stack {
         let engine = open(&directory, embedded).await?;
         let control = Control::listen(&directory, engine.backups());
         let ports = engine.ports();
-        let services = services(&ports, Connections::new(options.limits), ingest_listener, results_listener);
+        let connections = Connections::new(options.limits);
+        let services = services(&ports, connections, options.cors_allow_origins, ingest_listener, results_listener);
         Ok(Self { ingest_addr, results_addr, directory, services, control, engine, temporary })
     }
 
@@ -175,10 +184,17 @@ impl Stack {
     }
 }
 
-fn services(ports: &Ports, connections: Connections, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
+fn services(
+    ports: &Ports,
+    connections: Connections,
+    cors_allow_origins: CorsOrigins,
+    ingest: TcpListener,
+    results: TcpListener,
+) -> Vec<Service> {
     let ingest = {
         let ports = ports.clone();
-        let config = IngestConfig { connections: connections.clone(), ..IngestConfig::one_machine() };
+        let (connections, cors_allow_origins) = (connections.clone(), cors_allow_origins.clone());
+        let config = IngestConfig { connections, cors_allow_origins, ..IngestConfig::one_machine() };
         Service::spawn("ingest", |shutdown| votestream_ingest::run(config, ports, ingest, shutdown))
     };
     let persist = {
@@ -193,7 +209,7 @@ fn services(ports: &Ports, connections: Connections, ingest: TcpListener, result
     };
     let tally = {
         let ports = ports.clone();
-        let config = TallyConfig { connections, ..TallyConfig::one_machine() };
+        let config = TallyConfig { connections, cors_allow_origins, ..TallyConfig::one_machine() };
         Service::spawn("tally", |shutdown| votestream_tally::run(config, ports, results, shutdown))
     };
     vec![ingest, persist, tally]

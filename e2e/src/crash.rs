@@ -1,4 +1,5 @@
-//! `kill -9` of real processes at random times, while clients vote and polls are closed, and the verdict on what is left.
+//! `kill -9` of real processes at random times, while honest clients vote beside hostile ones and polls are closed, and the
+//! verdict on what is left.
 //!
 //! Owns starting, freezing, killing and restarting processes, and one run over `votestream up` or over the three services on
 //! stand-ins that live in this process. Must never leave a process behind, and never pass a run in which nothing was killed.
@@ -13,18 +14,23 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{
+    RngExt, SeedableRng,
+    rngs::StdRng,
+    seq::{IndexedRandom, SliceRandom},
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use votestream_aws::dynamodb::DynamoConfig;
 
 use crate::{
     audit::Answer,
     aws,
+    hostile::{Attack, Target},
     voters::{Election, PATIENCE, Places, Voters},
 };
 
@@ -32,6 +38,10 @@ use crate::{
 const LOG_LINES_MAX: usize = 60;
 /// Clients that vote at once.
 const CLIENTS: u64 = 6;
+/// Hostile clients that begin in a round.
+const STRANGERS: std::ops::Range<usize> = 1..4;
+/// How long each of them goes on, in milliseconds: some beyond the kill.
+const ATTACK_MS: std::ops::Range<u64> = 100..2_000;
 /// Shards of the stream.
 const SHARDS: u32 = 3;
 /// Most rounds that are added until a kill has hit a vote on its way: each process is hit ten times.
@@ -67,6 +77,8 @@ pub struct Report {
     pub kills_under_load: usize,
     /// Processes that stood still for a while and woke up.
     pub freezes: usize,
+    /// How often each attack was begun on a process.
+    pub attacks: BTreeMap<Attack, u64>,
     /// Votes by answer: durable, rejected, unknown.
     pub votes: [u64; 3],
     /// Polls that were judged.
@@ -289,6 +301,7 @@ async fn kill_and_judge(
     let mut poll = String::new();
     let mut victims: Vec<usize> = Vec::new();
     let voters = Voters::start(election, CLIENTS, rng.random());
+    let mut strangers = JoinSet::new();
     for round in 0..rounds + MORE_ROUNDS_MAX {
         // A few rounds may spare every vote on its way, and then the kills go on.
         let hit = report.kills_under_load > 0 && election.log.count(Answer::Unknown) > 0;
@@ -306,6 +319,7 @@ async fn kill_and_judge(
             }
             report.polls += 1;
         }
+        send_strangers(&mut strangers, election, &poll, rng);
         sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
         // Each process once before any of them a second time.
         if victims.is_empty() {
@@ -327,6 +341,10 @@ async fn kill_and_judge(
         slots[victim].restart(&mut processes[victim], election, &mut report).await?;
     }
     voters.finish().await?;
+    while let Some(stranger) = timeout(PATIENCE, strangers.join_next()).await.map_err(|_| "an attack never ends")? {
+        let (attack, attempts) = stranger.map_err(|error| format!("a hostile client failed: {error}"))?;
+        *report.attacks.entry(attack).or_default() += attempts;
+    }
     election.close(&poll).await?;
     while let Some(closed) = timeout(PATIENCE, closing.join_next()).await.map_err(|_| "a poll is never closed")? {
         closed.map_err(|error| error.to_string())??;
@@ -338,4 +356,19 @@ async fn kill_and_judge(
     election.verdict().await?;
     report.votes = [Answer::Durable, Answer::Rejected, Answer::Unknown].map(|answer| election.log.count(answer));
     Ok(report)
+}
+
+/// Hostile clients of kinds that the seed chooses, at whichever processes run.
+fn send_strangers(strangers: &mut JoinSet<(Attack, u64)>, election: &Election, poll: &str, rng: &mut StdRng) {
+    for _ in 0..rng.random_range(STRANGERS) {
+        let any = |places: &Mutex<Vec<Option<SocketAddr>>>, rng: &mut StdRng| {
+            places.lock().iter().flatten().copied().collect::<Vec<_>>().choose(rng).copied()
+        };
+        let (ingest, results) = (any(&election.places.ingest, rng), any(&election.places.results, rng));
+        let (attack, seed) = (Attack::any(rng), rng.random());
+        let until = Instant::now() + Duration::from_millis(rng.random_range(ATTACK_MS));
+        let (Some(ingest), Some(results)) = (ingest, results) else { continue };
+        let target = Target { ingest, results, poll: poll.to_owned() };
+        strangers.spawn(async move { (attack, attack.run(target, seed, until).await.attempts) });
+    }
 }

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod contract;
 pub mod crash;
 pub mod faults;
+pub mod hostile;
 pub mod http_faults;
 pub mod reshard;
 pub mod stack;

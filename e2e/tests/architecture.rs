@@ -1,6 +1,10 @@
 //! The crate graph is the architecture: an arrow that ARCHITECTURE.md does not draw fails here.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Which of our crates each crate may depend on. Tests may use more.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -97,35 +101,82 @@ fn the_command_line_tool_does_not_compile_the_aws_sdk() {
     assert!(!tree.lines().any(|line| line.starts_with("aws-")), "the AWS SDK is in the tree of `votestream`");
 }
 
-/// Every test, mutation, schedule and file that docs/exactness.md names exists: as a whole word in some source, or as a path.
-#[test]
-fn the_argument_names_only_what_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let page = std::fs::read_to_string(root.join("docs/exactness.md")).unwrap();
-    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let mut words = std::collections::BTreeSet::new();
-    let mut folders: Vec<_> = ["core", "adapters", "sim", "e2e", "persist-svc", "tally-svc", "ingest-svc"]
-        .map(|folder| root.join(folder))
-        .into();
+/// The repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// What a page names between backticks.
+fn named(page: &str) -> Vec<&str> {
+    // A block of code is none of it.
+    page.split('`').skip(1).step_by(2).filter(|name| !name.contains('\n')).collect()
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// All Rust sources of these folders.
+fn sources(folders: &[&str]) -> String {
+    let mut folders: Vec<_> = folders.iter().map(|folder| root().join(folder)).collect();
+    let mut sources = String::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let source = std::fs::read_to_string(&path).unwrap();
-                words.extend(source.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_owned));
+                sources += &std::fs::read_to_string(&path).unwrap();
             }
         }
     }
-    let named: Vec<&str> = page.split('`').skip(1).step_by(2).collect();
+    sources
+}
+
+/// Every test, mutation, schedule and file that docs/exactness.md names exists: as a whole word in some source, or as a path.
+#[test]
+fn the_argument_names_only_what_exists() {
+    let page = std::fs::read_to_string(root().join("docs/exactness.md")).unwrap();
+    let sources = sources(&["core", "adapters", "sim", "e2e", "persist-svc", "tally-svc", "ingest-svc"]);
+    let words: BTreeSet<&str> = sources.split(|c| !is_word(c)).filter(|word| !word.is_empty()).collect();
+    let named = named(&page);
     assert!(named.len() > 50, "the page names {} things", named.len());
     for name in named {
         let exists = if name.contains('/') {
-            root.join(name).exists()
+            root().join(name).exists()
         } else {
             name.split(|c| !is_word(c)).all(|word| words.contains(word))
         };
         assert!(exists, "docs/exactness.md names {name}, which does not exist");
+    }
+}
+
+/// Every promise and every limit of the README is attacked by a test, and docs/promises.md says by which.
+#[test]
+fn every_promise_names_a_test_that_attacks_it() {
+    let page = std::fs::read_to_string(root().join("docs/promises.md")).unwrap();
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let section = |title: &str| readme.split(&format!("\n## {title}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
+    let promises = section("What is promised").lines().filter_map(|line| {
+        let (number, rest) = line.split_once(". **")?;
+        Some(format!("{number}. {}", rest.split("**").next()?.trim_end_matches('.')))
+    });
+    let limits =
+        section("Limits").lines().filter_map(|line| Some(line.strip_prefix("| ")?.split(" |").next()?.to_owned()));
+    let rows: Vec<_> = promises.chain(limits.skip(1)).collect();
+    assert!(rows.len() > 15, "the README has {} promises and limits", rows.len());
+
+    let sources = sources(&["cli", "core", "e2e"]);
+    for row in rows {
+        let attacks = page.lines().find_map(|line| line.strip_prefix(&format!("| {row} | ")));
+        let attacks = attacks.unwrap_or_else(|| panic!("docs/promises.md has no row for {row:?}"));
+        let tests: Vec<_> = named(attacks).into_iter().filter(|name| name.chars().all(is_word)).collect();
+        assert!(!tests.is_empty(), "nothing attacks {row:?}");
+        for test in tests {
+            assert!(sources.contains(&format!("fn {test}(")), "{row:?} is attacked by {test}, which is no test");
+        }
+    }
+    for path in named(&page).into_iter().filter(|name| name.contains('/')) {
+        assert!(root().join(path).exists(), "docs/promises.md names {path}, which does not exist");
     }
 }

@@ -1,4 +1,5 @@
-//! `kill -9` of real processes at random times, of `votestream up` and of each of the three services, and the auditor's verdict.
+//! `kill -9` of real processes at random times, of `votestream up` and of each of the three services, with hostile clients beside
+//! the honest ones, and the auditor's verdict.
 //!
 //! A few rounds by default; `VOTESTREAM_CRASH_ROUNDS=200 cargo test --release -p votestream-e2e --test crash -- --nocapture`
 //! for many, and `VOTESTREAM_CRASH_SEED` for others than those of every day.
@@ -23,6 +24,7 @@ fn hit(report: &Report, rounds: u64, names: &[&str]) {
     assert_eq!(report.kills.keys().copied().collect::<Vec<_>>(), names);
     // The last kills are of everything at once.
     assert!(report.kills.values().sum::<usize>() as u64 > rounds, "{report:?}");
+    assert!(report.attacks.values().sum::<u64>() > 0, "no hostile client was beside: {report:?}");
     assert!(report.kills_under_load > 0, "no kill hit a vote on its way: {report:?}");
     let [durable, _, unknown] = report.votes;
     assert!(durable > 0 && unknown > 0, "votes came through, and others were cut off: {report:?}");

@@ -6,7 +6,7 @@
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 use votestream_core::{
-    Clock, ShardId, TimeBounds, Timestamp,
+    ShardId, TimeBounds, Timestamp,
     port::{PortError, Ports},
     time::SystemClock,
 };

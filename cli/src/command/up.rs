@@ -34,6 +34,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         ingest_addr: args.ingest_addr,
         results_addr: args.results_addr,
         limits: args.limits.into(),
+        cors_allow_origins: args.cors_allow_origins,
         continue_from_log_time: args.continue_from_log_time,
     };
     let mut stack = start(options, &mut signals).await?;

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Clients that browsers use: connect-web, generated from proto/ by buf with plugins of this machine, calls every RPC that a browser
+# can make, by gRPC-Web, from Node and from pages in Chromium. Needs npm and node, else it is skipped, and the path of a built
+# `votestream` as its argument. Chromium is Debian's; without it that part is skipped.
+set -euo pipefail
+votestream="$(realpath "$1")"
+here="$(cd "$(dirname "$0")" && pwd)"
+source "$here/tools.sh"
+needs npm node
+
+# The packages, by their lock file, outside the checkout.
+tool="$tools/web-$(cat "$here/web/package.json" "$here/web/package-lock.json" | cksum | cut -d ' ' -f 1)"
+if [ ! -d "$tool" ]; then
+    mkdir -p "$tools"
+    half="$(mktemp -d "$tools/half.XXXXXX")"
+    cp "$here"/web/package*.json "$half"
+    if ! timeout "$install_seconds" npm ci --prefix "$half" --silent --no-audit --no-fund --fetch-retries 1 \
+        --fetch-timeout 15000; then
+        rm -rf "$half"
+        skipped 'npm cannot install connect-web from its registry'
+    fi
+    mv -T "$half" "$tool"
+fi
+
+# Beside the packages, where Node looks for them.
+work="$(mktemp -d "$tool/run.XXXXXX")"
+up=
+stop() {
+    [ -z "$up" ] || kill "$up" 2>/dev/null || true
+    wait 2>/dev/null || true
+    rm -rf "$work"
+}
+trap stop EXIT
+trap 'exit 130' INT TERM
+
+cp "$here"/web/*.mjs "$work"
+for input in "$here/../../proto" "$here/web/health"; do
+    (cd "$tool" && node_modules/.bin/buf generate "$input" --template "$here/web/buf.gen.yaml" --output "$work")
+done
+
+# An origin for a page elsewhere, if pages elsewhere can be allowed.
+cors=()
+port=
+if "$votestream" up --help | grep -q -- --cors-allow-origins; then
+    port="$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close(); })')"
+    cors=(--cors-allow-origins "http://127.0.0.1:$port")
+fi
+"$votestream" up --ephemeral --json --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0 "${cors[@]}" \
+    >"$work/addresses" 2>"$work/log" &
+up=$!
+for _ in $(seq 300); do
+    [ -s "$work/addresses" ] && break
+    sleep 0.1
+done
+[ -s "$work/addresses" ] || { cat "$work/log" >&2; exit 1; }
+address() { node -p 'JSON.parse(require("fs").readFileSync(process.argv[1]))[process.argv[2]]' "$work/addresses" "$1"; }
+ingest="$(address ingest)"
+results="$(address results)"
+
+(cd "$work" && timeout 120 node node.mjs "$ingest" "$results")
+
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive timeout "$install_seconds" apt-get install --quiet=2 \
+        --no-install-recommends chromium; } >/dev/null 2>&1 || true
+fi
+command -v chromium >/dev/null || skipped 'chromium cannot be installed'
+(cd "$work" && "$tool/node_modules/.bin/esbuild" calls.mjs --bundle --format=esm --log-level=warning --outfile=page.js)
+(cd "$work" && timeout 180 node chromium.mjs "$ingest" "$results" "$(command -v chromium)" "$work/page.js" "$port")
