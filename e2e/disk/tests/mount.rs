@@ -32,7 +32,7 @@ impl Mounted {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
         fs::write(directory.path().join("from/old"), "old").unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_votestream-disk"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_volatile-disk"));
         command.args(["mount", "from", "out", "0", &sync_us.to_string()]).current_dir(directory.path());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
