@@ -24,8 +24,8 @@ use tonic::{Code, Status, transport::Channel};
 use votestream_proto::{
     VotesMessage,
     v1::{
-        ClosePollRequest, CreatePollRequest, FinalOption, GetFinalResultsRequest, GetInterimResultsRequest, PollOption,
-        RecountRequest, RejectionCode, ingest_service_client::IngestServiceClient,
+        ClosePollRequest, CreatePollRequest, FinalOption, GetFinalResultsRequest, GetInterimResultsRequest,
+        GetPollRequest, PollOption, RecountRequest, RejectionCode, ingest_service_client::IngestServiceClient,
         poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
     },
 };
@@ -67,7 +67,8 @@ pub struct Election {
     finals: Mutex<BTreeMap<String, Vec<u64>>>,
 }
 
-async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize) -> Option<Channel> {
+/// A connection to one of the processes that are up; `None` if none is.
+pub(crate) async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize) -> Option<Channel> {
     let up: Vec<SocketAddr> = places.lock().iter().flatten().copied().collect();
     let address = up.get(turn % up.len().max(1))?;
     let endpoint = Channel::from_shared(format!("http://{address}")).ok()?;
@@ -76,7 +77,7 @@ async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize) -> Option
 
 impl Election {
     /// Calls a results service until it answers well.
-    async fn ask<T, R: Clone, F: Future<Output = Result<T, Status>>>(
+    pub(crate) async fn ask<T, R: Clone, F: Future<Output = Result<T, Status>>>(
         &self,
         what: &str,
         request: R,
@@ -128,6 +129,11 @@ impl Election {
         self.polls.lock().last().is_none_or(|(_, used)| *used > OPTIONS * 3 / 4)
     }
 
+    /// The polls that were opened.
+    pub fn poll_ids(&self) -> Vec<String> {
+        self.polls.lock().iter().map(|(poll, _)| poll.clone()).collect()
+    }
+
     /// Closes a poll and waits until its result is final.
     ///
     /// # Errors
@@ -141,6 +147,28 @@ impl Election {
         .await?;
         let result = self.final_result(poll).await?;
         self.finals.lock().entry(poll.to_owned()).or_insert(result);
+        Ok(())
+    }
+
+    /// Looks for every poll whose creation was acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// If one does not exist, or if that takes too long.
+    pub async fn must_know_polls(&self) -> Result<(), String> {
+        for poll in self.poll_ids() {
+            let request = GetPollRequest { poll_id: poll.clone() };
+            let what = format!("looking for {poll}");
+            let found = self.ask(&what, request, |channel, request| async move {
+                match PollServiceClient::new(channel).get_poll(request).await {
+                    Err(status) if status.code() == Code::NotFound => Ok(false),
+                    answer => answer.map(|_| true),
+                }
+            });
+            if !found.await? {
+                return Err(format!("poll {poll} was acknowledged and does not exist"));
+            }
+        }
         Ok(())
     }
 
@@ -185,9 +213,8 @@ impl Election {
     ///
     /// If results cannot be had.
     pub async fn submitted(&self) -> Result<u64, String> {
-        let polls: Vec<String> = self.polls.lock().iter().map(|(poll, _)| poll.clone()).collect();
         let mut sum = 0;
-        for poll in polls {
+        for poll in self.poll_ids() {
             sum += self.shown(&poll).await?.submitted.iter().sum::<u64>();
         }
         Ok(sum)
@@ -199,8 +226,7 @@ impl Election {
     ///
     /// What is not allowed.
     pub async fn verdict(&self) -> Result<(), String> {
-        let polls: Vec<String> = self.polls.lock().iter().map(|(poll, _)| poll.clone()).collect();
-        for poll in polls {
+        for poll in self.poll_ids() {
             let votes = self.log.of_poll(&poll);
             let start = Instant::now();
             let mut shown = self.shown(&poll).await?;
