@@ -62,3 +62,20 @@ async fn up_survives_on_ext4() {
 async fn up_survives_on_xfs() {
     cuts("up_survives_on_xfs", Kind { commit: 0, file_system: Some(FileSystem::Xfs) }, 20).await;
 }
+
+/// Every one by `VOTESTREAM_POWER_ROUNDS=300`, otherwise some of them, others for each seed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_that_is_cut_off_is_begun_again() {
+    for kind in [0, 2].map(|commit| Kind { commit, file_system: None }) {
+        if let Some(reason) = kind.missing() {
+            eprintln!("skipped: a_first_start_that_is_cut_off_is_begun_again: {reason}");
+            return;
+        }
+        let (rounds, seed) = (number("VOTESTREAM_POWER_ROUNDS", 20), number("VOTESTREAM_POWER_SEED", 1));
+        let step = 300u64.div_ceil(rounds.max(1)) as usize;
+        let report = power::first_starts(kind, VOTESTREAM, 1 + seed % step as u64, step, seed).await;
+        let report = report.unwrap_or_else(|reason| panic!("{kind:?}: {reason}\nVOTESTREAM_POWER_SEED={seed}"));
+        eprintln!("{kind:?}: {report:?}");
+        assert!(report.while_starting > 2, "{report:?}");
+    }
+}

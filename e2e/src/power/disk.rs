@@ -28,9 +28,6 @@ const ANSWERS_MAX: usize = 16;
 /// A command that runs in a mount namespace of its own.
 const UNSHARE: [&str; 4] = ["unshare", "--mount", "--propagation", "private"];
 
-/// What survives of what is not durable, by the letter of the disk's command, each as often as it is worth.
-pub const MODES: [&str; 8] = ["a", "b", "b", "b", "p", "p", "c", "d"];
-
 /// Why no disk can be mounted here; `None` if one can.
 pub(super) fn missing() -> Option<&'static str> {
     let may_unshare = || Blocking::new(UNSHARE[0]).args(&UNSHARE[1..]).arg("true").output();
@@ -95,6 +92,23 @@ impl Cut {
     }
 }
 
+/// Sees the cuts of a disk.
+#[derive(Clone, Debug)]
+pub struct Cuts(watch::Receiver<Option<Result<Cut, String>>>);
+
+impl Cuts {
+    /// Waits for a cut. Does not end before there is one.
+    ///
+    /// # Errors
+    ///
+    /// If what survived could not be written down.
+    pub async fn cut(&self) -> Result<Cut, String> {
+        let mut cut = self.0.clone();
+        let cut = cut.wait_for(Option::is_some).await.map_err(|_| "the disk has ended")?;
+        cut.clone().unwrap_or_else(|| Err("there was no cut".into()))
+    }
+}
+
 /// A mounted disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -156,15 +170,19 @@ impl Disk {
         if answer.get("not understood").is_some() { Err(format!("the disk: {answer}")) } else { Ok(answer) }
     }
 
-    /// Waits for a cut. Does not end before there is one.
+    /// Sees the cuts of this disk.
+    pub fn watch(&self) -> Cuts {
+        Cuts(self.cut.clone())
+    }
+
+    /// Cuts the power now, by a command; it may have been cut just before.
     ///
     /// # Errors
     ///
-    /// If what survived could not be written down.
-    pub async fn cut(&self) -> Result<Cut, String> {
-        let mut cut = self.cut.clone();
-        let cut = cut.wait_for(Option::is_some).await.map_err(|_| "the disk has ended")?;
-        cut.clone().unwrap_or_else(|| Err("there was no cut".into()))
+    /// If what survives cannot be written down.
+    pub async fn cut_now(&mut self, command: &str) -> Result<Cut, String> {
+        self.tell(command).await?;
+        timeout(PATIENCE, self.watch().cut()).await.map_err(|_| "the power cannot be cut")?
     }
 
     /// Where it is mounted, for processes in its namespace.
