@@ -101,19 +101,33 @@ impl Election {
         Err(format!("{what}: not within {PATIENCE:?}: {last}"))
     }
 
-    /// Opens a poll; from now on votes go to it.
+    /// Opens a poll for an hour; from now on votes go to it.
     ///
     /// # Errors
     ///
     /// If that takes too long.
     pub async fn open(&self, poll: &str) -> Result<(), String> {
+        let now = SystemTime::now();
+        self.create(poll, Some(now), now + Duration::from_secs(3_600)).await
+    }
+
+    /// Opens a poll, at once by the clock of its service; from now on votes go to it.
+    ///
+    /// # Errors
+    ///
+    /// If that takes too long.
+    pub async fn open_until(&self, poll: &str, closes_at: SystemTime) -> Result<(), String> {
+        self.create(poll, None, closes_at).await
+    }
+
+    async fn create(&self, poll: &str, opens_at: Option<SystemTime>, closes_at: SystemTime) -> Result<(), String> {
         let request = CreatePollRequest {
             poll_id: poll.into(),
             options: (0..OPTIONS)
                 .map(|option| PollOption { option_id: option.to_string(), title: String::new() })
                 .collect(),
-            opens_at: Some(SystemTime::now().into()),
-            closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
+            opens_at: opens_at.map(Into::into),
+            closes_at: Some(closes_at.into()),
             ..CreatePollRequest::default()
         };
         self.ask(&format!("creating {poll}"), request, |channel, request| async move {
