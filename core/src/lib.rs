@@ -38,5 +38,5 @@ pub mod window;
 pub use poll::{Closing, Poll, PollId, PollOption, PollSource};
 pub use routing::{HashRange, HashRanges, PollHasher, ShardId, vote_hash};
 pub use sequence::{Position, SequenceNumber};
-pub use time::{Clock, TimeBounds, Timestamp};
+pub use time::{Clock, Moment, TimeBounds, Timestamp};
 pub use user_id::UserId;

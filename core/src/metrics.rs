@@ -99,6 +99,11 @@ impl Gauge {
         self.value.fetch_add(change, Ordering::Relaxed);
     }
 
+    /// Replaces the value.
+    pub fn set(&self, value: i64) {
+        self.value.store(value, Ordering::Relaxed);
+    }
+
     /// The present value.
     pub fn get(&self) -> i64 {
         self.value.load(Ordering::Relaxed)
@@ -216,6 +221,20 @@ pub static VOTES_UNSETTLED: Gauge =
 /// Bytes of votes, as received, that are not settled.
 pub static LANE_BYTES: Gauge =
     Gauge::new(info("votestream.lane.bytes", "By", "Bytes of votes, as received, that are not settled"));
+
+/// By how much this process's time is ahead of the machine's wall clock.
+pub static CLOCK_AHEAD: Gauge = Gauge::new(info(
+    "votestream.clock.ahead",
+    "ms",
+    "By how much the time of this process is ahead of its machine's wall clock, which was set back",
+));
+
+/// Whether the engines' answers contradict the skew bound.
+pub static CLOCK_CONTRADICTED: Gauge = Gauge::new(info(
+    "votestream.clock.contradicted",
+    "1",
+    "1 while the engines' answers prove that the clock differs from theirs by more than the skew bound: votes are refused",
+));
 
 /// Votes of a batch.
 pub static BATCH_VOTES: Histogram =
@@ -366,7 +385,7 @@ pub fn lease_changed(group: Group, change: LeaseChange) {
 pub static COUNTERS: [&(dyn ReadCounter + Sync); 7] =
     [&VOTES_ACCEPTED, &VOTES_REJECTED, &VOTES_SETTLED, &THROTTLES, &WRITE_UNITS, &VOTES_APPLIED, &LEASE_CHANGES];
 /// All gauges.
-pub static GAUGES: [&Gauge; 2] = [&VOTES_UNSETTLED, &LANE_BYTES];
+pub static GAUGES: [&Gauge; 4] = [&VOTES_UNSETTLED, &LANE_BYTES, &CLOCK_AHEAD, &CLOCK_CONTRADICTED];
 /// All histograms.
 pub static HISTOGRAMS: [&Histogram; 6] =
     [&BATCH_VOTES, &BATCH_BYTES, &PUT_DURATION, &WINDOW_VOTES, &APPLY_DURATION, &FLUSH_AGE];

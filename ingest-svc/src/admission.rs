@@ -1,17 +1,18 @@
 //! Admission of votes: from the bytes of a message to accepted votes in their lanes.
 //!
-//! Owns validation. Must never accept a vote on a poll definition older than the cache's life, and never
-//! stamp a vote with another clock reading than the one that was compared with opens_at and closes_at.
+//! Owns validation. Must never accept a vote on a poll definition that was older than the cache's life at the clock reading
+//! that stamps the vote, never stamp a vote with another reading than the one that was compared with opens_at and closes_at,
+//! and never accept one while the clock is not trusted.
 
 use std::{cell::Cell, collections::HashSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
-use tokio::time::Instant;
 use votestream_core::{
-    Clock, Closing, PollId, PollSource, Timestamp, UserId,
+    Clock, Closing, Moment, PollId, PollSource, Timestamp, UserId,
     lane::{AcceptedVote, Producer},
     metrics::{self, Rejected},
+    mutation::{self, Mutation},
     poll::{InvalidField, check_option_id},
     poll_cache::PollCache,
     poll_index::IndexedPoll,
@@ -34,6 +35,10 @@ const MESSAGE_OVERHEAD_BYTES: usize = 256;
 const VOTE_WIRE_BYTES: usize = 48;
 /// Pause before a poll that could not be read is read again.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why votes are refused while the clock contradicts the engines'.
+const CLOCK_NOT_TRUSTED: &str =
+    "the clock of this server differs from the engines' by more than the protocol allows; not stored, retry the vote";
 
 /// Why a vote is rejected.
 pub(crate) type Reject = (RejectionCode, String);
@@ -72,14 +77,14 @@ struct KnownPolls {
     known: Vec<Known>,
     /// Where each is, once there are many.
     places: FxHashMap<PollId, usize>,
-    /// When the messages came that are being judged.
-    now: Option<Instant>,
+    /// The reading that stamps the messages which are being judged, and at which polls must be young enough.
+    now: Option<Moment>,
 }
 
 /// A poll, and until when it may be used without asking the cache again.
 struct Known {
     poll: Arc<IndexedPoll>,
-    until: Instant,
+    until: Moment,
 }
 
 /// Most polls of a memory; beyond, all are forgotten after the message.
@@ -105,7 +110,7 @@ struct Admit<'a, L, V> {
     messages: &'a [V],
     room: Option<Room>,
     refused: Refused,
-    started: Instant,
+    started: Moment,
 }
 
 impl Admission {
@@ -132,7 +137,7 @@ impl Admission {
         messages: &[impl ReceivedVotes],
         room: Option<Room>,
     ) -> u64 {
-        let started = Instant::now();
+        let started = self.moment();
         let mut admit = Admit { ledger, first, messages, room, refused: Refused::default(), started };
         match self.try_admit(&mut admit, started) {
             Ok(votes) => votes,
@@ -141,14 +146,19 @@ impl Admission {
         }
     }
 
+    /// The one reading of both clocks that a pass over messages uses: read again after anything that waits.
+    fn moment(&self) -> Moment {
+        Moment::of(&*self.clock)
+    }
+
     /// Admits messages that came at `now` or before, unless a poll has to be looked up.
-    fn try_admit<L: Ledger>(&self, admit: &mut Admit<'_, L, impl ReceivedVotes>, now: Instant) -> Result<u64, PollId> {
+    fn try_admit<L: Ledger>(&self, admit: &mut Admit<'_, L, impl ReceivedVotes>, now: Moment) -> Result<u64, PollId> {
         let mut polls = self.memories.lock().pop().unwrap_or_default();
         polls.now = Some(now);
         let (first, messages) = (admit.first, admit.messages);
         loop {
-            // Nothing waits from the moment that a poll must be young enough for to the append.
-            let missing = match self.judge(&polls, &admit.refused, first, messages) {
+            // The stamp and the moment that a poll must be young enough for are one, however long anything takes from here.
+            let missing = match self.judge(&polls, &admit.refused, first, messages, now.now) {
                 Ok(Judged { accepted, rejections, votes, now }) => {
                     metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
                     rejections.iter().for_each(|rejection| metrics::rejected(reason(rejection.code()), 1));
@@ -176,7 +186,8 @@ impl Admission {
         mut admit: Admit<'_, L, impl ReceivedVotes>,
     ) -> u64 {
         loop {
-            let in_time = admit.started.elapsed() < self.lookup_patience;
+            let waited = self.moment().instant.saturating_duration_since(admit.started.instant);
+            let in_time = waited < self.lookup_patience;
             let refused = &mut admit.refused;
             match self.polls.get(&missing).await {
                 // The cache has it now.
@@ -197,7 +208,7 @@ impl Admission {
                     refused.unreadable.insert(missing.as_str().to_owned());
                 }
             }
-            missing = match self.try_admit(&mut admit, Instant::now()) {
+            missing = match self.try_admit(&mut admit, self.moment()) {
                 Ok(votes) => return votes,
                 Err(missing) => missing,
             };
@@ -249,8 +260,14 @@ impl Admission {
         refused: &Refused,
         first: u64,
         messages: &'a [impl ReceivedVotes],
+        now: Timestamp,
     ) -> Result<Judged<'a>, PollId> {
-        let now = self.clock.now();
+        // The fault of once, put back: the stamp is read after the moment at which the polls were young enough.
+        let now = if mutation::is_active(Mutation::AgeBeforeClock) { self.clock.now() } else { now };
+        let trusted = self.clock.is_trusted();
+        let check = |vote: &VoteBytes<'a>, poll| {
+            if trusted { check(vote, poll, now) } else { Err((RejectionCode::Unavailable, CLOCK_NOT_TRUSTED.into())) }
+        };
         let bytes: usize = messages.iter().map(ReceivedVotes::wire_len).sum();
         let mut accepted = ACCEPTED.take();
         accepted.reserve(bytes / VOTE_WIRE_BYTES + 1);
@@ -262,7 +279,7 @@ impl Admission {
                 judged.votes += 1;
                 let (code, reason) = match &vote {
                     Ok(vote) => match find_poll(vote.poll_id, polls, refused, &mut last_poll) {
-                        Ok(poll) => match check(vote, poll, now) {
+                        Ok(poll) => match check(vote, poll) {
                             Ok((option_id, user_id)) => {
                                 // Hashed before anybody sees it.
                                 let hash = unhashed.add(poll, vote.user_id, &mut judged.accepted).unwrap_or_default();
@@ -388,7 +405,7 @@ impl KnownPolls {
     /// The poll of this id, if it may still be used.
     fn find(&self, id: &str) -> Option<&IndexedPoll> {
         let known = &self.known[self.place(id)?];
-        (Some(known.until) >= self.now).then_some(&known.poll)
+        self.now.is_some_and(|now| !now.is_past(known.until)).then_some(&known.poll)
     }
 }
 

@@ -82,7 +82,7 @@ pub async fn run(
     let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;
-    let polls = PollCache::new(ports.polls.clone(), config.bounds.poll_cache_life);
+    let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), config.bounds.poll_cache_life);
     let admission = Arc::new(admission::Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
     let service = Arc::new(rpc::Ingest::new(admission, shutdown.clone()));
     let json = json::routes(service.clone());

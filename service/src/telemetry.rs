@@ -22,6 +22,8 @@
 //! | `votestream.lane.votes.settled` | counter, vote | `outcome`: durable, not_stored, unknown | outcomes of accepted votes |
 //! | `votestream.lane.votes.unsettled` | gauge, vote | | votes in the lanes |
 //! | `votestream.lane.bytes` | gauge, By | | bytes of votes, as received, that are not settled |
+//! | `votestream.clock.ahead` | gauge, ms | | by how much this process's time is ahead of a wall clock that was set back |
+//! | `votestream.clock.contradicted` | gauge, 1 | | 1 while the engines' answers contradict the skew bound, and votes are refused |
 //! | `votestream.lane.batch.votes` | histogram, vote | | votes of a batch |
 //! | `votestream.lane.batch.size` | histogram, By | | compressed size of a record |
 //! | `votestream.stream.put.duration` | histogram, s | `outcome`: stored, refused, unknown | time of one put |

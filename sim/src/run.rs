@@ -311,7 +311,7 @@ async fn ingest(host: Host, at: usize, seed: u64, producer: u128, ingests: Inges
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     };
-    let polls = PollCache::new(ports.polls.clone(), BOUNDS.poll_cache_life);
+    let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), BOUNDS.poll_cache_life);
     let admission = Arc::new(Admission::new(&config, producer, polls, ports.clock.clone()));
     ingests.lock()[at] = Some(IngestProcess { admission, dead });
 }

@@ -21,7 +21,7 @@ use tracing_subscriber::{
 use votestream_core::{
     Clock,
     metrics::{self, Labels},
-    time::SystemClock,
+    time::wall_clock,
     trace,
     window::{Discard, discarded_total},
 };
@@ -182,13 +182,12 @@ fn register(meter: &Meter) {
             .with_callback(|observer| observer.observe(gauge.get(), &[]))
             .build();
     }
-    let clock = SystemClock::new();
     meter
         .f64_observable_gauge(metrics::ITERATOR_AGE.name)
         .with_unit(metrics::ITERATOR_AGE.unit)
         .with_description(metrics::ITERATOR_AGE.description)
-        .with_callback(move |observer| {
-            for (group, shard, age) in metrics::shard_ages(clock.now()) {
+        .with_callback(|observer| {
+            for (group, shard, age) in metrics::shard_ages(wall_clock()) {
                 let labels = [KeyValue::new("group", group.as_str()), KeyValue::new("shard", shard.to_string())];
                 observer.observe(age.as_secs_f64(), &labels);
             }
