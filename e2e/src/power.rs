@@ -5,6 +5,7 @@
 
 mod crowd;
 mod disk;
+mod fault;
 mod first_start;
 mod history;
 mod plan;
@@ -13,6 +14,7 @@ mod volume;
 
 pub use crowd::Crowd;
 pub use disk::{Cut, Disk};
+pub use fault::fault;
 pub use first_start::first_starts;
 pub use history::history;
 pub use plan::{Plan, Report};

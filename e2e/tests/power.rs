@@ -79,3 +79,17 @@ async fn a_first_start_that_is_cut_off_is_begun_again() {
         assert!(report.while_starting > 2, "{report:?}");
     }
 }
+
+/// One error, a full disk, and one that can no longer be written: a clear end, nothing lost, and a start when it is mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_ends_up_and_loses_nothing() {
+    let kind = Kind { commit: 0, file_system: None };
+    if let Some(reason) = kind.missing() {
+        eprintln!("skipped: a_disk_that_fails_ends_up_and_loses_nothing: {reason}");
+        return;
+    }
+    let faults = ["EIO write 5", "EIO fsync 5", "EIO create 1", "ENOSPC write 5", "EROFS write 5"];
+    let lives = faults.map(|fault| async move { power::fault(kind, VOTESTREAM, &format!("fail {fault}")).await });
+    let failed: Vec<String> = futures::future::join_all(lives).await.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
@@ -35,8 +36,6 @@ const POLL: &str = "crowd";
 const VOTES_PER_MESSAGE: u64 = 100;
 /// Messages that wait for their answer.
 const MESSAGES_MAX: u64 = 20;
-/// Length of a user's id: long, so that files are full after fewer votes.
-const USER_BYTES: usize = 100;
 /// Longest silence of a stream: its process may wait for a disk without power.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Pause before another connection.
@@ -158,7 +157,7 @@ impl Numbers {
         self.waiting.fetch_add(VOTES_PER_MESSAGE, Ordering::Relaxed);
         let mut message = VotesMessage::default();
         for vote in first..first + VOTES_PER_MESSAGE {
-            message.push(POLL, &format!("{vote:0USER_BYTES$}"), if vote % 3 == 0 { "a" } else { "b" });
+            message.push(POLL, &user(vote), if vote.is_multiple_of(3) { "a" } else { "b" });
         }
         message
     }
@@ -198,4 +197,10 @@ impl Numbers {
         // Of these nobody knows.
         self.waiting.store(0, Ordering::Relaxed);
     }
+}
+
+/// A user's id: long, and as random as it can be, so that files are full after fewer votes.
+fn user(number: u64) -> String {
+    let mut rng = StdRng::seed_from_u64(number);
+    format!("{number}-{:032x}{:032x}", rng.random::<u128>(), rng.random::<u128>())
 }

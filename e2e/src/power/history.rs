@@ -61,8 +61,8 @@ impl History {
         }
         let volume = self.site.mount(&state, cuts, Duration::ZERO).await?;
         let mut running = self.site.start(volume);
-        let judged = self.judge(&mut running, voters).await;
-        judged.map_err(|reason| running.said(&reason))?;
+        let judged = judge(&self.site, &mut running, voters, self.crowd.take()).await;
+        (self.report.votes, self.report.crowd) = judged.map_err(|reason| running.said(&reason))?;
         self.site.leave(running).await.map(drop)
     }
 
@@ -109,27 +109,31 @@ impl History {
             Err(_) => running.volume.disk.cut_now(&plan.cut()).await,
         }
     }
+}
 
-    async fn judge(&mut self, running: &mut Running, voters: Voters) -> Result<(), String> {
-        let election = self.site.election.clone();
-        self.site.is_up(running).await?;
-        election.must_know_polls().await?;
-        voters.finish().await?;
-        let mut closing = JoinSet::new();
-        for poll in election.poll_ids() {
-            let election = election.clone();
-            closing.spawn(async move { election.close(&poll).await });
-        }
-        if let Some(crowd) = self.crowd.take() {
-            self.report.crowd = crowd.durable();
-            crowd.verdict(&election).await?;
-        }
-        while let Some(closed) = closing.join_next().await {
-            closed.map_err(|error| error.to_string())??;
-        }
-        election.verdict().await?;
-        self.report.votes =
-            [Answer::Durable, Answer::Rejected, Answer::Unknown].map(|answer| election.log.count(answer));
-        Ok(())
+/// Ends all voting, waits for what is final, and judges it. Returns the number of votes by answer, and that of the crowd.
+pub(super) async fn judge(
+    site: &Site,
+    running: &mut Running,
+    voters: Voters,
+    crowd: Option<Crowd>,
+) -> Result<([u64; 3], u64), String> {
+    let election = &site.election;
+    site.is_up(running).await?;
+    election.must_know_polls().await?;
+    voters.finish().await?;
+    let mut closing = JoinSet::new();
+    for poll in election.poll_ids() {
+        let election = election.clone();
+        closing.spawn(async move { election.close(&poll).await });
     }
+    let durable = crowd.as_ref().map_or(0, Crowd::durable);
+    if let Some(crowd) = crowd {
+        crowd.verdict(election).await?;
+    }
+    while let Some(closed) = closing.join_next().await {
+        closed.map_err(|error| error.to_string())??;
+    }
+    election.verdict().await?;
+    Ok(([Answer::Durable, Answer::Rejected, Answer::Unknown].map(|answer| election.log.count(answer)), durable))
 }

@@ -113,6 +113,25 @@ impl Site {
         if self.election.is_worn() { self.election.open(&format!("poll-{round}")).await } else { Ok(()) }
     }
 
+    /// Waits until a process has ended by itself. Returns its exit code and what it said last, and the volume as it is.
+    ///
+    /// # Errors
+    ///
+    /// If it goes on.
+    pub async fn has_ended(&self, running: Running) -> Result<(Option<i32>, String, Volume), String> {
+        let Running { volume, mut process, slot } = running;
+        let mut ended = None;
+        let exits = wait_until("the process ends by itself", || {
+            ended = process.child.try_wait().ok().flatten();
+            ended.is_some()
+        });
+        exits.await.map_err(|reason| format!("{reason}\nthe process said last:\n{}", process.said()))?;
+        sleep(LAST_WORDS).await;
+        let said = process.said();
+        slot.reap(process, &self.election).await?;
+        Ok((ended.and_then(|status| status.code()), said, volume))
+    }
+
     /// SIGKILL, and the end of the disk. A process that waits for its disk dies of the signal once the disk has gone, and answers
     /// nobody in between. Returns where the survivors of a cut are.
     ///

@@ -1,0 +1,59 @@
+//! A disk that fails without losing its power: one error, a full disk, or one that cannot be written any more.
+//!
+//! Owns one such life: votes, the fault, the end of the process by itself, and a start when the fault is mended. Must never mend
+//! before the process has ended.
+
+use std::time::Duration;
+
+use super::{crowd::Crowd, history::judge, site::Site, volume::Kind};
+use crate::{
+    audit::Answer,
+    voters::{Voters, wait_until},
+};
+
+/// Clients that vote at once, beside the crowd.
+const CLIENTS: u64 = 2;
+/// Pause between two messages of the crowd.
+const CROWD_PAUSE: Duration = Duration::from_millis(20);
+/// Acknowledged votes before the fault, and after it.
+const VOTES: u64 = 40;
+/// Exit code of a stack that broke.
+const BROKEN: i32 = 3;
+
+/// Lives through one fault, by its command to the disk.
+///
+/// # Errors
+///
+/// If the process goes on, ends without saying what to mend, does not start afterwards, or has lost something.
+pub async fn fault(kind: Kind, votestream: &'static str, command: &str) -> Result<(), String> {
+    let site = Site::new(kind, votestream)?;
+    match live(&site, command).await {
+        Ok(()) => Ok(()),
+        Err(reason) => Err(format!("{command}: {reason}\nwhat is left is kept in {}", site.directory.keep().display())),
+    }
+}
+
+async fn live(site: &Site, command: &str) -> Result<(), String> {
+    let volume = site.mount(&site.nothing()?, 0, Duration::from_millis(1)).await?;
+    let mut running = site.start(volume);
+    site.is_whole(&mut running, 0).await.map_err(|reason| running.said(&reason))?;
+    Crowd::open(&site.election).await?;
+    let (voters, crowd) = (Voters::start(&site.election, CLIENTS, 1), Crowd::start(&site.election, CROWD_PAUSE));
+    let durable = || site.election.log.count(Answer::Durable);
+    wait_until("votes are acknowledged", || durable() > VOTES).await.map_err(|reason| running.said(&reason))?;
+    running.volume.disk.tell(command).await?;
+    let (code, said, mut volume) = site.has_ended(running).await?;
+    let names_it = said.contains("cannot write to") && said.contains(&*volume.directory.to_string_lossy());
+    if code != Some(BROKEN) || !names_it {
+        return Err(format!("it ended with {code:?}, and said:\n{said}"));
+    }
+    volume.disk.tell("mend").await?;
+    let mut running = site.start(volume);
+    site.is_whole(&mut running, 1).await.map_err(|reason| running.said(&reason))?;
+    let before = durable();
+    wait_until("votes are acknowledged again", || durable() > before + VOTES)
+        .await
+        .map_err(|reason| running.said(&reason))?;
+    judge(site, &mut running, voters, Some(crowd)).await.map_err(|reason| running.said(&reason))?;
+    site.leave(running).await.map(drop)
+}
