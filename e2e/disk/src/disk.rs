@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::{OsStr, OsString},
     io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use fuser::Errno;
@@ -19,6 +19,8 @@ use crate::content::{Block, Content};
 pub type Ino = u64;
 /// The directory that is mounted.
 pub const ROOT: Ino = 1;
+/// Longest path that is told: a directory may be moved into itself by nobody, but a loop is no way to find out.
+const DEPTH_MAX: usize = 32;
 
 /// What makes a created, renamed or removed entry durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,6 +207,21 @@ impl Disk {
     pub fn attributes(&self, ino: Ino) -> Attributes {
         let bytes = self.files.get(&ino).map_or(0, |file| file.now.bytes());
         Attributes { ino, is_directory: self.now.contains_key(&ino), bytes }
+    }
+
+    /// The path of an inode, for people: its users may have removed it.
+    pub fn path(&self, ino: Ino) -> PathBuf {
+        let mut names = vec![];
+        let mut at = ino;
+        while at != ROOT && names.len() < DEPTH_MAX {
+            let holder = self.now.iter().find_map(|(directory, entries)| {
+                entries.iter().find(|(_, of)| **of == at).map(|(name, _)| (*directory, name.clone()))
+            });
+            let Some((directory, name)) = holder else { break };
+            names.push(name);
+            at = directory;
+        }
+        names.into_iter().rev().collect()
     }
 
     /// What stands under a name.

@@ -14,6 +14,6 @@ mod trigger;
 
 pub use content::{BLOCK_BYTES, Content};
 pub use disk::{Attributes, Commit, Disk, Ino, ROOT};
-pub use machine::Machine;
+pub use machine::{Machine, News};
 pub use survivors::{Mode, Toll, Tree};
 pub use trigger::{Action, Event, Fault, Trigger};

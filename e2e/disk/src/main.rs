@@ -4,7 +4,8 @@
 //!
 //! - `arm MODE SEED EVENT N` cuts the power before the N-th event, `cut MODE SEED` now. The cut is told by a line of its own,
 //!   when what survives is in OUT; every operation waits from then on.
-//! - `fail ERROR EVENT N` answers the N-th event with EIO, or this and all that follow with ENOSPC or EROFS, until `mend`.
+//! - `fail ERROR EVENT N` answers the N-th event with EIO, or this and all that follow with ENOSPC or EROFS, until `mend`. That,
+//!   too, is told by a line of its own.
 //! - `counts` tells how often each event happened.
 //!
 //! EVENT may be `any`. At the end of stdin the disk is unmounted and the process ends, so that none outlives its test.
@@ -19,19 +20,26 @@ use std::{
 
 use rustix::mount::{UnmountFlags, unmount};
 use serde_json::{Value, json};
-use votestream_disk::{Action, Commit, Disk, Event, Fault, Machine, Mode, Toll, Trigger};
+use votestream_disk::{Action, Commit, Disk, Event, Fault, Machine, Mode, News, Trigger};
 
 fn say(line: &Value) {
     // A reader that has gone ends this process by the end of stdin.
     writeln!(std::io::stdout().lock(), "{line}").ok();
 }
 
-fn say_cut(before: &str, mode: Mode, toll: Toll, written: std::io::Result<()>) {
-    let error = written.err().map(|error| error.to_string());
-    let (blocks, changes) = ([toll.blocks_kept, toll.blocks_lost], [toll.changes_kept, toll.changes_lost]);
-    say(
-        &json!({"cut": {"before": before, "mode": mode.letter(), "blocks": blocks, "changes": changes, "error": error}}),
-    );
+fn tell(news: News) {
+    match news {
+        News::Cut { before, path, mode, toll, written } => {
+            let error = written.err().map(|error| error.to_string());
+            let blocks = [toll.blocks_kept, toll.blocks_lost];
+            let changes = [toll.changes_kept, toll.changes_lost];
+            let before = before.map_or("now", Event::name);
+            say(&json!({"cut": {
+                "before": before, "path": path, "mode": mode.letter(), "blocks": blocks, "changes": changes, "error": error,
+            }}));
+        }
+        News::Failed { event, path } => say(&json!({"failed": {"at": event.name(), "path": path}})),
+    }
 }
 
 /// `None` is any event.
@@ -61,7 +69,7 @@ fn obey(machine: &Machine, line: &str) -> Option<Value> {
 }
 
 fn serve(mount: &Path, from: &Path, out: PathBuf, commit: Commit, sync: Duration) -> std::io::Result<()> {
-    let machine = Arc::new(Machine::new(Disk::import(commit, from)?, sync, out, say_cut));
+    let machine = Arc::new(Machine::new(Disk::import(commit, from)?, sync, out, tell));
     machine.mount(mount)?;
     say(&json!({"mounted": mount}));
     for line in std::io::stdin().lock().lines() {

@@ -105,7 +105,7 @@ impl Filesystem for Mounted {
         reply: ReplyAttr,
     ) {
         let set = match size {
-            Some(size) => self.0.act(Event::Truncate, |disk| {
+            Some(size) => self.0.act(Event::Truncate, ino.0, |disk| {
                 disk.resize(ino.0, size)?;
                 Ok(disk.attributes(ino.0))
             }),
@@ -115,12 +115,13 @@ impl Filesystem for Mounted {
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        let made = self.0.act(Event::Mkdir, |disk| disk.mkdir(parent.0, name).map(|ino| disk.attributes(ino)));
+        let made =
+            self.0.act(Event::Mkdir, parent.0, |disk| disk.mkdir(parent.0, name).map(|ino| disk.attributes(ino)));
         answer!(made, reply, |it| reply.entry(&VALID, &attributes(it), Generation(0)));
     }
 
     fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        let made = self.0.act(Event::Create, |disk| Self::new_file(disk, parent, name));
+        let made = self.0.act(Event::Create, parent.0, |disk| Self::new_file(disk, parent, name));
         answer!(made, reply, |it| reply.created(
             &VALID,
             &attributes(it),
@@ -131,12 +132,12 @@ impl Filesystem for Mounted {
     }
 
     fn mknod(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        let made = self.0.act(Event::Create, |disk| Self::new_file(disk, parent, name));
+        let made = self.0.act(Event::Create, parent.0, |disk| Self::new_file(disk, parent, name));
         answer!(made, reply, |it| reply.entry(&VALID, &attributes(it), Generation(0)));
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let made = self.0.act(Event::Create, |disk| {
+        let made = self.0.act(Event::Create, parent.0, |disk| {
             disk.link(ino.0, parent.0, name)?;
             Ok(disk.attributes(ino.0))
         });
@@ -144,11 +145,11 @@ impl Filesystem for Mounted {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer!(self.0.act(Event::Unlink, |disk| disk.remove(parent.0, name)), reply, |()| reply.ok());
+        answer!(self.0.act(Event::Unlink, parent.0, |disk| disk.remove(parent.0, name)), reply, |()| reply.ok());
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer!(self.0.act(Event::Unlink, |disk| disk.remove(parent.0, name)), reply, |()| reply.ok());
+        answer!(self.0.act(Event::Unlink, parent.0, |disk| disk.remove(parent.0, name)), reply, |()| reply.ok());
     }
 
     fn rename(
@@ -164,9 +165,9 @@ impl Filesystem for Mounted {
         if !RenameFlags::RENAME_NOREPLACE.contains(flags) {
             return reply.error(Errno::EINVAL);
         }
-        let renamed = self
-            .0
-            .act(Event::Rename, |disk| disk.rename((parent.0, name), (to.0, new_name), flags == RenameFlags::empty()));
+        let renamed = self.0.act(Event::Rename, parent.0, |disk| {
+            disk.rename((parent.0, name), (to.0, new_name), flags == RenameFlags::empty())
+        });
         answer!(renamed, reply, |()| reply.ok());
     }
 
@@ -201,7 +202,7 @@ impl Filesystem for Mounted {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.0.act(Event::Write, |disk| disk.write(ino.0, offset, data));
+        let written = self.0.act(Event::Write, ino.0, |disk| disk.write(ino.0, offset, data));
         answer!(written, reply, |()| reply.written(data.len() as u32));
     }
 
@@ -219,7 +220,7 @@ impl Filesystem for Mounted {
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let machine = self.0.clone();
-        answer!(self.0.begin_directory_sync(), reply, |before| {
+        answer!(self.0.begin_directory_sync(ino.0), reply, |before| {
             std::thread::spawn(move || answer!(machine.end_directory_sync(ino.0, before), reply, |()| reply.ok()));
         });
     }
@@ -256,7 +257,7 @@ impl Filesystem for Mounted {
         if mode & !KEEP_SIZE != 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let grown = self.0.act(Event::Truncate, |disk| {
+        let grown = self.0.act(Event::Truncate, ino.0, |disk| {
             let (bytes, end) = (disk.attributes(ino.0).bytes, offset + length);
             if mode == 0 && end > bytes { disk.resize(ino.0, end) } else { Ok(()) }
         });

@@ -114,7 +114,10 @@ fn what_was_synced_is_left_and_nobody_is_answered_after_the_cut() {
     // It never ends before the disk does, and then with an error.
     let late = std::thread::spawn(move || done.send(write_and_sync(&path, "late").is_ok()));
     let cut = disk.line();
-    assert!(cut.contains("\"before\":\"fsyncend\"") && cut.contains("\"error\":null"), "{cut}");
+    assert!(
+        cut.contains("\"before\":\"fsyncend\"") && cut.contains("\"path\":\"late\"") && cut.contains("\"error\":null"),
+        "{cut}"
+    );
     assert_eq!(disk.survivor("synced").unwrap(), "synced");
     for lost in ["lost", "late"] {
         assert_eq!(disk.survivor(lost).unwrap_err().kind(), ErrorKind::NotFound);
@@ -131,6 +134,7 @@ fn it_fails_once_or_until_it_is_mended() {
     disk.tell("fail EIO fsync 2");
     write_and_sync(&disk.path("first"), "data").unwrap();
     let error = write_and_sync(&disk.path("second"), "data").unwrap_err();
+    assert_eq!(disk.line(), "{\"failed\":{\"at\":\"fsync\",\"path\":\"second\"}}\n");
     assert_eq!(error.raw_os_error(), Some(5));
     write_and_sync(&disk.path("third"), "data").unwrap();
     for (name, kind) in [("ENOSPC", ErrorKind::StorageFull), ("EROFS", ErrorKind::ReadOnlyFilesystem)] {
@@ -139,6 +143,7 @@ fn it_fails_once_or_until_it_is_mended() {
         for _ in 0..2 {
             assert_eq!(write_and_sync(&disk.path("first"), "never").unwrap_err().kind(), kind);
         }
+        assert!(disk.line().contains("\"failed\""));
         assert_eq!(fs::read_to_string(disk.path("third")).unwrap(), "data");
         disk.tell("mend");
         write_and_sync(&disk.path("first"), "again").unwrap();

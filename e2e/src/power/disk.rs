@@ -69,6 +69,8 @@ fn build() -> Result<PathBuf, String> {
 pub struct Cut {
     /// The event that it came before; `now` if the test asked for it.
     pub before: String,
+    /// The file that the event is of, or the directory that it is in.
+    pub path: String,
     /// The letter of its mode.
     pub mode: String,
     /// Blocks that survived, and blocks that are lost.
@@ -84,6 +86,7 @@ impl Cut {
             Some(error) => Err(format!("what survived cannot be written: {error}")),
             None => Ok(Self {
                 before: line["before"].as_str().unwrap_or_default().into(),
+                path: line["path"].as_str().unwrap_or_default().into(),
                 mode: line["mode"].as_str().unwrap_or_default().into(),
                 blocks: pair("blocks"),
                 changes: pair("changes"),
@@ -116,6 +119,7 @@ pub struct Disk {
     stdin: ChildStdin,
     answers: mpsc::Receiver<Value>,
     cut: watch::Receiver<Option<Result<Cut, String>>>,
+    failed: watch::Receiver<Option<String>>,
     mount: PathBuf,
     out: PathBuf,
 }
@@ -139,16 +143,20 @@ impl Disk {
         let mut lines = BufReader::new(child.stdout.take().ok_or("it is piped")?).lines();
         let (say, answers) = mpsc::channel(ANSWERS_MAX);
         let (say_cut, cut) = watch::channel(None);
+        let (say_failed, failed) = watch::channel(None);
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
-                match line.get("cut") {
-                    Some(cut) => say_cut.send_replace(Some(Cut::of(cut))).map_or((), drop),
-                    None => say.send(line).await.unwrap_or_default(),
+                if let Some(cut) = line.get("cut") {
+                    say_cut.send_replace(Some(Cut::of(cut)));
+                } else if let Some(failed) = line.get("failed") {
+                    say_failed.send_replace(Some(failed.to_string()));
+                } else if say.send(line).await.is_err() {
+                    return;
                 }
             }
         });
-        let mut disk = Self { child, stdin, answers, cut, mount, out };
+        let mut disk = Self { child, stdin, answers, cut, failed, mount, out };
         disk.answer().await?;
         Ok(disk)
     }
@@ -183,6 +191,11 @@ impl Disk {
     pub async fn cut_now(&mut self, command: &str) -> Result<Cut, String> {
         self.tell(command).await?;
         timeout(PATIENCE, self.watch().cut()).await.map_err(|_| "the power cannot be cut")?
+    }
+
+    /// The fault that began last: at which event, of which file.
+    pub fn failed(&self) -> Option<String> {
+        self.failed.borrow().clone()
     }
 
     /// Where it is mounted, for processes in its namespace.

@@ -45,7 +45,7 @@ async fn live(site: &Site, command: &str) -> Result<(), String> {
     let (code, said, mut volume) = site.has_ended(running).await?;
     let names_it = said.contains("cannot write to") && said.contains(&*volume.directory.to_string_lossy());
     if code != Some(BROKEN) || !names_it {
-        return Err(format!("it ended with {code:?}, and said:\n{said}"));
+        return Err(format!("{:?}: it ended with {code:?}, and said:\n{said}", volume.disk.failed()));
     }
     volume.disk.tell("mend").await?;
     let mut running = site.start(volume);

@@ -92,6 +92,8 @@ impl Plan {
 pub struct Report {
     /// Cuts, by the letter of their mode and the event that they came before.
     pub cuts: BTreeMap<String, usize>,
+    /// Cuts, by the part of the data directory that the event was of.
+    pub places: BTreeMap<String, usize>,
     /// Cuts while votes were waiting for their answer.
     pub under_load: usize,
     /// Cuts before a process was ready.
@@ -113,6 +115,7 @@ impl Report {
     /// Adds what happened elsewhere.
     pub fn add(&mut self, other: Self) {
         other.cuts.into_iter().for_each(|(cut, times)| *self.cuts.entry(cut).or_default() += times);
+        other.places.into_iter().for_each(|(place, times)| *self.places.entry(place).or_default() += times);
         self.under_load += other.under_load;
         self.while_starting += other.while_starting;
         self.crowd += other.crowd;
@@ -122,7 +125,14 @@ impl Report {
 
     pub(super) fn note(&mut self, cut: &Cut) {
         *self.cuts.entry(format!("{} {}", cut.mode, cut.before)).or_default() += 1;
+        *self.places.entry(part(&cut.path)).or_default() += 1;
         self.lost[0] += cut.blocks[1];
         self.lost[1] += cut.changes[1];
     }
+}
+
+/// The first three names of a path, without the numbers of files.
+fn part(path: &str) -> String {
+    let names = path.split('/').take(3).map(|name| name.trim_matches(|c: char| c.is_ascii_digit() || c == '-'));
+    names.collect::<Vec<_>>().join("/")
 }

@@ -125,7 +125,9 @@ impl Site {
             ended = process.child.try_wait().ok().flatten();
             ended.is_some()
         });
-        exits.await.map_err(|reason| format!("{reason}\nthe process said last:\n{}", process.said()))?;
+        exits.await.map_err(|reason| {
+            format!("{:?}: {reason}\nthe process said last:\n{}", volume.disk.failed(), process.said())
+        })?;
         sleep(LAST_WORDS).await;
         let said = process.said();
         slot.reap(process, &self.election).await?;
