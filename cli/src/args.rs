@@ -64,6 +64,9 @@ pub(crate) enum Command {
     Cast(CastArgs),
     /// Show the results of a poll.
     Results(ResultsArgs),
+    /// Copy a data directory as of now, while a stack runs on it or while none does. The copy is a data directory like any
+    /// other; every vote that was acknowledged before is in it.
+    Backup(BackupArgs),
     /// Count the stored votes anew and compare them with the tallies; exit code 1 if they differ.
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
@@ -105,6 +108,20 @@ pub(crate) struct UpArgs {
     /// Shards of a new stream; an existing one keeps its own.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub(crate) shards: u32,
+    /// Go on with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if the clock
+    /// was ahead when they were stored and is right now: time stands still until the clock has caught up.
+    #[arg(long)]
+    pub(crate) continue_from_log_time: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BackupArgs {
+    /// Where the copy goes: a directory that is empty or not there yet.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// What is copied [default: as of `up`]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 /// More shards than this cost one machine more than they bring.

@@ -3,6 +3,7 @@
 //! Owns the dispatch. Must never hold what two commands share; that has modules of its own beside this one.
 
 mod audit;
+mod backup;
 mod cast;
 mod demo;
 #[cfg(feature = "dev-aws")]
@@ -27,6 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Poll(args) => poll::run(&global, args).await,
         Command::Cast(args) => cast::run(&global, args).await,
         Command::Results(args) => results::run(&global, args).await,
+        Command::Backup(args) => backup::run(&global, args).await,
         Command::Audit(args) => audit::run(&global, args).await,
         Command::Load(args) => load::run(&global, args).await,
         Command::Plan(args) => plan::run(&global, args),

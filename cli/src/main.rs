@@ -7,6 +7,7 @@ mod args;
 mod bars;
 mod command;
 mod connect;
+mod control;
 mod failure;
 mod generate;
 mod json;

@@ -20,7 +20,10 @@ use votestream_persist::PersistConfig;
 use votestream_service::{DrainReport, ServiceError};
 use votestream_tally::TallyConfig;
 
-use crate::failure::{Failure, innermost};
+use crate::{
+    control::Control,
+    failure::{Failure, innermost},
+};
 
 /// Where the stack stores.
 #[derive(Debug)]
@@ -38,13 +41,15 @@ pub(crate) struct StackOptions {
     pub(crate) shards: u32,
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
+    /// See [`EmbeddedOptions::continue_from_log_time`].
+    pub(crate) continue_from_log_time: bool,
 }
 
 impl StackOptions {
     /// A temporary stack on free ports of the loopback interface.
     pub(crate) fn ephemeral(shards: u32) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { storage: Storage::Ephemeral, shards, ingest_addr: any, results_addr: any }
+        Self { storage: Storage::Ephemeral, shards, ingest_addr: any, results_addr: any, continue_from_log_time: false }
     }
 }
 
@@ -85,6 +90,8 @@ pub(crate) struct Stack {
     pub(crate) directory: PathBuf,
     /// In the order in which they are stopped.
     services: Vec<Service>,
+    /// Makes backups.
+    control: Option<Control>,
     /// Holds the lock on the directory until every service has ended.
     engine: EmbeddedEngine,
     temporary: Option<TempDir>,
@@ -106,10 +113,16 @@ impl Stack {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        let engine = open(&directory, options.shards).await?;
+        let embedded = EmbeddedOptions {
+            shards: options.shards,
+            continue_from_log_time: options.continue_from_log_time,
+            ..EmbeddedOptions::default()
+        };
+        let engine = open(&directory, embedded).await?;
+        let control = Control::listen(&directory, engine.backups());
         let ports = engine.ports();
         let services = services(&ports, ingest_listener, results_listener);
-        Ok(Self { ingest_addr, results_addr, directory, services, engine, temporary })
+        Ok(Self { ingest_addr, results_addr, directory, services, control, engine, temporary })
     }
 
     /// Waits until a service ends by itself, or the disk takes no more, which neither should.
@@ -143,6 +156,7 @@ impl Stack {
             first = first.or(failure);
         }
         let (engine, temporary) = (self.engine, self.temporary);
+        drop(self.control);
         // Closing flushes to disk, removing deletes many files: both block.
         let closed = tokio::task::spawn_blocking(move || {
             engine.close();
@@ -189,8 +203,8 @@ pub(crate) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Fail
     Ok((listener, bound))
 }
 
-async fn open(directory: &Path, shards: u32) -> Result<EmbeddedEngine, Failure> {
-    let options = EmbeddedOptions { shards, ..EmbeddedOptions::default() };
+/// Opens a data directory, or says why not.
+pub(crate) async fn open(directory: &Path, options: EmbeddedOptions) -> Result<EmbeddedEngine, Failure> {
     let path = directory.to_owned();
     tokio::task::spawn_blocking(move || EmbeddedEngine::open(&path, options))
         .await

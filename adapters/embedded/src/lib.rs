@@ -28,15 +28,20 @@
 //! refuses to open the journal, and so do we: loudly, never by dropping what might have been acknowledged.
 
 mod background;
+mod backup;
 mod codec;
 mod directory;
 mod engine;
+mod fjall_journal;
 mod log;
+mod pairing;
 mod store;
+mod utc;
 
 pub use background::background;
+pub use backup::{BackupError, Backups};
 pub use directory::OpenError;
-pub use engine::{EmbeddedEngine, EmbeddedOptions};
+pub use engine::{CLOCK_BEHIND_MAX, EmbeddedEngine, EmbeddedOptions};
 
 use votestream_core::port::PortError;
 

@@ -26,11 +26,15 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> Outcome {
     let mut signals = Signals::new()?;
     let storage = match (args.ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
-        (false, Some(directory)) => Storage::Directory(directory),
-        (false, None) => Storage::Directory(default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME"))?),
+        (false, directory) => Storage::Directory(data_directory(directory)?),
     };
-    let options =
-        StackOptions { storage, shards: args.shards, ingest_addr: args.ingest_addr, results_addr: args.results_addr };
+    let options = StackOptions {
+        storage,
+        shards: args.shards,
+        ingest_addr: args.ingest_addr,
+        results_addr: args.results_addr,
+        continue_from_log_time: args.continue_from_log_time,
+    };
     let mut stack = Stack::start(options).await?;
     let addresses = Addresses {
         ingest: format!("http://{}", stack.ingest_addr),
@@ -77,6 +81,11 @@ impl Signals {
             _ = self.terminate.recv() => {}
         }
     }
+}
+
+/// The directory that was given, or the user's.
+pub(super) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    given.map_or_else(|| default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME")), Ok)
 }
 
 /// The user's data directory, as the XDG base directory specification says: relative paths in it are ignored.

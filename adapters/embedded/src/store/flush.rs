@@ -1,4 +1,4 @@
-//! Writes what is decided in memory: votes, tallies and shard rows of one moment, whole or not at all.
+//! Writes what is decided in memory: votes, tallies, shard rows and new numbers of one moment, whole or not at all.
 //!
 //! Owns that moment, the two ways to write it, and the thread that does so again and again. Must never let a row or a tally
 //! become durable without the votes that it speaks of, nor the other way round.
@@ -58,6 +58,7 @@ const REDONE_KEY: &str = "redone";
 pub(super) enum Target {
     Tallies = 0,
     Leases = 1,
+    Numbers = 2,
 }
 
 /// A value that a flush writes.
@@ -104,6 +105,7 @@ fn decode_redo(value: &[u8]) -> Result<(u64, Vec<Change>), Corrupt> {
         let target = match value.u8()? {
             0 => Target::Tallies,
             1 => Target::Leases,
+            2 => Target::Numbers,
             _ => return Err(Corrupt),
         };
         let mut bytes = || {
@@ -133,18 +135,21 @@ impl Inner {
         };
         if redone < ingestion {
             self.commit_changes(Some(ingestion), None, &changes).map_err(RedoError::Database)?;
-            self.db.persist(PersistMode::SyncAll).map_err(RedoError::Database)?;
         }
         Ok(ingestion)
     }
 
-    /// Writes everything that was decided before this call, and makes it and every earlier commit durable.
+    /// Writes everything that was decided before this call, durably.
     pub(super) fn flush(&self) -> Result<(), PortError> {
-        let mut flushing = self.flushing.lock();
+        self.flush_under(&mut self.flushing.lock())
+    }
+
+    /// The same under the lock, for whoever goes on to hold it.
+    pub(super) fn flush_under(&self, flushing: &mut Flushing) -> Result<(), PortError> {
         self.check_unbroken()?;
-        let Some(moment) = self.begin_flush(&mut flushing) else { return self.sync() };
-        self.write(&mut flushing, &moment).map_err(|error| self.write_failed(&error))?;
-        self.end_flush(&mut flushing, moment);
+        let Some(moment) = self.begin_flush(flushing) else { return Ok(()) };
+        self.write(flushing, &moment).map_err(|error| self.write_failed(&error))?;
+        self.end_flush(flushing, moment);
         Ok(())
     }
 
@@ -159,6 +164,8 @@ impl Inner {
         votes.flushing = Some(pending.clone());
         let changed = tallies.begin_flush();
         let mut changes = rows.take_changes();
+        // Votes that were decided hold these.
+        changes.extend(self.numbers.write().take_changes());
         // Others may go on while tallies are encoded.
         drop((votes, tallies, rows));
         changes.extend(changed.iter().map(|(key, tally)| tally.change(key)));
@@ -176,14 +183,12 @@ impl Inner {
 
     /// Everything in one commit.
     fn journal(&self, moment: &Moment) -> Result<(), fjall::Error> {
-        self.commit_changes(None, Some(&moment.votes), &moment.changes)?;
-        self.db.persist(PersistMode::SyncData)
+        self.commit_changes(None, Some(&moment.votes), &moment.changes)
     }
 
     /// Everything in one table. Afterwards it is durable, but rows and tallies are where only [`Self::redo`] looks.
     fn ingest(&self, flushing: &mut Flushing, moment: &Moment) -> Result<(), fjall::Error> {
-        // The numbers that votes hold, and what the ingestion before brought along, which it replaces.
-        self.db.persist(PersistMode::SyncData)?;
+        // What the ingestion before brought along, which it replaces, was committed and synced since.
         let number = flushing.ingestion + 1;
         let mut ingestion = self.votes.start_ingestion()?;
         for (key, value) in moment.votes.sorted() {
@@ -206,7 +211,8 @@ impl Inner {
         votes: Option<&Pending>,
         changes: &[Change],
     ) -> Result<(), fjall::Error> {
-        let mut batch = self.db.batch();
+        // Nothing but the length and the blocks of the file is needed to read it.
+        let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
         for (key, value) in votes.into_iter().flat_map(Pending::sorted) {
             batch.insert(&self.votes, key, value);
         }
@@ -214,6 +220,7 @@ impl Inner {
             let keyspace = match target {
                 Target::Tallies => &self.tallies,
                 Target::Leases => &self.leases,
+                Target::Numbers => &self.numbers_stored,
             };
             batch.insert(keyspace, &**key, &**value);
         }

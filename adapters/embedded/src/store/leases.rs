@@ -141,6 +141,11 @@ impl Rows {
         self.changed.is_empty()
     }
 
+    /// Every row, with its group.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Group, &ShardRow)> {
+        self.rows.iter().map(|((group, _), row)| (*group, row))
+    }
+
     /// How the rows that have changed are stored.
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::with_capacity(self.changed.len());

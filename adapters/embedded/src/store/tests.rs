@@ -19,7 +19,7 @@ const WINDOW: u64 = 500;
 /// Flushes only when it is told to.
 fn open(dir: &Path) -> EmbeddedStore {
     let (lock, never) = (Arc::new(directory::lock(dir).unwrap()), Duration::from_secs(3_600));
-    EmbeddedStore::open_flushing(&dir.join("store"), Format::Present, lock, never).unwrap()
+    EmbeddedStore::open_flushing(&dir.join("store"), Format::Present(0), lock, never).unwrap()
 }
 
 /// What a process finds that starts after this one was killed.
@@ -327,7 +327,7 @@ async fn votes_of_format_1_are_converted_however_often_it_is_interrupted() {
         assert_eq!(open(Format::Version1).recount(&poll).await.unwrap(), [2, 2]);
     }
     for _ in 0..2 {
-        let store = open(Format::Present);
+        let store = open(Format::Present(0));
         assert_eq!(store.recount(&poll).await.unwrap(), [2, 2]);
         let writes = (0..).zip(users).map(|(index, user)| VoteWrite {
             poll_id: Cow::Borrowed(&poll.id),
