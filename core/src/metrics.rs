@@ -381,9 +381,48 @@ pub fn lease_changed(group: Group, change: LeaseChange) {
     LEASE_CHANGES.add(of(group) * (LEASE_CHANGES.labels.len() / 2) + change as usize, 1);
 }
 
+/// Records that arrived before one of their votes was accepted, by more than the skew bound, per group.
+pub static RECORDS_EARLY: Counter<2> = Counter::new(
+    info(
+        "votestream.group.records.early",
+        "{record}",
+        "Records that arrived before their votes were accepted, by more than clocks may differ",
+    ),
+    [group_labels(Group::Persist), group_labels(Group::Tally)],
+);
+
+/// Counts records that arrived before their votes were accepted.
+pub fn records_early(group: Group, records: u64) {
+    RECORDS_EARLY.add(of(group), records);
+}
+
+/// Records that had to wait until the clock of this process was where they arrived, per group.
+pub static RECORDS_OF_THE_FUTURE: Counter<2> = Counter::new(
+    info(
+        "votestream.group.records.future",
+        "{record}",
+        "Records that arrived later than this process's clock says it is, by more than clocks may differ: their shard waits",
+    ),
+    [group_labels(Group::Persist), group_labels(Group::Tally)],
+);
+
+/// Counts a record that arrived in the future.
+pub fn record_of_the_future(group: Group) {
+    RECORDS_OF_THE_FUTURE.add(of(group), 1);
+}
+
 /// All counters but the discards, which have [`crate::window::discarded_total`].
-pub static COUNTERS: [&(dyn ReadCounter + Sync); 7] =
-    [&VOTES_ACCEPTED, &VOTES_REJECTED, &VOTES_SETTLED, &THROTTLES, &WRITE_UNITS, &VOTES_APPLIED, &LEASE_CHANGES];
+pub static COUNTERS: [&(dyn ReadCounter + Sync); 9] = [
+    &VOTES_ACCEPTED,
+    &VOTES_REJECTED,
+    &VOTES_SETTLED,
+    &THROTTLES,
+    &WRITE_UNITS,
+    &VOTES_APPLIED,
+    &LEASE_CHANGES,
+    &RECORDS_EARLY,
+    &RECORDS_OF_THE_FUTURE,
+];
 /// All gauges.
 pub static GAUGES: [&Gauge; 4] = [&VOTES_UNSETTLED, &LANE_BYTES, &CLOCK_AHEAD, &CLOCK_CONTRADICTED];
 /// All histograms.

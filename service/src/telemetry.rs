@@ -35,6 +35,8 @@
 //! | `votestream.group.window.duration` | histogram, s | `group` | time to apply a window, retries included |
 //! | `votestream.group.flush.age` | histogram, s | `group` | age of a window's oldest record once the window is stored |
 //! | `votestream.group.iterator.age` | gauge, s | `group`, `shard` | how far a shard's consumer is behind |
+//! | `votestream.group.records.early` | counter, record | `group` | records that arrived before their votes were accepted: a clock is wrong |
+//! | `votestream.group.records.future` | counter, record | `group` | records from the future of this process's clock: their shard waits |
 //! | `votestream.group.lease.changes` | counter, change | `group`, `change` | leases taken, requested, released, lost, failed |
 
 #[cfg(feature = "otel")]

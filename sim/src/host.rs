@@ -2,6 +2,9 @@
 //!
 //! All ports of one process stop answering while it is frozen: timers run on, nothing else does. When it wakes, it goes on
 //! where it was, as a zombie if somebody else has taken its shards.
+//!
+//! Before any reading of a clock the process may stand still, also within code that does not wait. Others go on meanwhile: the
+//! process is then ahead of the simulation's clock, and what it sends next leaves when that has come to where it is.
 
 use std::{
     sync::{
@@ -13,6 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
@@ -65,11 +69,13 @@ pub(super) struct Host {
     frozen: Arc<Frozen>,
     /// Difference of its clock to the true time, in milliseconds.
     skew_ms: i64,
+    /// Where it is in time, if that is later than the simulation.
+    ahead: Arc<Mutex<Instant>>,
 }
 
 impl Host {
     pub(super) fn new(world: Arc<World>, frozen: Arc<Frozen>, skew_ms: i64) -> Self {
-        Self { world, frozen, skew_ms }
+        Self { world, frozen, skew_ms, ahead: Arc::new(Mutex::new(Instant::now())) }
     }
 
     pub(super) fn ports(&self) -> Ports {
@@ -84,6 +90,19 @@ impl Host {
         }
     }
 
+    /// Where this process is in time, after standing still if the seed says so.
+    fn reading(&self) -> Instant {
+        let stall = self.world.stall();
+        let mut ahead = self.ahead.lock();
+        *ahead = Instant::now().max(*ahead) + stall;
+        *ahead
+    }
+
+    /// How long it takes the simulation to come to where this process is.
+    fn lag(&self) -> Duration {
+        self.ahead.lock().saturating_duration_since(Instant::now())
+    }
+
     async fn awake(&self) {
         self.frozen.thawed().await;
     }
@@ -94,7 +113,7 @@ impl Host {
         effect: impl Fn(&mut State) -> T + Send + 'static,
     ) -> Result<T, PortError> {
         self.awake().await;
-        let answer = self.world.call(what, effect).await;
+        let answer = self.world.call(what, self.lag(), effect).await;
         self.awake().await;
         answer
     }
@@ -102,7 +121,11 @@ impl Host {
 
 impl Clock for Host {
     fn now(&self) -> Timestamp {
-        Timestamp(self.world.now().0 + self.skew_ms)
+        Timestamp(self.world.at(self.reading()).0 + self.skew_ms)
+    }
+
+    fn instant(&self) -> Instant {
+        self.reading()
     }
 }
 
@@ -114,7 +137,7 @@ impl VoteStream for Host {
 
     async fn put(&self, hash: u128, data: Bytes) -> Result<Stored, PortError> {
         self.awake().await;
-        let answer = self.world.put(hash, data).await;
+        let answer = self.world.put(hash, self.lag(), data).await;
         self.awake().await;
         answer
     }

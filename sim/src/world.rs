@@ -54,11 +54,13 @@ pub enum Fault {
     SlowShard,
     /// The store took no writes, for a while, as if its disk were full.
     FullStore,
+    /// A process stood still between two lines, before a reading of a clock.
+    Stall,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Refused,
         Self::AnswerLost,
         Self::LateCopy,
@@ -72,6 +74,7 @@ impl Fault {
         Self::Theft,
         Self::SlowShard,
         Self::FullStore,
+        Self::Stall,
     ];
 }
 
@@ -197,6 +200,11 @@ const ARRIVAL_JITTER_MS_MAX: i64 = 900;
 const SLOW_SHARD_MS_MAX: u64 = 2_500;
 /// Requests that a full store answers.
 const READS: [&str; 7] = ["list_shards", "read", "get_poll", "list_polls", "recount", "read_tallies", "list_rows"];
+/// Of so many readings of a clock, four wait for a process that stands still: three shortly, and one longer than a poll's
+/// definition is valid.
+const STALL_ONE_IN: u32 = 250;
+const STALL_SHORT_MS_MAX: u64 = 60;
+const STALL_LONG_MS_MAX: u64 = 3_000;
 /// How late a record shows.
 const VISIBLE_MS_MAX: u64 = 300;
 
@@ -222,7 +230,12 @@ impl World {
 
     /// The true time.
     pub(super) fn now(&self) -> Timestamp {
-        EPOCH.plus(self.origin.elapsed())
+        self.at(Instant::now())
+    }
+
+    /// The true time of an instant.
+    pub(super) fn at(&self, instant: Instant) -> Timestamp {
+        EPOCH.plus(instant.saturating_duration_since(self.origin))
     }
 
     /// Draws from the seed.
@@ -250,14 +263,16 @@ impl World {
         (trace.0.finish(), trace.1.take().unwrap_or_default())
     }
 
-    /// Sends a request. Its effect does not depend on whether anybody waits for the answer.
+    /// Sends a request, after `lag`. Its effect does not depend on whether anybody waits for the answer.
     pub(super) async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         what: &'static str,
+        lag: Duration,
         effect: impl Fn(&mut State) -> T + Send + 'static,
     ) -> Result<T, PortError> {
         let calm = self.is_calm();
         let mut plan = self.draw(|rng| Plan::draw(rng, calm));
+        plan.before += lag;
         plan.refused |= !calm && !READS.contains(&what) && *self.full_until.lock() > Instant::now();
         self.carry_out(plan, what, effect).await
     }
@@ -348,12 +363,34 @@ impl World {
         answered.await.unwrap_or_else(|_| Err(PortError::unknown("the network is gone")))
     }
 
+    /// How long a process stands still before it reads a clock: nearly always not at all.
+    pub(super) fn stall(&self) -> Duration {
+        if self.is_calm() {
+            return Duration::ZERO;
+        }
+        let (kind, short, long) = self.draw(|rng| {
+            (
+                rng.random_range(0..STALL_ONE_IN),
+                rng.random_range(1..=STALL_SHORT_MS_MAX),
+                rng.random_range(1..=STALL_LONG_MS_MAX),
+            )
+        });
+        let length = match kind {
+            0..3 => short,
+            3 => long,
+            _ => return Duration::ZERO,
+        };
+        self.fault(Fault::Stall);
+        self.note(|| format!("a process stands still for {length} ms"));
+        Duration::from_millis(length)
+    }
+
     pub(super) fn fault(&self, fault: Fault) {
         self.faults.add(fault);
     }
 
-    /// Stores a record. A copy of the request stores it once more.
-    pub(super) async fn put(self: &Arc<Self>, hash: u128, data: Bytes) -> Result<Stored, PortError> {
+    /// Stores a record, sent after `lag`. A copy of the request stores it once more.
+    pub(super) async fn put(self: &Arc<Self>, hash: u128, lag: Duration, data: Bytes) -> Result<Stored, PortError> {
         let (jitter, visible) = self.draw(|rng| {
             let jitter = if rng.random_bool(0.3) { rng.random_range(0..=ARRIVAL_JITTER_MS_MAX) } else { 0 };
             (jitter, Duration::from_millis(rng.random_range(0..=VISIBLE_MS_MAX)))
@@ -371,6 +408,8 @@ impl World {
                 (plan, visible)
             }
         };
+        let mut plan = plan;
+        plan.before += lag;
         let world = self.clone();
         self.carry_out(plan, "put", move |state| {
             state.sequence += 1;

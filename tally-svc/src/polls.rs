@@ -59,6 +59,7 @@ impl Polls {
             return self.same(definition.poll(opens)?, opens_by_default, stored);
         }
         definition.check(opens, now, &self.bounds)?;
+        self.check_clock()?;
         let poll = definition.poll(opens)?;
         match self.ports.polls.create(&poll).await? {
             Created::New => {
@@ -94,6 +95,7 @@ impl Polls {
         // Should this process end here, the finalizer of any process settles the time.
         self.stored(&asked);
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
+        self.check_clock()?;
         let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(Failure::PollNotFound(id))?;
         self.stored(&poll);
         Ok(poll)
@@ -137,6 +139,11 @@ impl Polls {
     fn stored(&self, poll: &Poll) {
         self.finalizer.note(poll);
         self.snapshots.forget(&poll.id);
+    }
+
+    /// Times of polls must not come from a clock that the engines contradict.
+    fn check_clock(&self) -> Result<(), Failure> {
+        if self.ports.clock.is_trusted() { Ok(()) } else { Err(Failure::ClockNotTrusted) }
     }
 
     fn now(&self) -> Timestamp {

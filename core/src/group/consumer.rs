@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::{
     Applier, ApplyError, GroupConfig,
-    prefetch::{Fetched, Prefetch},
+    prefetch::{Fetched, Prefetch, Present},
 };
 use crate::{
     backoff::Backoff,
@@ -110,8 +110,9 @@ impl Consumer {
     ) -> Self {
         let Progress { checkpoint, window_end, ref memory, watermark, ended: _ } = row.progress;
         let seed = |part: &str| Backoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
-        let prefetch =
-            Prefetch::start(ports.stream.clone(), config.group, row.shard.clone(), checkpoint, seed("prefetch"));
+        let present = Present { clock: ports.clock.clone(), skew_max: config.bounds.clock_skew_max };
+        let (stream, shard) = (ports.stream.clone(), row.shard.clone());
+        let prefetch = Prefetch::start(stream, config.group, shard, checkpoint, seed("prefetch"), present);
         Self {
             backoff: seed("consumer"),
             prefetch,
@@ -289,6 +290,7 @@ impl Consumer {
         let decision = decide(records, self.state.clone(), &self.row.range, &polls, &self.config.bounds)
             .map_err(|full| Stopped::Failed(full.to_string()))?;
         decision.discards.publish();
+        self.report_early(decision.early_records);
         let window = Window {
             shard: self.row.shard.clone(),
             epoch: self.row.lease.epoch,
@@ -298,6 +300,18 @@ impl Consumer {
             polls: decision.polls,
         };
         Ok(Decided { window, state: decision.state, oldest })
+    }
+
+    /// Some ingest process, or the stream, has a clock that is wrong: the votes count, but the next ones may not.
+    fn report_early(&self, records: u64) {
+        if records > 0 {
+            metrics::records_early(self.config.group, records);
+            tracing::error!(
+                shard = %self.row.shard, records,
+                "records arrived before their votes were accepted, by more than clocks may differ: the clock of an ingest \
+                 process is ahead, or the stream's is behind"
+            );
+        }
     }
 
     /// The polls of these ids that exist. Waits until the store answers.

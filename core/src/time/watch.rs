@@ -8,6 +8,7 @@
 //! requests are sent at all fractions of a second.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -135,16 +136,16 @@ impl Believed {
 }
 
 /// A clock that is compared with the engines'.
-#[derive(Debug)]
-pub struct WatchedClock<C> {
-    clock: C,
-    watch: Arc<ClockWatch>,
+pub struct WatchedClock {
+    clock: Arc<dyn Clock>,
+    watch: ClockWatch,
 }
 
-impl<C: Clock> WatchedClock<C> {
-    /// A clock, and what watches it. Whoever talks to the engines tells the watch of their answers.
-    pub fn new(clock: C, watch: Arc<ClockWatch>) -> Self {
-        Self { clock, watch }
+impl WatchedClock {
+    /// A clock that is watched. Whoever talks to the engines tells it of their answers. `skew_max` is
+    /// [`super::TimeBounds::clock_skew_max`].
+    pub fn new(clock: Arc<dyn Clock>, skew_max: Duration) -> Self {
+        Self { clock, watch: ClockWatch::new(skew_max) }
     }
 
     /// Notes an answer that came just now: see [`ClockWatch::answered`].
@@ -153,7 +154,13 @@ impl<C: Clock> WatchedClock<C> {
     }
 }
 
-impl<C: Clock> Clock for WatchedClock<C> {
+impl fmt::Debug for WatchedClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.watch.fmt(f)
+    }
+}
+
+impl Clock for WatchedClock {
     fn now(&self) -> Timestamp {
         self.clock.now()
     }
