@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::{OsStr, OsString},
     io,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
@@ -91,6 +92,8 @@ pub(crate) struct Flight {
 /// A file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FileState {
+    /// A name where processes meet; it holds nothing.
+    pub(crate) is_socket: bool,
     /// What its users see.
     pub(crate) now: Content,
     /// What a cut leaves for sure.
@@ -107,13 +110,24 @@ impl FileState {
     }
 }
 
+/// Kinds of inodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeKind {
+    /// Holds bytes.
+    File,
+    /// Holds names.
+    Directory,
+    /// A socket.
+    Socket,
+}
+
 /// What an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
     /// Its number.
     pub ino: Ino,
-    /// Whether it is a directory.
-    pub is_directory: bool,
+    /// What kind.
+    pub kind: NodeKind,
     /// Size of a file.
     pub bytes: u64,
 }
@@ -167,6 +181,8 @@ impl Disk {
             if entry.file_type()?.is_dir() {
                 self.now.insert(ino, BTreeMap::new());
                 self.import_into(ino, &entry.path())?;
+            } else if entry.file_type()?.is_socket() {
+                self.files.insert(ino, FileState { is_socket: true, ..FileState::default() });
             } else {
                 let content = Content::import(&entry.path())?;
                 self.files.insert(ino, FileState { now: content.clone(), durable: content, ..FileState::default() });
@@ -205,8 +221,9 @@ impl Disk {
 
     /// What an inode is.
     pub fn attributes(&self, ino: Ino) -> Attributes {
-        let bytes = self.files.get(&ino).map_or(0, |file| file.now.bytes());
-        Attributes { ino, is_directory: self.now.contains_key(&ino), bytes }
+        let Some(file) = self.files.get(&ino) else { return Attributes { ino, kind: NodeKind::Directory, bytes: 0 } };
+        let kind = if file.is_socket { NodeKind::Socket } else { NodeKind::File };
+        Attributes { ino, kind, bytes: file.now.bytes() }
     }
 
     /// The path of an inode, for people: its users may have removed it.
@@ -263,9 +280,22 @@ impl Disk {
     ///
     /// If the name is taken.
     pub fn create(&mut self, directory: Ino, name: &OsStr) -> Result<Ino, Errno> {
+        self.new_file(directory, name, false)
+    }
+
+    /// A new socket.
+    ///
+    /// # Errors
+    ///
+    /// If the name is taken.
+    pub fn create_socket(&mut self, directory: Ino, name: &OsStr) -> Result<Ino, Errno> {
+        self.new_file(directory, name, true)
+    }
+
+    fn new_file(&mut self, directory: Ino, name: &OsStr, is_socket: bool) -> Result<Ino, Errno> {
         self.must_be_free(directory, name)?;
         let ino = self.take_ino();
-        self.files.insert(ino, FileState::default());
+        self.files.insert(ino, FileState { is_socket, ..FileState::default() });
         self.change(ino, None, Some((directory, name.into())));
         Ok(ino)
     }

@@ -13,7 +13,7 @@ mod survivors;
 mod trigger;
 
 pub use content::{BLOCK_BYTES, Content};
-pub use disk::{Attributes, Commit, Disk, Ino, ROOT};
+pub use disk::{Attributes, Commit, Disk, Ino, NodeKind, ROOT};
 pub use machine::{Machine, News};
 pub use survivors::{Mode, Toll, Tree};
 pub use trigger::{Action, Event, Fault, Trigger};

@@ -18,7 +18,7 @@ use fuser::{
 
 use crate::{
     content::BLOCK_BYTES,
-    disk::{Attributes, Disk},
+    disk::{Attributes, NodeKind},
     machine::Machine,
     trigger::Event,
 };
@@ -29,6 +29,11 @@ const VALID: Duration = Duration::from_secs(3_600);
 const BLOCKS: u64 = 1 << 24;
 /// Mode of `fallocate` that leaves the size alone.
 const KEEP_SIZE: i32 = 1;
+
+/// The bits of a mode that say what kind of node it is, and two of their values.
+const KIND: u32 = 0o170_000;
+const REGULAR: u32 = 0o100_000;
+const SOCKET: u32 = 0o140_000;
 
 /// What FUSE calls.
 struct Mounted(Arc<Machine>);
@@ -55,7 +60,7 @@ fn attributes(of: Attributes) -> FileAttr {
         ctime: UNIX_EPOCH,
         crtime: UNIX_EPOCH,
         kind: kind(of),
-        perm: if of.is_directory { 0o755 } else { 0o644 },
+        perm: if of.kind == NodeKind::Directory { 0o755 } else { 0o644 },
         nlink: 1,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
@@ -66,13 +71,10 @@ fn attributes(of: Attributes) -> FileAttr {
 }
 
 fn kind(of: Attributes) -> FileType {
-    if of.is_directory { FileType::Directory } else { FileType::RegularFile }
-}
-
-impl Mounted {
-    fn new_file(disk: &mut Disk, parent: INodeNo, name: &OsStr) -> Result<Attributes, Errno> {
-        let ino = disk.create(parent.0, name)?;
-        Ok(disk.attributes(ino))
+    match of.kind {
+        NodeKind::File => FileType::RegularFile,
+        NodeKind::Directory => FileType::Directory,
+        NodeKind::Socket => FileType::Socket,
     }
 }
 
@@ -121,7 +123,8 @@ impl Filesystem for Mounted {
     }
 
     fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        let made = self.0.act(Event::Create, parent.0, |disk| Self::new_file(disk, parent, name));
+        let made =
+            self.0.act(Event::Create, parent.0, |disk| disk.create(parent.0, name).map(|ino| disk.attributes(ino)));
         answer!(made, reply, |it| reply.created(
             &VALID,
             &attributes(it),
@@ -131,8 +134,15 @@ impl Filesystem for Mounted {
         ));
     }
 
-    fn mknod(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        let made = self.0.act(Event::Create, parent.0, |disk| Self::new_file(disk, parent, name));
+    fn mknod(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: u32, reply: ReplyEntry) {
+        let made = self.0.act(Event::Create, parent.0, |disk| {
+            let ino = match mode & KIND {
+                REGULAR => disk.create(parent.0, name)?,
+                SOCKET => disk.create_socket(parent.0, name)?,
+                _ => return Err(Errno::EPERM),
+            };
+            Ok(disk.attributes(ino))
+        });
         answer!(made, reply, |it| reply.entry(&VALID, &attributes(it), Generation(0)));
     }
 
@@ -227,7 +237,8 @@ impl Filesystem for Mounted {
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         answer!(self.0.look(|disk| disk.list(ino.0)), reply, |entries| {
-            let itself = [".", ".."].map(|name| (name.into(), Attributes { ino: ino.0, is_directory: true, bytes: 0 }));
+            let itself =
+                [".", ".."].map(|name| (name.into(), Attributes { ino: ino.0, kind: NodeKind::Directory, bytes: 0 }));
             let all = itself.into_iter().chain(entries).enumerate().skip(offset as usize);
             for (at, (name, it)) in all {
                 if reply.add(INodeNo(it.ino), at as u64 + 1, kind(it), name) {

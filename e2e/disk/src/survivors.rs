@@ -11,6 +11,7 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rustix::fs::{CWD, FileType, Mode as Permissions};
 
 use crate::{
     content::{BLOCK_BYTES, Content},
@@ -75,6 +76,8 @@ pub struct Toll {
 pub enum Tree {
     /// Its bytes.
     File(Content),
+    /// Nobody listens on it any more.
+    Socket,
     /// Its entries.
     Directory(BTreeMap<OsString, Tree>),
 }
@@ -88,6 +91,7 @@ impl Tree {
     pub fn export(&self, to: &Path) -> io::Result<()> {
         match self {
             Self::File(content) => content.export(to),
+            Self::Socket => Ok(rustix::fs::mknodat(CWD, to, FileType::Socket, Permissions::RWXU, 0)?),
             Self::Directory(entries) => {
                 fs::create_dir_all(to)?;
                 entries.iter().try_for_each(|(name, tree)| tree.export(&to.join(name)))
@@ -102,7 +106,10 @@ impl Disk {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut toll = Toll::default();
         let entries = self.entries_after_cut(mode, &mut rng, &mut toll);
-        let contents = self.files.iter().map(|(ino, file)| (*ino, file.after_cut(mode, &mut rng, &mut toll)));
+        let contents = self.files.iter().map(|(ino, file)| {
+            let content = file.after_cut(mode, &mut rng, &mut toll);
+            (*ino, if file.is_socket { Tree::Socket } else { Tree::File(content) })
+        });
         let contents = contents.collect();
         (tree(ROOT, &entries, &contents, &mut BTreeSet::new()), toll)
     }
@@ -183,11 +190,11 @@ fn chance_of_blocks(rng: &mut StdRng) -> f64 {
 }
 
 /// Entries of what does not exist, and directories that are found twice, are left out.
-fn tree(of: Ino, entries: &Entries, contents: &BTreeMap<Ino, Content>, seen: &mut BTreeSet<Ino>) -> Tree {
+fn tree(of: Ino, entries: &Entries, contents: &BTreeMap<Ino, Tree>, seen: &mut BTreeSet<Ino>) -> Tree {
     let mut directory = BTreeMap::new();
     for (name, ino) in entries.get(&of).into_iter().flatten() {
         if let Some(content) = contents.get(ino) {
-            directory.insert(name.clone(), Tree::File(content.clone()));
+            directory.insert(name.clone(), content.clone());
         } else if seen.insert(*ino) {
             directory.insert(name.clone(), tree(*ino, entries, contents, seen));
         }

@@ -43,7 +43,7 @@ fn after(disk: &Disk, mode: Mode, seed: u64, path: &str) -> Option<Vec<u8>> {
     }
     match tree {
         Tree::File(content) => Some(content.read(0, usize::MAX)),
-        Tree::Directory(_) => Some(vec![]),
+        Tree::Directory(_) | Tree::Socket => Some(vec![]),
     }
 }
 
@@ -239,6 +239,8 @@ fn survivors_are_the_next_disk() {
     let file = disk.create(inner, OsStr::new("image")).unwrap();
     disk.write(file, 1 << 30, b"far away").unwrap();
     sync(&mut disk, file);
+    disk.create_socket(ROOT, OsStr::new("socket")).unwrap();
+    sync_directory(&mut disk, ROOT);
     let (tree, _) = disk.survivors(Mode::Nothing, 1);
     tree.export(directory.path()).unwrap();
     let next = Disk::import(Commit::Directory, directory.path()).unwrap();

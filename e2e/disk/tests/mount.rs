@@ -5,7 +5,10 @@
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write},
-    os::unix::fs::FileExt,
+    os::unix::{
+        fs::FileExt,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::mpsc,
@@ -100,6 +103,9 @@ fn it_is_a_file_system() {
     let mut names: Vec<_> = fs::read_dir(disk.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["linked", "moved"]);
+    let listener = UnixListener::bind(disk.path("socket")).unwrap();
+    UnixStream::connect(disk.path("socket")).unwrap();
+    drop(listener);
     File::open(disk.path("")).unwrap().sync_all().unwrap();
 }
 
