@@ -12,7 +12,7 @@ mod plan;
 mod site;
 mod volume;
 
-pub use crowd::Crowd;
+pub use crowd::{Crowd, judge as judge_crowd};
 pub use disk::{Cut, Disk};
 pub use fault::fault;
 pub use first_start::first_starts;

@@ -30,7 +30,7 @@ use votestream_proto::{
     },
 };
 
-use crate::audit::{Answer, Log, Shown, judge};
+use crate::audit::{Answer, Log, SentVote, Shown, judge};
 
 /// Longest time that anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -241,21 +241,35 @@ impl Election {
     /// What is not allowed.
     pub async fn verdict(&self) -> Result<(), String> {
         for poll in self.poll_ids() {
-            let votes = self.log.of_poll(&poll);
-            let start = Instant::now();
-            let mut shown = self.shown(&poll).await?;
-            let mut rested_at: Option<Instant> = None;
-            // What never comes to rest is judged all the same, and the verdict says what is wrong.
-            while start.elapsed() < PATIENCE / 2 && rested_at.is_none_or(|at| at.elapsed() < WATCHED) {
-                sleep(AGAIN).await;
-                let now = self.shown(&poll).await?;
-                let rests = now.has_come_to_rest(&votes) && now == shown;
-                rested_at = if rests { rested_at.or_else(|| Some(Instant::now())) } else { None };
-                shown = now;
-            }
-            judge(&votes, &shown).map_err(|reason| format!("poll {poll}: {reason}"))?;
+            self.verdict_on(&poll, &self.log.of_poll(&poll)).await?;
         }
         Ok(())
+    }
+
+    /// The same polls elsewhere: on a copy of what is here.
+    pub fn elsewhere(&self, ingest: SocketAddr, results: SocketAddr) -> Self {
+        let places = Places { ingest: Mutex::new(vec![Some(ingest)]), results: Mutex::new(vec![Some(results)]) };
+        Self { places, polls: Mutex::new(self.polls.lock().clone()), ..Self::default() }
+    }
+
+    /// Judges one poll by these votes.
+    ///
+    /// # Errors
+    ///
+    /// What is not allowed.
+    pub async fn verdict_on(&self, poll: &str, votes: &[SentVote]) -> Result<(), String> {
+        let start = Instant::now();
+        let mut shown = self.shown(poll).await?;
+        let mut rested_at: Option<Instant> = None;
+        // What never comes to rest is judged all the same, and the verdict says what is wrong.
+        while start.elapsed() < PATIENCE / 2 && rested_at.is_none_or(|at| at.elapsed() < WATCHED) {
+            sleep(AGAIN).await;
+            let now = self.shown(poll).await?;
+            let rests = now.has_come_to_rest(votes) && now == shown;
+            rested_at = if rests { rested_at.or_else(|| Some(Instant::now())) } else { None };
+            shown = now;
+        }
+        judge(votes, &shown).map_err(|reason| format!("poll {poll}: {reason}"))
     }
 
     /// Takes an unused option of one of the polls that are voted in. `None` if there is none left.

@@ -102,12 +102,12 @@ impl Crowd {
 
     /// Votes that wait for their answer.
     pub fn waiting(&self) -> u64 {
-        self.numbers.waiting.load(Ordering::Relaxed)
+        self.numbers.waiting.load(Ordering::SeqCst)
     }
 
     /// Acknowledged votes.
     pub fn durable(&self) -> u64 {
-        self.numbers.durable.load(Ordering::Relaxed)
+        self.now()[1]
     }
 
     /// Stops voting, closes the poll, and judges its result.
@@ -116,45 +116,66 @@ impl Crowd {
     ///
     /// If an acknowledged vote is lost, one is counted twice, or the final result is not the recount.
     pub async fn verdict(self, election: &Election) -> Result<(), String> {
+        let numbers = self.numbers.clone();
+        self.end().await?;
+        let [sent, durable, rejected] = numbers.now();
+        judge(election, durable..=sent - rejected).await
+    }
+
+    /// Stops voting.
+    ///
+    /// # Errors
+    ///
+    /// If it goes on.
+    pub async fn end(self) -> Result<(), String> {
         self.stop.cancel();
-        timeout(PATIENCE, self.task).await.map_err(|_| "the crowd never ends")?.map_err(|error| error.to_string())?;
-        let request = ClosePollRequest { poll_id: POLL.into() };
-        let close = |channel, request| async move { PollServiceClient::new(channel).close_poll(request).await };
-        election.ask("closing the poll of the crowd", request, close).await?;
-        let request = GetFinalResultsRequest { poll_id: POLL.into(), wait: false };
-        let last =
-            |channel, request| async move { ResultsServiceClient::new(channel).get_final_results(request).await };
-        let last = election.ask("the final result of the crowd", request, last).await?.into_inner();
-        let request = RecountRequest { poll_id: POLL.into() };
-        let recount = |channel, request| async move { ResultsServiceClient::new(channel).recount(request).await };
-        let recount = election.ask("a recount of the crowd", request, recount).await?.into_inner();
-        let request = GetInterimResultsRequest { poll_id: POLL.into() };
-        let shown =
-            |channel, request| async move { ResultsServiceClient::new(channel).get_interim_results(request).await };
-        let shown = election.ask("interim results of the crowd", request, shown).await?.into_inner();
-        let counted: u64 = last.options.iter().map(|option| option.votes).sum();
-        let recounted: u64 = recount.options.iter().map(|option| option.recounted).sum();
-        self.numbers.judge(counted, recounted, shown.total_submitted)
+        let ended = timeout(PATIENCE, self.task).await.map_err(|_| "the crowd never ends")?;
+        ended.map_err(|error| error.to_string())
+    }
+
+    /// Votes sent, acknowledged and refused so far.
+    pub fn now(&self) -> [u64; 3] {
+        self.numbers.now()
     }
 }
 
+/// Closes the poll of the crowd, and judges its result.
+///
+/// # Errors
+///
+/// If it is not one of these numbers, or if the final result is not the recount.
+pub async fn judge(election: &Election, allowed: std::ops::RangeInclusive<u64>) -> Result<(), String> {
+    let request = ClosePollRequest { poll_id: POLL.into() };
+    let close = |channel, request| async move { PollServiceClient::new(channel).close_poll(request).await };
+    election.ask("closing the poll of the crowd", request, close).await?;
+    let request = GetFinalResultsRequest { poll_id: POLL.into(), wait: false };
+    let last = |channel, request| async move { ResultsServiceClient::new(channel).get_final_results(request).await };
+    let last = election.ask("the final result of the crowd", request, last).await?.into_inner();
+    let request = RecountRequest { poll_id: POLL.into() };
+    let recount = |channel, request| async move { ResultsServiceClient::new(channel).recount(request).await };
+    let recount = election.ask("a recount of the crowd", request, recount).await?.into_inner();
+    let request = GetInterimResultsRequest { poll_id: POLL.into() };
+    let shown = |channel, request| async move { ResultsServiceClient::new(channel).get_interim_results(request).await };
+    let shown = election.ask("interim results of the crowd", request, shown).await?.into_inner();
+    let counted: u64 = last.options.iter().map(|option| option.votes).sum();
+    let recounted: u64 = recount.options.iter().map(|option| option.recounted).sum();
+    let submitted = shown.total_submitted;
+    if counted == recounted && allowed.contains(&counted) && allowed.contains(&submitted) {
+        return Ok(());
+    }
+    Err(format!(
+        "the crowd: {counted} votes are final, {recounted} recounted, {submitted} submitted; {allowed:?} are allowed"
+    ))
+}
+
 impl Numbers {
-    fn judge(&self, counted: u64, recounted: u64, submitted: u64) -> Result<(), String> {
-        let [sent, durable, rejected] =
-            [&self.sent, &self.durable, &self.rejected].map(|number| number.load(Ordering::Relaxed));
-        let allowed = durable..=sent - rejected;
-        if counted == recounted && allowed.contains(&counted) && allowed.contains(&submitted) {
-            return Ok(());
-        }
-        Err(format!(
-            "the crowd: {sent} votes were sent, {durable} acknowledged, {rejected} refused; {counted} are final, \
-             {recounted} recounted, {submitted} submitted"
-        ))
+    fn now(&self) -> [u64; 3] {
+        [&self.sent, &self.durable, &self.rejected].map(|number| number.load(Ordering::SeqCst))
     }
 
     fn message(&self) -> VotesMessage {
-        let first = self.sent.fetch_add(VOTES_PER_MESSAGE, Ordering::Relaxed);
-        self.waiting.fetch_add(VOTES_PER_MESSAGE, Ordering::Relaxed);
+        let first = self.sent.fetch_add(VOTES_PER_MESSAGE, Ordering::SeqCst);
+        self.waiting.fetch_add(VOTES_PER_MESSAGE, Ordering::SeqCst);
         let mut message = VotesMessage::default();
         for vote in first..first + VOTES_PER_MESSAGE {
             message.push(POLL, &user(vote), if vote.is_multiple_of(3) { "a" } else { "b" });
@@ -178,9 +199,9 @@ impl Numbers {
                     let unknown = answer.rejections.iter().filter(|it| it.code() == RejectionCode::OutcomeUnknown).count();
                     let refused = (answer.rejections.len() - unknown) as u64;
                     let settled = answer.durable_through - through;
-                    self.rejected.fetch_add(refused, Ordering::Relaxed);
-                    self.durable.fetch_add(settled - answer.rejections.len() as u64, Ordering::Relaxed);
-                    self.waiting.fetch_sub(settled, Ordering::Relaxed);
+                    self.rejected.fetch_add(refused, Ordering::SeqCst);
+                    self.durable.fetch_add(settled - answer.rejections.len() as u64, Ordering::SeqCst);
+                    self.waiting.fetch_sub(settled, Ordering::SeqCst);
                     through = answer.durable_through;
                 }
                 () = sleep(pause), if may_send && send.is_some() => {
@@ -195,7 +216,7 @@ impl Numbers {
             }
         }
         // Of these nobody knows.
-        self.waiting.store(0, Ordering::Relaxed);
+        self.waiting.store(0, Ordering::SeqCst);
     }
 }
 
