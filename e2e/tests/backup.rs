@@ -2,6 +2,7 @@
 //! the backup began is in it, and its final result is its recount.
 
 use std::{
+    fs::{File, read_to_string},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
@@ -32,11 +33,14 @@ async fn up(directory: &Path) -> Result<(Child, SocketAddr, SocketAddr), String>
     let mut command = Command::new(VOTESTREAM);
     command.args(["up", "--json", "--shards", "2", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0"]);
     command.arg("--data-dir").arg(directory).env_clear();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    let log = directory.with_extension("log");
+    let errors = File::create(&log).map_err(|error| error.to_string())?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("it is piped")?).lines();
     let line = timeout(PATIENCE, lines.next_line()).await.map_err(|_| "it says nothing")?;
-    let line = line.map_err(|error| error.to_string())?.ok_or(format!("{} does not start", directory.display()))?;
+    let line = line.map_err(|error| error.to_string())?;
+    let line = line.ok_or_else(|| format!("it does not start: {}", read_to_string(log).unwrap_or_default()))?;
     let addresses: serde_json::Value = serde_json::from_str(&line).map_err(|error| error.to_string())?;
     let address = |name: &str| {
         let address = addresses[name].as_str().and_then(|url| url.trim_start_matches("http://").parse().ok());

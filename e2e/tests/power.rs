@@ -11,6 +11,10 @@ const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 /// Cuts that one data directory lives through, before it is judged.
 const CUTS_PER_HISTORY: u64 = 5;
 
+/// From so many cuts on, the power is cut before every event of a first start, of which there are about so many.
+const EVERY_EVENT: u64 = 300;
+const START_EVENTS: u64 = 1_200;
+
 /// A number of the environment.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no whole number")))
@@ -72,8 +76,8 @@ async fn a_first_start_that_is_cut_off_is_begun_again() {
             return;
         }
         let (rounds, seed) = (number("VOTESTREAM_POWER_ROUNDS", 20), number("VOTESTREAM_POWER_SEED", 1));
-        let step = 300u64.div_ceil(rounds.max(1)) as usize;
-        let report = power::first_starts(kind, VOTESTREAM, 1 + seed % step as u64, step, seed).await;
+        let step = if rounds >= EVERY_EVENT { 1 } else { START_EVENTS.div_ceil(rounds.max(1)) };
+        let report = power::first_starts(kind, VOTESTREAM, 1 + seed % step, step as usize, seed).await;
         let report = report.unwrap_or_else(|reason| panic!("{kind:?}: {reason}\nVOTESTREAM_POWER_SEED={seed}"));
         eprintln!("{kind:?}: {report:?}");
         assert!(report.while_starting > 2, "{report:?}");

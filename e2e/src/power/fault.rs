@@ -41,8 +41,10 @@ async fn live(site: &Site, command: &str) -> Result<(), String> {
     let (voters, crowd) = (Voters::start(&site.election, CLIENTS, 1), Crowd::start(&site.election, CROWD_PAUSE));
     let durable = || site.election.log.count(Answer::Durable);
     wait_until("votes are acknowledged", || durable() > VOTES).await.map_err(|reason| running.said(&reason))?;
+    let before = durable();
     running.volume.disk.tell(command).await?;
-    let (code, said, mut volume) = site.has_ended(running).await?;
+    let goes_on = |reason| format!("{reason}\n{} votes were acknowledged since", durable() - before);
+    let (code, said, mut volume) = site.has_ended(running).await.map_err(goes_on)?;
     let names_it = said.contains("cannot write to") && said.contains(&*volume.directory.to_string_lossy());
     if code != Some(BROKEN) || !names_it {
         return Err(format!("{:?}: it ended with {code:?}, and said:\n{said}", volume.disk.failed()));
