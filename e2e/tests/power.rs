@@ -92,8 +92,10 @@ async fn a_disk_that_fails_ends_up_and_loses_nothing() {
         eprintln!("skipped: a_disk_that_fails_ends_up_and_loses_nothing: {reason}");
         return;
     }
-    let faults = ["EIO write 5", "EIO fsync 5", "EIO create 1", "ENOSPC write 5", "EROFS write 5"];
-    let lives = faults.map(|fault| async move { power::fault(kind, VOTESTREAM, &format!("fail {fault}")).await });
+    let nth = 1 + number("VOTESTREAM_POWER_SEED", 1) % 16;
+    let faults = ["EIO write", "EIO fsync", "ENOSPC write", "EROFS write"].map(|fault| format!("fail {fault} {nth}"));
+    let faults = faults.into_iter().chain(["fail EIO create 1".into()]);
+    let lives = faults.map(|fault| async move { power::fault(kind, VOTESTREAM, &fault).await });
     let failed: Vec<String> = futures::future::join_all(lives).await.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
 }

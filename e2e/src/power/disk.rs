@@ -57,6 +57,11 @@ fn build() -> Result<PathBuf, String> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("disk/Cargo.toml");
     let mut cargo = Blocking::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(&target);
+    // The compiler of this cargo: crates name others for themselves.
+    let compiler = Path::new(env!("CARGO")).with_file_name("rustc");
+    if compiler.exists() {
+        cargo.env("RUSTC", compiler);
+    }
     let output = cargo.output().map_err(|error| format!("cargo: {error}"))?;
     if !output.status.success() {
         return Err(format!("the disk cannot be built:\n{}", String::from_utf8_lossy(&output.stderr)));

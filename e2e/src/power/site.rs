@@ -113,25 +113,36 @@ impl Site {
         if self.election.is_worn() { self.election.open(&format!("poll-{round}")).await } else { Ok(()) }
     }
 
-    /// Waits until a process has ended by itself. Returns its exit code and what it said last, and the volume as it is.
+    /// Waits until a process has ended by itself, or until it is known that it goes on. Whether it has ended.
     ///
     /// # Errors
     ///
-    /// If it goes on.
-    pub async fn has_ended(&self, running: Running) -> Result<(Option<i32>, String, Volume), String> {
-        let Running { volume, mut process, slot } = running;
-        let mut ended = None;
-        let exits = wait_until("the process ends by itself", || {
-            ended = process.child.try_wait().ok().flatten();
-            ended.is_some()
+    /// If neither comes true.
+    pub async fn is_over(
+        &self,
+        running: &mut Running,
+        mut goes_on: impl FnMut(&mut Running) -> bool,
+    ) -> Result<bool, String> {
+        let mut ended = false;
+        let waited = wait_until("the process ends by itself, or goes on", || {
+            ended = !matches!(running.process.child.try_wait(), Ok(None));
+            ended || goes_on(running)
         });
-        exits.await.map_err(|reason| {
-            format!("{:?}: {reason}\nthe process said last:\n{}", volume.disk.failed(), process.said())
-        })?;
+        waited.await?;
+        Ok(ended)
+    }
+
+    /// Leaves a process that has ended by itself. Returns its exit code, what it said last, and the volume as it is.
+    ///
+    /// # Errors
+    ///
+    /// If it has not.
+    pub async fn bury(&self, running: Running) -> Result<(Option<i32>, String, Volume), String> {
+        let Running { volume, mut process, slot } = running;
         sleep(LAST_WORDS).await;
-        let said = process.said();
+        let (said, status) = (process.said(), process.child.try_wait().ok().flatten());
         slot.reap(process, &self.election).await?;
-        Ok((ended.and_then(|status| status.code()), said, volume))
+        Ok((status.and_then(|status| status.code()), said, volume))
     }
 
     /// SIGKILL, and the end of the disk. A process that waits for its disk dies of the signal once the disk has gone, and answers
