@@ -21,6 +21,7 @@
 mod flush;
 mod leases;
 mod migration;
+mod moments;
 mod numbers;
 mod pairing;
 mod pending;
@@ -107,6 +108,8 @@ struct Inner {
     broken: watch::Sender<Option<String>>,
     /// How often polls were changed; see `pairing.rs`.
     poll_changes: AtomicU64,
+    /// Number of the last flush that is durable.
+    last_flush: AtomicU64,
     db: Database,
     _lock: DirectoryLock,
 }
@@ -160,7 +163,7 @@ impl EmbeddedStore {
         let numbers = load_numbers(&numbers_stored)?;
         let (hashing, (flush_soon, asked)) = (KeyHash::default(), FlushSoon::new());
         let mut inner = Inner {
-            flushing: Mutex::new(Flushing::new(0)),
+            flushing: Mutex::new(Flushing::new(0, 0)),
             deciding: Mutex::new(Deciding::new(hashing, 0)),
             tallies_decided: Mutex::default(),
             rows: Mutex::default(),
@@ -176,18 +179,18 @@ impl EmbeddedStore {
             flushes: keyspace("flushes")?,
             broken: watch::Sender::new(None),
             poll_changes: AtomicU64::new(0),
+            last_flush: AtomicU64::new(0),
             db,
             _lock: lock,
         };
         inner.migrate(format, path)?;
-        let ingestion = inner.redo().map_err(|error| match error {
+        let flushing = inner.redo().map_err(|error| match error {
             RedoError::Database(source) => failed(source),
-            RedoError::Damaged(what) => damaged(what.to_owned()),
+            RedoError::Damaged(what) => damaged(what),
         })?;
         // Only now: polls that were converted have votes, and the last flush has rows.
         inner.numbers = RwLock::new(load_numbers(&inner.numbers_stored)?);
-        inner.poll_changes = inner.load_poll_changes().map_err(|error| damaged(error.message))?.into();
-        inner.flushing = Mutex::new(Flushing::new(ingestion));
+        inner.flushing = Mutex::new(flushing);
         inner.deciding = Mutex::new(Deciding::new(hashing, inner.numbers.get_mut().next()));
         inner.rows = Mutex::new(Rows::load(&inner.leases).map_err(|error| match error {
             leases::LoadError::Database(source) => failed(source),

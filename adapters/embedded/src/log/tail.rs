@@ -135,7 +135,7 @@ mod tests {
             assert!(oldest.bytes <= TAIL_BYTES_MAX);
         }
         assert_eq!(oldest.queue.len(), 31);
-        assert!(tail.read(1, 67, 99, limits).is_none());
+        assert!(tail.read(1, 66, 99, limits).is_none());
         let numbers = |records: Vec<Record>| -> Vec<_> {
             records.iter().map(|record| record.sequence.as_u64().unwrap()).collect()
         };

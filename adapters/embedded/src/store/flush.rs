@@ -25,7 +25,11 @@ use std::{
 use fjall::PersistMode;
 use votestream_core::port::PortError;
 
-use super::{Inner, pending::Pending};
+use super::{
+    Inner,
+    moments::{self, MomentError},
+    pending::Pending,
+};
 use crate::{
     background::give_way,
     codec::{Corrupt, Decoder, Encoder},
@@ -59,6 +63,7 @@ pub(super) enum Target {
     Tallies = 0,
     Leases = 1,
     Numbers = 2,
+    Flushes = 3,
 }
 
 /// A value that a flush writes.
@@ -71,6 +76,7 @@ pub(super) struct Change {
 
 /// Everything that was decided up to one moment and is not written.
 struct Moment {
+    number: u64,
     votes: Arc<Pending>,
     changes: Vec<Change>,
 }
@@ -79,13 +85,15 @@ struct Moment {
 pub(super) struct Flushing {
     /// Number of the last ingestion.
     ingestion: u64,
+    /// Number of the last flush.
+    moment: u64,
     /// An emptied one, for its memory.
     spare: Option<Pending>,
 }
 
 impl Flushing {
-    pub(super) fn new(ingestion: u64) -> Self {
-        Self { ingestion, spare: None }
+    pub(super) fn new(ingestion: u64, moment: u64) -> Self {
+        Self { ingestion, moment, spare: None }
     }
 }
 
@@ -106,6 +114,7 @@ fn decode_redo(value: &[u8]) -> Result<(u64, Vec<Change>), Corrupt> {
             0 => Target::Tallies,
             1 => Target::Leases,
             2 => Target::Numbers,
+            3 => Target::Flushes,
             _ => return Err(Corrupt),
         };
         let mut bytes = || {
@@ -121,22 +130,31 @@ fn decode_redo(value: &[u8]) -> Result<(u64, Vec<Change>), Corrupt> {
 /// Why the last ingestion could not be completed.
 pub(super) enum RedoError {
     Database(fjall::Error),
-    Damaged(&'static str),
+    Damaged(String),
 }
 
 impl Inner {
-    /// Commits what the last ingestion brought along, unless that was done. Returns its number, 0 if there was none.
-    pub(super) fn redo(&self) -> Result<u64, RedoError> {
-        let Some(redo) = self.votes.get(REDO_KEY).map_err(RedoError::Database)? else { return Ok(0) };
-        let (ingestion, changes) = decode_redo(&redo).map_err(|_| RedoError::Damaged("last ingestion"))?;
+    /// Commits what the last ingestion brought along, unless that was done. Returns where flushes go on.
+    pub(super) fn redo(&self) -> Result<Flushing, RedoError> {
+        let redo = self.votes.get(REDO_KEY).map_err(RedoError::Database)?;
+        let redo = redo.map(|redo| decode_redo(&redo)).transpose();
+        let redo = redo.map_err(|_| RedoError::Damaged("last ingestion".to_owned()))?;
         let redone = match self.flushes.get(REDONE_KEY).map_err(RedoError::Database)? {
             None => 0,
-            Some(redone) => Decoder(&redone).u64().map_err(|_| RedoError::Damaged("number of an ingestion"))?,
+            Some(redone) => {
+                Decoder(&redone).u64().map_err(|_| RedoError::Damaged("number of an ingestion".to_owned()))?
+            }
         };
-        if redone < ingestion {
-            self.commit_changes(Some(ingestion), None, &changes).map_err(RedoError::Database)?;
+        let pending = redo.as_ref().filter(|(ingestion, _)| redone < *ingestion);
+        let moment = self.compare_moments(pending.is_some()).map_err(|error| match error {
+            MomentError::Database(source) => RedoError::Database(source),
+            MomentError::Damaged(reason) => RedoError::Damaged(reason),
+        })?;
+        if let Some((ingestion, changes)) = pending {
+            self.commit_changes(Some(*ingestion), None, changes).map_err(RedoError::Database)?;
         }
-        Ok(ingestion)
+        self.last_flush.store(moment, Ordering::SeqCst);
+        Ok(Flushing::new(redo.map_or(0, |(ingestion, _)| ingestion), moment))
     }
 
     /// Writes everything that was decided before this call, durably.
@@ -169,7 +187,9 @@ impl Inner {
         // Others may go on while tallies are encoded.
         drop((votes, tallies, rows));
         changes.extend(changed.iter().map(|(key, tally)| tally.change(key)));
-        Some(Moment { votes: pending, changes })
+        let number = flushing.moment + 1;
+        changes.extend(moments::changes(number));
+        Some(Moment { number, votes: pending, changes })
     }
 
     fn write(&self, flushing: &mut Flushing, moment: &Moment) -> Result<(), fjall::Error> {
@@ -183,7 +203,7 @@ impl Inner {
 
     /// Everything in one commit.
     fn journal(&self, moment: &Moment) -> Result<(), fjall::Error> {
-        self.commit_changes(None, Some(&moment.votes), &moment.changes)
+        self.commit_changes(None, Some(moment), &moment.changes)
     }
 
     /// Everything in one table. Afterwards it is durable, but rows and tallies are where only [`Self::redo`] looks.
@@ -195,6 +215,7 @@ impl Inner {
             ingestion.write(key, value)?;
         }
         ingestion.write(REDO_KEY, encode_redo(number, &moment.changes))?;
+        ingestion.write(moments::key(moment.number), moments::value(moment.number, moment.number))?;
         ingestion.finish()?;
         flushing.ingestion = number;
         Ok(())
@@ -208,19 +229,23 @@ impl Inner {
     fn commit_changes(
         &self,
         redone: Option<u64>,
-        votes: Option<&Pending>,
+        votes: Option<&Moment>,
         changes: &[Change],
     ) -> Result<(), fjall::Error> {
         // Nothing but the length and the blocks of the file is needed to read it.
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
-        for (key, value) in votes.into_iter().flat_map(Pending::sorted) {
-            batch.insert(&self.votes, key, value);
+        if let Some(moment) = votes {
+            for (key, value) in moment.votes.sorted() {
+                batch.insert(&self.votes, key, value);
+            }
+            batch.insert(&self.votes, moments::key(moment.number), moments::value(moment.number, moment.number));
         }
         for Change { target, key, value } in changes {
             let keyspace = match target {
                 Target::Tallies => &self.tallies,
                 Target::Leases => &self.leases,
                 Target::Numbers => &self.numbers_stored,
+                Target::Flushes => &self.flushes,
             };
             batch.insert(keyspace, &**key, &**value);
         }
@@ -233,6 +258,8 @@ impl Inner {
     fn end_flush(&self, flushing: &mut Flushing, moment: Moment) {
         self.tallies_decided.lock().end_flush();
         self.deciding.lock().flushing = None;
+        flushing.moment = moment.number;
+        self.last_flush.store(moment.number, Ordering::SeqCst);
         // Nobody else holds it now.
         flushing.spare = Arc::into_inner(moment.votes).map(Pending::emptied);
     }

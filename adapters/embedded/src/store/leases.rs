@@ -18,6 +18,7 @@ use votestream_core::{
 use super::{
     EmbeddedStore, Inner,
     flush::{Change, Target},
+    moments::is_mark,
 };
 use crate::codec::{Corrupt, Decoder, Encoder};
 
@@ -118,6 +119,9 @@ impl Rows {
         let mut rows = BTreeMap::<(Group, ShardId), ShardRow>::new();
         for guard in leases.iter() {
             let (key, value) = guard.into_inner().map_err(LoadError::Database)?;
+            if is_mark(&key) {
+                continue;
+            }
             let damaged = || LoadError::Damaged(format!("shard row {:?}", String::from_utf8_lossy(&key)));
             let (group, shard, kind) = decode_key(&key).ok_or_else(damaged)?;
             match kind {

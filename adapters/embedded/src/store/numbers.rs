@@ -16,6 +16,7 @@ use votestream_core::{PollId, port::PortError};
 use super::{
     Inner,
     flush::{Change, Target},
+    moments::is_mark,
 };
 use crate::codec::{Corrupt, Decoder, Encoder};
 
@@ -62,6 +63,9 @@ impl Numbers {
         let mut loaded = Self::default();
         for guard in numbers.iter() {
             let (poll, value) = guard.into_inner().map_err(LoadError::Database)?;
+            if is_mark(&poll) {
+                continue;
+            }
             let damaged = || LoadError::Damaged(format!("number of poll {:?}", String::from_utf8_lossy(&poll)));
             let (number, options) = decode(&value).map_err(|_| damaged())?;
             let poll = std::str::from_utf8(&poll).map_err(|_| damaged())?;

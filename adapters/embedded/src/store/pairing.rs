@@ -1,7 +1,7 @@
 //! What the store knows of the log that it belongs to, and what a start compares.
 //!
-//! Owns the id of the directory and the life in the store, and the number of changes of polls. Must never let a poll change
-//! without its number: the log writes the number down, so that a store that is older than its log is found out.
+//! Owns the id of the directory and the life in the store. The log writes down how often polls were changed, which
+//! `moments.rs` counts: so a store that is older than its log is found out. Must never name a life before the log does.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +10,7 @@ use votestream_core::{
     port::{Group, PortError},
 };
 
-use super::{EmbeddedStore, Inner};
+use super::EmbeddedStore;
 use crate::{
     codec::{Corrupt, Decoder, Encoder},
     read_failed,
@@ -18,9 +18,6 @@ use crate::{
 
 /// In the keyspace `flushes`: directory u128, life u128.
 const IDENTITY_KEY: &str = "identity";
-/// In the keyspace `polls`, behind all of them, since ids are UTF-8: how often polls were changed, u64.
-pub(super) const POLL_CHANGES_KEY: [u8; 1] = [255];
-
 /// Which directory the store is of, and its last life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -79,15 +76,7 @@ impl EmbeddedStore {
 
     /// Whether nothing was ever stored here.
     pub(crate) fn is_blank(&self) -> Result<bool, PortError> {
-        let polls = self.inner.polls.first_key_value().is_none();
+        let polls = self.inner.polls.is_empty().map_err(read_failed)?;
         Ok(polls && self.inner.rows.lock().all().next().is_none())
-    }
-}
-
-impl Inner {
-    /// Reads the number of changes of polls; 0 in a store that never counted them.
-    pub(super) fn load_poll_changes(&self) -> Result<u64, PortError> {
-        let value = self.polls.get(POLL_CHANGES_KEY).map_err(read_failed)?;
-        value.map_or(Ok(0), |value| Decoder(&value).u64().map_err(|corrupt| corrupt.in_a("number of changes")))
     }
 }

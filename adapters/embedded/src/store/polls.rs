@@ -11,7 +11,7 @@ use votestream_core::{
     port::{Created, PollStore, PortError},
 };
 
-use super::{EmbeddedStore, Inner, pairing::POLL_CHANGES_KEY};
+use super::{EmbeddedStore, Inner, moments};
 use crate::{
     blocking,
     codec::{Corrupt, Decoder, Encoder},
@@ -117,7 +117,11 @@ impl Inner {
         let changes = self.poll_changes.load(Ordering::SeqCst) + 1;
         let mut batch = self.db.batch();
         batch.insert(&self.polls, poll.id.as_str(), encode(poll));
-        batch.insert(&self.polls, POLL_CHANGES_KEY, changes.to_be_bytes());
+        batch.insert(
+            &self.polls,
+            moments::key(changes),
+            moments::value(changes, self.last_flush.load(Ordering::SeqCst)),
+        );
         self.commit(batch)?;
         // After the commit, and before anybody can vote in the poll: the log never names a change that the store might lose.
         self.poll_changes.store(changes, Ordering::SeqCst);
@@ -145,11 +149,10 @@ impl Inner {
 
     fn list_polls(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError> {
         let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_str().as_bytes()));
-        let polls =
-            self.polls.range::<&[u8], _>((start, Bound::Excluded(&POLL_CHANGES_KEY[..]))).take(limit).map(|guard| {
-                let value = guard.value().map_err(read_failed)?;
-                decode(&value).map_err(|corrupt| corrupt.in_a("poll"))
-            });
+        let polls = self.polls.range::<&[u8], _>((start, Bound::Excluded(&[u8::MAX][..]))).take(limit).map(|guard| {
+            let value = guard.value().map_err(read_failed)?;
+            decode(&value).map_err(|corrupt| corrupt.in_a("poll"))
+        });
         polls.collect()
     }
 }

@@ -22,22 +22,23 @@ fn open(dir: &Path) -> EmbeddedStore {
     EmbeddedStore::open_flushing(&dir.join("store"), Format::Present(0), lock, never).unwrap()
 }
 
-/// What a process finds that starts after this one was killed.
-fn crashed(dir: &Path) -> (tempfile::TempDir, EmbeddedStore) {
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                copy(&entry.path(), &to)
-            } else {
-                drop(fs::copy(entry.path(), to))
-            }
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &to)
+        } else {
+            drop(fs::copy(entry.path(), to))
         }
     }
+}
+
+/// What a process finds that starts after this one was killed.
+fn crashed(dir: &Path) -> (tempfile::TempDir, EmbeddedStore) {
     let copied = tempfile::tempdir().unwrap();
-    copy(dir, copied.path());
+    copy_tree(dir, copied.path());
     let store = open(copied.path());
     (copied, store)
 }
@@ -255,6 +256,77 @@ async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
         }
     }
     assert_eq!((window, interrupted), (10, 4), "an ingestion that was interrupted each time that there was something");
+}
+
+#[tokio::test]
+async fn a_copy_of_several_moments_is_right_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let shard = ShardId::new("shard");
+    let row = ShardRow {
+        shard: shard.clone(),
+        range: HashRange::ALL,
+        parents: Vec::new(),
+        started: true,
+        lease: Lease::default(),
+        progress: Progress::default(),
+    };
+    LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
+    store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
+    let mut moments = Vec::new();
+    for (window, many) in (1..).zip([false, true, false, true, true]) {
+        change(&store, &shard, window, 3).await;
+        let mut copy = || {
+            let copied = tempfile::tempdir().unwrap();
+            copy_tree(&dir.path().join("store"), copied.path());
+            moments.push(copied);
+        };
+        store.flush_as(many, &mut copy);
+        copy();
+    }
+    drop(store);
+    let parts = |of: &Path| {
+        let names =
+            |path: &Path| -> Vec<_> { fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect() };
+        let mut parts = names(&of.join("keyspaces"));
+        parts.extend(names(of).into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "jnl")));
+        parts
+    };
+    // Each part of one of two moments.
+    let (mut right, mut refused) = (0, 0);
+    for (at, early) in moments.iter().enumerate() {
+        for (gap, late) in moments[at..].iter().enumerate().skip(1).take(2) {
+            let all = parts(early.path());
+            for alone in 0..all.len() * 2 {
+                let mixed = tempfile::tempdir().unwrap();
+                let target = mixed.path().join("store");
+                let (base, other) = if alone < all.len() { (early, late) } else { (late, early) };
+                copy_tree(base.path(), &target);
+                let part = all[alone % all.len()].strip_prefix(early.path()).unwrap();
+                if other.path().join(part).is_dir() {
+                    fs::remove_dir_all(target.join(part)).unwrap();
+                    copy_tree(&other.path().join(part), &target.join(part));
+                } else {
+                    fs::copy(other.path().join(part), target.join(part)).unwrap();
+                }
+                let (lock, never) = (Arc::new(directory::lock(mixed.path()).unwrap()), Duration::from_secs(3_600));
+                match EmbeddedStore::open_flushing(&target, Format::Present(0), lock, never) {
+                    Err(_) => refused += 1,
+                    Ok(store) => {
+                        right += 1;
+                        let state = State::of(&store).await;
+                        assert_eq!(
+                            state,
+                            State::model(state.checkpoint),
+                            "moment {at}, {gap} later, {}",
+                            part.display()
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert!(right > 0 && refused > 0, "{right} right, {refused} refused");
 }
 
 #[tokio::test]
