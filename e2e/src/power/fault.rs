@@ -1,7 +1,7 @@
 //! A disk that fails without losing its power: one error, a full disk, or one that cannot be written any more.
 //!
-//! Owns one such life: votes, the fault, the end of the process by itself, and a start when the fault is mended. Must never mend
-//! a fault that lasts before the process has ended.
+//! Owns one such life: votes, the fault, the end of the process by itself, a start when the fault is mended, and a power cut after
+//! that. Must never mend a fault that lasts before the process has ended.
 
 use std::time::Duration;
 
@@ -71,6 +71,10 @@ async fn live(site: &Site, command: &str) -> Result<(), String> {
     if over.map_err(|reason| running.said(&reason))? {
         running = mend(site, running).await?;
     }
+    // What a sync that failed has left is in the cache alone, and no later sync writes it: nothing may rest on it.
+    running.volume.disk.cut_now("cut a 1").await?;
+    let state = site.leave(running).await?;
+    let mut running = site.start(site.mount(&state, 1, Duration::ZERO).await?);
     judge(site, &mut running, voters, Some(crowd)).await.map_err(|reason| running.said(&reason))?;
     site.leave(running).await.map(drop)
 }
