@@ -110,7 +110,7 @@ impl Stack {
         raise_descriptor_limit();
         let engine = open(&directory, options.shards).await?;
         let ports = engine.ports();
-        let services = services(&ports, Connections::new(options.limits), ingest_listener, results_listener);
+        let services = services(&ports, options.limits, ingest_listener, results_listener);
         Ok(Self { ingest_addr, results_addr, directory, services, engine, temporary })
     }
 
@@ -160,10 +160,15 @@ impl Stack {
     }
 }
 
-fn services(ports: &Ports, connections: Connections, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
+fn services(ports: &Ports, limits: Limits, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
+    let connections = Connections::new(limits);
     let ingest = {
         let ports = ports.clone();
-        let config = IngestConfig { connections: connections.clone(), ..IngestConfig::one_machine() };
+        let config = IngestConfig {
+            connections: connections.clone(),
+            message_timeout: limits.message,
+            ..IngestConfig::one_machine()
+        };
         Service::spawn("ingest", |shutdown| votestream_ingest::run(config, ports, ingest, shutdown))
     };
     let persist = {
