@@ -2,11 +2,14 @@
 //!
 //! Owns the outward contract of the command line. Must never do anything: parsing and checking of single values only.
 
+mod time;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use votestream_service::Limits;
+use votestream_service::{CorsOrigins, Limits, config::socket_addr};
 
+use self::time::{parse_duration, parse_time};
 use crate::{connect::Target, plan::Clients};
 
 const EXIT_CODES: &str = "\
@@ -14,7 +17,10 @@ Exit codes:
   0  done, and the answer is yes
   1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact
   2  usage: wrong arguments, or a file that cannot be read
-  3  a service cannot be reached, or a call failed";
+  3  a service cannot be reached, or a call failed
+  128 + N  signal N ended the command before it was done: 130 ctrl-c, 143 SIGTERM, 129 SIGHUP
+`up` is done once a signal has stopped it and every vote is answered: 0. A second signal stops every command at once. A reader
+of the output that leaves, such as `head`, ends nothing but the output.";
 
 /// Counts votes: runs the stack on one machine, and talks to a running one.
 #[derive(Debug, Parser)]
@@ -65,6 +71,9 @@ pub(crate) enum Command {
     Cast(CastArgs),
     /// Show the results of a poll.
     Results(ResultsArgs),
+    /// Copy a data directory as of now, while a stack runs on it or while none does. The copy is a data directory like any
+    /// other; every vote that was acknowledged before is in it.
+    Backup(BackupArgs),
     /// Count the stored votes anew and compare them with the tallies; exit code 1 if they differ.
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
@@ -79,10 +88,10 @@ pub(crate) enum Command {
 #[derive(Args, Debug)]
 pub(crate) struct DevAwsArgs {
     /// Address of the Kinesis stand-in; port 0 picks a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4567")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4567", value_parser = socket_addr)]
     pub(crate) kinesis_addr: SocketAddr,
     /// Address of the DynamoDB stand-in; port 0 picks a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000", value_parser = socket_addr)]
     pub(crate) dynamodb_addr: SocketAddr,
     /// Shards of the stream that the services create.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
@@ -91,11 +100,11 @@ pub(crate) struct DevAwsArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct UpArgs {
-    /// Address of the ingest service; port 0 picks a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    /// Address of the ingest service, or a host name; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", value_parser = socket_addr)]
     pub(crate) ingest_addr: SocketAddr,
-    /// Address of the results and poll service; port 0 picks a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052")]
+    /// Address of the results and poll service, or a host name; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052", value_parser = socket_addr)]
     pub(crate) results_addr: SocketAddr,
     /// Where everything is stored [default: $XDG_DATA_HOME/votestream or ~/.local/share/votestream]
     #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]
@@ -106,6 +115,13 @@ pub(crate) struct UpArgs {
     /// Shards of a new stream; an existing one keeps its own.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub(crate) shards: u32,
+    /// Web pages that may call, with commas between, such as https://vote.example; * for all [default: none].
+    #[arg(long, value_name = "ORIGINS", default_value = "", hide_default_value = true)]
+    pub(crate) cors_allow_origins: CorsOrigins,
+    /// Go on with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if the clock
+    /// was ahead when they were stored and is right now: time runs a tenth slower until then.
+    #[arg(long)]
+    pub(crate) continue_from_log_time: bool,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
 }
@@ -155,6 +171,16 @@ impl From<LimitArgs> for Limits {
     }
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct BackupArgs {
+    /// Where the copy goes: a directory that is empty or not there yet.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// What is copied [default: as of `up`]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
 /// More shards than this cost one machine more than they bring.
 const SHARDS_MAX: i64 = 256;
 
@@ -186,7 +212,7 @@ pub(crate) enum PollCommand {
     /// Show a poll.
     Get {
         /// Id of the poll.
-        #[arg(value_name = "POLL")]
+        #[arg(value_name = "POLL", allow_negative_numbers = true)]
         poll: String,
     },
     /// List all polls.
@@ -194,29 +220,35 @@ pub(crate) enum PollCommand {
     /// Close a poll early.
     Close {
         /// Id of the poll.
-        #[arg(value_name = "POLL")]
+        #[arg(value_name = "POLL", allow_negative_numbers = true)]
         poll: String,
     },
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct PollCreateArgs {
-    /// Id of the poll: letters, digits and "-", "_", ".", "~".
-    #[arg(long)]
+    /// Id of the poll: letters, digits and "-", "_", ".", "~", and not "." or ".." alone.
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) id: String,
     /// Title for people.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", allow_negative_numbers = true)]
     pub(crate) title: String,
-    /// Id of an option; once for each option.
-    #[arg(long = "option", value_name = "ID", required = true)]
+    /// Id of an option; once for each option. No two may look alike.
+    #[arg(long = "option", value_name = "ID", required = true, allow_negative_numbers = true)]
     pub(crate) options: Vec<String>,
     /// When voting starts [default: now]
-    #[arg(long, value_name = "RFC3339")]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) opens_at: Option<jiff::Timestamp>,
-    /// When voting ends.
-    #[arg(long, value_name = "RFC3339", required_unless_present = "closes_in", conflicts_with = "closes_in")]
+    /// When voting ends, with an offset or a time zone: 2026-05-16T23:00:00+02:00 or 2026-05-16T23:00[Europe/Berlin].
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = parse_time,
+        required_unless_present = "closes_in",
+        conflicts_with = "closes_in"
+    )]
     pub(crate) closes_at: Option<jiff::Timestamp>,
-    /// How long from now voting ends, such as 90s, 15m or 1h30m.
+    /// How long from now voting ends, such as 90s, 15m, 1h30m, 2d or 1w; a day has 24 hours.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) closes_in: Option<Duration>,
     /// Expected peak in votes per second, which sizes how the votes are spread over the store [default: 1000]
@@ -238,16 +270,17 @@ pub(crate) enum Source {
 #[derive(Args, Debug)]
 pub(crate) struct CastArgs {
     /// Poll of the vote.
-    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
     pub(crate) poll: Option<String>,
     /// User who votes.
-    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
     pub(crate) user: Option<String>,
     /// Option that the user chooses.
-    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
     pub(crate) option: Option<String>,
-    /// Cast the votes of a file, - for stdin: CSV `poll_id,user_id,option_id` (header optional, quotes allowed), or one
-    /// JSON object of the same fields a line.
+    /// Cast the votes of a file, - for stdin: CSV `poll_id,user_id,option_id` in UTF-8, or one JSON object of the same fields a
+    /// line. CSV may have a header, quotes, and tabs or semicolons instead of commas; blanks around a field that is not
+    /// quoted are not part of it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["poll", "user", "option"])]
     pub(crate) file: Option<PathBuf>,
     /// Start at this line of the file, to go on after an interruption.
@@ -258,7 +291,7 @@ pub(crate) struct CastArgs {
 #[derive(Args, Debug)]
 pub(crate) struct ResultsArgs {
     /// Id of the poll.
-    #[arg(value_name = "POLL")]
+    #[arg(value_name = "POLL", allow_negative_numbers = true)]
     pub(crate) poll: String,
     /// Show the results as they change, until they are final. With --json one object a line.
     #[arg(long, conflicts_with = "is_final")]
@@ -277,14 +310,14 @@ pub(crate) struct ResultsArgs {
 #[derive(Args, Debug)]
 pub(crate) struct AuditArgs {
     /// Id of the poll.
-    #[arg(value_name = "POLL")]
+    #[arg(value_name = "POLL", allow_negative_numbers = true)]
     pub(crate) poll: String,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct LoadArgs {
     /// Poll to vote in; its options are read from the poll service.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     pub(crate) poll: String,
     /// Votes to cast.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=VOTES_MAX))]
@@ -339,11 +372,6 @@ pub(crate) struct PlanArgs {
     pub(crate) up_for: Duration,
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let signed: jiff::SignedDuration = text.parse().map_err(|_| "expected a duration such as 90s, 15m or 1h30m")?;
-    Duration::try_from(signed).map_err(|_| "a duration cannot be negative".into())
-}
-
 /// Waits of connections, as the services take them.
 fn parse_wait(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
@@ -383,14 +411,30 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_shares() {
-        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5_400)));
-        assert!(parse_duration("-5s").is_err());
-        assert!(parse_duration("soon").is_err());
+    fn shares() {
         assert_eq!(parse_share("0.25"), Ok(0.25));
         assert!(parse_share("1.5").is_err());
         assert!(parse_share("NaN").is_err());
+    }
+
+    #[test]
+    fn a_negative_number_is_an_id() {
+        let cast = ["votestream", "cast", "--poll", "-5", "--user", "-1001234", "--option", "-1"];
+        let Command::Cast(args) = Cli::try_parse_from(cast).unwrap().command else { panic!() };
+        assert_eq!((args.poll.as_deref(), args.user.as_deref()), (Some("-5"), Some("-1001234")));
+        assert!(Cli::try_parse_from(["votestream", "results", "-5"]).is_ok());
+        // A flag whose value was forgotten is still a mistake.
+        let forgotten = ["votestream", "cast", "--poll", "p", "--option", "a", "--user", "--json"];
+        assert!(Cli::try_parse_from(forgotten).is_err());
+    }
+
+    #[test]
+    fn hosts_have_names() {
+        let up = ["votestream", "up", "--ingest-addr", "localhost:5", "--results-addr", "[::1]:6"];
+        let Command::Up(args) = Cli::try_parse_from(up).unwrap().command else { panic!() };
+        assert_eq!((args.ingest_addr.port(), args.results_addr.port()), (5, 6));
+        assert!(args.ingest_addr.ip().is_loopback());
+        assert!(Cli::try_parse_from(["votestream", "up", "--ingest-addr", "localhost"]).is_err());
     }
 
     #[test]

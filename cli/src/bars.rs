@@ -1,7 +1,7 @@
 //! Results as bars, in place on a terminal.
 //!
-//! Owns how results look to people. Must never run past the terminal's width (a wrapped line breaks the redrawing), nor
-//! print a control character that came with a title.
+//! Owns how results look to people. Must never run past the terminal's width (a wrapped line breaks the redrawing), nor cut a
+//! number to fit, nor print a control character that came with a title.
 
 use console::{Alignment, Term, measure_text_width, pad_str};
 use indicatif::HumanCount;
@@ -10,10 +10,23 @@ use crate::{failure::Failure, output};
 
 /// Columns of a bar at the most; more are no easier to read.
 const BAR_COLUMNS_MAX: usize = 40;
-/// Columns of a label at the most.
+/// Columns of a bar at the least; fewer show nothing.
+const BAR_COLUMNS_MIN: usize = 4;
+/// Columns of a label at the most, unless there is room enough.
 const LABEL_COLUMNS_MAX: usize = 30;
+/// Columns of a label at the least, before the blanks between the columns are given up.
+const LABEL_COLUMNS_MIN: usize = 8;
 /// Options that are drawn at the most; the rest is summed up in one line.
 const ROWS_MAX: usize = 20;
+/// Columns of "100.0 %".
+const PERCENT_COLUMNS: usize = 7;
+
+/// The room for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) columns: usize,
+    pub(crate) rows: usize,
+}
 
 /// One option.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,30 +37,123 @@ pub(crate) struct Row {
     pub(crate) count: u64,
 }
 
-/// One line for each row: label, bar, count, share.
-pub(crate) fn render(rows: &[Row], columns: usize) -> Vec<String> {
-    let total: u64 = rows.iter().map(|row| row.count).sum();
+/// A heading, the options, and a sentence about all of them. The heading is shortened, the sentence wrapped.
+pub(crate) fn page(heading: &str, kind: &str, rows: &[Row], total: &str, size: Size) -> Vec<String> {
+    let room = size.columns.saturating_sub(measure_text_width(kind));
+    let mut lines = vec![format!("{}{kind}", shorten(heading, room))];
+    let total = wrap(total, size.columns);
+    // The line about the rest may take its row, too.
+    let rows_max = size.rows.saturating_sub(lines.len() + total.len() + 1).clamp(1, ROWS_MAX);
+    lines.extend(render(rows, rows_max, size.columns));
+    lines.extend(total);
+    lines
+}
+
+/// One line for each row: label, bar, count, share. Where there is little room the bar goes first, then the label is shortened,
+/// then the blanks between the columns, and at last the label has a line of its own.
+fn render(rows: &[Row], rows_max: usize, columns: usize) -> Vec<String> {
+    let total: u64 = rows.iter().fold(0, |sum, row| sum.saturating_add(row.count));
     let most = rows.iter().map(|row| row.count).max().unwrap_or(0);
-    let shown = &rows[..rows.len().min(ROWS_MAX)];
-    let labels: Vec<String> = shown.iter().map(|row| output::printable(&row.label)).collect();
+    let shown = &rows[..rows.len().min(rows_max)];
     let counts: Vec<String> = shown.iter().map(|row| HumanCount(row.count).to_string()).collect();
-    let label_width = labels.iter().map(|label| measure_text_width(label)).max().unwrap_or(0).min(LABEL_COLUMNS_MAX);
+    let labels: Vec<String> = shown.iter().map(|row| output::printable(&row.label)).collect();
+    let longest = labels.iter().map(|label| measure_text_width(label)).max().unwrap_or(0);
     let count_width = counts.iter().map(String::len).max().unwrap_or(0);
-    // Blanks between the columns, and "100.0 %".
-    let rest = label_width + count_width + 6 + 7;
-    let bar_width = columns.saturating_sub(rest).min(BAR_COLUMNS_MAX);
-    let mut lines: Vec<String> = shown
-        .iter()
-        .zip(labels.iter().zip(&counts))
-        .map(|(row, (label, count))| {
-            let label = pad_str(label, label_width, Alignment::Left, Some("…"));
-            let bar = bar(row.count, most, bar_width);
-            format!("{label}  {bar}  {count:>count_width$}  {:>5.1} %", percent(row.count, total))
-        })
-        .collect();
+    let layout = Layout::new(longest, count_width, columns);
+    let mut lines = Vec::new();
+    for (row, (label, count)) in shown.iter().zip(labels.iter().zip(&counts)) {
+        let bar = (layout.bar > 0).then(|| bar(row.count, most, layout.bar));
+        lines.extend(layout.lines(label, bar.as_deref(), count, percent(row.count, total)));
+    }
     if rows.len() > shown.len() {
-        let rest: u64 = rows[shown.len()..].iter().map(|row| row.count).sum();
-        lines.push(format!("and {} more options with {} votes", rows.len() - shown.len(), HumanCount(rest)));
+        let rest = rows[shown.len()..].iter().fold(0u64, |sum, row| sum.saturating_add(row.count));
+        let line = format!("and {} more options with {} votes", rows.len() - shown.len(), HumanCount(rest));
+        lines.extend(wrap(&line, columns));
+    }
+    lines
+}
+
+/// How wide each part of a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    /// 0 if the label has a line of its own.
+    label: usize,
+    /// 0 if there is no bar.
+    bar: usize,
+    count: usize,
+    /// Between the columns.
+    blanks: usize,
+    columns: usize,
+}
+
+impl Layout {
+    fn new(longest: usize, count: usize, columns: usize) -> Self {
+        let wide = columns.saturating_sub(count + PERCENT_COLUMNS + 4);
+        if wide < longest.min(LABEL_COLUMNS_MIN) {
+            let label = columns.saturating_sub(count + PERCENT_COLUMNS + 2);
+            // A single column would show no more than that something is left out.
+            let label = if label < 2 { 0 } else { label.min(longest) };
+            return Self { label, bar: 0, count, blanks: 1, columns };
+        }
+        // A third of the room is the bar's, if the label needs the rest.
+        let label = longest.min(LABEL_COLUMNS_MAX).min((wide * 2 / 3).max(LABEL_COLUMNS_MIN));
+        let bar = wide.saturating_sub(label + 2).min(BAR_COLUMNS_MAX);
+        if bar < BAR_COLUMNS_MIN {
+            return Self { label: longest.min(wide), bar: 0, count, blanks: 2, columns };
+        }
+        Self { label, bar, count, blanks: 2, columns }
+    }
+
+    fn lines(&self, label: &str, bar: Option<&str>, count: &str, percent: f64) -> Vec<String> {
+        let blanks = " ".repeat(self.blanks);
+        let numbers = format!("{count:>width$}{blanks}{percent:>5.1} %", width = self.count);
+        if self.label == 0 {
+            let numbers = if measure_text_width(&numbers) > self.columns { count.to_owned() } else { numbers };
+            return vec![shorten(label, self.columns), numbers];
+        }
+        let label = shorten(label, self.label);
+        let label = pad_str(&label, self.label, Alignment::Left, None);
+        vec![match bar {
+            Some(bar) => format!("{label}{blanks}{bar}{blanks}{numbers}"),
+            None => format!("{label}{blanks}{numbers}"),
+        }]
+    }
+}
+
+/// A text of so many columns at the most. What is shortened ends with "…", and never within a character of several code points.
+pub(crate) fn shorten(text: &str, columns: usize) -> String {
+    if measure_text_width(text) <= columns {
+        return text.to_owned();
+    }
+    let Some(room) = columns.checked_sub(1) else { return String::new() };
+    let mut end = 0;
+    let mut before = '\0';
+    for (at, c) in text.char_indices() {
+        // A mark, a variation selector and what follows a joiner belong to the character before.
+        let continues = before == '\u{200d}' || measure_text_width(c.encode_utf8(&mut [0; 4])) == 0;
+        before = c;
+        if continues {
+            continue;
+        }
+        if measure_text_width(&text[..at]) > room {
+            break;
+        }
+        end = at;
+    }
+    format!("{}…", &text[..end])
+}
+
+/// Words in lines of so many columns at the most. A word that is wider has a line of its own.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) | None => lines.push(word.to_owned()),
+        }
     }
     lines
 }
@@ -68,36 +174,42 @@ fn percent(count: u64, total: u64) -> f64 {
 #[derive(Debug)]
 pub(crate) struct Canvas {
     term: Term,
-    drawn: usize,
+    /// Widths of the lines that were drawn last.
+    drawn: Vec<usize>,
 }
 
 impl Canvas {
     /// On this terminal.
     pub(crate) fn new(term: Term) -> Self {
-        Self { term, drawn: 0 }
+        Self { term, drawn: Vec::new() }
     }
 
-    /// Whether it is a terminal at all.
-    pub(crate) fn is_terminal(&self) -> bool {
-        self.term.is_term()
+    /// Whether it is a terminal that can draw lines in place.
+    pub(crate) fn can_redraw(&self) -> bool {
+        output::can_redraw(&self.term)
     }
 
-    /// Columns of the terminal.
-    pub(crate) fn columns(&self) -> usize {
-        usize::from(self.term.size().1)
+    /// The room for what is drawn: without the last column, behind which some terminals wrap, and without the row of the cursor.
+    pub(crate) fn size(&self) -> Size {
+        let (rows, columns) = self.term.size();
+        Size { columns: usize::from(columns).saturating_sub(1), rows: usize::from(rows).saturating_sub(1) }
     }
 
     /// Replaces what was drawn before.
     pub(crate) fn draw(&mut self, lines: &[String]) -> Result<(), Failure> {
-        let columns = self.columns();
-        let text: String = lines
-            .iter()
-            .map(|line| format!("{}\n", console::truncate_str(line, columns.saturating_sub(1), "…")))
-            .collect();
-        self.term.clear_last_lines(self.drawn).and_then(|()| self.term.write_str(&text)).map_err(output::closed)?;
-        self.drawn = lines.len();
-        self.term.flush().map_err(output::closed)
+        let columns = self.size().columns;
+        let lines: Vec<String> = lines.iter().map(|line| shorten(line, columns)).collect();
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let before = rows_taken(&self.drawn, columns + 1);
+        let drawn = self.term.clear_last_lines(before).and_then(|()| self.term.write_str(&text));
+        self.drawn = lines.iter().map(|line| measure_text_width(line)).collect();
+        output::written(drawn.and_then(|()| self.term.flush()))
     }
+}
+
+/// Rows that lines of these widths take in a window of so many columns, which may have become narrower since they were drawn.
+fn rows_taken(widths: &[usize], columns: usize) -> usize {
+    widths.iter().map(|width| width.div_ceil(columns.max(1)).max(1)).sum()
 }
 
 #[cfg(test)]
@@ -110,7 +222,7 @@ mod tests {
 
     #[test]
     fn bars_are_in_proportion_and_aligned() {
-        let lines = render(&[row("Alpha", 2_000), row("B", 1_000), row("C", 0)], 40);
+        let lines = render(&[row("Alpha", 2_000), row("B", 1_000), row("C", 0)], ROWS_MAX, 40);
         assert_eq!(
             lines,
             [
@@ -121,27 +233,91 @@ mod tests {
         );
     }
 
+    const SIZE: Size = Size { columns: 80, rows: 24 };
+
     #[test]
-    fn no_line_is_wider_than_the_terminal() {
-        let rows = [row(&"長い名前".repeat(20), u64::MAX / 4), row("b\x1b[2Jc", 1)];
-        for columns in [80, 100, 200] {
-            for line in render(&rows, columns) {
-                assert!(measure_text_width(&line) <= columns, "{line}");
-                assert!(!line.contains('\x1b'));
+    fn no_line_is_wider_than_the_window_and_no_number_is_cut() {
+        let labels = [
+            "A long option, as they are in real polls",
+            "長い名前の選択肢です",
+            "👩\u{200d}💻 work 👩\u{200d}💻",
+            "e\u{301}te\u{301}",
+            "b\x1b[2Jc",
+            "x",
+        ];
+        for counts in [[0, 1], [12_345, 7], [u64::MAX / 4, 1]] {
+            let rows: Vec<Row> =
+                labels.iter().zip(counts.iter().cycle()).map(|(label, count)| row(label, *count)).collect();
+            for columns in 19..=200 {
+                let lines = page(
+                    "A title that is rather long",
+                    " (interim)",
+                    &rows,
+                    "12,345 users have voted",
+                    Size { columns, rows: 100 },
+                );
+                for line in &lines {
+                    // More digits than columns cannot be helped.
+                    assert!(measure_text_width(line) <= columns || counts[0] == u64::MAX / 4, "{columns}: {line}");
+                    assert!(!line.contains('\x1b'));
+                }
+                assert!(lines[0].ends_with(" (interim)"));
+                for row in &rows {
+                    let count = HumanCount(row.count).to_string();
+                    assert!(lines.iter().any(|line| line.contains(&count)), "{columns}: {lines:?}");
+                }
+                let percents = lines.iter().filter(|line| line.ends_with(" %")).count();
+                assert!(percents == rows.len() || counts[0] == u64::MAX / 4, "{columns}: {lines:?}");
             }
         }
     }
 
     #[test]
+    fn labels_are_shortened_for_the_numbers() {
+        let rows = [row("A long option, as they are in real polls", 12_345), row("b", 0)];
+        let first = |columns| render(&rows, ROWS_MAX, columns)[0].clone();
+        assert_eq!(first(79), "A long option, as they are in…  ██████████████████████████████  12,345  100.0 %");
+        assert_eq!(first(39), "A long option…  ██████  12,345  100.0 %");
+        assert_eq!(first(19), "A l… 12,345 100.0 %");
+    }
+
+    #[test]
+    fn a_shortened_text_is_whole_characters() {
+        assert_eq!(shorten("abc", 3), "abc");
+        assert_eq!(shorten("abcd", 3), "ab…");
+        assert_eq!(shorten("長い名前", 5), "長い…");
+        assert_eq!(shorten("長い名前", 4), "長…");
+        assert_eq!(shorten("e\u{301}e\u{301}e\u{301}", 2), "e\u{301}…");
+        assert_eq!(shorten("👩\u{200d}💻 at work", 3), "👩\u{200d}💻…");
+        assert_eq!((shorten("abc", 1), shorten("abc", 0)), ("…".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn a_page_fits_into_a_low_window() {
+        let rows: Vec<Row> = (0..30).map(|n| row(&format!("o{n}"), 10)).collect();
+        for height in 5..40 {
+            let lines = page("p", "", &rows, "300 users have voted", Size { columns: 60, rows: height });
+            assert!(lines.len() <= height, "{height}: {}", lines.len());
+            assert_eq!(lines.last().map(String::as_str), Some("300 users have voted"));
+        }
+    }
+
+    #[test]
+    fn a_narrower_window_has_wrapped_what_was_drawn() {
+        assert_eq!(rows_taken(&[0, 79, 40, 41], 80), 4);
+        assert_eq!(rows_taken(&[0, 79, 40, 41], 40), 1 + 2 + 1 + 2);
+    }
+
+    #[test]
     fn no_votes_and_no_options() {
-        assert_eq!(render(&[], 80), Vec::<String>::new());
-        assert!(render(&[row("a", 0)], 80)[0].ends_with("0    0.0 %"));
+        assert_eq!(render(&[], ROWS_MAX, 80), Vec::<String>::new());
+        assert!(render(&[row("a", 0)], ROWS_MAX, 80)[0].ends_with("0    0.0 %"));
     }
 
     #[test]
     fn many_options_are_summed_up() {
         let rows: Vec<Row> = (0..30).map(|n| row(&format!("o{n}"), 10)).collect();
-        let lines = render(&rows, 80);
+        let lines = render(&rows, ROWS_MAX, SIZE.columns);
         assert_eq!(lines.len(), ROWS_MAX + 1);
         assert_eq!(lines[ROWS_MAX], "and 10 more options with 100 votes");
     }

@@ -1,12 +1,14 @@
 //! How commands end: the answer, or why there is none, and the exit codes for both.
 //!
-//! Owns the exit codes, which are outward contract, and the wording of failed calls. Must never print a backtrace or more
-//! than one line.
+//! Owns the exit codes, which are outward contract, and the wording of failed calls. Must never print a backtrace, nor more
+//! lines than somebody needs who has to decide what to do.
 
 use std::process::ExitCode;
 
 use tonic::Status;
-use votestream_service::http::name_of;
+use votestream_service::{http::name_of, terminal::Signal};
+
+use crate::output;
 
 /// What a command that ran found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +42,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Exit code 3: a service cannot be reached, a call failed, the stack broke.
     Failed(String),
-    /// Whoever read our output is gone. Not worth a message.
-    OutputClosed,
+    /// Exit code 128 and the signal's number: it came before the work was done. The command has said what that means.
+    Interrupted(Signal),
 }
 
 /// How every command ends.
@@ -62,14 +64,14 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::Usage(message) => {
-                eprintln!("error: {message}");
+                output::note(&format!("error: {message}"));
                 ExitCode::from(2)
             }
             Self::Failed(message) => {
-                eprintln!("error: {message}");
+                output::note(&format!("error: {message}"));
                 ExitCode::from(3)
             }
-            Self::OutputClosed => ExitCode::from(3),
+            Self::Interrupted(signal) => ExitCode::from(signal.exit_code()),
         }
     }
 
@@ -93,7 +95,7 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    output::printable(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

@@ -3,10 +3,14 @@
 //! Owns the process: allocator, logging, runtime, exit code. Must never hold what a command does; each has its module in
 //! `command`.
 
+// They panic once the reader of a pipe has left: `output` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod bars;
 mod command;
 mod connect;
+mod control;
 mod failure;
 mod generate;
 mod json;
@@ -32,8 +36,11 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Failure::failed(format!("cannot start the runtime: {error}")).report(),
     };
-    match runtime.block_on(command::run(cli)) {
+    let code = match runtime.block_on(command::run(cli)) {
         Ok(answer) => answer.into(),
         Err(failure) => failure.report(),
-    }
+    };
+    // A second signal means at once: what still blocks a thread is not waited for.
+    runtime.shutdown_background();
+    code
 }

@@ -1,24 +1,51 @@
-//! Output: lines and JSON on stdout, logs on stderr.
+//! Output: lines and JSON on stdout, logs and remarks on stderr.
 //!
-//! Owns stdout. Must never panic because the reader of a pipe has gone away.
+//! Owns stdout and stderr. Must never let a command fail because whoever read its output has left: a closed stdout or stderr ends
+//! nothing but the output. A command that only shows something asks [`is_closed`], and stops.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 use serde::Serialize;
+use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
+use votestream_service::terminal::{self, LogOutput, is_dumb};
 
 use crate::failure::Failure;
+
+/// `EIO`: what a write comes to once the terminal is gone.
+const TERMINAL_GONE: i32 = 5;
+
+/// Whether the reader of stdout has left.
+static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Sends the logs of the services to stderr: warnings, or what `RUST_LOG` says.
 pub(crate) fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(LogOutput)
+        .log_internal_errors(false)
+        .with_ansi(terminal::stderr_has_colors())
+        .init();
 }
 
 /// Prints a line on stdout.
+///
+/// # Errors
+///
+/// If it cannot be written, unless that is because nobody reads it.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(closed)
+    written(stdout.write_all(format!("{text}\n").as_bytes()).and_then(|()| stdout.flush()))
 }
 
 /// Prints lines on stdout.
@@ -32,16 +59,88 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     line(&text)
 }
 
-/// What a failed write to the terminal or a pipe means.
-pub(crate) fn closed(error: io::Error) -> Failure {
-    if error.kind() == io::ErrorKind::BrokenPipe {
-        Failure::OutputClosed
-    } else {
-        Failure::failed(format!("cannot write to stdout: {error}"))
+/// Prints a remark on stderr, if anybody reads it.
+pub(crate) fn note(text: &str) {
+    terminal::note(text);
+}
+
+/// What a write to stdout, or to the terminal, has come to.
+pub(crate) fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(TERMINAL_GONE) => {
+            STDOUT_CLOSED.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+        Err(error) => Err(Failure::failed(format!("cannot write to stdout: {error}"))),
     }
 }
 
-/// Text for a terminal: ids and titles come from strangers and must not move the cursor.
+/// Whether the reader of stdout has left, as far as the last write has shown.
+pub(crate) fn is_closed() -> bool {
+    STDOUT_CLOSED.load(Ordering::Relaxed)
+}
+
+/// Waits until the reader of stdout has left: a command that shows changes may have nothing to write for days. Never returns if
+/// stdout is a file, or if the system does not say.
+pub(crate) async fn until_closed() {
+    let (tell, told) = oneshot::channel();
+    let watching = std::thread::Builder::new().name("stdout".into()).spawn(move || {
+        let stdout = io::stdout();
+        // Nothing is asked for: an error or a hang-up is always reported.
+        let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+        loop {
+            match poll(&mut watched, None) {
+                Err(error) if error == Errno::INTR => {}
+                Ok(_) if watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => break,
+                Ok(_) | Err(_) => return,
+            }
+        }
+        // Nobody waits any more if this fails.
+        tell.send(()).ok();
+    });
+    if watching.is_err() || told.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    STDOUT_CLOSED.store(true, Ordering::Relaxed);
+}
+
+/// Whether lines of this terminal can be drawn again in their place.
+pub(crate) fn can_redraw(term: &Term) -> bool {
+    term.is_term() && !is_dumb()
+}
+
+/// Shows progress on stderr, if that is a terminal that can draw it.
+pub(crate) fn show_progress(progress: &ProgressBar, template: &str) {
+    if !can_redraw(&Term::stderr()) {
+        progress.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        progress.set_style(style);
+    }
+}
+
+/// Text for a terminal: ids and titles come from strangers and must not move the cursor or turn a line around.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let moves =
+        |c: char| c.is_control() || votestream_core::text::is_direction(c) || votestream_core::text::is_line_break(c);
+    text.chars().map(|c| if moves(c) { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_closed_pipe_is_no_failure() {
+        assert_eq!(written(Ok(())), Ok(()));
+        assert_eq!(written(Err(io::ErrorKind::BrokenPipe.into())), Ok(()));
+        assert_eq!(written(Err(io::Error::from_raw_os_error(TERMINAL_GONE))), Ok(()));
+        assert!(written(Err(io::ErrorKind::StorageFull.into())).is_err());
+    }
+
+    #[test]
+    fn nothing_moves_the_cursor_or_the_direction() {
+        assert_eq!(printable("a\x1b[2Jb\u{202e}c\u{2028}d\u{85}é"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d\u{fffd}é");
+    }
 }

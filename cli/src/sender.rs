@@ -1,13 +1,14 @@
-//! One stream of votes: sends messages, keeps what is not settled within a bound, hands out what was settled.
+//! Streams of votes: sends messages, keeps what is not settled within a bound, hands out what was settled.
 //!
-//! Owns the client's side of `StreamVotes`. Must never have more than the given number of votes unsettled, and never report
-//! a vote as accepted that the service has not settled.
+//! Owns the client's side of `StreamVotes`. A service may end a stream on which everything is settled, such as one that was
+//! silent for long; the next message then opens another one. Must never have more than the given number of votes unsettled, and
+//! never report a vote as accepted that the service has not settled, nor send one again of which the outcome is not known.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 use votestream_proto::{
     ReceivedVotes, VotesMessage,
     v1::{Rejection, StreamVotesResponse, ingest_service_client::IngestServiceClient},
@@ -47,9 +48,11 @@ pub(crate) trait Observer<T> {
     fn settled(&mut self, tag: &T, votes: u64, latency: Duration);
 }
 
-/// What is known when a stream has ended.
+/// What is known when everything is settled, or no stream can be had any more.
 #[derive(Debug)]
 pub(crate) struct Ended<T> {
+    /// Votes that were sent.
+    pub(crate) sent: u64,
     /// Votes that were settled, from the first one on.
     pub(crate) settled: u64,
     /// The message with the first vote of which nothing is known, and that vote's place, if the stream broke.
@@ -72,6 +75,10 @@ struct Ledger<T> {
 }
 
 impl<T> Ledger<T> {
+    fn new() -> Self {
+        Self { sent: 0, settled: 0, pending: VecDeque::new() }
+    }
+
     fn sent(&mut self, votes: u64, since: Instant, tag: T) {
         self.pending.push_back(Pending { first: self.sent, votes, since, tag });
         self.sent += votes;
@@ -92,77 +99,122 @@ impl<T> Ledger<T> {
             observer.settled(&pending.tag, pending.votes, now.saturating_duration_since(pending.since));
         }
     }
+
+    fn is_settled(&self) -> bool {
+        self.settled == self.sent
+    }
+
+    fn has_room(&self) -> bool {
+        self.sent - self.settled < UNSETTLED_VOTES_MAX
+    }
 }
 
-/// Sends everything that the source yields, and returns once all of it is settled or the stream broke.
+/// How one stream ended.
+enum StreamEnd {
+    /// We closed it, and everything is settled.
+    Closed,
+    /// The service ended it.
+    ByService(Option<Status>),
+}
+
+/// Sends everything that the source yields, and returns once all of it is settled or a stream broke.
 pub(crate) async fn stream_votes<T>(
     channel: Channel,
     url: &str,
     mut source: mpsc::Receiver<Outgoing<T>>,
     observer: &mut impl Observer<T>,
 ) -> Ended<T> {
-    let (to_connection, messages) = mpsc::channel::<VotesMessage>(CONNECTION_MESSAGES_MAX);
-    let mut ledger = Ledger { sent: 0, settled: 0, pending: VecDeque::new() };
-    let mut failure = None;
-    let call = IngestServiceClient::new(channel).stream_votes(ReceiverStream::new(messages)).await;
-    match call {
-        Err(status) => failure = Some(Failure::rpc("casting votes", url, &status)),
-        Ok(responses) => {
-            let mut responses = responses.into_inner();
-            let mut to_connection = Some(to_connection);
-            loop {
-                let room = ledger.sent - ledger.settled < UNSETTLED_VOTES_MAX;
-                // Both waits may be given up at any point: a permit that is dropped sends nothing, a message that was not
-                // received stays in the source.
-                let next = async {
-                    match &to_connection {
-                        Some(connection) if room => match connection.reserve().await {
-                            Ok(permit) => Some((permit, source.recv().await)),
-                            Err(_) => std::future::pending().await,
-                        },
-                        Some(_) | None => std::future::pending().await,
-                    }
-                };
-                let mut source_is_empty = false;
-                tokio::select! {
-                    response = responses.message() => match response {
-                        Ok(Some(response)) => ledger.answered(response, Instant::now(), observer),
-                        Ok(None) => break,
-                        Err(status) => {
-                            failure = Some(Failure::rpc("casting votes", url, &status));
-                            break;
-                        }
-                    },
-                    next = next => match next {
-                        Some((permit, Some(outgoing))) => {
-                            ledger.sent(outgoing.votes, outgoing.due.unwrap_or_else(Instant::now), outgoing.tag);
-                            permit.send(outgoing.message);
-                        }
-                        Some((_, None)) | None => source_is_empty = true,
-                    },
-                }
-                if source_is_empty {
-                    // Closing our side tells the service that no more votes come.
-                    to_connection = None;
-                }
+    let (mut sent, mut settled) = (0, 0);
+    // Opened with its first message: a stream without votes only grows old.
+    while let Some(first) = source.recv().await {
+        let mut ledger = Ledger::new();
+        let end = one_stream(channel.clone(), first, &mut source, &mut ledger, observer).await;
+        sent += ledger.sent;
+        settled += ledger.settled;
+        let failure = match end {
+            StreamEnd::Closed => break,
+            // Every stream that is opened anew follows one that has settled votes, so this ends.
+            StreamEnd::ByService(status) if ledger.is_settled() && may_go_on(status.as_ref()) => continue,
+            StreamEnd::ByService(Some(status)) => Failure::rpc("casting votes", url, &status),
+            StreamEnd::ByService(None) => {
+                Failure::failed(format!("{url} ended the stream before every vote was settled"))
             }
+        };
+        let unknown_from = first_unknown(ledger, &mut source).await;
+        return Ended { sent, settled, unknown_from, failure: Some(failure) };
+    }
+    Ended { sent, settled, unknown_from: None, failure: None }
+}
+
+/// Whether a stream on which everything is settled has ended for a reason that is none for the next one.
+fn may_go_on(status: Option<&Status>) -> bool {
+    status.is_none_or(|status| status.code() == Code::Unavailable)
+}
+
+/// The first vote without an outcome: one that is pending, or the first that waits in the source and was not sent.
+async fn first_unknown<T>(mut ledger: Ledger<T>, source: &mut mpsc::Receiver<Outgoing<T>>) -> Option<(T, u64)> {
+    if let Some(pending) = ledger.pending.pop_front() {
+        return Some((pending.tag, ledger.settled.saturating_sub(pending.first)));
+    }
+    let next = tokio::time::timeout(NEXT_MESSAGE_WAIT, source.recv()).await;
+    next.ok().flatten().map(|outgoing| (outgoing.tag, 0))
+}
+
+/// Sends a message and what follows it over one stream.
+async fn one_stream<T>(
+    channel: Channel,
+    first: Outgoing<T>,
+    source: &mut mpsc::Receiver<Outgoing<T>>,
+    ledger: &mut Ledger<T>,
+    observer: &mut impl Observer<T>,
+) -> StreamEnd {
+    let (to_connection, messages) = mpsc::channel::<VotesMessage>(CONNECTION_MESSAGES_MAX);
+    let send = |outgoing: Outgoing<T>, ledger: &mut Ledger<T>| {
+        ledger.sent(outgoing.votes, outgoing.due.unwrap_or_else(Instant::now), outgoing.tag);
+        outgoing.message
+    };
+    let first = send(first, ledger);
+    // The channel is empty, and its receiver is here.
+    drop(to_connection.try_send(first));
+    let call = IngestServiceClient::new(channel).stream_votes(ReceiverStream::new(messages)).await;
+    let mut responses = match call {
+        Ok(responses) => responses.into_inner(),
+        Err(status) => return StreamEnd::ByService(Some(status)),
+    };
+    let mut to_connection = Some(to_connection);
+    loop {
+        // Both waits may be given up at any point: a permit that is dropped sends nothing, a message that was not received
+        // stays in the source.
+        let next = async {
+            match &to_connection {
+                Some(connection) if ledger.has_room() => match connection.reserve().await {
+                    Ok(permit) => (permit, source.recv().await),
+                    Err(_) => std::future::pending().await,
+                },
+                Some(_) | None => std::future::pending().await,
+            }
+        };
+        let mut source_is_empty = false;
+        tokio::select! {
+            // The end of the stream before the next message, which would be lost on it.
+            biased;
+            response = responses.message() => match response {
+                Ok(Some(response)) => ledger.answered(response, Instant::now(), observer),
+                Ok(None) if to_connection.is_none() && ledger.is_settled() => return StreamEnd::Closed,
+                Ok(None) => return StreamEnd::ByService(None),
+                Err(_) if to_connection.is_none() && ledger.is_settled() => return StreamEnd::Closed,
+                Err(status) => return StreamEnd::ByService(Some(status)),
+            },
+            (permit, outgoing) = next => match outgoing {
+                Some(outgoing) => permit.send(send(outgoing, ledger)),
+                None => source_is_empty = true,
+            },
+        }
+        if source_is_empty {
+            // Closing our side tells the service that no more votes come.
+            to_connection = None;
         }
     }
-    if failure.is_none() && ledger.settled < ledger.sent {
-        failure = Some(Failure::failed(format!("{url} ended the stream before every vote was settled")));
-    }
-    // Whatever waits in the source was not sent; the first vote of it is the first without an outcome if none is pending.
-    let next = match ledger.pending.pop_front() {
-        Some(pending) => Some((pending.tag, ledger.settled.saturating_sub(pending.first))),
-        None => match tokio::time::timeout(NEXT_MESSAGE_WAIT, source.recv()).await {
-            Ok(next) => next.map(|outgoing| (outgoing.tag, 0)),
-            Err(_) => None,
-        },
-    };
-    if next.is_some() && failure.is_none() {
-        failure = Some(Failure::failed(format!("{url} ended the stream before every vote was sent")));
-    }
-    Ended { settled: ledger.settled, unknown_from: next, failure }
 }
 
 /// A message that is filled vote by vote.
@@ -243,7 +295,7 @@ mod tests {
     #[test]
     fn rejections_find_their_message_and_only_whole_messages_are_settled() {
         let now = Instant::now();
-        let mut ledger = Ledger { sent: 0, settled: 0, pending: VecDeque::new() };
+        let mut ledger = Ledger::new();
         let mut seen = Seen::default();
         for (tag, votes) in [("a", 3), ("b", 2), ("c", 4)] {
             ledger.sent(votes, now, tag);
@@ -274,6 +326,10 @@ mod tests {
         Withhold,
         /// Settles the first message, then breaks the stream.
         Break,
+        /// Settles the first message, then ends the stream as one that was silent for long.
+        EndAfterOne,
+        /// Ends the stream before anything is settled.
+        Refuse,
     }
 
     struct Service {
@@ -291,6 +347,9 @@ mod tests {
         futures::stream::unfold((messages, 0, false), move |(mut messages, mut through, over)| {
             let received = received.clone();
             async move {
+                if over && matches!(manner, Manner::EndAfterOne) {
+                    return Some((Err(Status::unavailable("silent for long")), (messages, 0, false)));
+                }
                 if over {
                     return None;
                 }
@@ -299,7 +358,9 @@ mod tests {
                     let message = match manner {
                         // The client does not close its side while it waits for room: silence means that it is full.
                         Manner::Withhold => tokio::time::timeout(Duration::from_millis(300), messages.message()).await,
-                        Manner::Settle | Manner::Break => Ok(messages.message().await),
+                        Manner::Settle | Manner::Break | Manner::EndAfterOne | Manner::Refuse => {
+                            Ok(messages.message().await)
+                        }
                     };
                     match message {
                         Ok(Ok(Some(message))) => {
@@ -310,14 +371,18 @@ mod tests {
                                 Manner::Break if first > 0 => {
                                     return Some((Err(Status::unavailable("broken")), (messages, through, true)));
                                 }
-                                Manner::Settle | Manner::Break => {
+                                Manner::Refuse => {
+                                    return Some((Err(Status::unavailable("refused")), (messages, through, true)));
+                                }
+                                Manner::Settle | Manner::Break | Manner::EndAfterOne => {
                                     let rejections = vec![rejection(first)];
                                     let answer = StreamVotesResponse { durable_through: through, rejections };
-                                    return Some((Ok(answer), (messages, through, false)));
+                                    let over = matches!(manner, Manner::EndAfterOne);
+                                    return Some((Ok(answer), (messages, through, over)));
                                 }
                             }
                         }
-                        Ok(Ok(None) | Err(_)) if matches!(manner, Manner::Settle | Manner::Break) => return None,
+                        Ok(Ok(None) | Err(_)) if !matches!(manner, Manner::Withhold) => return None,
                         Ok(Ok(None) | Err(_)) | Err(_) => {
                             let answer = StreamVotesResponse { durable_through: through, rejections: Vec::new() };
                             return Some((Ok(answer), (messages, through, true)));
@@ -383,9 +448,26 @@ mod tests {
     async fn a_silent_service_is_sent_no_more_than_the_bound() {
         let (ended, _, received) = send(Manner::Withhold, 1_000, 100).await;
         assert!((UNSETTLED_VOTES_MAX..UNSETTLED_VOTES_MAX + 100).contains(&received), "{received}");
-        // This service then settles what it has, and ends the stream before all was sent.
-        assert_eq!(ended.settled, received);
-        assert!(ended.failure.is_some() && ended.unknown_from.is_some(), "{ended:?}");
+        // This service then settles what it has, and ends the stream before all was sent. The next one takes the rest.
+        assert!(ended.failure.is_none() && ended.unknown_from.is_none(), "{ended:?}");
+        assert_eq!((ended.sent, ended.settled), (100_000, 100_000));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_with_everything_settled_is_opened_anew() {
+        let (ended, seen, _) = send(Manner::EndAfterOne, 20, 5).await;
+        // A message that was on its way when the stream ended is lost with it, and reported.
+        match ended.failure {
+            None => assert_eq!((ended.settled, seen.settled.len()), (100, 20)),
+            Some(failure) => assert!(ended.unknown_from.is_some() && ended.settled < ended.sent, "{failure:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_takes_nothing_is_asked_once() {
+        let (ended, seen, received) = send(Manner::Refuse, 10, 5).await;
+        assert_eq!((ended.settled, seen.settled.len(), received), (0, 0, 5));
+        assert!(ended.failure.is_some() && ended.unknown_from.is_some());
     }
 
     #[tokio::test]

@@ -17,10 +17,13 @@ use votestream_core::port::Ports;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_service::{Connections, DrainReport, Limits, ServiceError, raise_descriptor_limit};
+use votestream_service::{Connections, CorsOrigins, DrainReport, Limits, ServiceError, raise_descriptor_limit};
 use votestream_tally::TallyConfig;
 
-use crate::failure::{Failure, innermost};
+use crate::{
+    control::Control,
+    failure::{Failure, innermost},
+};
 
 /// Where the stack stores.
 #[derive(Debug)]
@@ -39,13 +42,24 @@ pub(crate) struct StackOptions {
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
     pub(crate) limits: Limits,
+    pub(crate) cors_allow_origins: CorsOrigins,
+    /// See [`EmbeddedOptions::continue_from_log_time`].
+    pub(crate) continue_from_log_time: bool,
 }
 
 impl StackOptions {
     /// A temporary stack on free ports of the loopback interface.
     pub(crate) fn ephemeral(shards: u32) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { storage: Storage::Ephemeral, shards, ingest_addr: any, results_addr: any, limits: Limits::default() }
+        Self {
+            storage: Storage::Ephemeral,
+            shards,
+            ingest_addr: any,
+            results_addr: any,
+            limits: Limits::default(),
+            cors_allow_origins: CorsOrigins::default(),
+            continue_from_log_time: false,
+        }
     }
 }
 
@@ -86,6 +100,8 @@ pub(crate) struct Stack {
     pub(crate) directory: PathBuf,
     /// In the order in which they are stopped.
     services: Vec<Service>,
+    /// Makes backups.
+    control: Option<Control>,
     /// Holds the lock on the directory until every service has ended.
     engine: EmbeddedEngine,
     temporary: Option<TempDir>,
@@ -108,10 +124,17 @@ impl Stack {
             }
         };
         raise_descriptor_limit();
-        let engine = open(&directory, options.shards).await?;
+        let embedded = EmbeddedOptions {
+            shards: options.shards,
+            continue_from_log_time: options.continue_from_log_time,
+            ..EmbeddedOptions::default()
+        };
+        let engine = open(&directory, embedded).await?;
+        let control = Control::listen(&directory, engine.backups());
         let ports = engine.ports();
-        let services = services(&ports, Connections::new(options.limits), ingest_listener, results_listener);
-        Ok(Self { ingest_addr, results_addr, directory, services, engine, temporary })
+        let connections = Connections::new(options.limits);
+        let services = services(&ports, connections, options.cors_allow_origins, ingest_listener, results_listener);
+        Ok(Self { ingest_addr, results_addr, directory, services, control, engine, temporary })
     }
 
     /// Waits until a service ends by itself, or the disk takes no more, which neither should.
@@ -125,7 +148,7 @@ impl Stack {
             }
             cause = self.engine.broken() => {
                 return Failure::failed(format!(
-                    "cannot write to {}: {cause}; every vote that was acknowledged is safe, and none is any more: \
+                    "cannot write to {}: {cause}; every vote that was acknowledged is safe. No new votes are accepted: \
                      mend that and start again",
                     self.directory.display()
                 ));
@@ -145,6 +168,7 @@ impl Stack {
             first = first.or(failure);
         }
         let (engine, temporary) = (self.engine, self.temporary);
+        drop(self.control);
         // Closing flushes to disk, removing deletes many files: both block.
         let closed = tokio::task::spawn_blocking(move || {
             engine.close();
@@ -160,10 +184,17 @@ impl Stack {
     }
 }
 
-fn services(ports: &Ports, connections: Connections, ingest: TcpListener, results: TcpListener) -> Vec<Service> {
+fn services(
+    ports: &Ports,
+    connections: Connections,
+    cors_allow_origins: CorsOrigins,
+    ingest: TcpListener,
+    results: TcpListener,
+) -> Vec<Service> {
     let ingest = {
         let ports = ports.clone();
-        let config = IngestConfig { connections: connections.clone(), ..IngestConfig::one_machine() };
+        let (connections, cors_allow_origins) = (connections.clone(), cors_allow_origins.clone());
+        let config = IngestConfig { connections, cors_allow_origins, ..IngestConfig::one_machine() };
         Service::spawn("ingest", |shutdown| votestream_ingest::run(config, ports, ingest, shutdown))
     };
     let persist = {
@@ -178,7 +209,7 @@ fn services(ports: &Ports, connections: Connections, ingest: TcpListener, result
     };
     let tally = {
         let ports = ports.clone();
-        let config = TallyConfig { connections, ..TallyConfig::one_machine() };
+        let config = TallyConfig { connections, cors_allow_origins, ..TallyConfig::one_machine() };
         Service::spawn("tally", |shutdown| votestream_tally::run(config, ports, results, shutdown))
     };
     vec![ingest, persist, tally]
@@ -191,8 +222,8 @@ pub(crate) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Fail
     Ok((listener, bound))
 }
 
-async fn open(directory: &Path, shards: u32) -> Result<EmbeddedEngine, Failure> {
-    let options = EmbeddedOptions { shards, ..EmbeddedOptions::default() };
+/// Opens a data directory, or says why not.
+pub(crate) async fn open(directory: &Path, options: EmbeddedOptions) -> Result<EmbeddedEngine, Failure> {
     let path = directory.to_owned();
     tokio::task::spawn_blocking(move || EmbeddedEngine::open(&path, options))
         .await

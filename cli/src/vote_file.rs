@@ -1,20 +1,28 @@
-//! Files of votes: CSV or JSON lines, recognised by their first character.
+//! Files of votes: CSV or JSON lines, recognised by their first line.
 //!
 //! Owns the reading of lines and their numbers. One line is one vote, so a broken line (a stray quote, bytes that are no
-//! text) costs only itself. Must never judge an id: what a valid one is, the service says.
+//! text) costs only itself; a file of another kind is refused as a whole, with what to do. Must never judge an id: what a valid
+//! one is, the service says.
 
-use std::io::{self, BufRead};
+mod csv;
+
+use std::io::{self, BufRead, BufReader, Read};
 
 use serde::Deserialize;
+use votestream_core::foreign::JsonText;
+
+use self::csv::Format as Csv;
 
 /// Longest line that is read; three ids of the greatest length, escaped in JSON, take less.
 const LINE_BYTES_MAX: usize = 16 << 10;
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 1 << 16;
 
 /// The fields in the order of a file without a header.
 const FIELDS: [&str; 3] = ["poll_id", "user_id", "option_id"];
 
 /// One vote of a file.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) poll_id: String,
     pub(crate) user_id: String,
@@ -36,35 +44,41 @@ impl BadLine {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
-    Csv {
-        /// Column of each of [`FIELDS`].
-        columns: [usize; 3],
-        /// Columns of a line.
-        width: usize,
-    },
+    Csv(Csv),
     JsonLines,
 }
 
 /// The votes of a file with their line numbers, from 1.
 pub(crate) struct VoteFile<R> {
-    input: R,
+    input: BufReader<R>,
     buffer: Vec<u8>,
     line: u64,
     format: Option<Format>,
+    /// What the first line says about the columns of a CSV file.
+    delimiter: Option<u8>,
 }
 
-impl<R: BufRead> VoteFile<R> {
+impl<R: Read> VoteFile<R> {
     /// Reads from here.
     pub(crate) fn new(input: R) -> Self {
-        Self { input, buffer: Vec::new(), line: 0, format: None }
+        let input = BufReader::with_capacity(READ_BYTES, input);
+        Self { input, buffer: Vec::new(), line: 0, format: None, delimiter: None }
+    }
+
+    /// Whether the next line has been read already, so that asking for it does not wait for the input.
+    pub(crate) fn has_line(&self) -> bool {
+        self.input.buffer().contains(&b'\n')
     }
 
     /// The next line that is not blank and not the header. An error ends the file.
     pub(crate) fn next(&mut self) -> io::Result<Option<(u64, Result<Row, BadLine>)>> {
         while let Some(too_long) = read_line(&mut self.input, &mut self.buffer)? {
             self.line += 1;
-            if self.line == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") {
-                self.buffer.drain(..3);
+            if self.line == 1 {
+                refuse_other_kinds(&self.buffer)?;
+                if self.buffer.starts_with(b"\xef\xbb\xbf") {
+                    self.buffer.drain(..3);
+                }
             }
             if too_long {
                 let reason = format!("the line is longer than {LINE_BYTES_MAX} bytes");
@@ -78,7 +92,11 @@ impl<R: BufRead> VoteFile<R> {
             let format = match self.format {
                 Some(format) => format,
                 None => {
-                    let (format, is_header) = recognise(text);
+                    if let Some(delimiter) = csv::delimiter_line(text) {
+                        self.delimiter = Some(delimiter);
+                        continue;
+                    }
+                    let (format, is_header) = recognise(text, self.delimiter)?;
                     self.format = Some(format);
                     if is_header {
                         continue;
@@ -90,6 +108,78 @@ impl<R: BufRead> VoteFile<R> {
         }
         Ok(None)
     }
+}
+
+/// Refuses files that are neither CSV nor JSON lines in UTF-8, from their first bytes. Their lines would only be reported one by
+/// one as what they are not.
+fn refuse_other_kinds(start: &[u8]) -> io::Result<()> {
+    const UTF_8: &str = "save it as UTF-8, or convert it, such as with `iconv -f UTF-16 -t UTF-8`";
+    let kind = if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
+        format!("the file is UTF-16: {UTF_8}")
+    } else if start.starts_with(b"PK\x03\x04") {
+        "the file is a spreadsheet or a ZIP archive: save it as CSV in UTF-8, or unpack it".to_owned()
+    } else if start.starts_with(b"\x1f\x8b") {
+        "the file is compressed with gzip: cast what `gunzip -c` prints, with --file -".to_owned()
+    } else if start.contains(&0) {
+        format!("the file holds zero bytes, so it is not text or it is UTF-16: {UTF_8}")
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, kind))
+}
+
+/// The format of a file with this first line, and whether that is a header.
+fn recognise(first: &str, delimiter: Option<u8>) -> io::Result<(Format, bool)> {
+    let start = first.trim();
+    let other = |kind: &str, filter: &str| {
+        let message = format!("the file is {kind}: write one JSON object a line, such as with `jq -c '{filter}'`");
+        Err(io::Error::new(io::ErrorKind::InvalidData, message))
+    };
+    if start.starts_with('[') {
+        return other("a JSON array", ".[]");
+    }
+    if start == "{" {
+        return other("JSON over several lines", ".");
+    }
+    if start.starts_with('{') {
+        return Ok((Format::JsonLines, false));
+    }
+    let (csv, is_header) = Csv::recognise(first, delimiter);
+    Ok((Format::Csv(csv), is_header))
+}
+
+fn parse(line: &str, format: Format) -> Result<Row, BadLine> {
+    match format {
+        Format::JsonLines => parse_json(line),
+        Format::Csv(csv) => csv.parse(line),
+    }
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    poll_id: Option<JsonText<'a>>,
+    #[serde(borrow)]
+    user_id: Option<JsonText<'a>>,
+    #[serde(borrow)]
+    option_id: Option<JsonText<'a>>,
+}
+
+fn parse_json(line: &str) -> Result<Row, BadLine> {
+    let fields: Fields<'_> = serde_json::from_str(line).map_err(|error| {
+        // serde_json counts lines of its own, and every line is its first.
+        let message = error.to_string();
+        BadLine::new(message.split(" at line ").next().unwrap_or(&message))
+    })?;
+    let text = |value, field| match JsonText::required(value, field) {
+        Ok(text) => Ok(text.into_owned()),
+        Err(error) => Err(BadLine::new(error.to_string())),
+    };
+    Ok(Row {
+        poll_id: text(fields.poll_id, "poll_id")?,
+        user_id: text(fields.user_id, "user_id")?,
+        option_id: text(fields.option_id, "option_id")?,
+    })
 }
 
 /// Reads a line without its end. `None` at the end of the input; `Some(true)` if the line was too long and is skipped.
@@ -123,61 +213,6 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<
         line.pop();
     }
     Ok(any.then_some(too_long))
-}
-
-/// Tells the format by the first line, and whether that line is a header.
-fn recognise(first: &str) -> (Format, bool) {
-    const PLAIN: Format = Format::Csv { columns: [0, 1, 2], width: 3 };
-    if first.trim_start().starts_with('{') {
-        return (Format::JsonLines, false);
-    }
-    let Ok(names) = split_csv(first) else { return (PLAIN, false) };
-    let column = |field: &str| names.iter().position(|name| name.trim() == field);
-    match FIELDS.map(column) {
-        [Some(poll), Some(user), Some(option)] => {
-            (Format::Csv { columns: [poll, user, option], width: names.len() }, true)
-        }
-        _ => (PLAIN, false),
-    }
-}
-
-fn parse(line: &str, format: Format) -> Result<Row, BadLine> {
-    match format {
-        Format::JsonLines => serde_json::from_str(line).map_err(|error| {
-            // serde_json counts lines of its own, and every line is its first.
-            let message = error.to_string();
-            BadLine::new(message.split(" at line ").next().unwrap_or(&message))
-        }),
-        Format::Csv { columns, width } => {
-            let mut fields = split_csv(line)?;
-            if fields.len() != width {
-                let expected = if width == 3 { FIELDS.join(",") } else { format!("{width} fields, as in the header") };
-                return Err(BadLine::new(format!("expected {expected}; the line has {} fields", fields.len())));
-            }
-            let [poll_id, user_id, option_id] = columns.map(|column| std::mem::take(&mut fields[column]));
-            Ok(Row { poll_id, user_id, option_id })
-        }
-    }
-}
-
-fn split_csv(line: &str) -> Result<Vec<String>, BadLine> {
-    if !line.contains('"') {
-        return Ok(line.split(',').map(str::to_owned).collect());
-    }
-    // A field cannot span lines, since no id holds a line break; so an odd quote is a mistake in this line.
-    if line.matches('"').count() % 2 == 1 {
-        return Err(BadLine::new("a quote is not closed"));
-    }
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .buffer_capacity(line.len() + 1)
-        .from_reader(line.as_bytes());
-    match reader.records().next() {
-        Some(Ok(record)) => Ok(record.iter().map(str::to_owned).collect()),
-        Some(Err(error)) => Err(BadLine::new(error.to_string())),
-        None => Ok(Vec::new()),
-    }
 }
 
 #[cfg(test)]
@@ -233,7 +268,7 @@ mod tests {
               {\"poll_id\":\"p\",\"user_id\":\"\\u00fc\",\"option_id\":\"b\"}\n",
         );
         assert_eq!(read[0], good(1, "p|u1|a"));
-        assert_eq!(read[1], (2, Err("missing field `user_id`".into())));
+        assert_eq!(read[1], (2, Err("user_id is missing".into())));
         assert_eq!(read[2].0, 3);
         assert!(read[2].1.is_err());
         assert_eq!(read[3], good(5, "p|ü|b"));
@@ -243,9 +278,70 @@ mod tests {
     fn a_line_without_end_is_not_kept() {
         let mut input = vec![b'x'; 10 * LINE_BYTES_MAX];
         input.extend(b"\np,u,a\n");
-        let mut file = VoteFile::new(io::BufReader::with_capacity(100, &input[..]));
+        let mut file = VoteFile::new(&input[..]);
         assert!(matches!(file.next(), Ok(Some((1, Err(_))))));
         assert!(matches!(file.next(), Ok(Some((2, Ok(_))))));
         assert!(file.buffer.capacity() <= 2 * LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn blanks_around_fields_are_not_part_of_them() {
+        let expected = [good(2, "p|u1|New York")];
+        assert_eq!(read(b"poll_id, user_id, option_id\np, u1, New York\n"), expected);
+        assert_eq!(read(b" \"poll_id\" ,USER_ID , option_id\n\tp\t, \"u1\" ,  New York  \r\n"), expected);
+        // What is quoted is meant.
+        assert_eq!(read(b"p, \" u1 \" ,a\n"), [good(1, "p| u1 |a")]);
+        assert_eq!(read(b"p;  \"Doe; Jane\";a\n"), [good(1, "p|Doe; Jane|a")]);
+    }
+
+    #[test]
+    fn columns_may_be_divided_by_tabs_or_semicolons() {
+        assert_eq!(read(b"p\tu1\ta, b\np\tu2\tc\n"), [good(1, "p|u1|a, b"), good(2, "p|u2|c")]);
+        assert_eq!(read(b"user_id;option_id;poll_id\nu1;a,b;p\n"), [good(2, "p|u1|a,b")]);
+        assert_eq!(read(b"sep=;\nuser_id;option_id;poll_id\nu1;a;p\n"), [good(3, "p|u1|a")]);
+        // Three fields with commas are three fields, whatever else stands in them.
+        assert_eq!(read(b"p,u;1,a;b\n"), [good(1, "p|u;1|a;b")]);
+    }
+
+    #[test]
+    fn other_kinds_of_files_are_refused_with_what_to_do() {
+        let utf_16: Vec<u8> = "\u{feff}p,u,a\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let big_endian: Vec<u8> = "\u{feff}p,u,a\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+        let unmarked: Vec<u8> = "p,u,a\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (input, kind, advice) in [
+            (&utf_16[..], "UTF-16", "UTF-8"),
+            (&big_endian, "UTF-16", "UTF-8"),
+            (&unmarked, "UTF-16", "UTF-8"),
+            (b"[{\"poll_id\":\"p\"}]", "JSON array", "jq -c '.[]'"),
+            (b"\n [\n", "JSON array", "jq -c '.[]'"),
+            (b"{\n  \"poll_id\": \"p\"\n}\n", "JSON over several lines", "jq -c '.'"),
+            (b"\x1f\x8b\x08\x00", "gzip", "gunzip"),
+            (b"PK\x03\x04\x14", "spreadsheet", "CSV"),
+        ] {
+            let error = VoteFile::new(input).next().unwrap_err().to_string();
+            assert!(error.contains(kind) && error.contains(advice), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_ids_wherever_json_has_them() {
+        let read = read(
+            b"{\"poll_id\":7,\"user_id\":18446744073709551615,\"option_id\":-3}\n\
+              {\"poll_id\":7,\"user_id\":18446744073709551616,\"option_id\":1}\n\
+              {\"poll_id\":7,\"user_id\":1.5,\"option_id\":1}\n{\"poll_id\":7,\"user_id\":null,\"option_id\":1}\n",
+        );
+        assert_eq!(read[0], good(1, "7|18446744073709551615|-3"));
+        let expected = "user_id must be a string or a whole number of up to 64 bits";
+        assert_eq!(read[1].1, Err(expected.into()));
+        assert_eq!(read[2].1, Err(expected.into()));
+        assert_eq!(read[3].1, Err("user_id is missing".into()));
+    }
+
+    #[test]
+    fn it_knows_whether_it_would_wait() {
+        let mut file = VoteFile::new(&b"p,u1,a\np,u2,a\np,u3"[..]);
+        assert!(!file.has_line());
+        assert!(file.next().unwrap().is_some() && file.has_line());
+        assert!(file.next().unwrap().is_some() && !file.has_line());
     }
 }

@@ -37,7 +37,7 @@ pub enum DecodeError {
     #[error("{0} is missing")]
     Missing(&'static str),
     /// A field of a vote has the wrong type.
-    #[error("{0} must be a string or a whole number")]
+    #[error("{0} must be a string or a whole number of up to 64 bits")]
     Type(&'static str),
     /// A field of a vote breaks a limit.
     #[error(transparent)]

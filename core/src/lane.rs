@@ -148,7 +148,7 @@ impl Producer {
     ) -> Result<Arc<Self>, PortError> {
         let producer = Arc::new(Self {
             config,
-            spare: Spare::new(config),
+            spare: Spare::new(config, clock.clone()),
             stream,
             clock,
             map: RwLock::new(LaneMap::default()),

@@ -12,6 +12,8 @@
 //! - **group**: the consumers of one service. **watermark**: all votes that arrived before it have been committed.
 //! - **submitted**: every accepted vote. **counted**: one vote per user, the last one.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
+
 mod backoff;
 pub mod batch;
 pub mod foreign;
@@ -31,6 +33,7 @@ pub mod sequence;
 pub mod tally;
 #[cfg(test)]
 mod testing;
+pub mod text;
 pub mod time;
 pub mod trace;
 pub mod user_id;
@@ -40,5 +43,5 @@ pub use poll::{Closing, Poll, PollId, PollOption, PollSource};
 pub use refusal::Refusal;
 pub use routing::{HashRange, HashRanges, PollHasher, ShardId, vote_hash};
 pub use sequence::{Position, SequenceNumber};
-pub use time::{Clock, TimeBounds, Timestamp};
+pub use time::{Clock, Moment, TimeBounds, Timestamp};
 pub use user_id::UserId;

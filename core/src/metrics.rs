@@ -99,6 +99,11 @@ impl Gauge {
         self.value.fetch_add(change, Ordering::Relaxed);
     }
 
+    /// Replaces the value.
+    pub fn set(&self, value: i64) {
+        self.value.store(value, Ordering::Relaxed);
+    }
+
     /// The present value.
     pub fn get(&self) -> i64 {
         self.value.load(Ordering::Relaxed)
@@ -273,6 +278,20 @@ pub fn connection_closed(reason: ConnectionClosed) {
     CONNECTIONS_CLOSED.add(reason as usize, 1);
 }
 
+/// By how much this process's time is ahead of the machine's wall clock.
+pub static CLOCK_AHEAD: Gauge = Gauge::new(info(
+    "votestream.clock.ahead",
+    "ms",
+    "By how much the time of this process is ahead of its machine's wall clock, which was set back",
+));
+
+/// Whether the engines' answers contradict the skew bound.
+pub static CLOCK_CONTRADICTED: Gauge = Gauge::new(info(
+    "votestream.clock.contradicted",
+    "1",
+    "1 while the engines' answers prove that the clock differs from theirs by more than the skew bound: votes are refused",
+));
+
 /// Votes of a batch.
 pub static BATCH_VOTES: Histogram =
     Histogram::new(info("votestream.lane.batch.votes", "{vote}", "Votes of a batch"), VOTES);
@@ -418,8 +437,38 @@ pub fn lease_changed(group: Group, change: LeaseChange) {
     LEASE_CHANGES.add(of(group) * (LEASE_CHANGES.labels.len() / 2) + change as usize, 1);
 }
 
+/// Records that arrived before one of their votes was accepted, by more than the skew bound, per group.
+pub static RECORDS_EARLY: Counter<2> = Counter::new(
+    info(
+        "votestream.group.records.early",
+        "{record}",
+        "Records that arrived before their votes were accepted, by more than clocks may differ",
+    ),
+    [group_labels(Group::Persist), group_labels(Group::Tally)],
+);
+
+/// Counts records that arrived before their votes were accepted.
+pub fn records_early(group: Group, records: u64) {
+    RECORDS_EARLY.add(of(group), records);
+}
+
+/// Records that had to wait until the clock of this process was where they arrived, per group.
+pub static RECORDS_OF_THE_FUTURE: Counter<2> = Counter::new(
+    info(
+        "votestream.group.records.future",
+        "{record}",
+        "Records that arrived later than this process's clock says it is, by more than clocks may differ: their shard waits",
+    ),
+    [group_labels(Group::Persist), group_labels(Group::Tally)],
+);
+
+/// Counts a record that arrived in the future.
+pub fn record_of_the_future(group: Group) {
+    RECORDS_OF_THE_FUTURE.add(of(group), 1);
+}
+
 /// All counters but the discards, which have [`crate::window::discarded_total`].
-pub static COUNTERS: [&(dyn ReadCounter + Sync); 8] = [
+pub static COUNTERS: [&(dyn ReadCounter + Sync); 10] = [
     &VOTES_ACCEPTED,
     &VOTES_REJECTED,
     &VOTES_SETTLED,
@@ -428,9 +477,12 @@ pub static COUNTERS: [&(dyn ReadCounter + Sync); 8] = [
     &WRITE_UNITS,
     &VOTES_APPLIED,
     &LEASE_CHANGES,
+    &RECORDS_EARLY,
+    &RECORDS_OF_THE_FUTURE,
 ];
 /// All gauges.
-pub static GAUGES: [&Gauge; 5] = [&VOTES_UNSETTLED, &LANE_BYTES, &CONNECTIONS, &ANSWER_BYTES, &REQUEST_BYTES];
+pub static GAUGES: [&Gauge; 7] =
+    [&VOTES_UNSETTLED, &LANE_BYTES, &CONNECTIONS, &ANSWER_BYTES, &REQUEST_BYTES, &CLOCK_AHEAD, &CLOCK_CONTRADICTED];
 /// All histograms.
 pub static HISTOGRAMS: [&Histogram; 6] =
     [&BATCH_VOTES, &BATCH_BYTES, &PUT_DURATION, &WINDOW_VOTES, &APPLY_DURATION, &FLUSH_AGE];

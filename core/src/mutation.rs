@@ -40,11 +40,19 @@ pub enum Mutation {
     FinalWithoutCoverage,
     /// ClosePoll stores its time in one step, and moves it in either direction.
     ClosedInOneStep,
+    /// The clock is trusted whatever the engines' answers say.
+    ClockIsBelieved,
+    /// The age of a poll's definition is tested at a moment before the clock reading that stamps the votes.
+    AgeBeforeClock,
+    /// A window that waits for a poll to be closed goes on with what it has read about it.
+    ClosingPollIsNotReadAgain,
+    /// Windows judge votes of a poll that is between the two steps of its closing.
+    ClosingPollIsNotWaitedFor,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::RefusedBatchIsOvertaken,
         Self::NoProducerMemory,
         Self::MemoryPerProducer,
@@ -61,6 +69,10 @@ impl Mutation {
         Self::WatermarkFromOwnClock,
         Self::FinalWithoutCoverage,
         Self::ClosedInOneStep,
+        Self::ClockIsBelieved,
+        Self::AgeBeforeClock,
+        Self::ClosingPollIsNotReadAgain,
+        Self::ClosingPollIsNotWaitedFor,
     ];
 }
 

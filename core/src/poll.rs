@@ -2,10 +2,15 @@
 //!
 //! Owns what a valid id and a valid poll is. Bad input ends here, with an error that names the field and the limit.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use crate::{
     limits::{OPTION_ID_BYTES_MAX, OPTIONS_MAX, POLL_ID_BYTES_MAX, TITLE_BYTES_MAX, USER_ID_BYTES_MAX},
+    text,
     time::Timestamp,
 };
 
@@ -31,6 +36,37 @@ pub enum InvalidField {
     /// The field holds control characters.
     #[error("{0} holds a control character")]
     ControlCharacter(&'static str),
+    /// The field begins or ends with white space.
+    #[error("{0} starts or ends with white space")]
+    Surrounded(&'static str),
+    /// The field holds nothing but white space.
+    #[error("{0} is blank")]
+    Blank(&'static str),
+    /// The field holds a line break that is not a control character.
+    #[error("{0} holds a line break")]
+    LineBreak(&'static str),
+    /// The field begins with a mark that would be drawn on whatever stands before it.
+    #[error("{0} starts with a mark that belongs to the character before it")]
+    LeadingMark(&'static str),
+    /// The field holds a character that changes the direction of text.
+    #[error("{field} holds a character that changes the direction of text, U+{code_point:04X}")]
+    Direction {
+        /// Name of the field, as in the .proto files.
+        field: &'static str,
+        /// The character.
+        code_point: u32,
+    },
+    /// The field holds a character that is not drawn.
+    #[error("{field} holds an invisible character, U+{code_point:04X}")]
+    Invisible {
+        /// Name of the field, as in the .proto files.
+        field: &'static str,
+        /// The character.
+        code_point: u32,
+    },
+    /// The poll id is a step of a path.
+    #[error("poll_id must not be \".\" or \"..\", which are no names in a URL")]
+    PollIdDots,
     /// The poll id holds a character outside its alphabet.
     #[error("poll_id may hold ASCII letters, digits and \"-\", \"_\", \".\", \"~\" only")]
     PollIdAlphabet,
@@ -40,6 +76,14 @@ pub enum InvalidField {
     /// Two options have one id.
     #[error("options names {0:?} twice")]
     DuplicateOption(String),
+    /// Two options look alike.
+    #[error("options: {one:?} and {other:?} look alike")]
+    LookAlike {
+        /// Id of the one.
+        one: String,
+        /// Id of the other.
+        other: String,
+    },
     /// The poll would close before it opens.
     #[error("closes_at must be later than opens_at")]
     ClosesBeforeOpening,
@@ -49,11 +93,18 @@ impl InvalidField {
     /// Name of the field, as in the .proto files.
     pub fn field(&self) -> &'static str {
         match self {
-            Self::Empty(field) | Self::TooLong { field, .. } | Self::NotUtf8(field) | Self::ControlCharacter(field) => {
-                field
-            }
-            Self::PollIdAlphabet => "poll_id",
-            Self::OptionCount(_) | Self::DuplicateOption(_) => "options",
+            Self::Empty(field)
+            | Self::TooLong { field, .. }
+            | Self::NotUtf8(field)
+            | Self::ControlCharacter(field)
+            | Self::Surrounded(field)
+            | Self::Blank(field)
+            | Self::LineBreak(field)
+            | Self::LeadingMark(field)
+            | Self::Direction { field, .. }
+            | Self::Invisible { field, .. } => field,
+            Self::PollIdAlphabet | Self::PollIdDots => "poll_id",
+            Self::OptionCount(_) | Self::DuplicateOption(_) | Self::LookAlike { .. } => "options",
             Self::ClosesBeforeOpening => "closes_at",
         }
     }
@@ -77,13 +128,14 @@ pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Resul
     Ok(text)
 }
 
-/// Checks a user id.
+/// Checks a user id. It is whatever another system calls a person, and nobody reads it: how it looks is not judged, and blanks
+/// at its ends belong to it, since to cut them off could make one user of two.
 #[inline]
 pub fn check_user_id(bytes: &[u8]) -> Result<&str, InvalidField> {
     check_text("user_id", bytes, USER_ID_BYTES_MAX)
 }
 
-/// Checks an option id.
+/// Checks the option id of a vote, and of a stored poll. A new poll's options are checked further, see [`crate::text`].
 pub fn check_option_id(bytes: &[u8]) -> Result<&str, InvalidField> {
     check_text("option_id", bytes, OPTION_ID_BYTES_MAX)
 }
@@ -199,7 +251,48 @@ const BUCKETS_MAX: u32 = 4_096;
 
 impl Poll {
     /// Checks the definition of a new poll, and derives its buckets from the expected peak.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that is beyond a limit, or that would show people something else than it is.
     pub fn new(
+        id: PollId,
+        title: String,
+        options: Vec<PollOption>,
+        opens_at: Timestamp,
+        closes_at: Timestamp,
+        source: PollSource,
+        expected_peak: u64,
+    ) -> Result<Self, InvalidField> {
+        let poll = Self::defined(id, title, options, opens_at, closes_at, source, expected_peak)?;
+        poll.check_shown()?;
+        Ok(poll)
+    }
+
+    /// Whether people see of the poll what it is, and can tell its options apart.
+    fn check_shown(&self) -> Result<(), InvalidField> {
+        if matches!(self.id.as_str(), "." | "..") {
+            return Err(InvalidField::PollIdDots);
+        }
+        text::check_new_title("title", &self.title)?;
+        let mut seen = HashMap::new();
+        for option in &self.options {
+            text::check_new_option_id(&option.id)?;
+            text::check_new_title("options.title", &option.title)?;
+            // Only ids: two candidates may have one name, and a title says nothing about which vote counts for whom.
+            if let Some(other) = seen.insert(text::skeleton(&option.id), &option.id) {
+                return Err(InvalidField::LookAlike { one: other.to_string(), other: option.id.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// A poll of these fields, as it may have been stored before there were rules about what people see.
+    ///
+    /// # Errors
+    ///
+    /// Names the first field that is beyond a limit.
+    pub fn defined(
         id: PollId,
         title: String,
         options: Vec<PollOption>,
@@ -216,7 +309,7 @@ impl Poll {
         if options.is_empty() || options.len() > OPTIONS_MAX {
             return Err(InvalidField::OptionCount(options.len()));
         }
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for option in &options {
             check_option_id(option.id.as_bytes())?;
             title_max("options.title", &option.title)?;
@@ -253,5 +346,60 @@ impl Poll {
     /// Index of an option.
     pub fn option_index(&self, option_id: &str) -> Option<usize> {
         self.options.iter().position(|option| &*option.id == option_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new_poll(id: &str, title: &str, options: &[(&str, &str)]) -> Result<Poll, InvalidField> {
+        let options =
+            options.iter().map(|(id, title)| PollOption { id: (*id).into(), title: (*title).into() }).collect();
+        let (id, times) = (PollId::new(id)?, [Timestamp(0), Timestamp(1)]);
+        Poll::new(id, title.into(), options, times[0], times[1], PollSource::Ingest, 1)
+    }
+
+    #[test]
+    fn options_that_look_alike_are_refused() {
+        for pair in
+            [[("tea", ""), ("tea ", "")], [("caf\u{e9}", ""), ("cafe\u{301}", "")], [("tea", ""), ("t\u{435}a", "")]]
+        {
+            let error = new_poll("p", "", &pair).unwrap_err();
+            assert!(matches!(error.field(), "options" | "option_id"), "{pair:?}: {error}");
+        }
+        // Titles do not help whoever votes by id, nor do they harm.
+        assert!(new_poll("p", "", &[("a", "Kim"), ("b", "Kim")]).is_ok());
+        let error = new_poll("p", "", &[("tea", "Green"), ("t\u{435}a", "Black")]).unwrap_err();
+        assert_eq!(error.to_string(), "options: \"tea\" and \"t\u{435}a\" look alike");
+        assert!(new_poll("p", "", &[("Tea", ""), ("tea", "")]).is_ok());
+        assert!(new_poll("p", "", &[("a", "b"), ("b", "a")]).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_shown_as_it_is_is_refused() {
+        for (id, title, option, field) in [
+            (".", "", ("a", ""), "poll_id"),
+            ("..", "", ("a", ""), "poll_id"),
+            ("p", "a\nb", ("a", ""), "title"),
+            ("p", "a\u{202e}b", ("a", ""), "title"),
+            ("p", "", ("a", " "), "options.title"),
+            ("p", "", ("a ", ""), "option_id"),
+        ] {
+            let error = new_poll(id, title, &[option]).unwrap_err();
+            assert_eq!(error.field(), field, "{error}");
+            // Whoever sends another field name finds it at the start of the message.
+            assert!(error.to_string().starts_with(field), "{error}");
+        }
+        assert!(new_poll("...", "עברית", &[("א", "")]).is_ok());
+    }
+
+    #[test]
+    fn what_was_stored_before_is_still_a_poll() {
+        let options = ["tea", "tea "].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
+        let id = PollId::new("..").unwrap();
+        let poll = Poll::defined(id, "a\nb".into(), options, Timestamp(0), Timestamp(1), PollSource::Ingest, 1);
+        assert_eq!(poll.unwrap().option_index("tea "), Some(1));
+        assert!(check_option_id("tea ".as_bytes()).is_ok());
     }
 }

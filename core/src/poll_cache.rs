@@ -1,7 +1,7 @@
 //! Poll facts, cached for a time that the protocol allows.
 //!
-//! Owns how old a poll definition may be when a vote is judged by it. Age counts from the start of the read, on the
-//! monotonic clock. Must never answer with an older one because the store is down, and never remember that a poll is
+//! Owns how old a poll definition may be when a vote is judged by it. Age counts from the start of the read, on both clocks of
+//! a [`Moment`]. Must never answer with an older one because the store is down, and never remember that a poll is
 //! unknown: it may exist by now.
 
 use std::{
@@ -14,15 +14,13 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Notify, time::timeout};
 
 use crate::{
     poll::{Poll, PollId},
     poll_index::IndexedPoll,
     port::{PollStore, PortError},
+    time::{Clock, Moment},
 };
 
 /// Most polls that are kept; beyond, the one read longest ago goes.
@@ -40,6 +38,7 @@ pub struct PollCache {
 
 struct Inner {
     store: Arc<dyn PollStore>,
+    clock: Arc<dyn Clock>,
     life: Duration,
     polls: RwLock<HashMap<PollId, Cached>>,
     reads: Mutex<HashMap<PollId, Read>>,
@@ -48,7 +47,7 @@ struct Inner {
 #[derive(Clone)]
 struct Cached {
     poll: Arc<IndexedPoll>,
-    read_at: Instant,
+    read_at: Moment,
 }
 
 /// A read under way, which every caller who needs the same poll waits for.
@@ -56,7 +55,7 @@ struct Cached {
 /// Not a watch channel: that wakes its receivers in a random order, and a simulated run is to repeat itself.
 #[derive(Clone)]
 struct Read {
-    started: Instant,
+    started: Moment,
     state: Arc<ReadState>,
 }
 
@@ -94,9 +93,14 @@ impl From<Failure> for PortError {
 }
 
 impl PollCache {
-    /// An empty cache over a store; `life` is [`crate::TimeBounds::poll_cache_life`].
-    pub fn new(store: Arc<dyn PollStore>, life: Duration) -> Self {
-        Self { inner: Arc::new(Inner { store, life, polls: RwLock::default(), reads: Mutex::default() }) }
+    /// An empty cache over a store; `clock` is the one that votes are judged by, and `life` is
+    /// [`crate::TimeBounds::poll_cache_life`].
+    pub fn new(store: Arc<dyn PollStore>, clock: Arc<dyn Clock>, life: Duration) -> Self {
+        Self { inner: Arc::new(Inner { store, clock, life, polls: RwLock::default(), reads: Mutex::default() }) }
+    }
+
+    fn now(&self) -> Moment {
+        Moment::of(&*self.inner.clock)
     }
 
     /// The poll, if it is cached and young enough, and until when it may be used without asking again. Never waits. Past half
@@ -105,15 +109,16 @@ impl PollCache {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn peek(&self, id: &str, now: Instant) -> Option<(Arc<IndexedPoll>, Instant)> {
-        let cached =
-            self.inner.polls.read().get(id).filter(|cached| cached.read_at + self.inner.life >= now).cloned()?;
-        let half = cached.read_at + self.inner.life / 2;
-        if half < now {
+    pub fn peek(&self, id: &str, now: Moment) -> Option<(Arc<IndexedPoll>, Moment)> {
+        let is_young = |cached: &&Cached| !now.is_past(cached.read_at.plus(self.inner.life));
+        let cached = self.inner.polls.read().get(id).filter(is_young).cloned()?;
+        let half = cached.read_at.plus(self.inner.life / 2);
+        if now.is_past(half) {
             // Too many reads: then the entry is read when it is too old.
             drop(self.join_read(cached.poll.id()));
+            return Some((cached.poll, now));
         }
-        Some((cached.poll, half.max(now)))
+        Some((cached.poll, half))
     }
 
     /// The poll, no older than the cache life at the moment of the answer: for judging a vote by the clock.
@@ -130,14 +135,14 @@ impl PollCache {
     /// # Errors
     ///
     /// If it cannot be read, or not fast enough. The caller must not fall back on older facts.
-    pub async fn fetch(&self, id: &PollId) -> Result<Option<(Arc<IndexedPoll>, Instant)>, PortError> {
-        let since = Instant::now();
+    pub async fn fetch(&self, id: &PollId) -> Result<Option<(Arc<IndexedPoll>, Moment)>, PortError> {
+        let since = self.now();
         if let Some(found) = self.peek(id.as_str(), since) {
             return Ok(Some(found));
         }
         let (Some(poll), read_at) = self.read_since(id, since).await? else { return Ok(None) };
-        let until = read_at + self.inner.life;
-        if until < Instant::now() {
+        let until = read_at.plus(self.inner.life);
+        if self.now().is_past(until) {
             return Err(PortError::refused("reading the poll took longer than its definition stays valid"));
         }
         // What the cache keeps is indexed already, unless the read was followed by many others.
@@ -152,7 +157,7 @@ impl PollCache {
     /// # Errors
     ///
     /// If it cannot be read.
-    pub async fn get_since(&self, id: &PollId, since: Instant) -> Result<Option<Arc<Poll>>, PortError> {
+    pub async fn get_since(&self, id: &PollId, since: Moment) -> Result<Option<Arc<Poll>>, PortError> {
         if let Some((poll, _)) = self.peek(id.as_str(), since) {
             return Ok(Some(poll.poll().clone()));
         }
@@ -160,7 +165,7 @@ impl PollCache {
     }
 
     /// Reads, or joins a read that is under way if it is not too old for `since`.
-    async fn read_since(&self, id: &PollId, since: Instant) -> Result<(Option<Arc<Poll>>, Instant), PortError> {
+    async fn read_since(&self, id: &PollId, since: Moment) -> Result<(Option<Arc<Poll>>, Moment), PortError> {
         loop {
             let Some(read) = self.join_read(id) else {
                 return Err(PortError::refused(format!("{READS_MAX} polls are being read already")));
@@ -171,7 +176,7 @@ impl PollCache {
                 None => return Err(PortError::refused("the task that read the poll was stopped")),
             };
             // At most one read can be too old: the next one starts after `since`.
-            if read.started + self.inner.life >= since {
+            if !since.is_past(read.started.plus(self.inner.life)) {
                 return Ok((poll, read.started));
             }
         }
@@ -186,7 +191,7 @@ impl PollCache {
         if reads.len() >= READS_MAX {
             return None;
         }
-        let read = Read { started: Instant::now(), state: Arc::default() };
+        let read = Read { started: self.now(), state: Arc::default() };
         reads.insert(id.clone(), read.clone());
         // A runtime that is shutting down drops the task at once, and the task's end takes the lock.
         drop(reads);
@@ -233,12 +238,12 @@ impl Drop for ReadTask {
 }
 
 impl Inner {
-    fn keep(&self, id: &PollId, poll: &Arc<Poll>, read_at: Instant) {
+    fn keep(&self, id: &PollId, poll: &Arc<Poll>, read_at: Moment) {
         let mut polls = self.polls.write();
         if polls.len() >= POLLS_MAX && !polls.contains_key(id) {
-            let now = Instant::now();
-            polls.retain(|_, cached| cached.read_at + self.life >= now);
-            let oldest = polls.iter().min_by_key(|(_, cached)| cached.read_at).map(|(id, _)| id.clone());
+            let now = Moment::of(&*self.clock);
+            polls.retain(|_, cached| !now.is_past(cached.read_at.plus(self.life)));
+            let oldest = polls.iter().min_by_key(|(_, cached)| cached.read_at.instant).map(|(id, _)| id.clone());
             if let Some(oldest) = oldest.filter(|_| polls.len() >= POLLS_MAX) {
                 polls.remove(&oldest);
             }
@@ -246,7 +251,7 @@ impl Inner {
         match polls.entry(id.clone()) {
             hash_map::Entry::Occupied(mut slot) => {
                 let known = slot.get_mut();
-                if known.read_at <= read_at {
+                if known.read_at.instant <= read_at.instant {
                     known.read_at = read_at;
                     // An unchanged poll keeps its place in memory: what points into it stays comparable by address.
                     if known.poll.poll() != poll {
@@ -272,6 +277,7 @@ mod tests {
     use crate::{
         poll::{FinalResult, PollOption, PollSource},
         port::Created,
+        testing::clock,
         time::Timestamp,
     };
 
@@ -327,7 +333,7 @@ mod tests {
 
     fn cache() -> (Arc<Store>, PollCache, PollId) {
         let store = Arc::new(Store::default());
-        (store.clone(), PollCache::new(store, LIFE), PollId::new("p").unwrap())
+        (store.clone(), PollCache::new(store, clock(), LIFE), PollId::new("p").unwrap())
     }
 
     fn reads(store: &Store) -> u64 {
@@ -340,7 +346,7 @@ mod tests {
         let handle = runtime.handle().clone();
         drop(runtime);
         let _inside = handle.enter();
-        let cache = PollCache::new(Arc::new(Store::default()), LIFE);
+        let cache = PollCache::new(Arc::new(Store::default()), clock(), LIFE);
         assert!(cache.join_read(&PollId::new("p").unwrap()).is_some());
         assert!(cache.inner.reads.lock().is_empty(), "the read that never ran is forgotten");
     }
@@ -352,7 +358,7 @@ mod tests {
         let answers = futures::future::join_all((0..50).map(|_| cache.get(&id))).await;
         assert!(answers.into_iter().all(|answer| answer.unwrap().unwrap().title == "1"));
         assert_eq!(reads(&store), 1);
-        assert!(cache.peek(id.as_str(), Instant::now()).is_some());
+        assert!(cache.peek(id.as_str(), cache.now()).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -362,10 +368,23 @@ mod tests {
         cache.get(&id).await.unwrap().unwrap();
         *store.broken.lock() = true;
         advance(LIFE - Duration::from_millis(201)).await;
-        assert!(cache.peek(id.as_str(), Instant::now()).is_some());
+        assert!(cache.peek(id.as_str(), cache.now()).is_some());
         advance(Duration::from_millis(2)).await;
-        assert!(cache.peek(id.as_str(), Instant::now()).is_none());
+        assert!(cache.peek(id.as_str(), cache.now()).is_none());
         assert!(cache.get(&id).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspended_machine_makes_it_too_old() {
+        let (store, cache, id) = cache();
+        cache.get(&id).await.unwrap().unwrap();
+        *store.broken.lock() = true;
+        let now = cache.now();
+        assert!(cache.peek(id.as_str(), now).is_some());
+        // The monotonic clock stood still for an hour, the other one did not.
+        let woken = Moment { now: now.now.plus(Duration::from_secs(3_600)), ..now };
+        assert!(cache.peek(id.as_str(), woken).is_none());
+        assert!(cache.get_since(&id, woken).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
@@ -373,14 +392,14 @@ mod tests {
         let (store, cache, id) = cache();
         store.delay_ms.store(2_000, Ordering::Relaxed);
         assert!(cache.get(&id).await.is_err());
-        let since = Instant::now();
+        let since = cache.now();
         assert_eq!(cache.get_since(&id, since).await.unwrap().unwrap().title, "2");
         // A read that began too long ago is waited for, but not believed.
         let early = cache.clone();
         let (first, id_of_first) = (reads(&store), id.clone());
-        let waiting = tokio::spawn(async move { early.get_since(&id_of_first, Instant::now()).await.is_ok() });
+        let waiting = tokio::spawn(async move { early.get_since(&id_of_first, early.now()).await.is_ok() });
         sleep(Duration::from_millis(1_000)).await;
-        let poll = cache.get_since(&id, Instant::now()).await.unwrap().unwrap();
+        let poll = cache.get_since(&id, cache.now()).await.unwrap().unwrap();
         assert_eq!(poll.title, (first + 2).to_string());
         assert!(waiting.await.unwrap());
     }
@@ -388,12 +407,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn past_half_its_life_it_is_read_in_the_background() {
         let (store, cache, id) = cache();
-        let peek = || cache.peek(id.as_str(), Instant::now()).unwrap();
+        let peek = || cache.peek(id.as_str(), cache.now()).unwrap();
         let title = || peek().0.poll().title.clone();
         cache.get(&id).await.unwrap().unwrap();
-        assert_eq!(peek().1, Instant::now() + LIFE / 2, "until then nobody needs to ask again");
+        assert_eq!(peek().1, cache.now().plus(LIFE / 2), "until then nobody needs to ask again");
         advance(LIFE / 2 + Duration::from_millis(1)).await;
-        assert_eq!(peek().1, Instant::now());
+        assert_eq!(peek().1, cache.now());
         assert_eq!(title(), "1");
         while reads(&store) < 2 || title() != "2" {
             tokio::task::yield_now().await;

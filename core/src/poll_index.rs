@@ -2,12 +2,16 @@
 //!
 //! Owns how an option is found by the bytes of its id, which happens once a vote, and whether the poll takes the vote.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use crate::{
     poll::{Closing, Poll, PollId, PollSource, check_option_id},
     refusal::Refusal,
     routing::PollHasher,
+    text,
     time::Timestamp,
 };
 
@@ -20,6 +24,8 @@ pub struct IndexedPoll {
     short: Vec<u128>,
     /// For polls with many options, or long ones.
     by_id: HashMap<Arc<str>, u32>,
+    /// Options by what they look like; made for the first vote that names none of them, since most polls never see one.
+    by_look: OnceLock<HashMap<String, u32>>,
 }
 
 /// Up to this many options are compared one by one.
@@ -34,7 +40,7 @@ impl IndexedPoll {
             Some(short) => (short, HashMap::new()),
             None => (Vec::new(), ids().cloned().zip(0..).collect()),
         };
-        Self { hasher: PollHasher::new(&poll.id), short, by_id, poll }
+        Self { hasher: PollHasher::new(&poll.id), short, by_id, by_look: OnceLock::new(), poll }
     }
 
     /// The poll.
@@ -70,8 +76,9 @@ impl IndexedPoll {
     pub fn admits(&self, option_id: &[u8], now: Timestamp) -> Result<&Arc<str>, Refusal> {
         let poll = &*self.poll;
         let Some(option) = self.option(option_id) else {
-            let option = check_option_id(option_id)?.into();
-            return Err(Refusal::NoSuchOption { poll: poll.id.clone(), option });
+            let option: Box<str> = check_option_id(option_id)?.into();
+            let look_alike = self.look_alike(&option).cloned();
+            return Err(Refusal::NoSuchOption { poll: poll.id.clone(), option, look_alike });
         };
         if poll.source != PollSource::Ingest {
             Err(Refusal::WrongSource(poll.id.clone()))
@@ -94,6 +101,17 @@ impl IndexedPoll {
             *self.by_id.get(std::str::from_utf8(id).ok()?)? as usize
         };
         Some(&self.poll.options.get(at)?.id)
+    }
+
+    /// The option that looks like an id which is none, to name it to whoever has written the same letters in other bytes. Costs
+    /// no more than to reject the vote, however many options there are.
+    pub fn look_alike(&self, id: &str) -> Option<&Arc<str>> {
+        let by_look = self.by_look.get_or_init(|| {
+            let looks = self.poll.options.iter().map(|option| text::skeleton(&option.id));
+            looks.zip(0..).collect()
+        });
+        let at = *by_look.get(&text::skeleton(id))?;
+        Some(&self.poll.options.get(at as usize)?.id)
     }
 }
 
@@ -146,12 +164,26 @@ mod tests {
             let options: Vec<_> = ids.iter().map(|id| PollOption { id: id.as_str().into(), title: String::new() }).collect();
             let id = PollId::new("p").unwrap();
             let (from, to) = (Timestamp(0), Timestamp(1));
-            let poll = Arc::new(Poll::new(id, String::new(), options, from, to, PollSource::Ingest, 0).unwrap());
+            let poll = Arc::new(Poll::defined(id, String::new(), options, from, to, PollSource::Ingest, 0).unwrap());
             let index = IndexedPoll::new(poll.clone());
             let plain = |id: &[u8]| poll.options.iter().map(|option| &option.id).find(|known| known.as_bytes() == id);
             for id in ids.iter().map(|id| id.as_bytes()).chain([&other[..], b"a\0", b"", b"a", b"cc"]) {
                 prop_assert_eq!(index.option(id), plain(id));
             }
         }
+    }
+
+    #[test]
+    fn an_id_in_other_bytes_finds_what_it_looks_like() {
+        let options = ["caf\u{e9}", "tea"].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
+        let (id, from, to) = (PollId::new("p").unwrap(), Timestamp(0), Timestamp(1));
+        let poll = Poll::new(id, String::new(), options, from, to, PollSource::Ingest, 0).unwrap();
+        let index = IndexedPoll::new(Arc::new(poll));
+        let look_alike = |id: &str| index.look_alike(id).map(|id| id.to_string());
+        assert_eq!(look_alike("cafe\u{301}"), Some("caf\u{e9}".into()));
+        assert_eq!(look_alike(" tea"), Some("tea".into()));
+        assert_eq!(look_alike("Tea"), None);
+        // It is no more than a hint: the vote names an option byte by byte.
+        assert_eq!(index.option("cafe\u{301}".as_bytes()), None);
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the reasons and the fields at fault. Services turn a [`Refusal`] into the codes of their protocols, each in one place;
 //! nobody reads its text to find out what it says.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::poll::{InvalidField, PollId};
 
@@ -22,6 +22,8 @@ pub enum Refusal {
         poll: PollId,
         /// What the vote names.
         option: Box<str>,
+        /// The option that looks like it, if there is one.
+        look_alike: Option<Arc<str>>,
     },
     /// The poll is not open yet.
     NotOpen(PollId),
@@ -31,6 +33,8 @@ pub enum Refusal {
     WrongSource(PollId),
     /// The poll cannot be read at the moment.
     PollUnreadable(PollId),
+    /// The clock of the process contradicts those of the engines.
+    ClockContradicted,
     /// The stream took the vote in no attempt.
     NotStored,
     /// Whether the stream took the vote, nobody knows.
@@ -44,7 +48,11 @@ impl Refusal {
             Self::Invalid(invalid) => Some(invalid.field()),
             Self::NoSuchOption { .. } => Some("option_id"),
             Self::NoSuchPoll(_) | Self::NotOpen(_) | Self::Closed(_) | Self::WrongSource(_) => Some("poll_id"),
-            Self::Unreadable | Self::PollUnreadable(_) | Self::NotStored | Self::OutcomeUnknown => None,
+            Self::Unreadable
+            | Self::PollUnreadable(_)
+            | Self::ClockContradicted
+            | Self::NotStored
+            | Self::OutcomeUnknown => None,
         }
     }
 
@@ -66,11 +74,24 @@ impl fmt::Display for Refusal {
             Self::Unreadable => f.write_str("vote: not a valid protobuf message"),
             Self::Invalid(invalid) => invalid.fmt(f),
             Self::NoSuchPoll(poll) => write!(f, "poll_id: there is no poll \"{poll}\""),
-            Self::NoSuchOption { poll, option } => write!(f, "option_id: poll \"{poll}\" has no option {option:?}"),
+            Self::NoSuchOption { poll, option, look_alike } => {
+                write!(f, "option_id: poll \"{poll}\" has no option {option:?}")?;
+                match look_alike {
+                    // With their code points, since nobody can see what is different.
+                    Some(known) => {
+                        write!(f, "; \"{}\" looks like \"{}\"", option.escape_default(), known.escape_default())
+                    }
+                    None => Ok(()),
+                }
+            }
             Self::NotOpen(poll) => write!(f, "poll \"{poll}\" is not open yet"),
             Self::Closed(poll) => write!(f, "poll \"{poll}\" is closed"),
             Self::WrongSource(poll) => write!(f, "poll \"{poll}\" takes its votes from the stream"),
             Self::PollUnreadable(poll) => write!(f, "poll \"{poll}\" cannot be read at the moment, retry the vote"),
+            Self::ClockContradicted => f.write_str(
+                "the clock of this server differs from the engines' by more than the protocol allows; the vote was not \
+                 stored, retry it",
+            ),
             Self::NotStored => f.write_str("the vote stream is unavailable; the vote was not stored, retry it"),
             Self::OutcomeUnknown => {
                 f.write_str("no answer from the vote stream in time; whether the vote was stored is unknown")
@@ -89,7 +110,7 @@ mod tests {
         let refusals = [
             Refusal::Invalid(InvalidField::Empty("user_id")),
             Refusal::NoSuchPoll(poll()),
-            Refusal::NoSuchOption { poll: poll(), option: "soup".into() },
+            Refusal::NoSuchOption { poll: poll(), option: "soup".into(), look_alike: None },
         ];
         for refusal in refusals {
             let field = refusal.field().unwrap();

@@ -10,7 +10,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use crate::{
     Timestamp,
@@ -21,7 +24,7 @@ use crate::{
     routing::{HashRange, ShardId, vote_hash},
     sequence::{Position, SequenceNumber},
     tally::{self, Counted},
-    time::SystemClock,
+    time::Clock,
     window::Window,
 };
 
@@ -38,6 +41,17 @@ struct State {
     votes: HashMap<(PollId, Arc<str>), StoredVote>,
     tallies: BTreeMap<(PollId, Group, ShardId), StoredTally>,
     rows: BTreeMap<(Group, ShardId), ShardRow>,
+}
+
+/// A clock that stands still with tokio's.
+pub(crate) fn clock() -> Arc<dyn Clock> {
+    struct Paused(Instant);
+    impl Clock for Paused {
+        fn now(&self) -> Timestamp {
+            Timestamp(1_700_000_000_000).plus(self.0.elapsed())
+        }
+    }
+    Arc::new(Paused(Instant::now()))
 }
 
 /// All engines. Clones share them.
@@ -67,7 +81,7 @@ impl Memory {
             votes: this.clone(),
             tallies: this.clone(),
             leases: this.clone(),
-            clock: Arc::new(SystemClock::new()),
+            clock: clock(),
         }
     }
 

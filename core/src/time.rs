@@ -2,10 +2,14 @@
 //!
 //! Owns D, L and m, the three durations on which exactness rests. Must never be bypassed: no other module reads a clock.
 
-use std::{
-    sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
-};
+mod system;
+mod watch;
+
+use std::{fmt, time::Duration};
+
+pub use system::{Machine, SystemClock, TimeSource, WallClockBehind, wall_clock};
+use tokio::time::Instant;
+pub use watch::{ClockWatch, WatchedClock};
 
 /// A moment, in whole milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,49 +30,76 @@ impl Timestamp {
     }
 }
 
-/// Wall clock of one process.
+/// As people write it: `2026-11-26T20:15:00.250Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DAY_MS: i64 = 86_400_000;
+        let (days, ms) = (self.0.div_euclid(DAY_MS), self.0.rem_euclid(DAY_MS));
+        // Howard Hinnant's `civil_from_days`: years begin in March, so that a leap day is the last of its year, and an era of
+        // 400 years always has 146,097 days.
+        let shifted = days + 719_468;
+        let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let from_march = (5 * day + 2) / 153;
+        let day = day - (153 * from_march + 2) / 5 + 1;
+        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+        let year = year + era * 400 + i64::from(month <= 2);
+        let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1_000)
+    }
+}
+
+/// The clocks of one process: one that the world shares, and one that only counts.
+///
+/// Both are read here and nowhere else, so that the simulation can let time pass before every reading. A decision that needs
+/// both reads [`Clock::now`] first and [`Clock::instant`] second: whatever stands still in between, the age of what it relies
+/// on is then never taken for less than it is.
 pub trait Clock: Send + Sync + 'static {
     /// The present moment. Never goes backwards within one process.
     fn now(&self) -> Timestamp;
-}
 
-/// The machine's clock, advanced by the monotonic clock, so that a step of the wall clock never reorders two readings.
-#[derive(Debug)]
-pub struct SystemClock {
-    start: Timestamp,
-    monotonic_start: tokio::time::Instant,
-    latest: AtomicI64,
-}
-
-impl SystemClock {
-    /// A clock that reads the machine's time now.
-    pub fn new() -> Self {
-        Self::not_before(Timestamp::ZERO)
+    /// The same moment on the monotonic clock, for ages and limits.
+    #[expect(clippy::disallowed_methods, reason = "the place where the monotonic clock is read")]
+    fn instant(&self) -> Instant {
+        Instant::now()
     }
 
-    /// A clock that starts at the machine's time or at `floor`, whichever is later.
-    ///
-    /// An engine that stamps records with this clock passes its latest stamp: if the machine's clock was set back between
-    /// two starts, time stands still until it has caught up, instead of making acknowledged votes look late.
-    pub fn not_before(floor: Timestamp) -> Self {
-        let wall = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(Timestamp::ZERO, |since| Timestamp::ZERO.plus(since));
-        let start = wall.max(floor);
-        Self { start, monotonic_start: tokio::time::Instant::now(), latest: AtomicI64::new(start.0) }
+    /// Whether nothing is known that says that this clock differs from the engines' by more than the skew bound. While it is
+    /// not trusted, nothing that it stamps may be promised to anybody.
+    fn is_trusted(&self) -> bool {
+        true
     }
 }
 
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self::new()
-    }
+/// One reading of both clocks: what a decision is stamped with, and what the age of the facts behind it is tested at.
+///
+/// The stamp is read first. Whatever stands still between the two readings, the age of a fact is then never taken for less
+/// than it was at the stamp. Ages are measured on both clocks, and the larger one holds: the monotonic clock stands still
+/// while a machine is suspended, and the other one may run slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The reading that stamps, and is compared with the times of polls.
+    pub now: Timestamp,
+    /// The monotonic clock, read after it.
+    pub instant: Instant,
 }
 
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        let now = self.start.plus(self.monotonic_start.elapsed()).0;
-        Timestamp(self.latest.fetch_max(now, Ordering::Relaxed).max(now))
+impl Moment {
+    /// Reads both clocks.
+    pub fn of(clock: &dyn Clock) -> Self {
+        // In this order: struct fields are evaluated as they are written.
+        Self { now: clock.now(), instant: clock.instant() }
+    }
+
+    /// This moment plus a duration, on both clocks.
+    pub fn plus(self, duration: Duration) -> Self {
+        Self { now: self.now.plus(duration), instant: self.instant + duration }
+    }
+
+    /// Whether this moment is later than another one, on either clock.
+    pub fn is_past(self, limit: Self) -> bool {
+        self.now > limit.now || self.instant > limit.instant
     }
 }
 
@@ -122,5 +153,36 @@ impl TimeBounds {
     /// m: how far ahead the opening of a STREAM poll must be, so that every cache has expired by then.
     pub const fn close_margin(&self) -> Duration {
         self.poll_cache_life.saturating_add(self.clock_skew_max.saturating_mul(2)).saturating_add(CLOSE_MARGIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fact_is_too_old_when_either_clock_says_so() {
+        let start = Moment { now: Timestamp(1_000), instant: Instant::now() };
+        let life = Duration::from_millis(500);
+        let limit = start.plus(life);
+        assert!(!limit.is_past(limit));
+        // The machine was suspended; the wall clock was set back.
+        let suspended = Moment { now: Timestamp(3_600_000), ..start };
+        let set_back = Moment { instant: start.instant + 2 * life, ..start };
+        assert!(suspended.is_past(limit) && set_back.is_past(limit));
+    }
+
+    #[test]
+    fn moments_are_written_as_people_write_them() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199_999, "2024-02-29T23:59:59.999Z"),
+            (1_795_724_100_250, "2026-11-26T20:15:00.250Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(Timestamp(ms).to_string(), text);
+        }
     }
 }

@@ -246,6 +246,8 @@ pub struct Decision {
     pub polls: Vec<Arc<Poll>>,
     /// How many votes do not count, and why.
     pub discards: Discards,
+    /// Records that arrived before one of their votes was accepted, by more than the skew bound.
+    pub early_records: u64,
     /// The state after the last record.
     pub state: ShardState,
 }
@@ -276,6 +278,7 @@ pub fn decide(
     let mut selected = Vec::new();
     let mut touched: BTreeMap<&PollId, &Arc<Poll>> = BTreeMap::new();
     let mut discards = Discards::default();
+    let mut early_records = 0;
     for record in records {
         // Every record moves the clock, whatever it holds, before its own votes are judged by it.
         state.clock = state.clock.max(record.arrived_at);
@@ -283,6 +286,9 @@ pub fn decide(
             Content::Marker => {}
             Content::Unreadable => discards.add(Discard::Unreadable, 1),
             Content::Batch(batch) => {
+                let latest = batch.accepted_at.iter().max();
+                let is_early = latest.is_some_and(|at| *at > record.arrived_at.plus(bounds.clock_skew_max));
+                early_records += u64::from(is_early);
                 let votes = select(batch, &state, range, polls, bounds, &mut discards);
                 if let Some(only) = votes {
                     let choices = Selected { sequence: record.sequence, batch: batch.clone(), only };
@@ -305,7 +311,7 @@ pub fn decide(
         state.memory.check()?;
     }
     let polls = touched.into_values().cloned().collect();
-    Ok(Decision { selected, polls, discards, state })
+    Ok(Decision { selected, polls, discards, early_records, state })
 }
 
 /// Notes the polls of the votes that count.
@@ -780,6 +786,22 @@ mod tests {
         assert_eq!(counting, [(SequenceNumber::from_u64(1), None), (SequenceNumber::from_u64(2), None)]);
         assert_eq!((decision.discards.get(Discard::Closed), decision.discards.get(Discard::Unreadable)), (1, 1));
         assert_eq!(decision.state.memory, ProducerMemory::default());
+    }
+
+    #[test]
+    fn records_that_arrived_before_their_votes_were_accepted_are_counted() {
+        let bounds = TimeBounds { clock_skew_max: std::time::Duration::from_millis(500), ..BOUNDS };
+        let early = |accepted_after: i64| {
+            // `build` accepts votes 4 s before what is given.
+            let vote = Vote { poll: 0, option: "x", user: 1, accepted_at: 4_000 + accepted_after };
+            let record = build(1, 50_000, &Kind::Batch { producer: 1, number: 1, range: 0, votes: vec![vote] });
+            let Content::Batch(batch) = &record.content else { panic!("a batch was built") };
+            assert_eq!(batch.accepted_at, [Timestamp(50_000 + accepted_after)]);
+            let decision = decide(&[record], ShardState::default(), &HashRange::ALL, &polls(), &bounds).unwrap();
+            assert_eq!(decision.selected.len(), 1, "it counts all the same");
+            decision.early_records
+        };
+        assert_eq!([early(-100), early(500), early(501)], [0, 0, 1]);
     }
 
     #[test]

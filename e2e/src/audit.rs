@@ -106,6 +106,22 @@ impl Log {
     }
 }
 
+/// What must be in a copy of a poll, of which a client knows when it began and when it was complete: what was acknowledged
+/// before it began. Of all that came later nobody knows.
+pub fn as_copied(before: &[SentVote], after: Vec<SentVote>) -> Vec<SentVote> {
+    let mut known = before.iter();
+    let copied = after.into_iter().map(|vote| {
+        let at_begin = known.next().and_then(|vote| vote.answer);
+        let answer = match (at_begin, vote.answer) {
+            (Some((Answer::Durable, at)), _) => Some((Answer::Durable, at)),
+            (_, Some((Answer::Rejected, at))) => Some((Answer::Rejected, at)),
+            (_, _) => None,
+        };
+        SentVote { answer, ..vote }
+    });
+    copied.collect()
+}
+
 /// What the API says about a poll that has come to rest. Each list has one number an option.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
@@ -244,6 +260,21 @@ mod tests {
         assert_eq!(judge(&two_votes(Answer::Unknown), &shown([1, 1, 0], [0, 1, 0])), Ok(()));
         assert_eq!(judge(&two_votes(Answer::Unknown), &shown([1, 0, 0], [1, 0, 0])), Ok(()));
         assert_eq!(judge(&two_votes(Answer::Rejected), &shown([1, 0, 0], [1, 0, 0])), Ok(()));
+    }
+
+    #[test]
+    fn a_copy_holds_what_was_acknowledged_before_it_began() {
+        let after = two_votes(Answer::Durable);
+        let waiting: Vec<_> = after.iter().map(|vote| SentVote { answer: None, ..vote.clone() }).collect();
+        let before = [after[0].clone(), waiting[1].clone()];
+        // The second was acknowledged while the copy was made: it may be in it.
+        let copied = as_copied(&before, after.clone());
+        assert_eq!(judge(&copied, &shown([1, 0, 0], [1, 0, 0])), Ok(()));
+        assert_eq!(judge(&copied, &shown([1, 1, 0], [0, 1, 0])), Ok(()));
+        judge(&copied, &shown([0, 1, 0], [0, 1, 0])).unwrap_err();
+        // One that was refused meanwhile never is.
+        let copied = as_copied(&before, two_votes(Answer::Rejected));
+        judge(&copied, &shown([1, 1, 0], [0, 1, 0])).unwrap_err();
     }
 
     #[test]

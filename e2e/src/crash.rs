@@ -115,26 +115,35 @@ impl Role {
 }
 
 /// How to start a process again.
-struct Slot {
+pub(crate) struct Slot {
     role: Role,
     /// Its place among the addresses of its role.
     at: usize,
-    binary: &'static str,
+    binary: String,
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
 }
 
 /// A process that runs.
-struct Process {
-    child: Child,
+pub(crate) struct Process {
+    pub(crate) child: Child,
     output: Arc<Mutex<VecDeque<String>>>,
     /// They end with the process.
     readers: Vec<JoinHandle<()>>,
 }
 
 impl Slot {
-    fn start(&self, election: &Arc<Election>) -> Process {
-        let mut command = Command::new(self.binary);
+    /// `votestream up` on a data directory. `before` is put in front of the command.
+    pub(crate) fn up(votestream: &'static str, before: &[&str], directory: &Path) -> Self {
+        let up = ["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--shards"];
+        let mut words: Vec<String> = before.iter().chain(&[votestream]).chain(&up).map(|&word| word.into()).collect();
+        words.extend([SHARDS.to_string(), "--data-dir".into(), directory.display().to_string()]);
+        let binary = words.remove(0);
+        Self { role: Role::Up, at: 0, binary, arguments: words, variables: vec![] }
+    }
+
+    pub(crate) fn start(&self, election: &Arc<Election>) -> Process {
+        let mut command = Command::new(&self.binary);
         // Nothing of the shell that runs the tests: it may have variables of the project, of AWS, or for telemetry.
         command.args(&self.arguments).env_clear().envs(self.variables.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -189,10 +198,22 @@ impl Slot {
     ///
     /// If it has ended by itself, which no process may.
     async fn kill(&self, mut process: Process, election: &Election) -> Result<(), String> {
+        self.begin_kill(&mut process)?;
+        self.reap(process, election).await
+    }
+
+    /// SIGKILL, which a process that waits for its disk does not notice before that answers.
+    pub(crate) fn begin_kill(&self, process: &mut Process) -> Result<(), String> {
         if let Ok(Some(status)) = process.child.try_wait() {
             return Err(format!("{} ended by itself with {status}:\n{}", self.role.name(), process.said()));
         }
-        process.child.kill().await.map_err(|error| format!("{} cannot be killed: {error}", self.role.name()))?;
+        process.child.start_kill().map_err(|error| format!("{} cannot be killed: {error}", self.role.name()))
+    }
+
+    /// Waits until a killed process is gone.
+    pub(crate) async fn reap(&self, mut process: Process, election: &Election) -> Result<(), String> {
+        let gone = timeout(PATIENCE, process.child.wait()).await;
+        gone.map_err(|_| format!("{} outlives its SIGKILL", self.role.name()))?.map_err(|error| error.to_string())?;
         // What it said before it died must not be taken for what its successor says.
         for reader in &mut process.readers {
             timeout(PATIENCE, reader).await.map_err(|_| "a pipe outlives its process")?.ok();
@@ -205,7 +226,8 @@ impl Slot {
 }
 
 impl Process {
-    fn said(&self) -> String {
+    /// The last lines of its output.
+    pub(crate) fn said(&self) -> String {
         self.output.lock().iter().map(|line| format!("    {line}\n")).collect()
     }
 
@@ -236,10 +258,7 @@ fn addresses(line: &str) -> Vec<SocketAddr> {
 ///
 /// What the auditor does not allow, or what never happened.
 pub async fn up(binaries: Binaries, directory: &Path, rounds: usize, seed: u64) -> Result<Report, String> {
-    let arguments = ["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--shards"];
-    let mut arguments: Vec<String> = arguments.map(String::from).into();
-    arguments.extend([SHARDS.to_string(), "--data-dir".into(), directory.display().to_string()]);
-    let slot = Slot { role: Role::Up, at: 0, binary: binaries.votestream, arguments, variables: vec![] };
+    let slot = Slot::up(binaries.votestream, &[], directory);
     run(vec![slot], rounds, seed).await
 }
 
@@ -268,7 +287,7 @@ pub async fn services(binaries: Binaries, rounds: usize, seed: u64) -> Result<Re
         };
         let arguments = ["--stream", aws::STREAM, "--log-format", "json"].iter().chain(own);
         let arguments = arguments.map(|argument| (*argument).to_owned()).collect();
-        Slot { role, at, binary, arguments, variables: variables.clone() }
+        Slot { role, at, binary: binary.into(), arguments, variables: variables.clone() }
     };
     let roles = [Role::Ingest, Role::Persist, Role::Tally];
     run(roles.into_iter().flat_map(|role| [slot(role, 0), slot(role, 1)]).collect(), rounds, seed).await

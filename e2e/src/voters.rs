@@ -24,13 +24,13 @@ use tonic::{Code, Status, transport::Channel};
 use votestream_proto::{
     VotesMessage,
     v1::{
-        ClosePollRequest, CreatePollRequest, FinalOption, GetFinalResultsRequest, GetInterimResultsRequest, PollOption,
-        RecountRequest, RejectionCode, ingest_service_client::IngestServiceClient,
+        ClosePollRequest, CreatePollRequest, FinalOption, GetFinalResultsRequest, GetInterimResultsRequest,
+        GetPollRequest, PollOption, RecountRequest, RejectionCode, ingest_service_client::IngestServiceClient,
         poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
     },
 };
 
-use crate::audit::{Answer, Log, Shown, judge};
+use crate::audit::{Answer, Log, SentVote, Shown, judge};
 
 /// Longest time that anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -67,7 +67,8 @@ pub struct Election {
     finals: Mutex<BTreeMap<String, Vec<u64>>>,
 }
 
-async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize) -> Option<Channel> {
+/// A connection to one of the processes that are up; `None` if none is.
+pub(crate) async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize) -> Option<Channel> {
     let up: Vec<SocketAddr> = places.lock().iter().flatten().copied().collect();
     let address = up.get(turn % up.len().max(1))?;
     let endpoint = Channel::from_shared(format!("http://{address}")).ok()?;
@@ -76,7 +77,7 @@ async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize) -> Option
 
 impl Election {
     /// Calls a results service until it answers well.
-    async fn ask<T, R: Clone, F: Future<Output = Result<T, Status>>>(
+    pub(crate) async fn ask<T, R: Clone, F: Future<Output = Result<T, Status>>>(
         &self,
         what: &str,
         request: R,
@@ -100,19 +101,33 @@ impl Election {
         Err(format!("{what}: not within {PATIENCE:?}: {last}"))
     }
 
-    /// Opens a poll; from now on votes go to it.
+    /// Opens a poll for an hour; from now on votes go to it.
     ///
     /// # Errors
     ///
     /// If that takes too long.
     pub async fn open(&self, poll: &str) -> Result<(), String> {
+        let now = SystemTime::now();
+        self.create(poll, Some(now), now + Duration::from_secs(3_600)).await
+    }
+
+    /// Opens a poll, at once by the clock of its service; from now on votes go to it.
+    ///
+    /// # Errors
+    ///
+    /// If that takes too long.
+    pub async fn open_until(&self, poll: &str, closes_at: SystemTime) -> Result<(), String> {
+        self.create(poll, None, closes_at).await
+    }
+
+    async fn create(&self, poll: &str, opens_at: Option<SystemTime>, closes_at: SystemTime) -> Result<(), String> {
         let request = CreatePollRequest {
             poll_id: poll.into(),
             options: (0..OPTIONS)
                 .map(|option| PollOption { option_id: option.to_string(), title: String::new() })
                 .collect(),
-            opens_at: Some(SystemTime::now().into()),
-            closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
+            opens_at: opens_at.map(Into::into),
+            closes_at: Some(closes_at.into()),
             ..CreatePollRequest::default()
         };
         self.ask(&format!("creating {poll}"), request, |channel, request| async move {
@@ -128,6 +143,11 @@ impl Election {
         self.polls.lock().last().is_none_or(|(_, used)| *used > OPTIONS * 3 / 4)
     }
 
+    /// The polls that were opened.
+    pub fn poll_ids(&self) -> Vec<String> {
+        self.polls.lock().iter().map(|(poll, _)| poll.clone()).collect()
+    }
+
     /// Closes a poll and waits until its result is final.
     ///
     /// # Errors
@@ -141,6 +161,28 @@ impl Election {
         .await?;
         let result = self.final_result(poll).await?;
         self.finals.lock().entry(poll.to_owned()).or_insert(result);
+        Ok(())
+    }
+
+    /// Looks for every poll whose creation was acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// If one does not exist, or if that takes too long.
+    pub async fn must_know_polls(&self) -> Result<(), String> {
+        for poll in self.poll_ids() {
+            let request = GetPollRequest { poll_id: poll.clone() };
+            let what = format!("looking for {poll}");
+            let found = self.ask(&what, request, |channel, request| async move {
+                match PollServiceClient::new(channel).get_poll(request).await {
+                    Err(status) if status.code() == Code::NotFound => Ok(false),
+                    answer => answer.map(|_| true),
+                }
+            });
+            if !found.await? {
+                return Err(format!("poll {poll} was acknowledged and does not exist"));
+            }
+        }
         Ok(())
     }
 
@@ -185,9 +227,8 @@ impl Election {
     ///
     /// If results cannot be had.
     pub async fn submitted(&self) -> Result<u64, String> {
-        let polls: Vec<String> = self.polls.lock().iter().map(|(poll, _)| poll.clone()).collect();
         let mut sum = 0;
-        for poll in polls {
+        for poll in self.poll_ids() {
             sum += self.shown(&poll).await?.submitted.iter().sum::<u64>();
         }
         Ok(sum)
@@ -199,23 +240,36 @@ impl Election {
     ///
     /// What is not allowed.
     pub async fn verdict(&self) -> Result<(), String> {
-        let polls: Vec<String> = self.polls.lock().iter().map(|(poll, _)| poll.clone()).collect();
-        for poll in polls {
-            let votes = self.log.of_poll(&poll);
-            let start = Instant::now();
-            let mut shown = self.shown(&poll).await?;
-            let mut rested_at: Option<Instant> = None;
-            // What never comes to rest is judged all the same, and the verdict says what is wrong.
-            while start.elapsed() < PATIENCE / 2 && rested_at.is_none_or(|at| at.elapsed() < WATCHED) {
-                sleep(AGAIN).await;
-                let now = self.shown(&poll).await?;
-                let rests = now.has_come_to_rest(&votes) && now == shown;
-                rested_at = if rests { rested_at.or_else(|| Some(Instant::now())) } else { None };
-                shown = now;
-            }
-            judge(&votes, &shown).map_err(|reason| format!("poll {poll}: {reason}"))?;
+        for poll in self.poll_ids() {
+            self.verdict_on(&poll, &self.log.of_poll(&poll)).await?;
         }
         Ok(())
+    }
+
+    /// The same polls elsewhere: on a copy of what is here.
+    pub fn elsewhere(&self, ingest: SocketAddr, results: SocketAddr) -> Self {
+        let places = Places { ingest: Mutex::new(vec![Some(ingest)]), results: Mutex::new(vec![Some(results)]) };
+        Self { places, polls: Mutex::new(self.polls.lock().clone()), ..Self::default() }
+    }
+
+    /// Judges one poll by these votes.
+    ///
+    /// # Errors
+    ///
+    /// What is not allowed.
+    pub async fn verdict_on(&self, poll: &str, votes: &[SentVote]) -> Result<(), String> {
+        let start = Instant::now();
+        let mut shown = self.shown(poll).await?;
+        let mut rested_at: Option<Instant> = None;
+        // What never comes to rest is judged all the same, and the verdict says what is wrong.
+        while start.elapsed() < PATIENCE / 2 && rested_at.is_none_or(|at| at.elapsed() < WATCHED) {
+            sleep(AGAIN).await;
+            let now = self.shown(poll).await?;
+            let rests = now.has_come_to_rest(votes) && now == shown;
+            rested_at = if rests { rested_at.or_else(|| Some(Instant::now())) } else { None };
+            shown = now;
+        }
+        judge(votes, &shown).map_err(|reason| format!("poll {poll}: {reason}"))
     }
 
     /// Takes an unused option of one of the polls that are voted in. `None` if there is none left.

@@ -43,7 +43,7 @@ use votestream_ingest::IngestConfig;
 use votestream_proto::v1::{GetFinalResultsRequest, GetInterimResultsRequest, RecountRequest};
 
 /// The versions that are written now.
-const EMBEDDED: &str = "embedded-3.zst";
+const EMBEDDED: &str = "embedded-4.zst";
 const TABLES: &str = "tables-1.json";
 const RECORD: &str = "record-2.bin";
 /// A poll that was open when the data was written, and one that was final.

@@ -314,7 +314,7 @@ async fn admission() -> Admission {
     config.lanes.bounds = config.bounds;
     let clock: Arc<dyn Clock> = Arc::new(Still);
     let producer = Producer::start(config.lanes, Arc::new(Sink), clock.clone()).await.expect("the sink has a shard");
-    let polls = PollCache::new(Arc::new(Fixed(polls())), config.bounds.poll_cache_life);
+    let polls = PollCache::new(Arc::new(Fixed(polls())), Arc::new(Still), config.bounds.poll_cache_life);
     Admission::new(&config, producer, polls, clock)
 }
 

@@ -1,11 +1,14 @@
 //! Admission of votes: from the bytes of a message to accepted votes in their lanes.
 //!
-//! Owns validation. Must never accept a vote on a poll definition older than the cache's life, never stamp a vote with another
-//! clock reading than the one that was compared with opens_at and closes_at, and never do more for a message than its bytes
-//! pay for: each vote is judged once, and looked at once more at the most.
+//! Owns validation. Must never accept a vote on a poll definition that was older than the cache's life at the clock reading
+//! that stamps the vote, never stamp a vote with another reading than the one that was compared with opens_at and closes_at,
+//! never accept one while the clock is not trusted, and never do more for a message than its bytes pay for: each vote is judged
+//! once, and looked at once more at the most.
 
 mod hashing;
 mod polls;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::{cell::Cell, ops::ControlFlow, sync::Arc, time::Duration};
@@ -14,12 +17,13 @@ use futures::{FutureExt, StreamExt, stream};
 use tokio::{
     sync::Semaphore,
     task::yield_now,
-    time::{Instant, sleep, timeout_at},
+    time::{sleep, timeout},
 };
 use votestream_core::{
-    Clock, PollId, Refusal, Timestamp, UserId,
+    Clock, Moment, PollId, Refusal, Timestamp, UserId,
     lane::{AcceptedVote, Producer},
     metrics,
+    mutation::{self, Mutation},
     poll_cache::PollCache,
     poll_index::IndexedPoll,
 };
@@ -71,25 +75,6 @@ pub struct Admission {
     pub(crate) drain: Duration,
 }
 
-/// One reading of the clocks, by which votes are judged.
-#[derive(Clone, Copy)]
-struct Reading {
-    /// What is compared with opens_at and closes_at, and stamped on the votes.
-    now: Timestamp,
-    /// When poll definitions must be young enough.
-    instant: Instant,
-}
-
-impl Reading {
-    /// The clock is read first. A definition that is young enough at an instant after that was read at most the cache's life
-    /// before the time on the votes, however long the thread stands still in between. The other way around, a thread that
-    /// stands still would stamp a later time than the definition is good for, after the poll was closed.
-    fn take(clock: &dyn Clock) -> Self {
-        let now = clock.now();
-        Self { now, instant: Instant::now() }
-    }
-}
-
 /// Messages on their way into the lanes.
 struct Admit<'a, L, I> {
     ledger: &'a Arc<L>,
@@ -99,7 +84,8 @@ struct Admit<'a, L, I> {
     bytes: usize,
     walk: Walk<'a, I>,
     polls: KnownPolls,
-    reading: Reading,
+    /// The one reading of the clocks that these votes are judged by: read again after anything that waits.
+    moment: Moment,
 }
 
 /// A client does not read its answers, and there is no room for its message to wait.
@@ -159,8 +145,8 @@ impl Admission {
         permit: Permit,
     ) -> Result<u64, Crowded> {
         let bytes = messages.iter().map(ReceivedVotes::wire_len).sum();
-        let (walk, polls, reading) = (walk(messages), self.memories.take(), Reading::take(&*self.clock));
-        let mut admit = Admit { ledger, next: first, bytes, walk, polls, reading };
+        let (walk, polls, moment) = (walk(messages), self.memories.take(), Moment::of(&*self.clock));
+        let mut admit = Admit { ledger, next: first, bytes, walk, polls, moment };
         if let Some((pause, permit)) = self.admit_known(&mut admit, permit) {
             // Polls are nearly always known, and what waits for them takes more memory than the rest of a call.
             Box::pin(self.admit_rest(&mut admit, pause, permit)).await?;
@@ -188,12 +174,12 @@ impl Admission {
                     }
                 }
                 Pause::Polls(missing) => {
-                    let started = Instant::now();
-                    self.look_up(&mut admit.polls, missing, started + patience).await;
-                    patience = patience.saturating_sub(started.elapsed());
+                    let started = self.clock.instant();
+                    self.look_up(&mut admit.polls, missing, patience).await;
+                    patience = patience.saturating_sub(self.clock.instant().saturating_duration_since(started));
                 }
             }
-            admit.reading = Reading::take(&*self.clock);
+            admit.moment = Moment::of(&*self.clock);
             match self.admit_known(admit, permit) {
                 Some(next) => (pause, permit) = next,
                 None => return Ok(()),
@@ -220,7 +206,7 @@ impl Admission {
             match stop {
                 Stop::Full => return Some((Pause::Ledger, permit)),
                 Stop::Missing => {
-                    let missing = admit.polls.recall(admit.walk.ahead(), &self.polls, admit.reading.instant);
+                    let missing = admit.polls.recall(admit.walk.ahead(), &self.polls, admit.moment);
                     if !missing.is_empty() {
                         return Some((Pause::Polls(missing), permit));
                     }
@@ -235,9 +221,11 @@ impl Admission {
     where
         I: Iterator<Item = VoteResult<'a>> + Clone,
     {
-        let Admit { ledger, next: first, bytes, walk, polls, reading } = admit;
-        let Judged { accepted, refused, votes, stop } =
-            judge(walk, polls, *reading, *first, *bytes, ledger.refused_max());
+        let Admit { ledger, next: first, bytes, walk, polls, moment } = admit;
+        // The fault of once, put back: the stamp is read after the moment at which the polls were young enough.
+        let now = if mutation::is_active(Mutation::AgeBeforeClock) { self.clock.now() } else { moment.now };
+        let judge = Judge { now, moment: *moment, is_trusted: self.clock.is_trusted(), first: *first };
+        let Judged { accepted, refused, votes, stop } = judge.judge(walk, polls, *bytes, ledger.refused_max());
         metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
         refused.iter().for_each(|refused| refusal::count(&refused.refusal));
         let (permit, rest) = match stop {
@@ -252,7 +240,7 @@ impl Admission {
         if votes > 0 {
             let settle = ledger.enter(Admitted { first: *first, accepted: accepted.len(), refused, permit });
             if !accepted.is_empty() {
-                self.producer.append_traced(&settle, &accepted, reading.now, ledger.traceparent());
+                self.producer.append_traced(&settle, &accepted, now, ledger.traceparent());
             }
             *first += votes as u64;
         }
@@ -261,11 +249,11 @@ impl Admission {
     }
 
     /// Looks polls up, several at a time.
-    async fn look_up(&self, polls: &mut KnownPolls, missing: Vec<PollId>, deadline: Instant) {
+    async fn look_up(&self, polls: &mut KnownPolls, missing: Vec<PollId>, patience: Duration) {
         polls.begin_look_up();
         let mut answers = stream::iter(missing)
             .map(async |id| {
-                let answer = self.look_up_one(&id, deadline).await;
+                let answer = self.look_up_one(&id, patience).await;
                 (id, answer)
             })
             .buffer_unordered(LOOKUPS_A_MESSAGE_MAX);
@@ -278,17 +266,20 @@ impl Admission {
     }
 
     /// Looks one poll up, in its turn.
-    async fn look_up_one(&self, id: &PollId, deadline: Instant) -> Result<(Arc<IndexedPoll>, Instant), Refusal> {
+    async fn look_up_one(&self, id: &PollId, patience: Duration) -> Result<(Arc<IndexedPoll>, Moment), Refusal> {
         let unreadable = || Refusal::PollUnreadable(id.clone());
-        let Ok(Ok(_turn)) = timeout_at(deadline, self.lookups.acquire()).await else {
+        if patience.is_zero() {
             tracing::debug!(poll_id = %id, "reading polls takes too long; votes are refused");
             return Err(unreadable());
-        };
+        }
+        let started = self.clock.instant();
+        let Ok(Ok(_turn)) = timeout(patience, self.lookups.acquire()).await else { return Err(unreadable()) };
         loop {
+            let in_time = self.clock.instant().saturating_duration_since(started) < patience;
             match self.polls.fetch(id).await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => return Err(Refusal::NoSuchPoll(id.clone())),
-                Err(error) if error.retryable && Instant::now() < deadline => {
+                Err(error) if error.retryable && in_time => {
                     tracing::debug!(%error, poll_id = %id, "cannot read a poll, trying again");
                     sleep(LOOKUP_PAUSE).await;
                 }
@@ -327,64 +318,69 @@ struct Judged<'a> {
     stop: Option<Stop>,
 }
 
-/// Judges votes in one pass.
-fn judge<'a, 'v: 'a, I>(
-    walk: &mut Walk<'v, I>,
-    polls: &'a KnownPolls,
-    reading: Reading,
+/// Judges votes by one reading of the clocks.
+struct Judge {
+    /// What is compared with opens_at and closes_at, and stamped on the votes.
+    now: Timestamp,
+    /// When poll definitions must be young enough.
+    moment: Moment,
+    /// Whether the clock is good for a stamp.
+    is_trusted: bool,
+    /// Index of the first vote.
     first: u64,
-    bytes: usize,
-    refused_max: usize,
-) -> Judged<'a>
-where
-    I: Iterator<Item = VoteResult<'v>> + Clone,
-{
-    let mut accepted = ACCEPTED.take();
-    accepted.reserve((bytes / VOTE_WIRE_BYTES + 1).min(TOGETHER_VOTES_MAX));
-    let (mut refused, mut votes) = (Vec::new(), 0);
-    let (mut last_poll, mut unhashed) = (None, Unhashed::new());
-    let stop = walk.try_for_each(|vote| {
-        if votes == TOGETHER_VOTES_MAX || refused.len() == refused_max {
-            return ControlFlow::Break(Stop::Full);
-        }
-        let refusal = match vote {
-            Ok(vote) => match polls.find(vote.poll_id, reading.instant, &mut last_poll) {
-                Ok(poll) => match check(vote, poll, reading.now) {
-                    Ok((option_id, user_id)) => {
-                        // Hashed before anybody sees it.
-                        let hash = unhashed.add(poll, vote.user_id, &mut accepted).unwrap_or_default();
-                        accepted.push(AcceptedVote {
-                            poll_id: poll.id(),
-                            option_id,
-                            user_id,
-                            hash,
-                            index: votes as u32,
-                        });
-                        votes += 1;
-                        return ControlFlow::Continue(());
-                    }
-                    Err(refusal) => refusal,
-                },
-                Err(Missing::Look) => return ControlFlow::Break(Stop::Missing),
-                Err(Missing::Refuse(refusal)) => refusal,
-            },
-            Err(_) => Refusal::Unreadable,
-        };
-        refused.push(Refused { index: first + votes as u64, refusal });
-        votes += 1;
-        ControlFlow::Continue(())
-    });
-    unhashed.hash(&mut accepted);
-    Judged { accepted, refused, votes, stop }
 }
 
-/// Judges one vote; if it is good, returns its option and its user.
-#[inline(always)]
-fn check<'a>(
-    vote: &VoteBytes<'a>,
-    poll: &'a IndexedPoll,
-    now: Timestamp,
-) -> Result<(&'a Arc<str>, UserId<'a>), Refusal> {
-    let user_id = UserId::check(vote.user_id)?;
-    Ok((poll.admits(vote.option_id, now)?, user_id))
+impl Judge {
+    /// Judges votes in one pass.
+    fn judge<'a, 'v: 'a, I>(
+        &self,
+        walk: &mut Walk<'v, I>,
+        polls: &'a KnownPolls,
+        bytes: usize,
+        refused_max: usize,
+    ) -> Judged<'a>
+    where
+        I: Iterator<Item = VoteResult<'v>> + Clone,
+    {
+        let mut accepted = ACCEPTED.take();
+        accepted.reserve((bytes / VOTE_WIRE_BYTES + 1).min(TOGETHER_VOTES_MAX));
+        let (mut refused, mut votes) = (Vec::new(), 0);
+        let (mut last_poll, mut unhashed) = (None, Unhashed::new());
+        let stop = walk.try_for_each(|vote| {
+            if votes == TOGETHER_VOTES_MAX || refused.len() == refused_max {
+                return ControlFlow::Break(Stop::Full);
+            }
+            let refusal = match vote {
+                Ok(vote) => match polls.find(vote.poll_id, self.moment, &mut last_poll) {
+                    Ok(poll) => match self.check(vote, poll) {
+                        Ok((option_id, user_id)) => {
+                            // Hashed before anybody sees it.
+                            let hash = unhashed.add(poll, vote.user_id, &mut accepted).unwrap_or_default();
+                            let (poll_id, index) = (poll.id(), votes as u32);
+                            accepted.push(AcceptedVote { poll_id, option_id, user_id, hash, index });
+                            votes += 1;
+                            return ControlFlow::Continue(());
+                        }
+                        Err(refusal) => refusal,
+                    },
+                    Err(Missing::Look) => return ControlFlow::Break(Stop::Missing),
+                    Err(Missing::Refuse(refusal)) => refusal,
+                },
+                Err(_) => Refusal::Unreadable,
+            };
+            refused.push(Refused { index: self.first + votes as u64, refusal });
+            votes += 1;
+            ControlFlow::Continue(())
+        });
+        unhashed.hash(&mut accepted);
+        Judged { accepted, refused, votes, stop }
+    }
+
+    /// Judges one vote; if it is good, returns its option and its user.
+    #[inline(always)]
+    fn check<'a>(&self, vote: &VoteBytes<'a>, poll: &'a IndexedPoll) -> Result<(&'a Arc<str>, UserId<'a>), Refusal> {
+        let user_id = UserId::check(vote.user_id)?;
+        let option_id = poll.admits(vote.option_id, self.now)?;
+        if self.is_trusted { Ok((option_id, user_id)) } else { Err(Refusal::ClockContradicted) }
+    }
 }

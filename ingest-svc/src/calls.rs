@@ -55,16 +55,17 @@ pub(crate) struct Calls {
 
 impl Calls {
     pub(crate) fn new(config: &IngestConfig, admission: Arc<Admission>, shutdown: CancellationToken) -> Self {
+        let message_time_max = config.connections.limits().message;
         let stream = Limits {
             message_bytes_max: MESSAGE_BYTES_MAX,
-            message_time_max: config.message_timeout,
+            message_time_max,
             first_message_max: config.first_message_timeout,
             silence_max: config.silence_timeout,
         };
         let single = Limits {
             message_bytes_max: SINGLE_VOTE_BYTES_MAX,
-            first_message_max: config.message_timeout,
-            silence_max: config.message_timeout,
+            first_message_max: message_time_max,
+            silence_max: message_time_max,
             ..stream
         };
         Self { admission, shutdown, single, stream }
@@ -85,16 +86,16 @@ impl Calls {
 
     /// Takes the one vote of a message, and waits until it is durable.
     pub(crate) async fn cast(&self, vote: Arc<SingleVote>, message: impl ReceivedVotes + Sync) -> Result<(), Status> {
-        let mut votes = message.votes();
-        match (votes.next(), votes.next()) {
-            (Some(Ok(_)), None) => {}
-            (None, _) => return Err(malformed(1, "vote is missing")),
-            (Some(Ok(_)), Some(Ok(_))) => return Err(malformed(message.votes().count(), "vote is given twice")),
-            (Some(Err(malformed_bytes)), _) | (_, Some(Err(malformed_bytes))) => {
-                return Err(malformed(1, &format!("the message cannot be read: {malformed_bytes}")));
-            }
+        let mut votes = 0;
+        for vote in message.votes() {
+            vote.map_err(|error| malformed(1, &format!("the message cannot be read: {error}")))?;
+            votes += 1;
         }
-        drop(votes);
+        match votes {
+            0 => return Err(malformed(1, "vote is missing")),
+            1 => {}
+            _ => return Err(malformed(votes, "vote is given twice")),
+        }
         let permit = self.permit_in_time(&message).await?;
         // A client that hangs up cuts nothing in half: until the vote is in its lane it is not accepted, and then the lane has it.
         self.admission.admit(&vote, 0, &[message], permit).await.map_err(|crowded| overloaded(&crowded.to_string()))?;

@@ -148,12 +148,18 @@ impl Inbound {
         }
     }
 
+    /// When the service began to wait for what it waits for: now, unless it waits already.
+    #[expect(clippy::disallowed_methods, reason = "a wait for a client is measured, no vote is judged by it")]
+    fn since(&mut self) -> Instant {
+        *self.since.get_or_insert_with(Instant::now)
+    }
+
     /// Makes room for the rest of a large message, before more of it is kept.
     async fn make_room(&mut self) -> Result<(), Unreadable> {
         if let Some(bytes) = self.frames.declared().filter(|&bytes| bytes > PART_FREE)
             && self.permit.is_none()
         {
-            let deadline = *self.since.get_or_insert_with(Instant::now) + self.limits.message_time_max;
+            let deadline = self.since() + self.limits.message_time_max;
             let permit = timeout_at(deadline, self.room.acquire(bytes)).await.map_err(|_| Unreadable::Crowded)?;
             self.permit = Some(permit);
         }
@@ -184,8 +190,8 @@ impl Inbound {
         } else {
             (self.limits.first_message_max, Unreadable::Silent)
         };
-        let since = *self.since.get_or_insert_with(Instant::now);
-        self.timer.poll_until(cx, since + max).map(|()| late(max))
+        let deadline = self.since() + max;
+        self.timer.poll_until(cx, deadline).map(|()| late(max))
     }
 }
 

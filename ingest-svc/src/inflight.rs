@@ -140,6 +140,7 @@ async fn take(free: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
 
 /// Fits the room to what the lanes settle within `wait_max`. It grows by itself: while the room is small, votes are settled in
 /// less time than that.
+#[expect(clippy::disallowed_methods, reason = "a rate is measured, no vote is judged by it")]
 async fn regulate(free: Weak<Semaphore>, settled: Arc<AtomicU64>, bytes_max: usize, wait_max: Duration) {
     let bytes_min = bytes_max.min(BYTES_MIN);
     let (mut room, mut average, mut last) = (bytes_min, 0.0, Instant::now());

@@ -3,6 +3,8 @@
 //! Owns the admission of votes: validation against the polls, backpressure by bytes, and the answer to each vote. Must
 //! never answer for a vote before its lane has settled it, and never hold more unsettled bytes than configured.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
+
 mod admission;
 mod answer;
 mod calls;
@@ -47,8 +49,6 @@ pub struct IngestConfig {
     /// Most bytes of messages that wait for their client: for their rest, if they are large, or for answers to be read. Each of
     /// the two has so many.
     pub waiting_bytes_max: usize,
-    /// How long a message may take from its first byte to its last, and how long a call with one vote may wait for it.
-    pub message_timeout: Duration,
     /// How long a stream of votes may be open without a message.
     pub first_message_timeout: Duration,
     /// How long a stream of votes may be silent after a message.
@@ -72,7 +72,6 @@ impl IngestConfig {
             lanes: LaneConfig::one_machine(),
             unsettled_bytes_max: 64 << 20,
             waiting_bytes_max: 64 << 20,
-            message_timeout: Duration::from_secs(10),
             first_message_timeout: Duration::from_secs(60),
             silence_timeout: Duration::from_secs(300),
             unary_patience: Duration::from_millis(500),
@@ -100,7 +99,7 @@ pub async fn run(
     let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;
-    let polls = PollCache::new(ports.polls.clone(), config.bounds.poll_cache_life);
+    let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), config.bounds.poll_cache_life);
     let admission = Arc::new(Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
     let calls = Arc::new(calls::Calls::new(&config, admission, shutdown.clone()));
     let edge = edge::Edge(calls.clone());

@@ -50,7 +50,7 @@ fn code_of(refusal: &Refusal) -> RejectionCode {
         Refusal::NotOpen(_) => RejectionCode::PollNotOpen,
         Refusal::Closed(_) => RejectionCode::PollClosed,
         Refusal::WrongSource(_) => RejectionCode::WrongSource,
-        Refusal::PollUnreadable(_) | Refusal::NotStored => RejectionCode::Unavailable,
+        Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => RejectionCode::Unavailable,
         Refusal::OutcomeUnknown => RejectionCode::OutcomeUnknown,
     }
 }
@@ -61,7 +61,7 @@ pub(crate) fn status_of(refusal: &Refusal) -> Status {
         Refusal::Unreadable | Refusal::Invalid(_) | Refusal::NoSuchOption { .. } => Code::InvalidArgument,
         Refusal::NoSuchPoll(_) => Code::NotFound,
         Refusal::NotOpen(_) | Refusal::Closed(_) | Refusal::WrongSource(_) => Code::FailedPrecondition,
-        Refusal::PollUnreadable(_) | Refusal::NotStored => Code::Unavailable,
+        Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => Code::Unavailable,
         Refusal::OutcomeUnknown => Code::DeadlineExceeded,
     };
     match refusal.field() {
@@ -79,7 +79,7 @@ pub(crate) fn count(refusal: &Refusal) {
         Refusal::NotOpen(_) => Rejected::PollNotOpen,
         Refusal::Closed(_) => Rejected::PollClosed,
         Refusal::WrongSource(_) => Rejected::WrongSource,
-        Refusal::PollUnreadable(_) => Rejected::Unavailable,
+        Refusal::PollUnreadable(_) | Refusal::ClockContradicted => Rejected::Unavailable,
         // These are outcomes of lanes, which count them.
         Refusal::NotStored | Refusal::OutcomeUnknown => return,
     };

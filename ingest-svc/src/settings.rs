@@ -40,12 +40,6 @@ pub const PROGRAM: Program = Program {
                 "64MiB",
                 "Bytes of large messages of which a part has arrived; and as many of those whose client does not read its answers.",
             ),
-            Setting::new(
-                "message-timeout",
-                "DURATION",
-                "10s",
-                "How long a message may take to arrive, once it has begun.",
-            ),
             Setting::new("first-message-timeout", "DURATION", "1m", "How long a stream may be open without a message."),
             Setting::new("silence-timeout", "DURATION", "5m", "How long a stream may be silent after a message."),
             Setting::new("drain", "DURATION", "12s", "How long calls may take to end after a signal; at least 10s."),
@@ -92,7 +86,6 @@ impl Settings {
         let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
         let unsettled_bytes_max = values.get("unsettled-bytes-max", bytes(8 << 20..=2 << 30));
         let waiting_bytes_max = values.get("waiting-bytes-max", bytes(8 << 20..=2 << 30));
-        let message_timeout = values.get("message-timeout", duration(TIMEOUTS));
         let first_message_timeout = values.get("first-message-timeout", duration(TIMEOUTS));
         let silence_timeout = values.get("silence-timeout", duration(TIMEOUTS));
         let drain = values.get("drain", duration(TimeBounds::DISTRIBUTED.answer_deadline..=*engine::DRAINS.end()));
@@ -102,7 +95,6 @@ impl Settings {
         ingest.lanes.linger = linger?;
         ingest.unsettled_bytes_max = unsettled_bytes_max?;
         ingest.waiting_bytes_max = waiting_bytes_max?;
-        ingest.message_timeout = message_timeout?;
         ingest.first_message_timeout = first_message_timeout?;
         ingest.silence_timeout = silence_timeout?;
         ingest.drain = drain?;
@@ -130,8 +122,7 @@ mod tests {
         assert_eq!(settings.ingest.lanes.linger, distributed.lanes.linger);
         assert_eq!(settings.ingest.unsettled_bytes_max, distributed.unsettled_bytes_max);
         assert_eq!(settings.ingest.waiting_bytes_max, distributed.waiting_bytes_max);
-        let timeouts =
-            |config: &IngestConfig| (config.message_timeout, config.first_message_timeout, config.silence_timeout);
+        let timeouts = |config: &IngestConfig| (config.first_message_timeout, config.silence_timeout);
         assert_eq!(timeouts(&settings.ingest), timeouts(&distributed));
         assert_eq!(settings.ingest.bounds, TimeBounds::DISTRIBUTED);
         assert_eq!(settings.engine.create_with_shards, None);

@@ -3,6 +3,8 @@
 //! Owns how a window is applied to the votes and to the `persist` tallies. Must never add to a tally before every vote of
 //! the window is stored, and never judge a vote anew: what counts was decided when the window was built.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
+
 mod applier;
 pub mod settings;
 

@@ -88,6 +88,9 @@ Standard variables:
 Health:
   `health` as the first argument asks the service at --listen over gRPC instead of starting one; 0 if it serves, else 1
 
+Signals:
+  SIGTERM, SIGINT and SIGHUP drain, unless whoever starts the service has them ignored; a second one stops at once
+
 Exit codes:
   0   stopped by a signal, and everything was finished
   1   could not start: a stream, a table, a permission or an address is missing

@@ -6,7 +6,7 @@
 use std::{
     convert::Infallible,
     str::FromStr,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use axum::{
 use bytes::Bytes;
 use futures::{
     TryFutureExt,
-    future::{Either, MapOk},
+    future::{Either, MapOk, Ready, ready},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -78,7 +78,7 @@ impl Surface {
     }
 }
 
-/// Translates gRPC-Web, and passes gRPC by: the translation would wrap each body of a long stream twice more.
+/// Translates gRPC-Web, refuses what is neither, and passes gRPC by: the translation would wrap each body of a long stream twice more.
 #[derive(Clone, Copy)]
 struct WebLayer;
 
@@ -107,20 +107,29 @@ where
     type Error = Infallible;
     type Future = Either<
         <S as Service<http::Request<Body>>>::Future,
-        MapOk<<GrpcWebService<S> as Service<http::Request<Body>>>::Future, Translated>,
+        Either<
+            MapOk<<GrpcWebService<S> as Service<http::Request<Body>>>::Future, Translated>,
+            Ready<Result<Response, Infallible>>,
+        >,
     >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        ready!(Service::<http::Request<Body>>::poll_ready(&mut self.grpc, cx))?;
+        task::ready!(Service::<http::Request<Body>>::poll_ready(&mut self.grpc, cx))?;
         Service::<http::Request<Body>>::poll_ready(&mut self.web, cx)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if !content_type.starts_with(b"application/grpc") {
+            // The generated services look at the path alone. A page of another origin may send other types unasked.
+            let message =
+                "the content type must be application/grpc, application/grpc-web or application/grpc-web-text";
+            return Either::Right(Either::Right(ready(Ok(UnsupportedMedia(message).into()))));
+        }
         if request.version() == Version::HTTP_2 && !content_type.starts_with(b"application/grpc-web") {
             Either::Left(self.grpc.call(request))
         } else {
-            Either::Right(self.web.call(request).map_ok(IntoResponse::into_response))
+            Either::Right(Either::Left(self.web.call(request).map_ok(IntoResponse::into_response)))
         }
     }
 }
@@ -185,6 +194,16 @@ impl CorsOrigins {
     }
 }
 
+/// A body is of a kind that is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnsupportedMedia(&'static str);
+
+impl From<UnsupportedMedia> for Response {
+    fn from(unsupported: UnsupportedMedia) -> Self {
+        respond(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, unsupported.0, None)
+    }
+}
+
 /// Checks that a request says that its body is JSON as it is.
 ///
 /// A page of another origin may send other types without asking anybody, and so may a page that sends no type at all; then its
@@ -192,10 +211,8 @@ impl CorsOrigins {
 ///
 /// # Errors
 ///
-/// With the answer to send: 415, since what the body means is not known.
-pub fn check_json(headers: &HeaderMap) -> Result<(), Response> {
-    let unsupported =
-        |message: &str| Err(respond(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, message, None));
+/// If what the body means is not known.
+pub fn check_json(headers: &HeaderMap) -> Result<(), UnsupportedMedia> {
     let json = |content_type: &HeaderValue| {
         let essence = content_type.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
         essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
@@ -203,11 +220,11 @@ pub fn check_json(headers: &HeaderMap) -> Result<(), Response> {
     match headers.get(header::CONTENT_TYPE) {
         Some(content_type) if json(content_type) => {}
         None if !headers.contains_key(header::ORIGIN) => {}
-        Some(_) | None => return unsupported("the content type must be application/json"),
+        Some(_) | None => return Err(UnsupportedMedia("the content type must be application/json")),
     }
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return unsupported("the body must not be encoded: leave out Content-Encoding");
+        return Err(UnsupportedMedia("the body must not be encoded: leave out Content-Encoding"));
     }
     Ok(())
 }
@@ -280,13 +297,12 @@ pub fn http_status(code: Code) -> StatusCode {
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::PermissionDenied => StatusCode::FORBIDDEN,
         Code::NotFound => StatusCode::NOT_FOUND,
-        Code::FailedPrecondition => StatusCode::CONFLICT,
+        Code::FailedPrecondition | Code::AlreadyExists => StatusCode::CONFLICT,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Code::Cancelled
         | Code::Unknown
-        | Code::AlreadyExists
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unimplemented
@@ -363,7 +379,7 @@ mod tests {
             (Code::PermissionDenied, 403, "PERMISSION_DENIED"),
             (Code::Internal, 500, "INTERNAL"),
             (Code::Unknown, 500, "UNKNOWN"),
-            (Code::AlreadyExists, 500, "ALREADY_EXISTS"),
+            (Code::AlreadyExists, 409, "ALREADY_EXISTS"),
             (Code::Cancelled, 500, "CANCELLED"),
             (Code::Aborted, 500, "ABORTED"),
             (Code::OutOfRange, 500, "OUT_OF_RANGE"),
@@ -401,7 +417,7 @@ mod tests {
     fn a_body_is_json_and_nothing_else() {
         let check = |headers: &[(&str, &str)]| {
             let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
-            check_json(&headers.collect::<HeaderMap>()).map_err(|answer| answer.status().as_u16())
+            check_json(&headers.collect::<HeaderMap>()).map_err(|refused| Response::from(refused).status().as_u16())
         };
         let (json, origin) = (("content-type", "application/json"), ("origin", "https://elsewhere.example"));
         for good in [

@@ -13,6 +13,7 @@ mod limits;
 pub mod process;
 mod server;
 pub mod telemetry;
+pub mod terminal;
 
 pub use grpc::{DrainReport, listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};

@@ -9,21 +9,20 @@ use std::{
     ffi::OsString,
     fmt::Display,
     future::Future,
+    io::Write,
     net::SocketAddr,
     process::{ExitCode, exit},
     time::Duration,
 };
 
-use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Connections, DrainReport, ServiceError,
     config::{Program, Refused, Values, one_of},
     telemetry::{self, Exports, LogFormat},
+    terminal::{Signals, note},
 };
 
 /// Why a process ends other than well. Each has its exit code.
@@ -88,7 +87,7 @@ impl Process {
             crate::listen(addr).map_err(|error| Failure::Start(format!("cannot listen on {addr}: {error}")))?;
         match listener.local_addr() {
             Ok(bound) => tracing::info!(address = %bound, "listening"),
-            Err(error) => tracing::warn!(%error, "listening, on an address that cannot be told"),
+            Err(error) => tracing::warn!(%error, "cannot read the listener's address"),
         }
         Ok(listener)
     }
@@ -213,39 +212,36 @@ fn read<C>(
 fn answer(program: &Program, refused: Refused) -> ExitCode {
     match refused {
         Refused::Answered(answer) => {
-            print!("{answer}");
+            print_out(&answer);
             ExitCode::SUCCESS
         }
         Refused::Mistakes(mistakes) => refuse(program, &Failure::Config(mistakes)),
     }
 }
 
+/// Prints on stdout. Whoever asked may have seen enough and left.
+fn print_out(text: &str) {
+    drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
 /// There are no logs yet.
 fn refuse(program: &Program, failure: &Failure) -> ExitCode {
-    eprintln!("{}: {failure}", program.name);
+    note(&format!("{}: {failure}", program.name));
     ExitCode::from(failure.code())
 }
 
-/// The first SIGTERM or SIGINT starts the drain; a second one ends the process at once, which costs no acknowledged vote.
+/// The first SIGTERM, SIGINT or SIGHUP starts the drain; a second one ends the process at once, which costs no acknowledged vote.
 fn listen_for_signals(shutdown: CancellationToken) -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::Start(format!("cannot listen for signals: {error}")));
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut signals = Signals::new().map_err(|error| Failure::Start(format!("cannot listen for signals: {error}")))?;
     tokio::spawn(async move {
-        next(&mut interrupt, &mut terminate).await;
-        tracing::info!("stopping; a second signal stops at once");
+        let signal = signals.next().await;
+        tracing::info!(?signal, "stopping; a second signal stops at once");
         shutdown.cancel();
-        next(&mut interrupt, &mut terminate).await;
+        signals.next().await;
         tracing::error!("stopped by a second signal, before everything was finished");
         exit(i32::from(INCOMPLETE));
     });
     Ok(())
-}
-
-async fn next(interrupt: &mut Signal, terminate: &mut Signal) {
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 #[cfg(test)]

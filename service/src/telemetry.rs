@@ -26,6 +26,8 @@
 //! | `votestream.lane.votes.settled` | counter, vote | `outcome`: durable, not_stored, unknown | outcomes of accepted votes |
 //! | `votestream.lane.votes.unsettled` | gauge, vote | | votes in the lanes |
 //! | `votestream.lane.bytes` | gauge, By | | bytes of votes, as received, that are not settled |
+//! | `votestream.clock.ahead` | gauge, ms | | by how much this process's time is ahead of a wall clock that was set back |
+//! | `votestream.clock.contradicted` | gauge, 1 | | 1 while the engines' answers contradict the skew bound, and votes are refused |
 //! | `votestream.lane.batch.votes` | histogram, vote | | votes of a batch |
 //! | `votestream.lane.batch.size` | histogram, By | | compressed size of a record |
 //! | `votestream.stream.put.duration` | histogram, s | `outcome`: stored, refused, unknown | time of one put |
@@ -37,6 +39,8 @@
 //! | `votestream.group.window.duration` | histogram, s | `group` | time to apply a window, retries included |
 //! | `votestream.group.flush.age` | histogram, s | `group` | age of a window's oldest record once the window is stored |
 //! | `votestream.group.iterator.age` | gauge, s | `group`, `shard` | how far a shard's consumer is behind |
+//! | `votestream.group.records.early` | counter, record | `group` | records that arrived before their votes were accepted: a clock is wrong |
+//! | `votestream.group.records.future` | counter, record | `group` | records from the future of this process's clock: their shard waits |
 //! | `votestream.group.lease.changes` | counter, change | `group`, `change` | leases taken, requested, released, lost, failed |
 
 #[cfg(feature = "otel")]

@@ -16,8 +16,16 @@ const ENTRIES_MAX: usize = 10_000;
 
 type Answer<V> = Result<V, Arc<Failure>>;
 
+/// How old an interim result is shown decides nothing.
+#[expect(clippy::disallowed_methods, reason = "no vote is judged by it")]
+fn now() -> Instant {
+    Instant::now()
+}
+
 struct Slot<V> {
     latest: Mutex<Option<(Instant, Answer<V>)>>,
+    /// The last answer that was no failure, however old.
+    last_good: Mutex<Option<V>>,
     /// Held by the caller who reads.
     flight: tokio::sync::Mutex<()>,
 }
@@ -34,13 +42,13 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
     }
 
     /// The latest answer for a key, read anew if it is too old. Failures are kept as well, or an engine that is down would
-    /// be asked by every caller in turn.
-    pub(crate) async fn get<F>(&self, key: &K, read: impl FnOnce() -> F) -> Answer<V>
+    /// be asked by every caller in turn. `read` is given the last good answer, if it is still kept.
+    pub(crate) async fn get<F>(&self, key: &K, read: impl FnOnce(Option<V>) -> F) -> Answer<V>
     where
         F: Future<Output = Result<V, Failure>>,
     {
         let Some(slot) = self.slot(key) else {
-            return read().await.map_err(Arc::new);
+            return read(None).await.map_err(Arc::new);
         };
         if let Some(answer) = self.fresh(&slot) {
             return answer;
@@ -49,19 +57,28 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
         if let Some(answer) = self.fresh(&slot) {
             return answer;
         }
-        let answer = read().await.map_err(Arc::new);
-        *slot.latest.lock() = Some((Instant::now(), answer.clone()));
+        let before = slot.last_good.lock().clone();
+        let answer = read(before).await.map_err(Arc::new);
+        if let Ok(good) = &answer {
+            *slot.last_good.lock() = Some(good.clone());
+        }
+        *slot.latest.lock() = Some((now(), answer.clone()));
         answer
     }
 
     /// Makes the next caller read anew.
     pub(crate) fn forget(&self, key: &K) {
-        self.slots.remove(key);
+        if let Some(slot) = self.slots.get(key) {
+            *slot.latest.lock() = None;
+        }
     }
 
     fn fresh(&self, slot: &Slot<V>) -> Option<Answer<V>> {
         let latest = slot.latest.lock();
-        latest.as_ref().filter(|(at, _)| at.elapsed() < self.life).map(|(_, answer)| answer.clone())
+        latest
+            .as_ref()
+            .filter(|(at, _)| now().saturating_duration_since(*at) < self.life)
+            .map(|(_, answer)| answer.clone())
     }
 
     fn slot(&self, key: &K) -> Option<Arc<Slot<V>>> {
@@ -75,7 +92,10 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
                 return None;
             }
         }
-        let empty = || Arc::new(Slot { latest: Mutex::new(None), flight: tokio::sync::Mutex::new(()) });
+        let empty = || {
+            let (latest, last_good) = (Mutex::new(None), Mutex::new(None));
+            Arc::new(Slot { latest, last_good, flight: tokio::sync::Mutex::new(()) })
+        };
         Some(self.slots.entry(key.clone()).or_insert_with(empty).clone())
     }
 }
@@ -91,7 +111,7 @@ mod tests {
         let cache = Arc::new(Cache::<u8, u32>::new(Duration::from_millis(100)));
         let reads = AtomicU32::new(0);
         let call = || {
-            cache.get(&7, || async {
+            cache.get(&7, |_| async {
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 Ok(reads.fetch_add(1, Ordering::Relaxed))
             })
@@ -110,22 +130,22 @@ mod tests {
     async fn a_caller_who_leaves_does_not_block_the_others() {
         let cache = Cache::<u8, u32>::new(Duration::from_millis(100));
         {
-            let stuck = cache.get(&1, std::future::pending);
+            let stuck = cache.get(&1, |_| std::future::pending());
             tokio::pin!(stuck);
             assert!(futures::poll!(&mut stuck).is_pending());
         }
-        assert!(matches!(cache.get(&1, || async { Ok(4) }).await, Ok(4)));
+        assert!(matches!(cache.get(&1, |_| async { Ok(4) }).await, Ok(4)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn it_stays_within_its_bound() {
         let cache = Cache::<usize, usize>::new(Duration::from_millis(100));
         for key in 0..ENTRIES_MAX + 50 {
-            assert!(matches!(cache.get(&key, || async { Ok(key) }).await, Ok(answer) if answer == key));
+            assert!(matches!(cache.get(&key, |_| async { Ok(key) }).await, Ok(answer) if answer == key));
         }
         assert_eq!(cache.slots.len(), ENTRIES_MAX);
         tokio::time::advance(Duration::from_millis(100)).await;
-        assert!(cache.get(&usize::MAX, || async { Ok(0) }).await.is_ok());
+        assert!(cache.get(&usize::MAX, |_| async { Ok(0) }).await.is_ok());
         assert_eq!(cache.slots.len(), 1);
     }
 }

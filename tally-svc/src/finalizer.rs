@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    Closing, HashRange, Poll, PollId, ShardId, TimeBounds, Timestamp,
+    Closing, HashRange, Moment, Poll, PollId, ShardId, TimeBounds, Timestamp,
     batch::encode_marker,
     mutation::{self, Mutation},
     poll::FinalResult,
@@ -181,11 +181,11 @@ impl Finalizer {
     }
 
     async fn step(&self, last: &mut Last) -> Result<(), Failure> {
-        if last.scan.is_none_or(|at| at.elapsed() >= RESCAN_INTERVAL) {
+        if last.scan.is_none_or(|at| self.since(at) >= RESCAN_INTERVAL) {
             self.scan().await?;
-            last.scan = Some(Instant::now());
+            last.scan = Some(self.ports.clock.instant());
         }
-        let due = self.due(self.ports.clock.now(), last.horizon);
+        let due = self.due(Moment::of(&*self.ports.clock), last.horizon);
         let Some(latest) = due.iter().map(|poll| poll.required).max() else {
             return Ok(());
         };
@@ -198,13 +198,14 @@ impl Finalizer {
             if self.finish(id, horizon).await.is_err()
                 && let Some(poll) = self.unfinished.lock().get_mut(id)
             {
-                poll.retry_at = Some(Instant::now() + RETRY_AFTER);
+                poll.retry_at = Some(self.ports.clock.instant() + RETRY_AFTER);
             }
         }
         // A marker that arrived before the latest poll was due has not moved its shard far enough.
-        let marked = last.marker.is_some_and(|(at, stamp)| stamp >= latest && at.elapsed() < MARKER_INTERVAL);
+        let marked = last.marker.is_some_and(|(at, stamp)| stamp >= latest && self.since(at) < MARKER_INTERVAL);
         if horizon < latest && !marked {
-            last.marker = Some((Instant::now(), self.ports.clock.now()));
+            let Moment { now, instant } = Moment::of(&*self.ports.clock);
+            last.marker = Some((instant, now));
             put_markers(&*self.ports.stream, |_| true).await?;
         }
         Ok(())
@@ -212,9 +213,9 @@ impl Finalizer {
 
     /// Polls whose result may be stored as soon as everything is committed up to the time given, those that closed first
     /// in front. A poll that waits for a recount is among them until then: the recount proves nothing before.
-    fn due(&self, now: Timestamp, seen: Timestamp) -> Vec<Due> {
+    fn due(&self, Moment { now, instant }: Moment, seen: Timestamp) -> Vec<Due> {
         let unfinished = self.unfinished.lock();
-        let rested = |poll: &Unfinished| poll.retry_at.is_none_or(|at| at <= Instant::now());
+        let rested = |poll: &Unfinished| poll.retry_at.is_none_or(|at| at <= instant);
         let mut due: Vec<_> = unfinished
             .iter()
             .filter(|(_, poll)| rested(poll))
@@ -227,6 +228,10 @@ impl Finalizer {
             .collect();
         due.sort_by_key(|poll| poll.required);
         due
+    }
+
+    fn since(&self, at: Instant) -> Duration {
+        self.ports.clock.instant().saturating_duration_since(at)
     }
 
     async fn scan(&self) -> Result<(), Failure> {
@@ -282,6 +287,10 @@ impl Finalizer {
     /// Finishes what a ClosePoll began: it has been known since this process read the poll.
     async fn settle(&self, id: &PollId) -> Result<(), Failure> {
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
+        if !self.ports.clock.is_trusted() {
+            // A time by this clock could cut off acknowledged votes. Another process settles it, or this one later.
+            return Ok(());
+        }
         if let Some(poll) = self.ports.polls.close(id, closes_at).await? {
             self.note(&poll);
         }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
     SequenceNumber, ShardId, Timestamp,
@@ -37,7 +37,7 @@ pub(crate) async fn run(ports: &Ports, after: Duration, shutdown: CancellationTo
             looks.tick().await;
             if let Err(error) = look(ports, after).await {
                 tracing::warn!(%error, "idle shards could not be looked after, it will be tried again");
-                looks.reset_at(Instant::now() + pause.min(RETRY_AFTER));
+                looks.reset_after(pause.min(RETRY_AFTER));
             }
         }
     };

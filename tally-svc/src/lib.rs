@@ -3,6 +3,8 @@
 //! Owns the `tally` group's sums, the APIs `PollService` and `ResultsService`, and the moment at which a result becomes
 //! final. Must never make a result final from anything but the `persist` rows and tallies that the stores hold.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
+
 mod applier;
 mod cache;
 mod convert;
@@ -10,6 +12,7 @@ mod finalizer;
 mod idle;
 mod json;
 mod polls;
+mod recount;
 mod results;
 pub mod settings;
 mod snapshot;

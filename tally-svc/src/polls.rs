@@ -56,9 +56,10 @@ impl Polls {
         let opens = definition.opens_at.unwrap_or(default_opening);
         if let Some(stored) = stored {
             // Closed early, the stored poll may even close before it opens; the repeated definition does not.
-            return self.same(definition.poll(opens)?, opens_by_default, stored);
+            return self.same(definition.repeated(opens)?, opens_by_default, stored);
         }
         definition.check(opens, now, &self.bounds)?;
+        self.check_clock()?;
         let poll = definition.poll(opens)?;
         match self.ports.polls.create(&poll).await? {
             Created::New => {
@@ -94,6 +95,7 @@ impl Polls {
         // Should this process end here, the finalizer of any process settles the time.
         self.stored(&asked);
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
+        self.check_clock()?;
         let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(Failure::PollNotFound(id))?;
         self.stored(&poll);
         Ok(poll)
@@ -137,6 +139,11 @@ impl Polls {
     fn stored(&self, poll: &Poll) {
         self.finalizer.note(poll);
         self.snapshots.forget(&poll.id);
+    }
+
+    /// Times of polls must not come from a clock that the engines contradict.
+    fn check_clock(&self) -> Result<(), Failure> {
+        if self.ports.clock.is_trusted() { Ok(()) } else { Err(Failure::ClockNotTrusted) }
     }
 
     fn now(&self) -> Timestamp {
@@ -195,6 +202,12 @@ impl Definition {
     fn poll(self, opens: Timestamp) -> Result<Poll, InvalidField> {
         let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
         Poll::new(id, title, options, opens, closes_at, source, expected_peak)
+    }
+
+    /// The same, to compare it with a poll that is stored: what was allowed then is no mistake of this call.
+    fn repeated(self, opens: Timestamp) -> Result<Poll, InvalidField> {
+        let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
+        Poll::defined(id, title, options, opens, closes_at, source, expected_peak)
     }
 }
 
@@ -356,6 +369,24 @@ mod tests {
         let stream = v1::CreatePollRequest { source: v1::PollSource::Stream.into(), ..request("s") };
         let poll = polls.create(stream).await.unwrap();
         assert_eq!((poll.opens_at, poll.source), (Timestamp(NOW + 2_500), PollSource::Stream));
+    }
+
+    #[tokio::test]
+    async fn no_time_of_a_poll_comes_from_a_clock_that_is_not_trusted() {
+        let (fake, polls) = service();
+        fake.set_contradicted(true);
+        let status = polls.create_poll(Request::new(request("p"))).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        fake.set_contradicted(false);
+        polls.create_poll(Request::new(request("p"))).await.unwrap();
+        fake.set_contradicted(true);
+        let close = || v1::ClosePollRequest { poll_id: "p".into() };
+        assert_eq!(polls.close_poll(Request::new(close())).await.unwrap_err().code(), Code::Unavailable);
+        // It takes no more votes, and closes once the clock is trusted.
+        assert_eq!(polls.get("p").await.unwrap().closing, Closing::Asked);
+        fake.set_contradicted(false);
+        polls.close_poll(Request::new(close())).await.unwrap();
+        assert_eq!(polls.get("p").await.unwrap().closing, Closing::Done);
     }
 
     #[tokio::test]

@@ -5,20 +5,16 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use votestream_core::{
-    Poll, PollId,
-    poll::FinalResult,
-    port::{Group, Ports},
-    tally::sums,
-};
+use votestream_core::{Poll, PollId, poll::FinalResult, port::Ports};
 use votestream_proto::v1::{self, results_service_server::ResultsService};
 
 use crate::{
     convert::{poll_id_of, timestamp},
     finalizer::Finalizer,
+    recount::Recounts,
     snapshot::{Snapshot, Snapshots},
     status::{Failure, shared},
 };
@@ -27,15 +23,13 @@ use crate::{
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks in a row that may fail before a watching or waiting call ends with the failure.
 const FAILURES_MAX: u32 = 20;
-/// Recounts under way at once: each reads all votes of a poll.
-const RECOUNTS_MAX: usize = 2;
+/// How long a watcher may leave a response unread. Then it is taken for one that has forgotten us.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
 
 /// The service.
 pub(crate) struct Results {
-    ports: Ports,
-    finalizer: Arc<Finalizer>,
     snapshots: Arc<Snapshots>,
-    recounts: Semaphore,
+    recounts: Recounts,
     shutdown: CancellationToken,
 }
 
@@ -46,7 +40,8 @@ impl Results {
         snapshots: Arc<Snapshots>,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { ports, finalizer, snapshots, recounts: Semaphore::new(RECOUNTS_MAX), shutdown }
+        let recounts = Recounts::new(ports, finalizer, snapshots.clone());
+        Self { snapshots, recounts, shutdown }
     }
 
     async fn final_results(&self, id: &PollId, wait: bool) -> Result<v1::GetFinalResultsResponse, Status> {
@@ -72,42 +67,6 @@ impl Results {
             }
             pause(&self.shutdown).await?;
         }
-    }
-
-    async fn recount(&self, id: PollId) -> Result<v1::RecountResponse, Failure> {
-        let _permit = self.recounts.try_acquire().map_err(|_| Failure::Busy("recounts"))?;
-        let mut poll = self.ports.polls.get(&id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
-        // Before the counts: once everything is committed, no later vote moves either of them.
-        let complete = self.snapshots.complete(&poll).await?;
-        let rows = self.ports.tallies.read(&id).await?;
-        let counted = sums(&poll, Group::Persist, &rows)?;
-        let recounted = self.ports.votes.recount(&poll).await?;
-        if recounted.len() != poll.options.len() {
-            tracing::error!(poll_id = %id, "the recount does not have one number an option");
-            return Err(Failure::Internal);
-        }
-        let matches = counted == recounted && poll.final_result.as_ref().is_none_or(|result| result.votes == recounted);
-        if poll.needs_recount && complete && matches {
-            self.ports.polls.set_needs_recount(&id, false).await?;
-            poll.needs_recount = false;
-            self.finalizer.note(&poll);
-            self.snapshots.forget(&id);
-        }
-        let progress = self.snapshots.progress(&poll).await.map_err(|_| Failure::Unavailable)?;
-        let options = poll.options.iter().zip(counted.into_iter().zip(recounted));
-        Ok(v1::RecountResponse {
-            poll_id: id.to_string(),
-            options: options
-                .map(|(option, (counted, recounted))| v1::RecountOption {
-                    option_id: option.id.to_string(),
-                    counted,
-                    recounted,
-                })
-                .collect(),
-            matches,
-            r#final: poll.final_result.is_some(),
-            progress,
-        })
     }
 }
 
@@ -165,10 +124,24 @@ struct Watch {
     snapshots: Arc<Snapshots>,
     shutdown: CancellationToken,
     sent: Option<(Vec<u64>, Vec<u64>)>,
+    /// When the last response was handed out.
+    handed: Option<Instant>,
     ended: bool,
 }
 
 impl Watch {
+    /// The next response, unless the client has forgotten us. A response is asked for once the one before is on its way.
+    #[expect(clippy::disallowed_methods, reason = "a wait for a client is measured, no vote is judged by it")]
+    async fn next_in_time(&mut self) -> Result<Option<v1::WatchInterimResultsResponse>, Status> {
+        if self.handed.is_some_and(|handed| handed.elapsed() >= UNREAD_MAX) {
+            let seconds = UNREAD_MAX.as_secs();
+            return Err(Status::resource_exhausted(format!("no response was read for {seconds} s, call again")));
+        }
+        let next = self.next().await;
+        self.handed = Some(Instant::now());
+        next
+    }
+
     /// The next response, or `None` after the final counts have been sent.
     async fn next(&mut self) -> Result<Option<v1::WatchInterimResultsResponse>, Status> {
         let mut failures = 0;
@@ -204,7 +177,7 @@ impl Watch {
 
     fn into_stream(self) -> impl Stream<Item = Result<v1::WatchInterimResultsResponse, Status>> {
         stream::unfold(self, |mut watch| async move {
-            let item = watch.next().await.transpose()?;
+            let item = watch.next_in_time().await.transpose()?;
             watch.ended |= item.is_err();
             Some((item, watch))
         })
@@ -233,7 +206,7 @@ impl ResultsService for Results {
         // A poll that does not exist is the call's own error, not the first item's.
         self.snapshots.get(&id).await.map_err(shared)?;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
-        let watch = Watch { id, snapshots, shutdown, sent: None, ended: false };
+        let watch = Watch { id, snapshots, shutdown, sent: None, handed: None, ended: false };
         Ok(Response::new(Box::pin(watch.into_stream())))
     }
 
@@ -248,7 +221,7 @@ impl ResultsService for Results {
 
     async fn recount(&self, request: Request<v1::RecountRequest>) -> Result<Response<v1::RecountResponse>, Status> {
         let id = poll_id_of(&request.into_inner().poll_id)?;
-        Ok(Response::new(self.recount(id).await?))
+        Ok(Response::new(self.recounts.run(id).await?))
     }
 }
 
@@ -258,11 +231,14 @@ mod tests {
     use tonic::Code;
     use votestream_core::{
         TimeBounds, Timestamp,
-        port::{PollStore, ShardRow},
+        port::{Group, PollStore, ShardRow},
     };
 
     use super::*;
-    use crate::testing::{Fake, poll, row};
+    use crate::{
+        recount::RECOUNTS_MAX,
+        testing::{Fake, poll, row},
+    };
 
     async fn service() -> (Arc<Fake>, Results) {
         let fake = Arc::new(Fake::default());
@@ -372,6 +348,76 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn watching_ends_with_its_client() {
+        let (fake, results) = service().await;
+        // One that reads again after half a minute is told to call again, and one that reads in time is not.
+        for (pause, ends) in [(29, false), (30, true)] {
+            let request = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
+            let mut watch = results.watch_interim_results(request).await.unwrap().into_inner();
+            assert!(watch.next().await.unwrap().is_ok());
+            tokio::time::advance(Duration::from_secs(pause)).await;
+            fake.tally("p", Group::Tally, "b", &[("x", 1)]);
+            assert_eq!(watch.next().await.unwrap().is_err(), ends, "{pause}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_recount_keeps_its_permit_until_its_work_has_ended() {
+        let (fake, results) = service().await;
+        fake.set_recount(&[5, 2]);
+        let finish = fake.hold_recounts();
+        for round in 0..100 {
+            // Begun, and cancelled at once.
+            let recount = results.recounts.run(id());
+            let begun = tokio::time::timeout(Duration::from_millis(1), recount).await;
+            assert_eq!(begun.is_err(), round < RECOUNTS_MAX, "{round}");
+        }
+        assert_eq!(fake.recounts_begun() as usize, RECOUNTS_MAX);
+        assert!(matches!(results.recounts.run(id()).await, Err(Failure::Busy(_))));
+        drop(finish);
+        let again = async {
+            while matches!(results.recounts.run(id()).await, Err(Failure::Busy(_))) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), again).await.expect("the permits came back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn counted_never_exceeds_submitted() {
+        let (fake, results) = service().await;
+        let shown = || async {
+            tokio::time::advance(Duration::from_millis(100)).await;
+            let response = results.get_interim_results(interim("p")).await.unwrap().into_inner();
+            for option in &response.options {
+                assert!(option.counted <= option.submitted, "{response:?}");
+            }
+            let options: Vec<_> = response.options.iter().map(|option| option.submitted).collect();
+            assert_eq!(response.total_submitted, options.iter().sum::<u64>());
+            assert!(response.total_counted <= response.total_submitted, "{response:?}");
+            options
+        };
+        assert_eq!(shown().await, [8, 2]);
+        // Ten votes for y: persist has committed them, tally has not.
+        fake.tally("p", Group::Persist, "c", &[("y", 10)]);
+        assert_eq!(shown().await, [8, 12]);
+        // Their users change their minds: what was submitted stays submitted.
+        fake.tally("p", Group::Persist, "c", &[("y", -9), ("x", 9)]);
+        assert_eq!(shown().await, [14, 12]);
+        results.snapshots.forget(&id());
+        fake.fail_next(1);
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert!(results.get_interim_results(interim("p")).await.is_err());
+        assert_eq!(shown().await, [14, 12]);
+        // Tally catches up, and then the shown numbers are its own again.
+        fake.tally("p", Group::Tally, "c", &[("y", 10), ("x", 9)]);
+        assert_eq!(shown().await, [17, 12]);
+        // The other order: tally first.
+        fake.tally("p", Group::Tally, "c", &[("x", 100)]);
+        assert_eq!(shown().await, [117, 12]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn watching_ends_with_the_server() {
         let (_, results) = service().await;
         let watch = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
@@ -395,7 +441,7 @@ mod tests {
             fake.set_rows(all(watermark));
             fake.set_recount(&recount);
             tokio::time::advance(Duration::from_secs(1)).await;
-            let response = results.recount(id()).await.unwrap();
+            let response = results.recounts.run(id()).await.unwrap();
             assert_eq!((response.matches, response.r#final), (matches, false));
             assert!(!response.progress.is_empty());
             assert_eq!(
@@ -405,7 +451,7 @@ mod tests {
             assert_eq!(!flagged().await, cleared, "{watermark} {recount:?}");
         }
         fake.finish(&id(), &result(&[5, 2])).await.unwrap();
-        let response = results.recount(id()).await.unwrap();
+        let response = results.recounts.run(id()).await.unwrap();
         assert!(response.r#final && response.matches && response.progress.is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! Interim results and the progress of the `persist` group, read once for everybody who asks at about the same time.
 //!
-//! Must never mix up the groups: `submitted` comes from the `tally` rows, `counted` from the `persist` rows.
+//! Must never mix up the groups: `counted` comes from the `persist` rows, `submitted` from the `tally` rows. The groups read the
+//! stream independently, so that `persist` may be ahead; what is shown never says that more were counted than submitted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,6 +22,17 @@ pub(crate) struct Snapshot {
     pub(crate) as_of: Timestamp,
 }
 
+/// What is known to have been submitted: what `tally` has counted, and no less than what `persist` has, which may be ahead. Each
+/// user who counts for an option has submitted a vote for it. `counted` falls when users change their minds, and what they
+/// submitted does not: so it is no less than what was shown before, either. All three are at most what the stream holds.
+fn at_least(mut submitted: Vec<u64>, counted: &[u64], shown: &[u64]) -> Vec<u64> {
+    for (at, submitted) in submitted.iter_mut().enumerate() {
+        let known = [counted, shown].into_iter().filter_map(|counts| counts.get(at)).max();
+        *submitted = (*submitted).max(known.copied().unwrap_or(0));
+    }
+    submitted
+}
+
 /// Reads polls with their sums.
 pub(crate) struct Snapshots {
     ports: Ports,
@@ -36,17 +48,18 @@ impl Snapshots {
 
     /// The poll and its sums, no older than the life of the cache.
     pub(crate) async fn get(&self, id: &PollId) -> Result<Arc<Snapshot>, Arc<Failure>> {
-        self.polls.get(id, || self.read(id)).await
+        self.polls.get(id, |before| self.read(id, before)).await
     }
 
-    /// The same, read now.
-    pub(crate) async fn read(&self, id: &PollId) -> Result<Arc<Snapshot>, Failure> {
+    /// The same, read now. `before` is what was shown last.
+    async fn read(&self, id: &PollId, before: Option<Arc<Snapshot>>) -> Result<Arc<Snapshot>, Failure> {
         let as_of = self.ports.clock.now();
         // The poll before the tallies: if it is final, the sums read afterwards are.
         let poll = self.ports.polls.get(id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
         let rows = self.ports.tallies.read(id).await?;
-        let submitted = sums(&poll, Group::Tally, &rows)?;
         let counted = sums(&poll, Group::Persist, &rows)?;
+        let shown = before.as_ref().map_or(&[][..], |before| &before.submitted);
+        let submitted = at_least(sums(&poll, Group::Tally, &rows)?, &counted, shown);
         Ok(Arc::new(Snapshot { poll, submitted, counted, as_of }))
     }
 
@@ -60,7 +73,7 @@ impl Snapshots {
         if poll.final_result.is_some() {
             return Ok(String::new());
         }
-        let read = || async { Ok(Arc::new(self.ports.leases.list(Group::Persist).await?)) };
+        let read = |_| async { Ok(Arc::new(self.ports.leases.list(Group::Persist).await?)) };
         let rows = self.rows.get(&(), read).await?;
         Ok(finalizer::progress(poll, &rows, self.ports.clock.now(), &self.bounds))
     }

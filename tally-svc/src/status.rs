@@ -31,6 +31,9 @@ pub(crate) enum Failure {
     /// This process is about to end.
     #[error("this server is shutting down, call again")]
     ShuttingDown,
+    /// The clock of this process contradicts the engines'; the log says by how much.
+    #[error("the clock of this server differs from the engines' by more than the protocol allows, call again")]
+    ClockNotTrusted,
     /// A store or the stream did not answer.
     #[error("a store did not answer, call again")]
     Unavailable,
@@ -49,7 +52,12 @@ impl Failure {
             Self::Invalid(invalid) => Some(invalid.field()),
             Self::Field { field, .. } => Some(field),
             Self::PollNotFound(_) | Self::OtherDefinition(_) => Some("poll_id"),
-            Self::NotFinal(_) | Self::Busy(_) | Self::ShuttingDown | Self::Unavailable | Self::Internal => None,
+            Self::NotFinal(_)
+            | Self::Busy(_)
+            | Self::ShuttingDown
+            | Self::ClockNotTrusted
+            | Self::Unavailable
+            | Self::Internal => None,
         }
     }
 
@@ -60,7 +68,7 @@ impl Failure {
             Self::OtherDefinition(_) => Code::AlreadyExists,
             Self::NotFinal(_) => Code::FailedPrecondition,
             Self::Busy(_) => Code::ResourceExhausted,
-            Self::ShuttingDown | Self::Unavailable => Code::Unavailable,
+            Self::ShuttingDown | Self::ClockNotTrusted | Self::Unavailable => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
     }

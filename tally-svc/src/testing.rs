@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
 };
 
@@ -43,10 +43,14 @@ pub(crate) fn row(shard: &str, (start, end): (u128, u128), watermark: i64) -> Sh
 #[derive(Default)]
 pub(crate) struct Fake {
     now: AtomicI64,
+    contradicted: AtomicBool,
     polls: Mutex<BTreeMap<PollId, Poll>>,
     tallies: Mutex<BTreeMap<(PollId, Group, ShardId), TallyRow>>,
     rows: Mutex<Vec<ShardRow>>,
     recount: Mutex<Vec<u64>>,
+    recounts_begun: AtomicU32,
+    /// While its sender is alive, recounts do not end.
+    hold: Mutex<Option<tokio::sync::watch::Receiver<()>>>,
     markers: AtomicU32,
     failures: AtomicU32,
     tally_reads: AtomicU32,
@@ -68,12 +72,28 @@ impl Fake {
         self.now.store(now, Ordering::Relaxed);
     }
 
+    /// The engines contradict the clock, or not any more.
+    pub(crate) fn set_contradicted(&self, contradicted: bool) {
+        self.contradicted.store(contradicted, Ordering::Relaxed);
+    }
+
     pub(crate) fn set_rows(&self, rows: Vec<ShardRow>) {
         *self.rows.lock() = rows;
     }
 
     pub(crate) fn set_recount(&self, votes: &[u64]) {
         *self.recount.lock() = votes.to_vec();
+    }
+
+    /// Recounts that begin from now on do not end until what is returned is dropped.
+    pub(crate) fn hold_recounts(&self) -> tokio::sync::watch::Sender<()> {
+        let (hold, held) = tokio::sync::watch::channel(());
+        *self.hold.lock() = Some(held);
+        hold
+    }
+
+    pub(crate) fn recounts_begun(&self) -> u32 {
+        self.recounts_begun.load(Ordering::Relaxed)
     }
 
     /// Lets the next calls that read or write tallies, or list rows, fail.
@@ -141,6 +161,10 @@ impl Fake {
 impl Clock for Fake {
     fn now(&self) -> Timestamp {
         Timestamp(self.now.load(Ordering::Relaxed))
+    }
+
+    fn is_trusted(&self) -> bool {
+        !self.contradicted.load(Ordering::Relaxed)
     }
 }
 
@@ -223,6 +247,11 @@ impl VoteStore for Fake {
     }
 
     async fn recount(&self, _: &Poll) -> Result<Vec<u64>, PortError> {
+        self.recounts_begun.fetch_add(1, Ordering::Relaxed);
+        let held = self.hold.lock().clone();
+        if let Some(mut held) = held {
+            while held.changed().await.is_ok() {}
+        }
         Ok(self.recount.lock().clone())
     }
 }

@@ -4,7 +4,7 @@
 //! errors to [`PortError`]. Must never retry: a call that the SDK repeated by itself could take effect twice, and its callers
 //! would not know.
 
-use std::{error::Error as StdError, fmt::Write as _, time::Duration};
+use std::{error::Error as StdError, fmt::Write as _, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::{Credentials, provider::error::CredentialsError};
@@ -14,7 +14,13 @@ use aws_smithy_runtime_api::client::{
     stalled_stream_protection::StalledStreamProtectionConfig,
 };
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use votestream_core::port::PortError;
+use votestream_core::{
+    TimeBounds,
+    port::PortError,
+    time::{SystemClock, WatchedClock},
+};
+
+use crate::date::ReadDate;
 
 /// Longest time to connect. Within a region a handshake takes milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,6 +63,8 @@ pub struct Clients {
     pub kinesis: aws_sdk_kinesis::Client,
     /// DynamoDB.
     pub dynamodb: aws_sdk_dynamodb::Client,
+    /// The machine's clock, compared with the time in every answer.
+    pub clock: Arc<WatchedClock>,
     /// The HTTP client that was passed in, if one was.
     pub(crate) custom_http_client: Option<SharedHttpClient>,
 }
@@ -65,17 +73,19 @@ impl Clients {
     /// Clients of this configuration. Reads variables and files, connects to nothing.
     pub async fn new(config: &AwsConfig) -> Self {
         let shared = sdk_config(config).await;
-        let mut kinesis = aws_sdk_kinesis::config::Builder::from(&shared);
+        let clock = Arc::new(WatchedClock::new(Arc::new(SystemClock::new()), TimeBounds::DISTRIBUTED.clock_skew_max));
+        let mut kinesis = aws_sdk_kinesis::config::Builder::from(&shared).interceptor(ReadDate(clock.clone()));
         if let Some(endpoint) = &config.kinesis_endpoint {
             kinesis = kinesis.endpoint_url(endpoint);
         }
-        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&shared);
+        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&shared).interceptor(ReadDate(clock.clone()));
         if let Some(endpoint) = &config.dynamodb_endpoint {
             dynamodb = dynamodb.endpoint_url(endpoint);
         }
         Self {
             kinesis: aws_sdk_kinesis::Client::from_conf(kinesis.build()),
             dynamodb: aws_sdk_dynamodb::Client::from_conf(dynamodb.build()),
+            clock,
             custom_http_client: config.http_client.clone(),
         }
     }

@@ -5,10 +5,7 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
-use votestream_core::{
-    port::{PortError, Ports},
-    time::SystemClock,
-};
+use votestream_core::port::{PortError, Ports};
 
 use crate::{
     client::{AwsConfig, Clients},
@@ -106,7 +103,7 @@ async fn connect_now(aws: &AwsConfig, deployment: Deployment) -> Result<Ports, C
                 votes: store.clone(),
                 tallies: store.clone(),
                 leases: store,
-                clock: Arc::new(SystemClock::new()),
+                clock: clients.clock,
             })
         }
         (stream, tables) => Err(ConnectError([stream.err(), tables.err()].iter().flatten().map(failed).collect())),

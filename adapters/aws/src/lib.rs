@@ -6,6 +6,7 @@
 
 pub mod client;
 mod connect;
+mod date;
 pub mod dynamodb;
 pub mod kinesis;
 

@@ -1,7 +1,10 @@
-//! The data directory: its lock, and what its `format` file says.
+//! The data directory: its lock, what its `format` file says, and whether its creation was finished.
 //!
 //! Owns who may open the directory. Must never let two processes in, and never open data of another format or of other
 //! time bounds: votes that were acknowledged under one L could be discarded as late under another.
+//!
+//! A directory is created under the file `creating`, which is written first. `format` is written last: a start that finds the
+//! one without the other begins again, and nothing was acknowledged before.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -10,24 +13,32 @@ use std::{
     time::Duration,
 };
 
-use votestream_core::TimeBounds;
+use votestream_core::{TimeBounds, Timestamp};
 
 /// Format of everything below the directory.
-const FORMAT_VERSION: u32 = 3;
+const FORMAT_VERSION: u32 = 4;
 /// What a format file begins with.
 const FORMAT_NAME: &str = "votestream embedded";
 /// Most bytes of a format file that are read.
 const FORMAT_BYTES_MAX: u64 = 4_096;
+/// Stands in a directory as long as it is not complete.
+const CREATING: &str = "creating";
+/// Before the id in a format file.
+const ID: &str = "id=";
 
 /// What a directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
+    /// Nothing, or what an unfinished creation has left.
+    None,
     /// Votes with their ids as they are. The store converts them when it is opened.
     Version1,
-    /// As now, but nothing was ever written past the journal.
+    /// Another log; the store as now, but nothing was ever written past the journal.
     Version2,
-    /// What this version writes.
-    Present,
+    /// Another log.
+    Version3,
+    /// What this version writes, with the id of the directory.
+    Present(u128),
 }
 
 /// Why a data directory cannot be opened.
@@ -79,12 +90,75 @@ pub enum OpenError {
         source: fjall::Error,
     },
     /// A database holds what was never written.
-    #[error("the database {} is damaged: {reason}", path.display())]
+    #[error("the database {} is damaged: {reason}; restore a backup of the data directory", path.display())]
     Damaged {
         /// Its directory.
         path: PathBuf,
         /// What was found.
         reason: String,
+    },
+    /// The log holds what was never written, and not at its end, where a power failure explains it.
+    #[error(
+        "the log is damaged: {}, byte {offset}: {reason}. This is not the trace of a power failure, so it may have been \
+         acknowledged. Check the disk, and restore a backup of the data directory", file.display()
+    )]
+    DamagedLog {
+        /// The file.
+        file: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What was found.
+        reason: String,
+    },
+    /// A part of the directory is missing.
+    #[error(
+        "the data directory {} is incomplete: {reason}. Put the missing part back, or restore a backup of the whole \
+         directory; to begin with nothing, give an empty directory", directory.display()
+    )]
+    Incomplete {
+        /// The directory.
+        directory: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// A part of the directory is of another directory.
+    #[error(
+        "{} belongs to another data directory ({found:032x}, not {wanted:032x}). Put the right one back, or restore a \
+         backup of the whole directory", path.display()
+    )]
+    Foreign {
+        /// What does not belong here.
+        path: PathBuf,
+        /// The directory that it is of.
+        found: u128,
+        /// This directory.
+        wanted: u128,
+    },
+    /// Log and store are of one directory, but of different moments.
+    #[error(
+        "log and store in {} do not belong together: {reason}. They were copied or restored at different moments. Restore \
+         a backup of the whole directory, made with `votestream backup` or while nothing ran", directory.display()
+    )]
+    Mismatch {
+        /// The directory.
+        directory: PathBuf,
+        /// Which of them is older, and how that shows.
+        reason: String,
+    },
+    /// The machine's clock is far behind the log.
+    #[error(
+        "the clock of this machine is behind the votes in {}:\n  the clock now          {}\n  the last stored vote   {}\n\
+         If the clock is wrong now, set it and start again.\n\
+         If the clock was wrong then, add --continue-from-log-time: time then runs a tenth slower until the clock has caught up.",
+        directory.display(), clock, log
+    )]
+    Clock {
+        /// The directory.
+        directory: PathBuf,
+        /// What the machine's clock says.
+        clock: Timestamp,
+        /// The last arrival in the log.
+        log: Timestamp,
     },
 }
 
@@ -101,49 +175,101 @@ pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Checks the format file of a locked directory, or writes it into a new one.
-pub(crate) fn check_format(directory: &Path, bounds: &TimeBounds) -> Result<Format, OpenError> {
+/// What a locked directory holds, by its format file.
+pub(crate) fn inspect(directory: &Path, bounds: &TimeBounds) -> Result<Format, OpenError> {
     let io = |source| OpenError::Io { directory: directory.to_owned(), source };
     let format = |reason: String| OpenError::Format { directory: directory.to_owned(), reason };
-    let path = directory.join("format");
-    let text = match File::open(&path) {
+    let text = match File::open(directory.join("format")) {
         Ok(file) => io::read_to_string(io::Read::take(file, FORMAT_BYTES_MAX)).map_err(io)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // The file is written before the databases are made.
-            for database in ["log", "store"] {
-                if directory.join(database).try_exists().map_err(io)? {
-                    return Err(format(format!("there is {database:?}, but no file \"format\"")));
+            if !directory.join(CREATING).try_exists().map_err(io)? {
+                for database in ["log", "store"] {
+                    if directory.join(database).try_exists().map_err(io)? {
+                        return Err(format(format!("there is {database:?}, but no file \"format\"")));
+                    }
                 }
             }
-            write_format(directory, bounds).map_err(io)?;
-            return Ok(Format::Present);
+            return Ok(Format::None);
         }
         Err(error) => return Err(io(error)),
     };
-    let (version, stored) =
-        text.split_once('\n').ok_or_else(|| format("the file \"format\" is incomplete".to_owned()))?;
-    let found = match version.strip_prefix(FORMAT_NAME).and_then(|version| version.trim_start().parse().ok()) {
-        Some(FORMAT_VERSION) => Format::Present,
-        Some(1) => Format::Version1,
-        Some(2) => Format::Version2,
-        Some(_) | None => {
-            return Err(format(format!("its format is {version:?}, this version reads up to {:?}", version_line())));
+    let mut lines = text.lines();
+    let (Some(version), Some(stored)) = (lines.next(), lines.next()) else {
+        return Err(format("the file \"format\" is incomplete".to_owned()));
+    };
+    let id = lines.next().and_then(|line| u128::from_str_radix(line.strip_prefix(ID)?, 16).ok());
+    let number = version.strip_prefix(FORMAT_NAME).and_then(|version| version.trim_start().parse().ok());
+    let found = match (number, id) {
+        (Some(FORMAT_VERSION), Some(id)) => Format::Present(id),
+        (Some(FORMAT_VERSION), None) => return Err(format("the file \"format\" names no id".to_owned())),
+        (Some(1), _) => Format::Version1,
+        (Some(2), _) => Format::Version2,
+        (Some(3), _) => Format::Version3,
+        (Some(_) | None, _) => {
+            return Err(format(format!(
+                "its format is {version:?}, this version reads up to {FORMAT_NAME} {FORMAT_VERSION}"
+            )));
         }
     };
-    let (stored, wanted) = (stored.trim_end(), bounds_line(bounds));
+    let wanted = bounds_line(bounds);
     if stored != wanted {
         return Err(OpenError::Bounds { directory: directory.to_owned(), stored: stored.to_owned(), wanted });
     }
     Ok(found)
 }
 
-/// Notes that everything in the directory is of the present format by now.
-pub(crate) fn set_present(directory: &Path, bounds: &TimeBounds) -> Result<(), OpenError> {
-    write_format(directory, bounds).map_err(|source| OpenError::Io { directory: directory.to_owned(), source })
+/// Begins the creation of everything in a directory, or begins it again: what an unfinished one has left is removed.
+pub(crate) fn begin_creation(directory: &Path) -> io::Result<()> {
+    File::create(directory.join(CREATING))?.sync_all()?;
+    sync_directory(directory)?;
+    // After a power failure the directory itself must be found, too, and everything on the way to it.
+    for ancestor in directory.canonicalize()?.ancestors().skip(1) {
+        if let Err(error) = sync_directory(ancestor) {
+            // What may not be read was not made by us.
+            tracing::debug!(%error, directory = %ancestor.display(), "a directory cannot be synced");
+        }
+    }
+    // An earlier version wrote it first.
+    unless_missing(fs::remove_file(directory.join("format")))?;
+    sync_directory(directory)?;
+    for database in ["log", "store"] {
+        unless_missing(fs::remove_dir_all(directory.join(database)))?;
+    }
+    sync_directory(directory)
 }
 
-fn version_line() -> String {
-    format!("{FORMAT_NAME} {FORMAT_VERSION}")
+/// Ends the creation: everything is there and synced.
+pub(crate) fn end_creation(directory: &Path, bounds: &TimeBounds, id: u128) -> io::Result<()> {
+    sync_directory(directory)?;
+    write_format(directory, bounds, id)?;
+    forget_creation(directory)
+}
+
+/// Removes the mark of a creation that was finished.
+pub(crate) fn forget_creation(directory: &Path) -> io::Result<()> {
+    unless_missing(fs::remove_file(directory.join(CREATING)))
+}
+
+/// What may be missing is no failure.
+pub(crate) fn unless_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Syncs every file and directory below a path. Files may go meanwhile.
+pub(crate) fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let synced = if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())
+        } else {
+            File::open(entry.path()).and_then(|file| file.sync_all())
+        };
+        unless_missing(synced)?;
+    }
+    sync_directory(path)
 }
 
 fn bounds_line(bounds: &TimeBounds) -> String {
@@ -158,25 +284,27 @@ fn bounds_line(bounds: &TimeBounds) -> String {
     )
 }
 
-/// Whole or not at all: a new file, synced, under its final name.
-fn write_format(directory: &Path, bounds: &TimeBounds) -> io::Result<()> {
+/// Notes that everything in the directory is of the present format. Whole or not at all: a new file, synced, under its final
+/// name.
+pub(crate) fn write_format(directory: &Path, bounds: &TimeBounds, id: u128) -> io::Result<()> {
     let temporary = directory.join("format.new");
     let mut file = File::create(&temporary)?;
-    file.write_all(format!("{}\n{}\n", version_line(), bounds_line(bounds)).as_bytes())?;
+    let text = format!("{FORMAT_NAME} {FORMAT_VERSION}\n{}\n{ID}{id:032x}\n", bounds_line(bounds));
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&temporary, directory.join("format"))?;
     sync_directory(directory)
 }
 
-/// Makes a rename durable.
+/// Makes what was created, renamed or removed in a directory durable.
 #[cfg(unix)]
-fn sync_directory(directory: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Makes a rename durable: the file system's own affair where directories cannot be opened.
+/// Durable by itself where directories cannot be opened.
 #[cfg(not(unix))]
-fn sync_directory(_: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
@@ -214,9 +342,9 @@ mod tests {
 
         let path = dir.path().join("format");
         let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, text.replace("embedded 3", "embedded 4")).unwrap();
+        fs::write(&path, text.replace("embedded 4", "embedded 5")).unwrap();
         let message = refusal(dir.path(), options);
-        assert!(message.contains("embedded 4") && message.contains("embedded 3"), "{message}");
+        assert!(message.contains("embedded 5") && message.contains("embedded 4"), "{message}");
         fs::remove_file(&path).unwrap();
         assert!(refusal(dir.path(), options).contains("no file \"format\""));
         fs::write(&path, text).unwrap();

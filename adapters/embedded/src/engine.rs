@@ -1,21 +1,28 @@
 //! The engine: one data directory, opened.
 //!
-//! Owns the order of opening and closing. Must never open a database without the lock on its directory, and never release
-//! the lock before both databases are closed.
+//! Owns the order of creating, opening and closing. Must never open a database without the lock on its directory, never release
+//! the lock before both halves are closed, and never change anything before both were found to belong together.
 
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 use votestream_core::{
-    ShardId, TimeBounds,
+    ShardId, TimeBounds, Timestamp,
     port::{PortError, Ports},
     time::SystemClock,
 };
 
 use crate::{
+    backup::{self, Backups},
     directory::{self, Format, OpenError},
-    log::{EmbeddedStream, LogOptions},
-    store::EmbeddedStore,
+    log::{self, EmbeddedStream, Found, LogOptions},
+    pairing,
+    store::{EmbeddedStore, Identity},
 };
+
+/// How far the machine's clock may be behind the last arrival in the log at a start. Time synchronisation and leap seconds
+/// move a clock by a second or two; then the engine's clock runs a tenth slower until the machine's has caught up, and nobody
+/// notices. Farther back, one of the two is wrong, and only a person can tell which.
+pub const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(10);
 
 /// Settings of the engine.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +35,8 @@ pub struct EmbeddedOptions {
     pub retention_bytes: u64,
     /// The protocol's time limits. Data that was written with others is refused.
     pub bounds: TimeBounds,
+    /// Goes on with the log's time although the machine's clock is behind it by more than [`CLOCK_BEHIND_MAX`].
+    pub continue_from_log_time: bool,
 }
 
 impl Default for EmbeddedOptions {
@@ -37,6 +46,7 @@ impl Default for EmbeddedOptions {
             retention: Duration::from_secs(24 * 3_600),
             retention_bytes: 8 << 30,
             bounds: TimeBounds::ONE_MACHINE,
+            continue_from_log_time: false,
         }
     }
 }
@@ -48,24 +58,49 @@ pub struct EmbeddedEngine {
     stream: Arc<EmbeddedStream>,
     store: Arc<EmbeddedStore>,
     clock: Arc<SystemClock>,
+    backups: Backups,
 }
 
 impl EmbeddedEngine {
     /// Opens a data directory, or makes a new one. Blocks: data that was not yet in tables is replayed.
+    ///
+    /// # Errors
+    ///
+    /// If another process has it open, if it cannot be read or written, if something in it is missing, damaged, of another
+    /// directory, version or moment, or if the machine's clock is far behind it. Nothing was acknowledged then.
     pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<Self, OpenError> {
+        Self::open_with(dir, options, log::SEGMENT_BYTES)
+    }
+
+    /// Opens it with segments of this size.
+    pub(crate) fn open_with(dir: &Path, options: EmbeddedOptions, segment_bytes: u64) -> Result<Self, OpenError> {
+        log::check_shards(options.shards)?;
         let lock = Arc::new(directory::lock(dir)?);
-        let format = directory::check_format(dir, &options.bounds)?;
-        let store = Arc::new(EmbeddedStore::open(&dir.join("store"), format, lock.clone())?);
-        if format != Format::Present {
-            directory::set_present(dir, &options.bounds)?;
-        }
-        let log = LogOptions {
-            shards: options.shards,
-            retention: options.retention,
-            retention_bytes: options.retention_bytes,
+        let (id, store) = match directory::inspect(dir, &options.bounds)? {
+            Format::None => create(dir, &options, &lock)?,
+            Format::Present(id) => open_store(dir, id, &lock)?,
+            earlier @ (Format::Version1 | Format::Version2 | Format::Version3) => {
+                convert(dir, earlier, &options, &lock)?
+            }
         };
-        let (stream, clock) = EmbeddedStream::open(&dir.join("log"), log, store.clone(), lock)?;
-        Ok(Self { stream, store, clock })
+        let found = Found::read(&dir.join("log"), id, &store)?;
+        let lives = pairing::compare(dir, id, &found, &store)?;
+        let clock = Arc::new(clock_of(dir, found.latest(), options.continue_from_log_time)?);
+        let EmbeddedOptions { retention, retention_bytes, .. } = options;
+        let log = LogOptions { retention, retention_bytes, segment_bytes };
+        let stream = EmbeddedStream::start(found, lives, log, clock.clone(), store.clone(), lock)?;
+        let backups = Backups {
+            directory: dir.to_owned(),
+            id,
+            bounds: options.bounds,
+            stream: stream.clone(),
+            store: store.clone(),
+        };
+        let engine = Self { stream, store, clock, backups };
+        pairing::tell(dir, id, lives, &engine.store)?;
+        let removed = backup::remove_staging(dir);
+        removed.map_err(|source| OpenError::Io { directory: dir.to_owned(), source })?;
+        Ok(engine)
     }
 
     /// The ports of this engine. Any number of copies may be in use.
@@ -78,6 +113,11 @@ impl EmbeddedEngine {
             leases: self.store.clone(),
             clock: self.clock.clone(),
         }
+    }
+
+    /// What copies the data directory while it is in use. The directory stays locked until it is dropped, too.
+    pub fn backups(&self) -> Backups {
+        self.backups.clone()
     }
 
     /// Waits until a write fails, and says why: the disk is full, or broken. From then on nothing is written and nothing is
@@ -128,3 +168,98 @@ impl Drop for EmbeddedEngine {
 
 /// The lock on the data directory, shared by both databases. Declared last in them, so that it is dropped last.
 pub(crate) type DirectoryLock = Arc<File>;
+
+/// Makes both halves of a new directory, or makes them again if that was interrupted.
+fn create(
+    dir: &Path,
+    options: &EmbeddedOptions,
+    lock: &DirectoryLock,
+) -> Result<(u128, Arc<EmbeddedStore>), OpenError> {
+    let failed = |source| OpenError::Io { directory: dir.to_owned(), source };
+    let id = rand::random();
+    directory::begin_creation(dir).map_err(failed)?;
+    log::create(&dir.join("log"), id, options.shards)?;
+    let path = dir.join("store");
+    let store = EmbeddedStore::open(&path, Format::None, lock.clone())?;
+    own(&path, &store, id)?;
+    // The database syncs what it writes, but not the directory of its keyspaces after they were made.
+    directory::sync_directory(&path.join("keyspaces")).map_err(failed)?;
+    directory::sync_directory(&path).map_err(failed)?;
+    directory::end_creation(dir, &options.bounds, id).map_err(failed)?;
+    Ok((id, Arc::new(store)))
+}
+
+fn own(path: &Path, store: &EmbeddedStore, directory: u128) -> Result<(), OpenError> {
+    let owned = store.set_identity(Identity { directory, life: 0 });
+    owned.map_err(|error| OpenError::Damaged { path: path.to_owned(), reason: error.message })
+}
+
+/// Opens the store of a directory that has both halves.
+fn open_store(dir: &Path, id: u128, lock: &DirectoryLock) -> Result<(u128, Arc<EmbeddedStore>), OpenError> {
+    let failed = |source| OpenError::Io { directory: dir.to_owned(), source };
+    require(dir, "log", "")?;
+    require(dir, "store", "version")?;
+    directory::forget_creation(dir).map_err(failed)?;
+    log::remove_converted(&dir.join("log")).map_err(failed)?;
+    let store = EmbeddedStore::open(&dir.join("store"), Format::Present(id), lock.clone())?;
+    Ok((id, Arc::new(store)))
+}
+
+/// Refuses a directory without one of its halves.
+fn require(dir: &Path, half: &str, file: &str) -> Result<(), OpenError> {
+    let exists = dir.join(half).join(file).try_exists();
+    match exists.map_err(|source| OpenError::Io { directory: dir.to_owned(), source })? {
+        true => Ok(()),
+        false => Err(OpenError::Incomplete {
+            directory: dir.to_owned(),
+            reason: format!("{:?} is missing in it", Path::new(half).join(file)),
+        }),
+    }
+}
+
+/// Makes the present format of a directory of an earlier one.
+fn convert(
+    dir: &Path,
+    format: Format,
+    options: &EmbeddedOptions,
+    lock: &DirectoryLock,
+) -> Result<(u128, Arc<EmbeddedStore>), OpenError> {
+    let failed = |source| OpenError::Io { directory: dir.to_owned(), source };
+    // That version wrote `format` first, then the store, then the log; and a database its file `version` last.
+    let made = |half: &str| Ok(std::fs::read(dir.join(half).join("version")).is_ok_and(|bytes| !bytes.is_empty()));
+    let log_made = made("log").map_err(failed)?;
+    if !log_made && !made("store").map_err(failed)? {
+        return create(dir, options, lock);
+    }
+    require(dir, "store", "version")?;
+    let store = EmbeddedStore::open(&dir.join("store"), format, lock.clone())?;
+    if !log_made {
+        let blank = store.is_blank();
+        if blank.map_err(|error| OpenError::Damaged { path: dir.join("store"), reason: error.message })? {
+            drop(store);
+            return create(dir, options, lock);
+        }
+        require(dir, "log", "version")?;
+    }
+    let id = rand::random();
+    own(&dir.join("store"), &store, id)?;
+    log::convert(&dir.join("log"), id)?;
+    directory::end_creation(dir, &options.bounds, id).map_err(failed)?;
+    log::remove_converted(&dir.join("log")).map_err(failed)?;
+    Ok((id, Arc::new(store)))
+}
+
+/// The clock that stamps records: it does not start before the last of them.
+fn clock_of(dir: &Path, latest: Timestamp, continue_from_log_time: bool) -> Result<SystemClock, OpenError> {
+    if continue_from_log_time {
+        return Ok(SystemClock::not_before(latest));
+    }
+    SystemClock::starting_after(latest, CLOCK_BEHIND_MAX).map_err(|behind| OpenError::Clock {
+        directory: dir.to_owned(),
+        clock: behind.wall,
+        log: behind.floor,
+    })
+}
+
+#[cfg(test)]
+mod tests;

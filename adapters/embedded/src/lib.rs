@@ -1,19 +1,21 @@
-//! The vote stream and the store on `fjall`, in one process and durable.
+//! The vote stream on a log of its own and the store on `fjall`, in one process and durable.
 //!
-//! Owns the data directory: `lock` (held while it is open), `format` (version and time bounds), `log/` and `store/` (two
-//! databases with a journal each). Must never acknowledge what is not synced, and never decide what counts: it keeps the
+//! Owns the data directory: `lock` (held while it is open), `format` (version, time bounds and id), `log/` (segments) and `store/`
+//! (a database with a journal). Must never acknowledge what is not synced, and never decide what counts: it keeps the
 //! contracts of [`votestream_core::port`] and nothing else.
 //!
 //! # Why a crash keeps a prefix
 //!
-//! What follows rests on `fjall` 3.1 and `lsm-tree` 3.1, read in their source. A database has one journal; every commit appends
-//! one batch to it under one lock (`batch/mod.rs`), with its seqno and an end marker that holds a checksum
-//! (`journal/writer.rs`). A journal file is synced before its successor is created (`Writer::rotate`), and before a memtable
-//! becomes a table (`WorkerMessage::Flush` in `worker_pool.rs`), so a table never holds what the journal may lose. Recovery
-//! replays batches in order and stops at the first that is incomplete (`journal/batch_reader.rs`). So a killed process, or a lost
-//! machine, loses a suffix of the commits and nothing else, and one sync makes every earlier commit durable. A batch with a
-//! durability mode is synced before it is applied to the memtable: what can be read of it is durable. So are the records of the
-//! log, polls and final results.
+//! The log writes one group after the other, each synced before it is acknowledged and before the next begins; `log/recovery.rs`
+//! has what a start makes of it.
+//!
+//! For the store, what follows rests on `fjall` 3.1 and `lsm-tree` 3.1, read in their source. A database has one journal; every
+//! commit appends one batch to it under one lock (`batch/mod.rs`), with its seqno and an end marker that holds a checksum
+//! (`journal/writer.rs`). All of ours are synced before that lock is released, so a batch is durable before the next begins. A
+//! journal file is synced before its successor is created (`Writer::rotate`), and before a memtable becomes a table
+//! (`WorkerMessage::Flush` in `worker_pool.rs`), so a table never holds what the journal may lose. Recovery replays batches in order.
+//! `fjall` refuses a last batch that has lost its middle; `fjall_journal.rs` cuts it off before. So a killed process, or a lost
+//! machine, loses the commit that was under way and nothing else.
 //!
 //! An ingestion writes sorted tables beside the journal, syncs them (`table/writer/mod.rs`), and makes them part of the keyspace
 //! by one version file, synced and then renamed into place (`version/persist.rs`): all of them count from then on, or none.
@@ -23,21 +25,22 @@
 //! back to the last flush: it then stands as it once stood, with the votes, tallies, epochs and producer memory of that moment,
 //! and the groups process the records after its checkpoints again, which the log still has: it deletes only what a flushed
 //! checkpoint covers.
-//!
-//! A machine that loses power in the middle of an unsynced batch may have stored its end without its middle. `fjall` then
-//! refuses to open the journal, and so do we: loudly, never by dropping what might have been acknowledged.
 
 mod background;
+mod backup;
 mod codec;
 mod directory;
 mod engine;
 mod files;
+mod fjall_journal;
 mod log;
+mod pairing;
 mod store;
 
 pub use background::background;
+pub use backup::{BackupError, Backups};
 pub use directory::OpenError;
-pub use engine::{EmbeddedEngine, EmbeddedOptions};
+pub use engine::{CLOCK_BEHIND_MAX, EmbeddedEngine, EmbeddedOptions};
 
 use votestream_core::port::PortError;
 

@@ -1,24 +1,30 @@
-//! The vote stream: an append-only log in shards.
+//! The vote stream: an append-only log in shards, in files of its own.
 //!
-//! Owns the keys of records, the table of shards and what has left retention. One counter numbers the records of all shards,
-//! so a child's numbers are larger than its parents', and the order of numbers is the order of age. Must never show a record
-//! that is not synced, nor delete one that a group has not processed.
+//! Owns the shards, the segments and what has left retention. One counter numbers the records of all shards, so a child's
+//! numbers are larger than its parents', and the order of numbers is the order of age. Must never show a record that is not
+//! synced, nor delete one that a group has not processed.
 //!
-//! | keyspace | key | value |
-//! |---|---|---|
-//! | `records` | shard u32, sequence u64, arrival i64, length u32 | the record |
-//! | `shards` | 1, shard u32 | [`Definition`]; written by the writer's thread only |
-//! | `shards` | 2, shard u32 | sequence and arrival of the last deleted record; written by retention only |
-//!
-//! Everything but the data is in the key, so that retention and opening read keys alone; large values are in blob files.
+//! - `format.rs`: the bytes of a segment; `table.rs`: what is known beside the records.
+//! - `append.rs` writes groups, `writer.rs` is the thread that does; `tail.rs` keeps the last records in memory.
+//! - `recovery.rs` says what a start finds; `convert.rs` makes it of the log of an earlier format.
+//! - `reader.rs` reads a shard by the index of `segment.rs`; `retention.rs` deletes segments; `backup.rs` copies them.
 
+mod append;
+mod backup;
+mod convert;
+mod format;
 mod reader;
+mod recovery;
 mod retention;
+mod segment;
+mod table;
+mod tail;
 mod writer;
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +35,6 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode, compaction::Leveled};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use votestream_core::{
@@ -38,14 +43,23 @@ use votestream_core::{
     time::SystemClock,
 };
 
-use self::writer::{Command, Writer};
+use self::{
+    append::{Appender, End},
+    recovery::Recovered,
+    retention::Retention,
+    segment::Index,
+    table::{Definition, Table},
+    tail::LastRecords,
+    writer::{Command, Writer},
+};
+pub(crate) use self::{
+    convert::{convert, remove_converted},
+    table::Lives,
+};
 use crate::{
-    background::TABLE_WRITERS,
-    codec::{Corrupt, Decoder, Encoder},
-    directory::OpenError,
+    directory::{OpenError, sync_directory},
     engine::DirectoryLock,
-    files::cached_files_max,
-    store::{EmbeddedStore, TABLE_BYTES},
+    store::EmbeddedStore,
 };
 
 /// Most shards of a new stream.
@@ -56,100 +70,18 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 const PERMIT_BYTES: usize = 1_024;
 /// Largest record.
 const RECORD_BYTES_MAX: usize = 16 << 20;
-/// Block cache of the log: it is mostly read where it was just written.
-const CACHE_BYTES: u64 = 16 << 20;
-/// Records that are kept in memory until they go to a blob file, which is written and synced at once: an acknowledgement
-/// waits for that if it comes at the same time.
-const MEMTABLE_BYTES: u64 = 16 << 20;
-/// Size of a blob file.
-const BLOB_FILE_BYTES: u64 = 32 << 20;
+/// Size of a segment: a hundred of them at the default limit of retention. In debug builds, and with them in the tests that
+/// kill processes, new ones begin often.
+pub(crate) const SEGMENT_BYTES: u64 = if cfg!(debug_assertions) { 1 << 20 } else { 64 << 20 };
+
+/// Sends commands to the writer. Unbounded, since the semaphore of the queue bounds puts, and others are few.
+type CommandSender = mpsc::UnboundedSender<Command>;
 
 /// Settings of the log.
 pub(crate) struct LogOptions {
-    pub(crate) shards: u32,
     pub(crate) retention: Duration,
     pub(crate) retention_bytes: u64,
-}
-
-/// Key of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RecordKey {
-    shard: u32,
-    sequence: u64,
-    arrived_at: Timestamp,
-    len: u32,
-}
-
-impl RecordKey {
-    fn to_bytes(self) -> [u8; 24] {
-        let mut bytes = [0; 24];
-        bytes[..12].copy_from_slice(&Self::prefix(self.shard, self.sequence));
-        bytes[12..20].copy_from_slice(&self.arrived_at.0.to_be_bytes());
-        bytes[20..].copy_from_slice(&self.len.to_be_bytes());
-        bytes
-    }
-
-    /// Before the record of this number, and after all records before it.
-    fn prefix(shard: u32, sequence: u64) -> [u8; 12] {
-        let mut bytes = [0; 12];
-        bytes[..4].copy_from_slice(&shard.to_be_bytes());
-        bytes[4..].copy_from_slice(&sequence.to_be_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
-        let mut key = Decoder(bytes);
-        let decoded = Self { shard: key.u32()?, sequence: key.u64()?, arrived_at: key.time()?, len: key.u32()? };
-        key.end()?;
-        Ok(decoded)
-    }
-}
-
-/// What a shard is, as stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Definition {
-    range: HashRange,
-    parents: Vec<u32>,
-    /// A number that no record has: larger than those of the parents' records, smaller than those of its own.
-    created: u64,
-    created_at: Timestamp,
-    closed_at: Option<Timestamp>,
-}
-
-impl Definition {
-    fn encode(&self) -> Vec<u8> {
-        let mut value = Encoder::default();
-        value.u128(self.range.start).u128(self.range.end).u32(self.parents.len() as u32);
-        for parent in &self.parents {
-            value.u32(*parent);
-        }
-        value.u64(self.created).time(self.created_at).bool(self.closed_at.is_some());
-        value.time(self.closed_at.unwrap_or(Timestamp::ZERO));
-        value.0
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
-        let mut value = Decoder(bytes);
-        let range = HashRange { start: value.u128()?, end: value.u128()? };
-        let parents = value.list(Decoder::u32)?;
-        let (created, created_at) = (value.u64()?, value.time()?);
-        let (closed, closed_at) = (value.bool()?, value.time()?);
-        value.end()?;
-        Ok(Self { range, parents, created, created_at, closed_at: closed.then_some(closed_at) })
-    }
-}
-
-fn definition_key(shard: u32) -> [u8; 5] {
-    key_of(1, shard)
-}
-
-fn deleted_key(shard: u32) -> [u8; 5] {
-    key_of(2, shard)
-}
-
-fn key_of(kind: u8, shard: u32) -> [u8; 5] {
-    let [a, b, c, d] = shard.to_be_bytes();
-    [kind, a, b, c, d]
+    pub(crate) segment_bytes: u64,
 }
 
 /// How far a shard can be read.
@@ -196,14 +128,19 @@ fn shard_id(index: u32) -> ShardId {
 /// What the writer, retention and the readers share.
 struct Log {
     shards: RwLock<BTreeMap<u32, Arc<ShardState>>>,
+    /// All segments; the writer appends to the last.
+    segments: RwLock<BTreeMap<u64, Index>>,
+    last_records: LastRecords,
     /// Bytes of all records that are stored.
     bytes: AtomicU64,
+    /// Held while segments are deleted, or must not be.
+    retaining: Mutex<()>,
     options: LogOptions,
+    path: PathBuf,
+    /// Id of the data directory.
+    directory: u128,
     clock: Arc<SystemClock>,
     store: Arc<EmbeddedStore>,
-    records: Keyspace,
-    definitions: Keyspace,
-    db: Database,
     _lock: DirectoryLock,
 }
 
@@ -215,13 +152,81 @@ impl Log {
     }
 }
 
+/// A log that was read and found right, and not changed yet.
+pub(crate) struct Found {
+    path: PathBuf,
+    directory: u128,
+    recovered: Recovered,
+}
+
+impl Found {
+    /// Reads the log of a data directory with this id.
+    pub(crate) fn read(path: &Path, directory: u128, store: &EmbeddedStore) -> Result<Self, OpenError> {
+        let unprocessed =
+            |shard: u32, sequence: u64| store.processed(&shard_id(shard)).is_none_or(|processed| processed < sequence);
+        let recovered = recovery::read(path, directory, &unprocessed)?;
+        Ok(Self { path: path.to_owned(), directory, recovered })
+    }
+
+    /// The largest number that was given out.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.recovered.table.number
+    }
+
+    /// The last arrival.
+    pub(crate) fn latest(&self) -> Timestamp {
+        self.recovered.table.latest
+    }
+
+    /// How often the store had changed polls when the log was written last.
+    pub(crate) fn poll_changes(&self) -> u64 {
+        self.recovered.table.polls
+    }
+
+    /// The lives that the log knows.
+    pub(crate) fn lives(&self) -> Lives {
+        self.recovered.table.lives
+    }
+
+    /// Whether records were put since the last life began.
+    pub(crate) fn has_lived(&self) -> bool {
+        self.recovered.table.number > self.recovered.life_from
+    }
+
+    /// The last record of a shard that left retention; `None` if there is no such shard.
+    pub(crate) fn deleted(&self, shard: &ShardId) -> Option<u64> {
+        let (index, _) = self.recovered.table.shards.iter().find(|(index, _)| shard_id(**index) == *shard)?;
+        Some(self.recovered.deleted.get(index).copied().unwrap_or(0))
+    }
+}
+
+/// Refuses a number of shards that no stream has.
+pub(crate) fn check_shards(shards: u32) -> Result<(), OpenError> {
+    match shards {
+        1..=SHARDS_MAX => Ok(()),
+        _ => Err(OpenError::Shards { shards, max: SHARDS_MAX }),
+    }
+}
+
+/// Makes an empty log in a new directory.
+pub(crate) fn create(path: &Path, directory: u128, shards: u32) -> Result<(), OpenError> {
+    let create = || -> io::Result<()> {
+        fs::create_dir(path)?;
+        Appender::create(path, directory, End::NOTHING, &Table::new(shards))?;
+        sync_directory(path)
+    };
+    create().map_err(|source| OpenError::Io { directory: path.to_owned(), source })
+}
+
 /// The stream port on the log.
 pub(crate) struct EmbeddedStream {
     log: Arc<Log>,
-    commands: mpsc::UnboundedSender<Command>,
+    commands: CommandSender,
     /// Bounds the commands in bytes.
     queue: Arc<Semaphore>,
     threads: Mutex<Threads>,
+    #[cfg(test)]
+    retention: Arc<Retention>,
 }
 
 struct Threads {
@@ -231,111 +236,73 @@ struct Threads {
 }
 
 impl EmbeddedStream {
-    /// Opens the log and starts its threads. Also returns the clock that stamps its records.
-    pub(crate) fn open(
-        path: &Path,
+    /// Goes on with a log in a new life, and starts its threads. The clock must not be behind the last arrival.
+    pub(crate) fn start(
+        found: Found,
+        life: Lives,
         options: LogOptions,
+        clock: Arc<SystemClock>,
         store: Arc<EmbeddedStore>,
         lock: DirectoryLock,
-    ) -> Result<(Arc<Self>, Arc<SystemClock>), OpenError> {
-        if options.shards == 0 || options.shards > SHARDS_MAX {
-            return Err(OpenError::Shards { shards: options.shards, max: SHARDS_MAX });
-        }
-        let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
-        let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
-        let db = Database::builder(path)
-            .cache_size(CACHE_BYTES)
-            .max_cached_files(Some(cached_files_max()))
-            .worker_threads(TABLE_WRITERS)
-            .open()
-            .map_err(failed)?;
-        let blobs = || {
-            KeyspaceCreateOptions::default()
-                .max_memtable_size(MEMTABLE_BYTES)
-                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES)))
-                .with_kv_separation(Some(KvSeparationOptions::default().file_target_size(BLOB_FILE_BYTES)))
-        };
-        let records = db.keyspace("records", blobs).map_err(failed)?;
-        let definitions = db.keyspace("shards", KeyspaceCreateOptions::default).map_err(failed)?;
+    ) -> Result<Arc<Self>, OpenError> {
+        let Found { path, directory, recovered } = found;
+        let failed = |source| OpenError::Io { directory: path.clone(), source };
+        recovered.settle()?;
+        let Recovered { mut table, mut segments, deleted, end, .. } = recovered;
+        table.lives = life;
+        // A segment of its own for each life: what a torn tail has left behind stays behind the end of its file.
+        let appender = Appender::create(&path, directory, end, &table).map_err(failed)?;
+        let first = appender.end();
+        segments.insert(first.segment, Index::of_empty(first.seal.end));
 
-        // All shards, and the largest number and arrival that were ever given out.
-        let (mut number, mut latest) = (0, Timestamp::ZERO);
-        let (mut stored, mut deleted) = (BTreeMap::new(), BTreeMap::<u32, u64>::new());
-        for guard in definitions.iter() {
-            let (key, value) = guard.into_inner().map_err(failed)?;
-            let bad = |_| damaged(format!("entry {key:?} of the table of shards"));
-            let mut key = Decoder(&key);
-            let (kind, shard) = (key.u8().map_err(bad)?, key.u32().map_err(bad)?);
-            match kind {
-                1 => {
-                    let definition = Definition::decode(&value).map_err(bad)?;
-                    number = number.max(definition.created);
-                    latest = latest.max(definition.created_at).max(definition.closed_at.unwrap_or_default());
-                    stored.insert(shard, definition);
-                }
-                2 => {
-                    let mut value = Decoder(&value);
-                    let (sequence, at) = (value.u64().map_err(bad)?, value.time().map_err(bad)?);
-                    (number, latest) = (number.max(sequence), latest.max(at));
-                    deleted.insert(shard, sequence);
-                }
-                _ => return Err(bad(Corrupt)),
-            }
-        }
-        if stored.is_empty() {
-            stored = create_shards(&db, &definitions, options.shards).map_err(failed)?;
-        }
-        // Keys alone: a few microseconds each, and a record is a batch of many votes.
-        let (mut bytes, mut last) = (0, BTreeMap::<u32, u64>::new());
-        for guard in records.iter() {
-            let key = guard.key().map_err(failed)?;
-            let key = RecordKey::decode(&key).map_err(|_| damaged(format!("record {key:?}")))?;
-            if !stored.contains_key(&key.shard) {
-                return Err(damaged(format!("record {} is of no shard", key.sequence)));
-            }
-            (number, latest) = (number.max(key.sequence), latest.max(key.arrived_at));
-            bytes += u64::from(key.len);
-            last.insert(key.shard, key.sequence);
-        }
-
-        let shards = stored.iter().map(|(&index, definition)| {
+        let last_records = LastRecords::default();
+        let shards = table.shards.iter().map(|(&index, known)| {
+            last_records.begin(index, known.last);
             let deleted = deleted.get(&index).copied().unwrap_or(0);
-            let last = last.get(&index).copied().unwrap_or(0).max(deleted);
-            (index, ShardState::new(index, definition, last, deleted))
+            (index, ShardState::new(index, &known.definition, known.last, deleted))
         });
-        let clock = Arc::new(SystemClock::not_before(latest));
+        let shards = RwLock::new(shards.collect());
+        let bytes = AtomicU64::new(segments.values().map(|index| index.bytes).sum());
+        let segments = RwLock::new(segments);
         let log = Arc::new(Log {
-            shards: RwLock::new(shards.collect()),
-            bytes: AtomicU64::new(bytes),
+            shards,
+            segments,
+            last_records,
+            bytes,
+            retaining: Mutex::new(()),
             options,
-            clock: clock.clone(),
+            path: path.clone(),
+            directory,
+            clock,
             store,
-            records,
-            definitions,
-            db,
             _lock: lock,
         });
-        let thread_failed = |source| OpenError::Io { directory: path.to_owned(), source };
         let (commands, receiver) = mpsc::unbounded_channel();
-        let writer = Writer::new(log.clone(), stored, number);
+        let writer = Writer::new(log.clone(), table, appender);
         let writer = std::thread::Builder::new()
             .name("votestream-log".into())
             .spawn(move || writer.run(receiver))
-            .map_err(thread_failed)?;
+            .map_err(failed)?;
         let (retention_alive, ended) = std::sync::mpsc::channel();
-        let mut handles = vec![writer];
-        let retaining = log.clone();
-        let retention = std::thread::Builder::new()
+        let retention = Arc::new(Retention { log: log.clone(), commands: commands.clone() });
+        let retaining = retention.clone();
+        let retaining = std::thread::Builder::new()
             .name("votestream-retention".into())
-            .spawn(move || retention::run(&retaining, &ended))
-            .map_err(thread_failed)?;
-        handles.push(retention);
-        let threads = Mutex::new(Threads { retention_alive: Some(retention_alive), handles });
+            .spawn(move || retaining.run(&ended))
+            .map_err(failed)?;
+        let threads = Mutex::new(Threads { retention_alive: Some(retention_alive), handles: vec![writer, retaining] });
         let queue = Arc::new(Semaphore::new(QUEUE_BYTES_MAX / PERMIT_BYTES));
-        Ok((Arc::new(Self { log, commands, queue, threads }), clock))
+        Ok(Arc::new(Self {
+            log,
+            commands,
+            queue,
+            threads,
+            #[cfg(test)]
+            retention,
+        }))
     }
 
-    /// Ends the threads, after the puts that wait were answered, and syncs the log.
+    /// Ends the threads, after the puts that wait were answered.
     pub(crate) fn stop(&self) {
         let mut threads = self.threads.lock();
         threads.retention_alive = None;
@@ -345,9 +312,6 @@ impl EmbeddedStream {
             if thread.join().is_err() {
                 tracing::error!("a thread of the embedded stream had panicked");
             }
-        }
-        if let Err(error) = self.log.db.persist(PersistMode::SyncAll) {
-            tracing::error!(%error, "the embedded stream could not be synced at its end");
         }
     }
 
@@ -394,25 +358,6 @@ fn no_answer() -> PortError {
     PortError::unknown("the writer of the embedded stream ended without an answer")
 }
 
-/// The shards of a new stream.
-fn create_shards(db: &Database, definitions: &Keyspace, count: u32) -> Result<BTreeMap<u32, Definition>, fjall::Error> {
-    let ranges = HashRange::split_evenly(count);
-    let definitions_of = ranges.into_iter().map(|range| Definition {
-        range,
-        parents: Vec::new(),
-        created: 0,
-        created_at: Timestamp::ZERO,
-        closed_at: None,
-    });
-    let stored: BTreeMap<_, _> = (0..).zip(definitions_of).collect();
-    let mut batch = db.batch().durability(Some(PersistMode::SyncAll));
-    for (index, definition) in &stored {
-        batch.insert(definitions, definition_key(*index), definition.encode());
-    }
-    batch.commit()?;
-    Ok(stored)
-}
-
 #[async_trait]
 impl VoteStream for EmbeddedStream {
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
@@ -453,5 +398,7 @@ impl VoteStream for EmbeddedStream {
     }
 }
 
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod tests;

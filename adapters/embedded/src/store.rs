@@ -10,30 +10,31 @@
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `polls` | poll | see `polls.rs` |
+//! | `polls` | poll | see `polls.rs`; one key is of `pairing.rs` |
 //! | `votes-2` | number of the poll, user | see `votes.rs`; one key is of `flush.rs` |
 //! | `numbers` | poll | see `numbers.rs` |
 //! | `tallies` | poll, 0, group, 0, shard | see `tallies.rs` |
 //! | `leases` | group, 0, shard, kind | see `leases.rs` |
 //! | `flushes` | `redone` | see `flush.rs` |
+//! | `flushes` | `identity` | see `pairing.rs` |
 
 mod flush;
 mod leases;
 mod migration;
+mod moments;
 mod numbers;
+mod pairing;
 mod pending;
 mod polls;
 mod recent;
+mod staging;
 mod tallies;
 mod voters;
 mod votes;
 
 use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -46,6 +47,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use votestream_core::port::PortError;
 
+pub(crate) use self::pairing::{Identity, Reached};
 use self::{
     flush::{FLUSH_EVERY, FlushSoon, Flusher, Flushing, RedoError},
     leases::Rows,
@@ -58,6 +60,7 @@ use crate::{
     directory::{Format, OpenError},
     engine::DirectoryLock,
     files::cached_files_max,
+    fjall_journal::{self, Synced},
     write_failed,
 };
 
@@ -68,7 +71,7 @@ const VOTES_MEMTABLE_BYTES: u64 = 16 << 20;
 /// What other keyspaces keep in memory. A journal is deleted only when all that it holds is in tables.
 const MEMTABLE_BYTES: u64 = 4 << 20;
 /// Size of the tables that compaction writes. Each is synced as a whole, and the syncs of the log wait for it meanwhile.
-pub(crate) const TABLE_BYTES: u64 = 8 << 20;
+const TABLE_BYTES: u64 = 8 << 20;
 /// Tables of flushes after which they are merged into the first level, which is as large as so many tables. A merge writes
 /// that level anew, so what a vote costs there is halved when this is doubled; reads look into each of them.
 const UNMERGED_TABLES: u8 = 16;
@@ -78,6 +81,7 @@ const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 /// The store's ports.
 pub(crate) struct EmbeddedStore {
     inner: Arc<Inner>,
+    path: PathBuf,
     /// Ends with the store.
     _flusher: Flusher,
 }
@@ -103,8 +107,10 @@ struct Inner {
     flushes: Keyspace,
     /// Why the first write failed, in the log or here. Nothing is written after it: `fjall` refuses.
     broken: watch::Sender<Option<String>>,
-    /// Whether something was committed that no flush has written and no sync followed.
-    unsynced: AtomicBool,
+    /// How often polls were changed; see `pairing.rs`.
+    poll_changes: AtomicU64,
+    /// Number of the last flush that is durable.
+    last_flush: AtomicU64,
     db: Database,
     _lock: DirectoryLock,
 }
@@ -122,7 +128,11 @@ impl EmbeddedStore {
         flush_every: Duration,
     ) -> Result<Self, OpenError> {
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
-        // Commits without a sync stay in the journal's buffer: nothing rests on them before the next sync.
+        let synced = if matches!(format, Format::Present(_)) { Synced::Each } else { Synced::Some };
+        if path.try_exists().map_err(|source| OpenError::Io { directory: path.to_owned(), source })? {
+            fjall_journal::check(path, synced)?;
+        }
+        // A commit syncs by itself.
         let builder = Database::builder(path)
             .cache_size(CACHE_BYTES)
             .max_cached_files(Some(cached_files_max()))
@@ -146,13 +156,16 @@ impl EmbeddedStore {
         let keyspace = |name| db.keyspace(name, small).map_err(failed);
         let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
         let numbers_stored = keyspace("numbers")?;
-        let numbers = Numbers::load(&numbers_stored).map_err(|error| match error {
-            numbers::LoadError::Database(source) => failed(source),
-            numbers::LoadError::Damaged(reason) => damaged(reason),
-        })?;
+        let load_numbers = |stored: &Keyspace| {
+            Numbers::load(stored).map_err(|error| match error {
+                numbers::LoadError::Database(source) => failed(source),
+                numbers::LoadError::Damaged(reason) => damaged(reason),
+            })
+        };
+        let numbers = load_numbers(&numbers_stored)?;
         let (hashing, (flush_soon, asked)) = (KeyHash::default(), FlushSoon::new());
         let mut inner = Inner {
-            flushing: Mutex::new(Flushing::new(0)),
+            flushing: Mutex::new(Flushing::new(0, 0)),
             deciding: Mutex::new(Deciding::new(hashing, 0)),
             tallies_decided: Mutex::default(),
             rows: Mutex::default(),
@@ -167,17 +180,19 @@ impl EmbeddedStore {
             leases: keyspace("leases")?,
             flushes: keyspace("flushes")?,
             broken: watch::Sender::new(None),
-            unsynced: AtomicBool::new(false),
+            poll_changes: AtomicU64::new(0),
+            last_flush: AtomicU64::new(0),
             db,
             _lock: lock,
         };
         inner.migrate(format, path)?;
-        let ingestion = inner.redo().map_err(|error| match error {
+        let flushing = inner.redo().map_err(|error| match error {
             RedoError::Database(source) => failed(source),
-            RedoError::Damaged(what) => damaged(what.to_owned()),
+            RedoError::Damaged(what) => damaged(what),
         })?;
         // Only now: polls that were converted have votes, and the last flush has rows.
-        inner.flushing = Mutex::new(Flushing::new(ingestion));
+        inner.numbers = RwLock::new(load_numbers(&inner.numbers_stored)?);
+        inner.flushing = Mutex::new(flushing);
         inner.deciding = Mutex::new(Deciding::new(hashing, inner.numbers.get_mut().next()));
         inner.rows = Mutex::new(Rows::load(&inner.leases).map_err(|error| match error {
             leases::LoadError::Database(source) => failed(source),
@@ -186,12 +201,12 @@ impl EmbeddedStore {
         let inner = Arc::new(inner);
         let failed = |source| OpenError::Io { directory: path.to_owned(), source };
         let flusher = Flusher::start(inner.clone(), asked, flush_every).map_err(failed)?;
-        Ok(Self { inner, _flusher: flusher })
+        Ok(Self { inner, path: path.to_owned(), _flusher: flusher })
     }
 
     /// Notes that a write of the log or of the store has failed.
-    pub(crate) fn broke(&self, error: &fjall::Error) {
-        self.inner.broke(error);
+    pub(crate) fn broke(&self, cause: String) {
+        self.inner.broke(cause);
     }
 
     /// Why the first write failed, once one has.
@@ -206,21 +221,11 @@ impl EmbeddedStore {
 }
 
 impl Inner {
-    /// Commits. Durable with the next sync.
+    /// Commits and syncs. No commit goes without a sync: so a power failure tears the last one at most, and what is found
+    /// damaged behind a whole one is not its trace, see `fjall_journal.rs`.
     fn commit(&self, batch: OwnedWriteBatch) -> Result<(), PortError> {
-        batch.commit().map_err(|error| self.write_failed(&error))?;
-        // After the commit: a sync that misses this one leaves the mark for the next.
-        self.unsynced.store(true, Ordering::SeqCst);
-        Ok(())
-    }
-
-    /// Makes every commit so far durable, if there was one.
-    fn sync(&self) -> Result<(), PortError> {
-        if !self.unsynced.swap(false, Ordering::SeqCst) {
-            return Ok(());
-        }
         // Nothing but the length and the blocks of the file is needed to read it.
-        self.db.persist(PersistMode::SyncData).map_err(|error| self.write_failed(&error))
+        batch.durability(Some(PersistMode::SyncData)).commit().map_err(|error| self.write_failed(&error))
     }
 
     /// Whether everything could be written so far: what is decided after a failed write would be lost.
@@ -231,28 +236,23 @@ impl Inner {
         }
     }
 
-    /// Commits and syncs, and with it every earlier commit.
-    fn commit_durably(&self, batch: OwnedWriteBatch) -> Result<(), PortError> {
-        batch.durability(Some(PersistMode::SyncAll)).commit().map_err(|error| self.write_failed(&error))
-    }
-
     /// What a failed write means. It is the last one.
     fn write_failed(&self, error: &fjall::Error) -> PortError {
-        self.broke(error);
+        let cause = if let fjall::Error::Io(error) = error {
+            error.to_string()
+        } else if matches!(error, fjall::Error::Poisoned) {
+            "a write in the background has failed, the disk is full or broken".to_owned()
+        } else {
+            error.to_string()
+        };
+        self.broke(cause);
         write_failed(error)
     }
 
-    fn broke(&self, error: &fjall::Error) {
+    fn broke(&self, cause: String) {
         self.broken.send_if_modified(|broken| {
             let first = broken.is_none();
             if first {
-                let cause = if let fjall::Error::Io(error) = error {
-                    error.to_string()
-                } else if matches!(error, fjall::Error::Poisoned) {
-                    "a write in the background has failed, the disk is full or broken".to_owned()
-                } else {
-                    error.to_string()
-                };
                 *broken = Some(cause);
             }
             first

@@ -1,48 +1,59 @@
 //! `votestream cast`: one vote, or the votes of a file.
 //!
-//! Owns the report: how many votes were accepted, and the line and the reason of each that was not. Must never count a vote
-//! as accepted before it is settled, nor read a file faster than its votes are taken.
+//! Owns the report: how many votes were accepted, the line and the reason of each that was not, and from which line to go on
+//! after an interruption. Must never count a vote as accepted before it is settled, nor read a file faster than its votes are
+//! taken, nor hold back a vote because the next one is not there yet.
+
+mod batch;
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, Read},
     path::Path,
     sync::Arc,
-    time::Duration,
 };
 
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar};
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use votestream_proto::{
     VotesMessage,
     v1::{Rejection, RejectionCode},
 };
+use votestream_service::terminal::{Signal, Signals};
 
+use self::batch::{Batcher, Read as BatchRead};
 use crate::{
     args::{CastArgs, Global},
     connect::{self, CALL_TIMEOUT, request},
     failure::{Answer, Failure, Outcome},
     output,
-    sender::{self, Builder, Observer, Outgoing, SOURCE_MESSAGES_MAX},
-    vote_file::VoteFile,
+    sender::{self, Ended, Observer, SOURCE_MESSAGES_MAX},
 };
 
-/// Votes in a message.
-const VOTES_PER_MESSAGE: u64 = 200;
-/// Bytes after which a message is sent however few votes it has; a quarter of what the service takes.
-const MESSAGE_BYTES: usize = 1 << 20;
 /// Rejections that are shown and kept.
 const REJECTIONS_SHOWN: usize = 100;
 /// How often the progress is drawn.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// The report of a cast; beside the API's fields each rejection has its line.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     accepted: u64,
     rejected: u64,
+    /// Votes of which nobody knows whether they were stored; they are not among the rejected ones.
+    #[serde(skip_serializing_if = "is_zero")]
+    unknown: u64,
+    /// The line with which to go on, if not all of the file was cast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_line: Option<u64>,
     rejections: Vec<Rejected>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -56,7 +67,11 @@ struct Rejected {
 impl Report {
     /// Takes a rejection in. Returns the line to show, if there are not too many already.
     fn reject(&mut self, line: u64, code: RejectionCode, reason: String) -> Option<String> {
-        self.rejected += 1;
+        if code == RejectionCode::OutcomeUnknown {
+            self.unknown += 1;
+        } else {
+            self.rejected += 1;
+        }
         if self.rejections.len() >= REJECTIONS_SHOWN {
             return None;
         }
@@ -70,16 +85,27 @@ impl Report {
         if global.json {
             output::json(&self)?;
         } else {
-            output::line(&format!("accepted {}, rejected {}", HumanCount(self.accepted), HumanCount(self.rejected)))?;
+            output::line(&self.to_text())?;
         }
-        Ok(Answer::yes_if(self.rejected == 0))
+        Ok(Answer::yes_if(self.rejected == 0 && self.unknown == 0))
+    }
+
+    fn to_text(&self) -> String {
+        let text = format!("accepted {}, rejected {}", HumanCount(self.accepted), HumanCount(self.rejected));
+        if self.unknown == 0 { text } else { format!("{text}, unknown {}", HumanCount(self.unknown)) }
     }
 }
 
-pub(super) async fn run(global: &Global, args: CastArgs) -> Outcome {
+pub(super) async fn run(global: &Global, args: CastArgs, mut signals: Signals) -> Outcome {
     match (args.file, args.poll, args.user, args.option) {
-        (Some(path), ..) => cast_file(global, &path, args.from_line).await,
-        (None, Some(poll), Some(user), Some(option)) => cast_one(global, &poll, &user, &option).await,
+        (Some(path), ..) => cast_file(global, &path, args.from_line, signals).await,
+        (None, Some(poll), Some(user), Some(option)) => tokio::select! {
+            outcome = cast_one(global, &poll, &user, &option) => outcome,
+            signal = signals.next() => {
+                output::note("interrupted: whether the vote was accepted is not known");
+                Err(Failure::Interrupted(signal))
+            }
+        },
         (None, ..) => Err(Failure::usage("a vote needs --poll, --user and --option")),
     }
 }
@@ -98,149 +124,148 @@ async fn cast_one(global: &Global, poll: &str, user: &str, option: &str) -> Outc
     let mut report = Report { accepted: response.accepted, ..Report::default() };
     for rejection in response.rejections {
         let code = rejection.code();
-        eprintln!("rejected: {}", output::printable(&rejection.reason));
+        output::note(&format!("rejected: {}", output::printable(&rejection.reason)));
         report.reject(1, code, rejection.reason);
     }
     report.finish(global)
 }
 
-/// A line of the file that is no vote, or how the reading ended.
-enum FromFile {
-    Bad { line: u64, reason: String },
-    Failed(String),
-}
-
-async fn cast_file(global: &Global, path: &Path, from_line: u64) -> Outcome {
-    let input: Box<dyn BufRead + Send> = if path == Path::new("-") {
-        Box::new(BufReader::new(io::stdin()))
+async fn cast_file(global: &Global, path: &Path, from_line: u64, mut signals: Signals) -> Outcome {
+    let input: Box<dyn Read + Send> = if path == Path::new("-") {
+        Box::new(io::stdin())
     } else {
-        let file = File::open(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
-        Box::new(BufReader::with_capacity(1 << 16, file))
+        Box::new(File::open(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?)
     };
-    let channel = connect::connect("ingest", &global.ingest).await?;
-    let (votes, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
-    let (bad_lines, mut reported) = mpsc::channel(SOURCE_MESSAGES_MAX);
-    // A thread of its own, not one of the runtime's: a read from stdin cannot be given up, and the process must not wait
-    // for it at its end.
-    let spawned = std::thread::Builder::new()
-        .name("vote-file".into())
-        .spawn(move || read_votes(VoteFile::new(input), from_line, &votes, &bad_lines));
-    spawned.map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
-
-    // indicatif draws nothing if stderr is not a terminal.
+    let channel = tokio::select! {
+        channel = connect::connect("ingest", &global.ingest) => channel?,
+        signal = signals.next() => return Err(Failure::Interrupted(signal)),
+    };
     let progress = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} votes settled, {per_sec}, {elapsed}") {
-        progress.set_style(style);
-    }
+    output::show_progress(&progress, "{spinner} {human_pos} votes settled, {per_sec}, {elapsed}");
     progress.enable_steady_tick(TICK);
-    let shared = Arc::new(parking_lot::Mutex::new(Report::default()));
-    let (read_to_end, reading) = oneshot::channel();
-    tokio::spawn({
-        let (shared, progress) = (shared.clone(), progress.clone());
-        async move {
-            let mut failure = None;
-            while let Some(reported) = reported.recv().await {
-                match reported {
-                    FromFile::Bad { line, reason } => {
-                        let shown = shared.lock().reject(line, RejectionCode::Malformed, reason);
-                        show(&progress, shown);
-                    }
-                    FromFile::Failed(error) => failure = Some(error),
-                }
-            }
-            // Nobody waits for the answer if the stream broke first.
-            drop(read_to_end.send(failure));
-        }
-    });
-    let mut observer = FileObserver { report: &shared, progress: &progress, rejected: 0 };
-    let ended = sender::stream_votes(channel, global.ingest.url(), source, &mut observer).await;
-    let failure = match ended.failure {
-        Some(failure) => Some(failure),
-        None => reading.await.ok().flatten().map(|error| Failure::failed(format!("{}: {error}", path.display()))),
-    };
-    progress.finish_and_clear();
 
-    let mut report = std::mem::take(&mut *shared.lock());
-    // Every rejected vote is among the settled ones.
-    report.accepted = ended.settled.saturating_sub(observer.rejected);
-    if report.rejected > report.rejections.len() as u64 {
-        eprintln!("and {} more rejections", HumanCount(report.rejected - report.rejections.len() as u64));
-    }
-    let Some(failure) = failure else { return report.finish(global) };
-    let answer = report.finish(global);
-    if let Some((lines, place)) = ended.unknown_from
-        && let Some(line) = usize::try_from(place).ok().and_then(|place| lines.get(place))
-    {
-        eprintln!("the outcome of the votes from line {line} on is not known; go on with --from-line {line}");
-    }
-    // The failure is the cause, whatever had been rejected by then.
-    answer.and(Err(failure))
+    let report = Arc::new(Mutex::new(Report::default()));
+    let stop = CancellationToken::new();
+    let (votes, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
+    let lines = batch::read_file(input, from_line)?;
+    let batcher = Batcher { votes, report: report.clone(), progress: progress.clone(), from_line };
+    let (tell, reading) = oneshot::channel();
+    let batching = batcher.run(lines, stop.clone());
+    tokio::spawn(async move {
+        // Nobody waits for the answer after a second signal.
+        drop(tell.send(batching.await));
+    });
+
+    let mut observer = FileObserver { report: report.clone(), progress: progress.clone(), refused: 0 };
+    let streaming = sender::stream_votes(channel, global.ingest.url(), source, &mut observer);
+    let (ended, signal) = until_settled(streaming, &stop, &mut signals).await?;
+    // What is left is not read any more.
+    stop.cancel();
+    let read = reading.await.unwrap_or_default();
+    progress.finish_and_clear();
+    let report = std::mem::take(&mut *report.lock());
+    let refused = observer.refused;
+    finish(global, path, report, refused, ended, read, signal)
 }
 
-/// Reads the file into messages; the tag of a message is the line of each of its votes.
-fn read_votes(
-    mut file: VoteFile<impl BufRead>,
-    from_line: u64,
-    votes: &mpsc::Sender<Outgoing<Vec<u64>>>,
-    reports: &mpsc::Sender<FromFile>,
-) {
-    let mut builder = Builder::new(VOTES_PER_MESSAGE as usize);
-    let mut lines = Vec::new();
-    // A closed channel means that the stream has broken; then there is no use in reading on.
-    loop {
-        match file.next() {
-            Ok(Some((line, _))) if line < from_line => {}
-            Ok(Some((line, Ok(row)))) => {
-                builder.push(&row.poll_id, &row.user_id, &row.option_id);
-                lines.push(line);
-                if builder.votes() >= VOTES_PER_MESSAGE || builder.bytes() >= MESSAGE_BYTES {
-                    let full = std::mem::replace(&mut builder, Builder::new(VOTES_PER_MESSAGE as usize));
-                    if votes.blocking_send(full.finish(None, std::mem::take(&mut lines))).is_err() {
-                        return;
-                    }
-                }
-            }
-            Ok(Some((line, Err(bad)))) => {
-                if reports.blocking_send(FromFile::Bad { line, reason: bad.reason }).is_err() {
-                    return;
-                }
-            }
-            Ok(None) => break,
-            Err(error) => {
-                // What was read before is sent all the same. The receiver may be gone, then nobody wants to know.
-                drop(reports.blocking_send(FromFile::Failed(error.to_string())));
-                break;
-            }
+type Lines = Vec<u64>;
+
+/// Waits until everything is settled. After a signal nothing more is sent; a second one ends the wait.
+async fn until_settled(
+    streaming: impl Future<Output = Ended<Lines>>,
+    stop: &CancellationToken,
+    signals: &mut Signals,
+) -> Result<(Ended<Lines>, Option<Signal>), Failure> {
+    let mut streaming = std::pin::pin!(streaming);
+    let signal = tokio::select! {
+        ended = &mut streaming => return Ok((ended, None)),
+        signal = signals.next() => signal,
+    };
+    stop.cancel();
+    tokio::select! {
+        ended = streaming => Ok((ended, Some(signal))),
+        _ = signals.next() => {
+            output::note("stopped before every vote that was sent was answered; their outcome is not known");
+            Err(Failure::Interrupted(signal))
         }
     }
-    if builder.votes() > 0 {
-        drop(votes.blocking_send(builder.finish(None, lines)));
+}
+
+/// Says what has become of the file.
+fn finish(
+    global: &Global,
+    path: &Path,
+    mut report: Report,
+    refused: u64,
+    ended: Ended<Lines>,
+    read: BatchRead,
+    signal: Option<Signal>,
+) -> Outcome {
+    // Every vote that was refused is among the settled ones.
+    report.accepted = ended.settled.saturating_sub(refused);
+    report.unknown += ended.sent.saturating_sub(ended.settled);
+    let not_shown = (report.rejected + report.unknown).saturating_sub(report.rejections.len() as u64);
+    if not_shown > 0 && report.rejections.len() >= REJECTIONS_SHOWN {
+        output::note(&format!("and {} more rejections", HumanCount(not_shown)));
+    }
+    let broken_at = ended.unknown_from.and_then(|(lines, place)| lines.get(usize::try_from(place).ok()?).copied());
+    report.from_line = broken_at.or(read.unsent_line);
+    if let Some(line) = report.from_line {
+        let known = match report.unknown {
+            0 => format!("every vote before line {line} is settled, and none after it was sent"),
+            unknown => format!("the outcome of {} votes from line {line} on is not known", HumanCount(unknown)),
+        };
+        let interrupted = if signal.is_some() { "interrupted: " } else { "" };
+        output::note(&format!("{interrupted}{known}; go on with --from-line {line}"));
+    }
+    let answer = report.finish(global);
+    // The failure is the cause, whatever had been rejected by then.
+    match (ended.failure, read.failure, signal) {
+        (Some(failure), ..) => answer.and(Err(failure)),
+        (None, Some(error), _) => answer.and(Err(Failure::usage(format!("{}: {error}", path.display())))),
+        (None, None, Some(signal)) => answer.and(Err(Failure::Interrupted(signal))),
+        (None, None, None) => answer,
     }
 }
 
 fn show(progress: &ProgressBar, line: Option<String>) {
     if let Some(line) = line {
-        progress.suspend(|| eprintln!("{line}"));
+        progress.suspend(|| output::note(&line));
     }
 }
 
-struct FileObserver<'a> {
-    report: &'a parking_lot::Mutex<Report>,
-    progress: &'a ProgressBar,
-    /// Votes that were sent and rejected; the lines that are no votes are only in the report.
-    rejected: u64,
+struct FileObserver {
+    report: Arc<Mutex<Report>>,
+    progress: ProgressBar,
+    /// Votes that were sent and are not accepted; the lines that are no votes are only in the report.
+    refused: u64,
 }
 
-impl Observer<Vec<u64>> for FileObserver<'_> {
-    fn rejected(&mut self, place: Option<(&Vec<u64>, u64)>, rejection: Rejection) {
+impl Observer<Lines> for FileObserver {
+    fn rejected(&mut self, place: Option<(&Lines, u64)>, rejection: Rejection) {
         let line = place.and_then(|(lines, at)| lines.get(usize::try_from(at).ok()?)).copied().unwrap_or(0);
         let code = rejection.code();
-        self.rejected += 1;
+        self.refused += 1;
         let shown = self.report.lock().reject(line, code, rejection.reason);
-        show(self.progress, shown);
+        show(&self.progress, shown);
     }
 
-    fn settled(&mut self, _lines: &Vec<u64>, votes: u64, _latency: Duration) {
+    fn settled(&mut self, _lines: &Lines, votes: u64, _latency: std::time::Duration) {
         self.progress.inc(votes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vote_whose_outcome_is_unknown_is_not_called_rejected() {
+        let mut report = Report { accepted: 3, ..Report::default() };
+        assert_eq!(report.to_text(), "accepted 3, rejected 0");
+        report.reject(7, RejectionCode::OutcomeUnknown, "no answer".into());
+        report.reject(8, RejectionCode::PollClosed, "closed".into());
+        assert_eq!((report.rejected, report.unknown), (1, 1));
+        assert_eq!(report.to_text(), "accepted 3, rejected 1, unknown 1");
     }
 }

@@ -13,11 +13,11 @@ use tonic::transport::Channel;
 use votestream_proto::v1::{
     self, Rejection, poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
 };
+use votestream_service::terminal::Signals;
 
 use super::{
     audit::RECOUNT_TIMEOUT,
     results::{Labels, wait_for_final},
-    up::Signals,
 };
 use crate::{
     args::{DemoArgs, Global},
@@ -100,8 +100,7 @@ impl Report {
     }
 }
 
-pub(super) async fn run(global: &Global, args: DemoArgs) -> Outcome {
-    let mut signals = Signals::new()?;
+pub(super) async fn run(global: &Global, args: DemoArgs, mut signals: Signals) -> Outcome {
     let mut stack = Stack::start(StackOptions::ephemeral(args.shards)).await?;
     let ingest: Target = stack.ingest_addr.to_string().parse().map_err(Failure::Failed)?;
     let results: Target = stack.results_addr.to_string().parse().map_err(Failure::Failed)?;
@@ -109,9 +108,12 @@ pub(super) async fn run(global: &Global, args: DemoArgs) -> Outcome {
         ran = cast_and_prove(&args, &ingest, &results) => ran,
         failure = stack.broken() => Err(failure),
         // An interrupted demo removes its directory.
-        () = signals.next() => Err(Failure::failed("interrupted")),
+        signal = signals.next() => Err(Failure::Interrupted(signal)),
     };
-    let stopped = stack.stop().await;
+    let stopped = tokio::select! {
+        stopped = stack.stop() => stopped,
+        signal = signals.next() => Err(Failure::Interrupted(signal)),
+    };
     let report = ran?;
     stopped?;
     if global.json {
@@ -128,19 +130,19 @@ async fn cast_and_prove(args: &DemoArgs, ingest: &Target, results: &Target) -> R
     let voters = args.voters.min(args.votes);
     let streams = u32::try_from(voters).unwrap_or(u32::MAX).min(CONNECTIONS);
     let plan = Plan { votes: args.votes, voters, options: OPTIONS.len(), streams, seed: args.seed };
-    eprintln!(
+    output::note(&format!(
         "casting {} votes of {} users over {streams} connections into {} shards",
         HumanCount(args.votes),
         HumanCount(voters),
         args.shards
-    );
+    ));
 
     let mut live = Live::new(results_client.clone(), Labels::read(&mut polls, POLL_ID).await);
     let start = Instant::now();
     let cast = live.during(cast(plan, ingest)).await?;
     let cast_done = Instant::now();
     for reason in &cast.reasons {
-        eprintln!("rejected: {}", output::printable(reason));
+        output::note(&format!("rejected: {}", output::printable(reason)));
     }
     let interim = live.during(all_counted(&mut results_client, results, args.votes, voters)).await?;
     let counted_done = Instant::now();
@@ -149,7 +151,7 @@ async fn cast_and_prove(args: &DemoArgs, ingest: &Target, results: &Target) -> R
         .close_poll(request(v1::ClosePollRequest { poll_id: POLL_ID.into() }, CALL_TIMEOUT))
         .await
         .map_err(|status| Failure::rpc("closing the poll", results.url(), &status))?;
-    eprintln!("closed; waiting until no vote can be on its way any more");
+    output::note("closed; waiting until no vote can be on its way any more");
     let last = wait_for_final(&mut results_client, POLL_ID, Some(counted_done + FINAL_MAX))
         .await
         .map_err(|status| Failure::rpc("waiting for the final result", results.url(), &status))?;
@@ -338,7 +340,7 @@ impl Live {
     /// Draws until `work` is done, and once more then.
     async fn during<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let mut work = std::pin::pin!(work);
-        if !self.canvas.is_terminal() {
+        if !self.canvas.can_redraw() {
             return work.await;
         }
         let mut ticks = tokio::time::interval(DRAW_EVERY);
@@ -362,8 +364,10 @@ impl Live {
 
     async fn draw(&mut self) -> Result<(), Failure> {
         let shown = json::Interim::from(interim(&mut self.client, "the results service").await?);
-        let lines = self.labels.interim(&shown, self.canvas.columns());
-        self.canvas.draw(&lines)
+        let lines = self.labels.interim(&shown, self.canvas.size());
+        // The run goes on without its picture.
+        drop(self.canvas.draw(&lines));
+        Ok(())
     }
 }
 

@@ -13,8 +13,8 @@ use axum::{
 use ferrokinesis::store::StoreOptions;
 use serde::Serialize;
 use tokio::sync::Mutex;
+use votestream_service::terminal::Signals;
 
-use super::up::Signals;
 use crate::{
     args::{DevAwsArgs, Global},
     failure::{Answer, Failure, Outcome},
@@ -39,8 +39,7 @@ struct Variables {
     VOTESTREAM_SHARDS: String,
 }
 
-pub(super) async fn run(global: &Global, args: DevAwsArgs) -> Outcome {
-    let mut signals = Signals::new()?;
+pub(super) async fn run(global: &Global, args: DevAwsArgs, mut signals: Signals) -> Outcome {
     let (kinesis, kinesis_addr) = listen(args.kinesis_addr)?;
     let (dynamodb, dynamodb_addr) = listen(args.dynamodb_addr)?;
     let database = dynoxide::Database::memory()
@@ -58,7 +57,7 @@ pub(super) async fn run(global: &Global, args: DevAwsArgs) -> Outcome {
     print(global, &variables)?;
     tokio::select! {
         // Connections of consumers stay open for minutes; what they would still get is in memory and gone anyway.
-        () = signals.next() => Ok(Answer::Yes),
+        _ = signals.next() => Ok(Answer::Yes),
         ended = &mut kinesis => Err(Failure::failed(format!("the Kinesis stand-in ended: {ended:?}"))),
         ended = &mut dynamodb => Err(Failure::failed(format!("the DynamoDB stand-in ended: {ended:?}"))),
     }
@@ -91,8 +90,8 @@ fn print(global: &Global, variables: &Variables) -> Result<(), Failure> {
         .map_err(|error| Failure::failed(format!("cannot write the variables: {error}")))?;
     let exports = value.as_object().into_iter().flatten();
     let exports = exports.map(|(name, value)| format!("export {name}={}", value.as_str().unwrap_or_default()));
-    eprintln!(
-        "Stand-ins for Kinesis and DynamoDB, in memory, until they are stopped. In every terminal that uses them:"
+    output::note(
+        "Stand-ins for Kinesis and DynamoDB, in memory, until they are stopped. In every terminal that uses them:",
     );
     output::lines(&exports.collect::<Vec<_>>())
 }

@@ -6,10 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use hdrhistogram::Histogram;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar};
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use votestream_proto::v1::{self, Rejection};
+use votestream_service::terminal::Signals;
 
 use crate::{
     args::{Global, LoadArgs},
@@ -28,10 +31,14 @@ const REASONS_SHOWN: usize = 5;
 #[derive(Debug, Serialize)]
 struct Report {
     poll_id: String,
+    /// Votes that were sent, which are those that were asked for unless the run was cut short.
     votes: u64,
     voters: u64,
     accepted: u64,
     rejected: u64,
+    /// Votes that were sent and not answered, if the run was cut short.
+    #[serde(skip_serializing_if = "is_zero")]
+    unknown: u64,
     seconds: f64,
     votes_per_second: f64,
     ack_milliseconds: Percentiles,
@@ -53,65 +60,108 @@ impl Percentiles {
     }
 }
 
-pub(super) async fn run(global: &Global, args: LoadArgs) -> Outcome {
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+pub(super) async fn run(global: &Global, args: LoadArgs, mut signals: Signals) -> Outcome {
+    let prepared = tokio::select! {
+        prepared = prepare(global, &args) => prepared?,
+        signal = signals.next() => return Err(Failure::Interrupted(signal)),
+    };
+    let stop = CancellationToken::new();
+    let mut casting = std::pin::pin!(cast(global, &args, prepared, &stop));
+    let (measured, signal) = tokio::select! {
+        measured = &mut casting => (measured?, None),
+        signal = signals.next() => {
+            output::note("interrupted: waiting for the answers to what was sent (once more to stop at once)");
+            stop.cancel();
+            tokio::select! {
+                measured = casting => (measured?, Some(signal)),
+                signal = signals.next() => return Err(Failure::Interrupted(signal)),
+            }
+        }
+    };
+    let (report, failure) = measured;
+    show(global, &report, args.votes)?;
+    match (failure, signal) {
+        (Some(failure), _) => Err(failure),
+        (None, Some(signal)) => Err(Failure::Interrupted(signal)),
+        (None, None) => Ok(Answer::yes_if(report.rejected == 0)),
+    }
+}
+
+/// What a run needs before its first vote.
+struct Prepared {
+    plan: Plan,
+    options: Arc<[String]>,
+    channels: Vec<Channel>,
+}
+
+async fn prepare(global: &Global, args: &LoadArgs) -> Result<Prepared, Failure> {
     let options = options_of(global, &args.poll).await?;
     let voters = args.voters.unwrap_or_else(|| first_votes(args.votes, args.revote_share)).clamp(1, args.votes);
     let streams = u32::try_from(voters).unwrap_or(u32::MAX).min(args.connections);
     let plan = Plan { votes: args.votes, voters, options: options.len(), streams, seed: args.seed };
-    let poll: Arc<str> = args.poll.into();
-
-    let progress = ProgressBar::new(args.votes);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} votes, {per_sec}, {eta} left")
-    {
-        progress.set_style(style);
-    }
     let mut channels = Vec::new();
     for _ in 0..streams {
         channels.push(connect::connect("ingest", &global.ingest).await?);
     }
+    Ok(Prepared { plan, options, channels })
+}
+
+/// Casts the votes, until they are all settled or it is told to stop.
+async fn cast(
+    global: &Global,
+    args: &LoadArgs,
+    Prepared { plan, options, channels }: Prepared,
+    stop: &CancellationToken,
+) -> Result<(Report, Option<Failure>), Failure> {
+    let poll: Arc<str> = args.poll.as_str().into();
+    let progress = ProgressBar::new(args.votes);
+    output::show_progress(&progress, "{bar:40} {human_pos} of {human_len} votes, {per_sec}, {eta} left");
     let start = Instant::now();
     let mut tasks = JoinSet::new();
-    for (stream, channel) in (0..streams).zip(channels) {
-        let pace = Pace::new(start, args.rate, args.votes_per_message, streams, stream);
+    for (stream, channel) in (0..plan.streams).zip(channels) {
+        let pace = Pace::new(start, args.rate, args.votes_per_message, plan.streams, stream);
         let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
-        tokio::spawn(feed(plan.stream(stream), poll.clone(), options.clone(), args.votes_per_message, pace, to_stream));
+        let feed = feed(plan.stream(stream), poll.clone(), options.clone(), args.votes_per_message, pace, to_stream);
+        // When it stops, the stream is closed, and what was sent is settled.
+        tokio::spawn(stop.clone().run_until_cancelled_owned(feed));
         let (url, progress) = (global.ingest.url().to_owned(), progress.clone());
         let mut measured = Measured::new(progress)?;
         tasks.spawn(async move {
             let ended = sender::stream_votes(channel, &url, source, &mut measured).await;
-            (ended.settled, ended.failure, measured)
+            (ended, measured)
         });
     }
     let mut total = Measured::new(progress.clone())?;
-    let (mut settled, mut failure) = (0, None);
+    let (mut sent, mut settled, mut failure) = (0, 0, None);
     while let Some(ended) = tasks.join_next().await {
-        let (by_stream, failed, measured) =
-            ended.map_err(|error| Failure::failed(format!("a stream's task broke: {error}")))?;
-        settled += by_stream;
-        failure = failure.or(failed);
+        let (ended, measured) = ended.map_err(|error| Failure::failed(format!("a stream's task broke: {error}")))?;
+        sent += ended.sent;
+        settled += ended.settled;
+        failure = failure.or(ended.failure);
         total.add(measured);
     }
     let seconds = start.elapsed().as_secs_f64();
     progress.finish_and_clear();
 
     for reason in &total.reasons {
-        eprintln!("rejected: {}", output::printable(reason));
+        output::note(&format!("rejected: {}", output::printable(reason)));
     }
     let report = Report {
-        poll_id: poll.to_string(),
-        votes: args.votes,
-        voters,
+        poll_id: args.poll.clone(),
+        votes: sent,
+        voters: plan.voters,
         accepted: settled.saturating_sub(total.rejected),
         rejected: total.rejected,
+        unknown: sent.saturating_sub(settled),
         seconds,
         votes_per_second: settled as f64 / seconds,
         ack_milliseconds: Percentiles::of(&total.micros),
     };
-    show(global, &report)?;
-    match failure {
-        Some(failure) => Err(failure),
-        None => Ok(Answer::yes_if(report.rejected == 0)),
-    }
+    Ok((report, failure))
 }
 
 /// Users that leave this share of the votes for re-votes.
@@ -230,25 +280,32 @@ impl Observer<()> for Measured {
     }
 }
 
-fn show(global: &Global, report: &Report) -> Result<(), Failure> {
+fn show(global: &Global, report: &Report, planned: u64) -> Result<(), Failure> {
     if global.json {
         return output::json(report);
     }
+    output::lines(&describe(report, planned))
+}
+
+fn describe(report: &Report, planned: u64) -> Vec<String> {
     let ack = &report.ack_milliseconds;
-    output::lines(&[
-        format!(
-            "{} votes of {} users in {:.2} s: {} votes/s",
-            HumanCount(report.votes),
-            HumanCount(report.voters),
-            report.seconds,
-            HumanCount(report.votes_per_second as u64)
-        ),
-        format!("accepted {}, rejected {}", HumanCount(report.accepted), HumanCount(report.rejected)),
+    let sent = if report.votes == planned {
+        format!("{} votes of {} users", HumanCount(report.votes), HumanCount(report.voters))
+    } else {
+        format!("{} of {} votes", HumanCount(report.votes), HumanCount(planned))
+    };
+    let unknown = match report.unknown {
+        0 => String::new(),
+        unknown => format!(", unknown {}", HumanCount(unknown)),
+    };
+    vec![
+        format!("{sent} in {:.2} s: {} votes/s", report.seconds, HumanCount(report.votes_per_second as u64)),
+        format!("accepted {}, rejected {}{unknown}", HumanCount(report.accepted), HumanCount(report.rejected)),
         format!(
             "acknowledged after p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, at most {:.1} ms",
             ack.p50, ack.p99, ack.p999, ack.max
         ),
-    ])
+    ]
 }
 
 #[cfg(test)]
@@ -264,6 +321,27 @@ mod tests {
             assert_eq!(pace.interval, Duration::from_millis(40));
         }
         assert!(Pace::new(start, 0, 100, 4, 3).interval.is_zero());
+    }
+
+    #[test]
+    fn the_headline_has_what_was_sent() {
+        let ack_milliseconds = Percentiles { p50: 0.0, p99: 0.0, p999: 0.0, max: 0.0 };
+        let mut report = Report {
+            poll_id: "p".into(),
+            votes: 2_000,
+            voters: 500,
+            accepted: 2_000,
+            rejected: 0,
+            unknown: 0,
+            seconds: 2.0,
+            votes_per_second: 1_000.0,
+            ack_milliseconds,
+        };
+        assert_eq!(describe(&report, 2_000)[0], "2,000 votes of 500 users in 2.00 s: 1,000 votes/s");
+        (report.accepted, report.unknown) = (1_900, 100);
+        let lines = describe(&report, 1_000_000);
+        assert_eq!(lines[0], "2,000 of 1,000,000 votes in 2.00 s: 1,000 votes/s");
+        assert_eq!(lines[1], "accepted 1,900, rejected 0, unknown 100");
     }
 
     #[test]

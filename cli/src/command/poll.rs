@@ -123,10 +123,10 @@ fn show_list(global: &Global, polls: Vec<json::Poll>) -> Outcome {
         return Ok(Answer::Yes);
     }
     if polls.is_empty() {
-        eprintln!("no polls yet; create one with `votestream poll create`");
+        output::note("no polls yet; create one with `votestream poll create`");
     }
     let width = polls.iter().map(|poll| poll.poll_id.len()).max().unwrap_or(0);
-    for poll in &polls {
+    for poll in polls.iter().take_while(|_| !output::is_closed()) {
         output::line(&format!(
             "{:width$}  {:9}  closes {}  {} options  {}",
             output::printable(&poll.poll_id),

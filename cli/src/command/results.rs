@@ -14,7 +14,7 @@ use votestream_proto::v1::{
 
 use crate::{
     args::{Global, ResultsArgs},
-    bars::{self, Canvas, Row},
+    bars::{self, Canvas, Row, Size},
     connect::{self, CALL_TIMEOUT, request},
     failure::{Answer, Failure, Outcome},
     json, output,
@@ -44,7 +44,7 @@ pub(super) async fn run(global: &Global, args: ResultsArgs) -> Outcome {
         output::json(&interim)?;
     } else {
         let labels = Labels::read(&mut polls, &interim.poll_id).await;
-        output::lines(&labels.interim(&interim, columns()))?;
+        output::lines(&labels.interim(&interim, room()))?;
     }
     Ok(Answer::Yes)
 }
@@ -66,7 +66,7 @@ async fn show_final(
     let response = match response {
         Ok(response) => json::Final::from(response),
         Err(status) if is_not_final(status.code()) => {
-            eprintln!("not final: {}", output::printable(status.message()));
+            output::note(&format!("not final: {}", output::printable(status.message())));
             return Ok(Answer::No);
         }
         Err(status) => return Err(Failure::rpc("reading the final result", url, &status)),
@@ -75,7 +75,7 @@ async fn show_final(
         output::json(&response)?;
     } else {
         let labels = Labels::read(polls, &response.poll_id).await;
-        output::lines(&labels.last(&response, columns()))?;
+        output::lines(&labels.last(&response, room()))?;
     }
     Ok(Answer::Yes)
 }
@@ -118,24 +118,35 @@ async fn watch(
     let message = v1::WatchInterimResultsRequest { poll_id };
     let mut updates = results.watch_interim_results(message).await.map_err(failed)?.into_inner();
     let mut canvas = Canvas::new(Term::stdout());
-    while let Some(update) = updates.message().await.map_err(failed)? {
+    let mut closed = std::pin::pin!(output::until_closed());
+    loop {
+        let update = tokio::select! {
+            update = updates.message() => update.map_err(failed)?,
+            () = &mut closed => return Ok(Answer::Yes),
+        };
+        let Some(update) = update else { break };
         let interim = json::Interim::from(update);
         if global.json {
             output::json(&interim)?;
-        } else if canvas.is_terminal() {
-            let lines = labels.interim(&interim, canvas.columns());
+        } else if canvas.can_redraw() {
+            let lines = labels.interim(&interim, canvas.size());
             canvas.draw(&lines)?;
         } else {
             output::line(&plain(&interim))?;
         }
+        if output::is_closed() {
+            return Ok(Answer::Yes);
+        }
     }
-    eprintln!("no more changes: the result is final");
+    output::note("no more changes: the result is final");
     Ok(Answer::Yes)
 }
 
-fn columns() -> usize {
+/// The room for results that are printed once.
+fn room() -> Size {
     let term = Term::stdout();
-    if term.is_term() { usize::from(term.size().1) } else { PLAIN_COLUMNS }
+    let columns = if term.is_term() { usize::from(term.size().1) } else { PLAIN_COLUMNS };
+    Size { columns, rows: usize::MAX }
 }
 
 /// One line for logs and pipes.
@@ -186,33 +197,29 @@ impl Labels {
     }
 
     /// Interim results as lines.
-    pub(super) fn interim(&self, interim: &json::Interim, columns: usize) -> Vec<String> {
+    pub(super) fn interim(&self, interim: &json::Interim, size: Size) -> Vec<String> {
         let rows: Vec<Row> = interim
             .options
             .iter()
             .map(|option| Row { label: self.label(&option.option_id), count: option.counted })
             .collect();
-        let mut lines = vec![format!("{} (interim)", self.heading)];
-        lines.extend(bars::render(&rows, columns));
-        lines.push(format!(
+        let total = format!(
             "{} users have voted, {} votes were submitted",
             HumanCount(interim.total_counted),
             HumanCount(interim.total_submitted)
-        ));
-        lines
+        );
+        bars::page(&self.heading, " (interim)", &rows, &total, size)
     }
 
     /// The final result as lines.
-    pub(super) fn last(&self, last: &json::Final, columns: usize) -> Vec<String> {
+    pub(super) fn last(&self, last: &json::Final, size: Size) -> Vec<String> {
         let rows: Vec<Row> = last
             .options
             .iter()
             .map(|option| Row { label: self.label(&option.option_id), count: option.votes })
             .collect();
-        let mut lines = vec![format!("{} (final)", self.heading)];
-        lines.extend(bars::render(&rows, columns));
-        lines.push(format!("{} users have voted", HumanCount(last.total_votes)));
-        lines
+        let total = format!("{} users have voted", HumanCount(last.total_votes));
+        bars::page(&self.heading, " (final)", &rows, &total, size)
     }
 }
 
@@ -240,7 +247,7 @@ mod tests {
 
     #[test]
     fn interim_results_say_that_they_are_interim() {
-        let lines = Labels::new("p", None).interim(&interim(), 80);
+        let lines = Labels::new("p", None).interim(&interim(), Size { columns: 80, rows: 24 });
         assert_eq!(lines.len(), 4);
         assert_eq!(lines[0], "p (interim)");
         assert!(lines[1].starts_with("a  █"));

@@ -1,12 +1,12 @@
 //! `votestream up`: the whole stack on this machine until it is told to stop.
 //!
-//! Owns signals and the default data directory. Must never end before every accepted vote is answered, unless a second
-//! signal says so.
+//! Owns the default data directory. Must never end before every accepted vote is answered, unless a second signal says so, nor
+//! because nobody reads its output any more.
 
 use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use votestream_service::terminal::Signals;
 
 use crate::{
     args::{Global, UpArgs},
@@ -22,12 +22,11 @@ struct Addresses {
     results: String,
 }
 
-pub(super) async fn run(global: &Global, args: UpArgs) -> Outcome {
-    let mut signals = Signals::new()?;
+pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
+    let ephemeral = args.ephemeral;
     let storage = match (args.ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
-        (false, Some(directory)) => Storage::Directory(directory),
-        (false, None) => Storage::Directory(default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME"))?),
+        (false, directory) => Storage::Directory(data_directory(directory)?),
     };
     let options = StackOptions {
         storage,
@@ -35,27 +34,24 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> Outcome {
         ingest_addr: args.ingest_addr,
         results_addr: args.results_addr,
         limits: args.limits.into(),
+        cors_allow_origins: args.cors_allow_origins,
+        continue_from_log_time: args.continue_from_log_time,
     };
-    let mut stack = Stack::start(options).await?;
-    let addresses = Addresses {
-        ingest: format!("http://{}", stack.ingest_addr),
-        results: format!("http://{}", stack.results_addr),
+    let mut stack = start(options, &mut signals).await?;
+    let announced = announce(global, &stack, ephemeral);
+    let broken = match announced {
+        // Whoever reads the addresses from a file would wait for them in vain.
+        Err(failure) => Some(failure),
+        Ok(()) => tokio::select! {
+            failure = stack.broken() => Some(failure),
+            _ = signals.next() => None,
+        },
     };
-    eprintln!("ingest    {}", addresses.ingest);
-    eprintln!("results   {}", addresses.results);
-    eprintln!("data      {}{}", stack.directory.display(), if args.ephemeral { " (removed at the end)" } else { "" });
-    if global.json {
-        output::json(&addresses)?;
-    }
-    let broken = tokio::select! {
-        failure = stack.broken() => Some(failure),
-        () = signals.next() => None,
-    };
-    eprintln!("stopping: answering every vote that is under way (once more to stop at once)");
+    output::note("stopping: answering every vote that is under way (once more to stop at once)");
     let stopped = tokio::select! {
         stopped = stack.stop() => stopped,
         // Safe at any moment: what was acknowledged is on disk.
-        () = signals.next() => Err(Failure::failed("stopped before everything was answered")),
+        _ = signals.next() => Err(Failure::failed("stopped before everything was answered")),
     };
     match broken {
         Some(failure) => Err(failure),
@@ -63,25 +59,38 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> Outcome {
     }
 }
 
-/// SIGINT and SIGTERM.
-pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// Starts the stack. The first signal is heeded once it has started, the second one at once: a directory that is half open is
+/// one that `kill -9` has left.
+async fn start(options: StackOptions, signals: &mut Signals) -> Result<Stack, Failure> {
+    let mut starting = std::pin::pin!(Stack::start(options));
+    let signal = tokio::select! {
+        started = &mut starting => return started,
+        signal = signals.next() => signal,
+    };
+    output::note("stopping as soon as the stack has started (once more to stop at once)");
+    tokio::select! {
+        started = &mut starting => started?.stop().await?,
+        _ = signals.next() => {}
+    }
+    Err(Failure::Interrupted(signal))
 }
 
-impl Signals {
-    pub(super) fn new() -> Result<Self, Failure> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
+/// Says where the services are.
+fn announce(global: &Global, stack: &Stack, ephemeral: bool) -> Result<(), Failure> {
+    let addresses = Addresses {
+        ingest: format!("http://{}", stack.ingest_addr),
+        results: format!("http://{}", stack.results_addr),
+    };
+    output::note(&format!("ingest    {}", addresses.ingest));
+    output::note(&format!("results   {}", addresses.results));
+    let end = if ephemeral { " (removed at the end)" } else { "" };
+    output::note(&format!("data      {}{end}", stack.directory.display()));
+    if global.json { output::json(&addresses) } else { Ok(()) }
+}
 
-    pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
+/// The directory that was given, or the user's.
+pub(super) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    given.map_or_else(|| default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME")), Ok)
 }
 
 /// The user's data directory, as the XDG base directory specification says: relative paths in it are ignored.

@@ -52,6 +52,8 @@ impl<T: Copy + PartialEq> Runs<T> {
 #[derive(Clone, Debug, Default)]
 pub struct OpenBatch {
     dictionary: Vec<(PollId, Arc<str>)>,
+    /// What the dictionary takes in the record, about.
+    dictionary_bytes: usize,
     /// Entries by the addresses of poll and option, once there are many. An entry keeps both alive, so that no other text has
     /// its address.
     by_address: FxHashMap<(usize, usize), u32>,
@@ -82,6 +84,8 @@ pub struct OpenVote<'a> {
 
 /// What a vote adds to the size of a batch beside its user id: choice, and its share of the runs.
 const VOTE_OVERHEAD_BYTES: usize = 8;
+/// What a dictionary entry takes beside the ids: their lengths, and the number of its poll.
+const ENTRY_OVERHEAD_BYTES: usize = 8;
 /// Up to this many entries, looking at each is faster than a map.
 const ENTRIES_SCANNED_MAX: usize = 8;
 /// Most prefixes of a batch: beyond, ids are kept as text.
@@ -119,6 +123,7 @@ impl OpenBatch {
         };
         known.unwrap_or_else(|| {
             self.dictionary.push((poll.clone(), option.clone()));
+            self.dictionary_bytes += poll.as_str().len() + option.len() + ENTRY_OVERHEAD_BYTES;
             let count = self.dictionary.len();
             // All of them, once they are looked up there.
             let first = if count == ENTRIES_SCANNED_MAX + 1 { 0 } else { count - 1 };
@@ -182,10 +187,10 @@ impl OpenBatch {
         self.choices.is_empty()
     }
 
-    /// Rough size of the record before compression, in bytes.
+    /// Rough size of the record before compression, in bytes, its dictionary included.
     #[inline]
     pub fn bytes(&self) -> usize {
-        self.text.len() + self.uuids.len() * 16 + self.len() * VOTE_OVERHEAD_BYTES
+        self.text.len() + self.uuids.len() * 16 + self.len() * VOTE_OVERHEAD_BYTES + self.dictionary_bytes
     }
 
     /// The earliest `accepted_at` of all votes.
@@ -227,8 +232,12 @@ impl OpenBatch {
 
     /// The votes for whose index `keep` holds, in their order.
     pub fn subset(&self, keep: impl Fn(usize) -> bool) -> Self {
-        let mut subset =
-            Self { dictionary: self.dictionary.clone(), by_address: self.by_address.clone(), ..Self::default() };
+        let mut subset = Self {
+            dictionary: self.dictionary.clone(),
+            dictionary_bytes: self.dictionary_bytes,
+            by_address: self.by_address.clone(),
+            ..Self::default()
+        };
         for (index, vote) in self.votes().enumerate().filter(|(index, _)| keep(*index)) {
             subset.push(self.choices[index], vote.user_id, vote.hash, vote.accepted_at);
         }
@@ -238,6 +247,7 @@ impl OpenBatch {
     /// Empties the batch but keeps its memory.
     pub fn clear(&mut self) {
         self.dictionary.clear();
+        self.dictionary_bytes = 0;
         self.by_address.clear();
         self.choices.clear();
         self.accepted_at.0.clear();

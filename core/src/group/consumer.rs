@@ -11,13 +11,13 @@ use std::{
 };
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
     Applier, ApplyError, GroupConfig,
-    prefetch::{Fetched, Prefetch},
+    prefetch::{Fetched, Prefetch, Present},
 };
 use crate::{
     backoff::Backoff,
@@ -28,7 +28,7 @@ use crate::{
     poll_cache::PollCache,
     port::{PortError, Ports, Progress, ShardRow, WriteOutcome},
     sequence::SequenceNumber,
-    time::Timestamp,
+    time::{Moment, Timestamp},
     trace,
     window::{ReadRecord, Selected, ShardState, Window, decide, polls_named},
 };
@@ -110,8 +110,9 @@ impl Consumer {
     ) -> Self {
         let Progress { checkpoint, window_end, ref memory, watermark, ended: _ } = row.progress;
         let seed = |part: &str| Backoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
-        let prefetch =
-            Prefetch::start(ports.stream.clone(), config.group, row.shard.clone(), checkpoint, seed("prefetch"));
+        let present = Present { clock: ports.clock.clone(), skew_max: config.bounds.clock_skew_max };
+        let (stream, shard) = (ports.stream.clone(), row.shard.clone());
+        let prefetch = Prefetch::start(stream, config.group, shard, checkpoint, seed("prefetch"), present);
         Self {
             backoff: seed("consumer"),
             prefetch,
@@ -231,7 +232,7 @@ impl Consumer {
         let mut records = Vec::new();
         let (mut votes, mut bytes) = (0, 0);
         let wakes = self.is_ahead() || mutation::is_active(Mutation::WatermarkFromOwnClock);
-        let mut deadline = wakes.then(|| Instant::now() + limits.idle_after);
+        let mut deadline = wakes.then(|| self.ports.clock.instant() + limits.idle_after);
         while self.last.is_none()
             && votes < limits.votes_max
             && bytes < limits.bytes_max
@@ -262,7 +263,7 @@ impl Consumer {
                     // From here on the limits of the window bound it.
                     drop(permit);
                     if records.is_empty() {
-                        deadline = Some(Instant::now() + limits.linger);
+                        deadline = Some(self.ports.clock.instant() + limits.linger);
                     }
                     votes += record.votes();
                     bytes += record.bytes();
@@ -289,6 +290,7 @@ impl Consumer {
         let decision = decide(records, self.state.clone(), &self.row.range, &polls, &self.config.bounds)
             .map_err(|full| Stopped::Failed(full.to_string()))?;
         decision.discards.publish();
+        self.report_early(decision.early_records);
         let window = Window {
             shard: self.row.shard.clone(),
             epoch: self.row.lease.epoch,
@@ -300,24 +302,35 @@ impl Consumer {
         Ok(Decided { window, state: decision.state, oldest })
     }
 
+    /// Some ingest process, or the stream, has a clock that is wrong: the votes count, but the next ones may not.
+    fn report_early(&self, records: u64) {
+        if records > 0 {
+            metrics::records_early(self.config.group, records);
+            tracing::error!(
+                shard = %self.row.shard, records,
+                "records arrived before their votes were accepted, by more than clocks may differ: the clock of an ingest \
+                 process is ahead, or the stream's is behind"
+            );
+        }
+    }
+
     /// The polls of these ids that exist. Waits until the store answers.
     async fn look_up(&mut self, ids: &BTreeSet<&PollId>) -> Result<BTreeMap<PollId, Arc<Poll>>, Stopped> {
         let mut polls = BTreeMap::new();
         let mut left: Vec<&PollId> = ids.iter().copied().collect();
         self.backoff.reset();
+        // All records have arrived before this moment.
+        let mut since = Moment::of(&*self.ports.clock);
         while !left.is_empty() {
             let mut failed = Vec::new();
             let mut failure = None;
-            // All records have arrived before this moment. It moves on with every attempt: what was read about a poll that
-            // is being closed must grow too old.
-            let since = Instant::now();
             for chunk in left.chunks(POLL_READS_MAX) {
                 let answers = join_all(chunk.iter().map(|id| self.polls.get_since(id, since))).await;
                 for (&id, answer) in chunk.iter().zip(answers) {
                     match answer {
                         // Its times are about to change, and both groups must judge by the same ones. Polls of the ingest
                         // service take no votes in between.
-                        Ok(Some(poll)) if poll.source == PollSource::Stream && poll.closing == Closing::Asked => {
+                        Ok(Some(poll)) if is_between_steps(&poll) => {
                             failed.push(id);
                             failure = Some(PortError::refused(format!("poll {id} is being closed")));
                         }
@@ -333,6 +346,10 @@ impl Consumer {
             if let Some(error) = failure {
                 tracing::warn!(shard = %self.row.shard, %error, "polls cannot be read, the window waits");
                 self.pause_unless_stopped().await?;
+                // What was read about a poll that is being closed must grow too old.
+                if !mutation::is_active(Mutation::ClosingPollIsNotReadAgain) {
+                    since = Moment::of(&*self.ports.clock);
+                }
             }
             left = failed;
         }
@@ -352,7 +369,7 @@ impl Consumer {
     /// Applies the window, again and again until it is applied, and moves on to its end.
     async fn apply(&mut self, decided: Decided) -> Result<(), Stopped> {
         let Decided { window, state, oldest } = decided;
-        let (group, started) = (self.config.group, Instant::now());
+        let (group, started) = (self.config.group, self.ports.clock.instant());
         let votes: usize = window.selected.iter().map(Selected::len).sum();
         let span = trace::linked(window.selected.iter().map(|selected| &*selected.batch.trace_context), || {
             tracing::info_span!(
@@ -388,8 +405,9 @@ impl Consumer {
         }
         self.backoff.reset();
         (self.position, self.state) = (window.end, state);
-        let age = self.ports.clock.now().since(oldest);
-        metrics::window_applied(group, votes as u64, started.elapsed(), age);
+        let Moment { now, instant } = Moment::of(&*self.ports.clock);
+        let took = instant.saturating_duration_since(started);
+        metrics::window_applied(group, votes as u64, took, now.since(oldest));
         metrics::shard_caught_up(group, &window.shard);
         Ok(())
     }
@@ -467,6 +485,13 @@ impl Consumer {
         self.stored = (progress.checkpoint, progress.window_end);
         Ok(())
     }
+}
+
+/// Whether nobody knows yet which votes of other producers count for the poll.
+fn is_between_steps(poll: &Poll) -> bool {
+    poll.source == PollSource::Stream
+        && poll.closing == Closing::Asked
+        && !mutation::is_active(Mutation::ClosingPollIsNotWaitedFor)
 }
 
 /// Whether stored progress is what was to be written. Memory and watermark follow from the checkpoint.

@@ -66,7 +66,7 @@ pub(super) struct Manager {
 
 impl Manager {
     pub(super) fn new(config: GroupConfig, ports: Ports, factory: Arc<dyn ApplierFactory>) -> Self {
-        let polls = PollCache::new(ports.polls.clone(), config.bounds.poll_cache_life);
+        let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), config.bounds.poll_cache_life);
         Self {
             config: Arc::new(config),
             ports,
@@ -114,7 +114,7 @@ impl Manager {
 
     async fn drain(&mut self) -> Result<Drain, GroupError> {
         self.running.values().for_each(CancellationToken::cancel);
-        let deadline = Instant::now() + self.config.drain;
+        let deadline = self.ports.clock.instant() + self.config.drain;
         let mut result = Ok(Drain::Complete);
         loop {
             let Ok(joined) = timeout_at(deadline, self.tasks.join_next()).await else {
@@ -142,7 +142,7 @@ impl Manager {
             Stopped::Fenced => tracing::info!(group, %shard, "another worker owns the shard"),
             Stopped::Failed(reason) => {
                 tracing::error!(group, %shard, reason, "the shard is stopped");
-                self.avoided.insert(shard, Instant::now() + self.config.failover);
+                self.avoided.insert(shard, self.ports.clock.instant() + self.config.failover);
             }
         }
         Ok(stopped)
@@ -199,7 +199,7 @@ impl Manager {
 
     /// Takes free leases up to an even share; if none is free, asks the busiest worker for one.
     async fn balance(&mut self, rows: &[ShardRow]) -> Result<(), PortError> {
-        let now = Instant::now();
+        let now = self.ports.clock.instant();
         let open: Vec<&ShardRow> = rows.iter().filter(|row| row.started && !row.progress.ended).collect();
         self.observe(&open, now);
 

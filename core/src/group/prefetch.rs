@@ -1,9 +1,9 @@
 //! Reads ahead: fetches and decodes the records of a shard while earlier ones are being applied.
 //!
-//! Owns the reader and the bound on what was read and not yet processed. Must never skip a record, and never read on after
-//! the stream has dropped records that were not read.
+//! Owns the reader and the bound on what was read and not yet processed. Must never skip a record, never read on after the
+//! stream has dropped records that were not read, and never hand a record on that arrived in our future.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -13,10 +13,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     backoff::Backoff,
-    batch,
+    batch, metrics,
     port::{Group, PortError, ReadOutcome, RecordReader, VoteStream},
     routing::ShardId,
     sequence::SequenceNumber,
+    time::Clock,
     window::ReadRecord,
 };
 
@@ -26,6 +27,9 @@ const BYTES_MAX: u32 = 32 << 20;
 const RECORDS_MAX: usize = 1_024;
 /// Failed reads in a row after which the shard is given up, so that another worker may try.
 const FAILURES_MAX: u32 = 12;
+
+/// How often the clock is looked at while a record waits for it.
+const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What was read.
 pub(super) enum Fetched {
@@ -37,6 +41,38 @@ pub(super) enum Fetched {
     Expired,
     /// Reading fails.
     Failed(PortError),
+}
+
+/// What tells whether a record arrived in our future.
+pub(super) struct Present {
+    pub(super) clock: Arc<dyn Clock>,
+    /// Largest difference between our clock and the stream's.
+    pub(super) skew_max: Duration,
+}
+
+impl Present {
+    /// Waits until our clock may stand where the stream's stood when the record arrived. A shard's clock is its latest arrival:
+    /// one from the future would make every vote after it late, for good and in both groups, and only people can tell whose
+    /// clock is wrong. The lease is kept meanwhile, and the shard's age grows.
+    async fn reach(&self, group: Group, shard: &ShardId, record: &ReadRecord) {
+        let ahead = || record.arrived_at.since(self.clock.now().plus(self.skew_max));
+        let mut left = ahead();
+        if left.is_zero() {
+            return;
+        }
+        let (sequence, arrived_at) = (record.sequence, record.arrived_at);
+        metrics::record_of_the_future(group);
+        tracing::error!(
+            shard = %shard, %sequence, ?left,
+            "a record arrived at {arrived_at}, which our clock has not reached: this clock or the stream's is wrong; the shard \
+             waits until ours is there"
+        );
+        while !left.is_zero() {
+            sleep(left.min(CLOCK_LOOK_EVERY)).await;
+            left = ahead();
+        }
+        tracing::info!(shard = %shard, %sequence, "our clock is where the record arrived, the shard goes on");
+    }
 }
 
 /// A reader that runs ahead.
@@ -53,9 +89,10 @@ impl Prefetch {
         shard: ShardId,
         after: SequenceNumber,
         backoff: Backoff,
+        present: Present,
     ) -> Self {
         let (sender, fetched) = mpsc::channel(RECORDS_MAX);
-        let task = Task { stream, group, shard, after, backoff, reader: None, sender };
+        let task = Task { stream, group, shard, after, backoff, present, reader: None, sender };
         Self { fetched, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
@@ -77,6 +114,7 @@ struct Task {
     shard: ShardId,
     after: SequenceNumber,
     backoff: Backoff,
+    present: Present,
     reader: Option<Box<dyn RecordReader>>,
     sender: mpsc::Sender<Fetched>,
 }
@@ -98,6 +136,7 @@ impl Task {
                             return;
                         }
                         let record = ReadRecord::decode(record);
+                        self.present.reach(self.group, &self.shard, &record).await;
                         // One record alone may be larger than the bound.
                         let size = u32::try_from(record.bytes()).map_or(BYTES_MAX, |size| size.min(BYTES_MAX));
                         let Ok(permit) = bytes.clone().acquire_many_owned(size).await else { return };

@@ -10,7 +10,7 @@ use crate::{
     batch::OpenBatch,
     metrics,
     routing::{HashRange, ShardId},
-    time::Timestamp,
+    time::{Clock, Timestamp},
 };
 
 /// The lane of one shard.
@@ -43,10 +43,11 @@ pub(super) struct QueuedBatch {
 /// Most traces of a batch.
 const TRACES_MAX: usize = 16;
 
-/// The lanes' settings, and batches that were settled: their memory is used again, which saves the system from mapping and
+/// The lanes' settings and their clock, and batches that were settled: their memory is used again, which saves the system from mapping and
 /// clearing it for every batch.
 pub(super) struct Spare {
     pub(super) config: LaneConfig,
+    clock: Arc<dyn Clock>,
     batches: Mutex<Vec<QueuedBatch>>,
 }
 
@@ -54,20 +55,21 @@ pub(super) struct Spare {
 const SPARE_BATCHES_MAX: usize = 16;
 
 impl Spare {
-    pub(super) fn new(config: LaneConfig) -> Self {
-        Self { config, batches: Mutex::default() }
+    pub(super) fn new(config: LaneConfig, clock: Arc<dyn Clock>) -> Self {
+        Self { config, clock, batches: Mutex::default() }
     }
 
     /// An empty batch.
     fn batch(&self) -> QueuedBatch {
-        let mut batch = self.batches.lock().pop().unwrap_or_else(|| QueuedBatch {
+        let opened_at = self.clock.instant();
+        let spare = self.batches.lock().pop();
+        let new = || QueuedBatch {
             votes: OpenBatch::default(),
             parts: Parts::default(),
-            opened_at: Instant::now(),
+            opened_at,
             traceparents: Vec::new(),
-        });
-        batch.opened_at = Instant::now();
-        batch
+        };
+        QueuedBatch { opened_at, ..spare.unwrap_or_else(new) }
     }
 
     /// Keeps a batch of which every vote is settled.

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 
 use super::PortError;
 use crate::{
@@ -73,4 +74,13 @@ pub trait VoteStore: Send + Sync + 'static {
     /// Counts the stored votes of a poll anew: one number per option, in the poll's order. Votes for an option that the poll
     /// does not have are an error. Strongly consistent, though not a snapshot.
     async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError>;
+
+    /// The same for a caller who may leave. Once `left` is cancelled it may end early, with `None`. When it returns, nothing
+    /// of its work goes on anywhere. An engine that cannot end early counts to the end, as this does.
+    async fn recount_unless(&self, poll: &Poll, left: &CancellationToken) -> Result<Option<Vec<u64>>, PortError> {
+        if left.is_cancelled() {
+            return Ok(None);
+        }
+        self.recount(poll).await.map(Some)
+    }
 }

@@ -1,5 +1,7 @@
 //! The generated service around a handler that judges by the rules of the domain, and has nothing else.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "the reference knows the few kinds that it judges by")]
+
 use std::{collections::BTreeMap, net::SocketAddr, pin::Pin, sync::Arc};
 
 use tokio::net::TcpListener;

@@ -177,11 +177,11 @@ async fn who_does_not_come_to_the_point_is_shown_out() {
 async fn a_message_that_does_not_come_has_an_end() {
     let (mut server, mut rng) = start("message byte by byte").await;
     let mut calls = tokio::task::JoinSet::new();
-    for method in 0..3 {
+    for method in METHODS {
         for pause in [None, Some(Duration::from_millis(rng.random_range(100..900)))] {
             let mut connection = Http2::connect(server.ingest).await.unwrap();
             calls.spawn(async move {
-                let stream = connection.call(METHODS[method], &[]).await.unwrap();
+                let stream = connection.call(method, &[]).await.unwrap();
                 let message = wire::message(&wire::vote(BESIDE, &"u".repeat(250), "no such option"));
                 connection.data(stream, &message[..7], usize::MAX, false).await.unwrap();
                 let bytes = message[7..].chunks(1);

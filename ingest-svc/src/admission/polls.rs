@@ -10,8 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::time::Instant;
-use votestream_core::{PollId, Refusal, poll_cache::PollCache, poll_index::IndexedPoll};
+use votestream_core::{Moment, PollId, Refusal, poll_cache::PollCache, poll_index::IndexedPoll};
 
 use super::walk::VoteResult;
 
@@ -63,7 +62,7 @@ pub(super) struct KnownPolls {
 /// A poll, and until when it may be used without asking the cache again.
 struct Known {
     poll: Arc<IndexedPoll>,
-    until: Instant,
+    until: Moment,
 }
 
 /// Why a vote has no poll.
@@ -75,13 +74,13 @@ pub(super) enum Missing {
 }
 
 impl KnownPolls {
-    /// The poll of a vote, if it may be used at `instant`. `last` is that of the vote before: most votes of a message are for
+    /// The poll of a vote, if it may be used at `moment`. `last` is that of the vote before: most votes of a message are for
     /// one poll.
     #[inline(always)]
     pub(super) fn find<'a>(
         &'a self,
         poll_id: &[u8],
-        instant: Instant,
+        moment: Moment,
         last: &mut Option<&'a IndexedPoll>,
     ) -> Result<&'a IndexedPoll, Missing> {
         if let Some(known) = *last
@@ -90,7 +89,7 @@ impl KnownPolls {
             return Ok(known);
         }
         let id = PollId::check(poll_id).map_err(|error| Missing::Refuse(error.into()))?;
-        let known = self.valid(id, instant).ok_or_else(|| self.why(id))?;
+        let known = self.valid(id, moment).ok_or_else(|| self.why(id))?;
         *last = Some(known);
         Ok(known)
     }
@@ -104,9 +103,9 @@ impl KnownPolls {
         }
     }
 
-    fn valid(&self, id: &str, instant: Instant) -> Option<&IndexedPoll> {
+    fn valid(&self, id: &str, moment: Moment) -> Option<&IndexedPoll> {
         let known = &self.known[self.place(id)?];
-        (known.until >= instant).then_some(&known.poll)
+        (!moment.is_past(known.until)).then_some(&known.poll)
     }
 
     fn place(&self, id: &str) -> Option<usize> {
@@ -122,15 +121,15 @@ impl KnownPolls {
         &mut self,
         votes: impl Iterator<Item = VoteResult<'v>>,
         cache: &PollCache,
-        instant: Instant,
+        moment: Moment,
     ) -> Vec<PollId> {
         let mut absent = Absent::default();
         for vote in votes.take(SCANNED_AHEAD_MAX).flatten() {
             let Ok(id) = PollId::check(vote.poll_id) else { continue };
-            if self.valid(id, instant).is_some() || self.refused.contains_key(id) {
+            if self.valid(id, moment).is_some() || self.refused.contains_key(id) {
                 continue;
             }
-            match cache.peek(id, instant) {
+            match cache.peek(id, moment) {
                 Some((poll, until)) => self.enter(poll, until),
                 None if absent.enter(id) => {}
                 None => break,
@@ -150,7 +149,7 @@ impl KnownPolls {
     }
 
     /// Enters a poll, in place of its older definition.
-    pub(super) fn enter(&mut self, poll: Arc<IndexedPoll>, until: Instant) {
+    pub(super) fn enter(&mut self, poll: Arc<IndexedPoll>, until: Moment) {
         match self.place(poll.id().as_str()) {
             Some(at) => self.known[at] = Known { poll, until },
             None => {

@@ -1,14 +1,37 @@
 //! How the text of a setting becomes a value. Each function says what it expected.
 
-use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{
+    fmt::Display,
+    net::{SocketAddr, ToSocketAddrs},
+    ops::RangeInclusive,
+    str::FromStr,
+    time::Duration,
+};
 
-/// An address and port.
+/// An address or a host name, and a port. Of several addresses of a name an IPv4 one is taken, which every client can reach.
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If it is none, or if nothing has that name.
 pub fn socket_addr(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "expected an address and port such as 127.0.0.1:50051 or [::]:50051".into())
+    if let Ok(addr) = text.parse() {
+        return Ok(addr);
+    }
+    let host_and_port = text.rsplit_once(':').filter(|(host, port)| is_host(host) && port.parse::<u16>().is_ok());
+    if host_and_port.is_none() {
+        return Err("expected an address and port such as 127.0.0.1:50051 or [::]:50051".into());
+    }
+    let found: Vec<SocketAddr> =
+        text.to_socket_addrs().map_err(|error| format!("cannot find this host: {error}"))?.collect();
+    let first = found.iter().find(|addr| addr.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| "this host has no address".into())
+}
+
+/// Whether a text may be a host name (RFC 1123, section 2.1; underscores are common in networks of containers).
+fn is_host(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
+    // Digits and dots alone are an address with a mistake in it.
+    !text.is_empty() && text.chars().all(allowed) && text.contains(|c: char| c.is_ascii_alphabetic())
 }
 
 /// `true` or `false`.
@@ -113,5 +136,21 @@ fn within<T: PartialOrd>(value: T, bounds: &RangeInclusive<T>, show: impl Fn(&T)
         Ok(value)
     } else {
         Err(format!("must be from {} to {}", show(bounds.start()), show(bounds.end())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_host_names() {
+        assert_eq!(socket_addr("127.0.0.1:7"), Ok(SocketAddr::from(([127, 0, 0, 1], 7))));
+        assert_eq!(socket_addr("localhost:7"), Ok(SocketAddr::from(([127, 0, 0, 1], 7))));
+        for wrong in
+            ["localhost", ":7", "localhost:", "localhost:http", "localhost:65536", "127.0.0.256:7", "a b:7", ""]
+        {
+            assert!(socket_addr(wrong).unwrap_err().starts_with("expected an address and port"), "{wrong}");
+        }
     }
 }

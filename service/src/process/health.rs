@@ -13,7 +13,7 @@ use std::{
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{Failure, answer};
+use super::{Failure, answer, print_out};
 use crate::config::{Program, Refused, socket_addr};
 
 /// First argument that asks instead of serving.
@@ -33,11 +33,11 @@ pub(super) fn main(program: &Program, arguments: impl Iterator<Item = OsString>)
         .and_then(|runtime| runtime.block_on(ask(addr)));
     match asked {
         Ok(()) => {
-            println!("{} at {addr} serves", program.name);
+            print_out(&format!("{} at {addr} serves\n", program.name));
             ExitCode::SUCCESS
         }
         Err(reason) => {
-            println!("{} at {addr}: {reason}", program.name);
+            print_out(&format!("{} at {addr}: {reason}\n", program.name));
             ExitCode::from(Failure::start(reason).code())
         }
     }

@@ -63,6 +63,11 @@ impl Connections {
             request_bytes: AtomicU64::new(0),
         }))
     }
+
+    /// What they are allowed.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
 }
 
 #[derive(Debug)]

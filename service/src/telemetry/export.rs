@@ -2,7 +2,7 @@
 //!
 //! Must be set up within the runtime that outlives it, which carries the exporters' connections.
 
-use std::{io::IsTerminal, time::Duration};
+use std::time::Duration;
 
 use opentelemetry::{
     KeyValue,
@@ -19,14 +19,14 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 use votestream_core::{
-    Clock,
     metrics::{self, Labels},
-    time::SystemClock,
+    time::wall_clock,
     trace,
     window::{Discard, discarded_total},
 };
 
 use super::{Exports, LogFormat, hooks::OtelHooks};
+use crate::terminal::{self, LogOutput};
 
 /// Name of the instrumentation scope.
 const SCOPE: &str = "votestream";
@@ -141,8 +141,10 @@ fn stderr(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
     };
-    let layer =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(LogOutput)
+        .log_internal_errors(false)
+        .with_ansi(terminal::stderr_has_colors());
     match format {
         LogFormat::Text => layer.with_filter(filter).boxed(),
         LogFormat::Json => {
@@ -182,13 +184,12 @@ fn register(meter: &Meter) {
             .with_callback(|observer| observer.observe(gauge.get(), &[]))
             .build();
     }
-    let clock = SystemClock::new();
     meter
         .f64_observable_gauge(metrics::ITERATOR_AGE.name)
         .with_unit(metrics::ITERATOR_AGE.unit)
         .with_description(metrics::ITERATOR_AGE.description)
-        .with_callback(move |observer| {
-            for (group, shard, age) in metrics::shard_ages(clock.now()) {
+        .with_callback(|observer| {
+            for (group, shard, age) in metrics::shard_ages(wall_clock()) {
                 let labels = [KeyValue::new("group", group.as_str()), KeyValue::new("shard", shard.to_string())];
                 observer.observe(age.as_secs_f64(), &labels);
             }

@@ -10,6 +10,7 @@ use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
 use futures::{StreamExt, TryStreamExt, stream};
+use tokio_util::sync::CancellationToken;
 use votestream_core::{
     Poll, PollId, Position,
     limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX, USER_ID_BYTES_MAX},
@@ -158,6 +159,11 @@ impl VoteStore for DynamoStore {
             Ok(sum)
         };
         buckets.buffer_unordered(BUCKETS_IN_FLIGHT).try_fold(vec![0; poll.options.len()], sum).await
+    }
+
+    async fn recount_unless(&self, poll: &Poll, left: &CancellationToken) -> Result<Option<Vec<u64>>, PortError> {
+        // A request that is given up goes on nowhere but at the service, which has one page of one bucket to read.
+        left.run_until_cancelled(self.recount(poll)).await.transpose()
     }
 }
 

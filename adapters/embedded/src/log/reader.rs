@@ -1,8 +1,9 @@
 //! Reads one shard.
 //!
-//! Must never skip a record: what has left retention is reported, even if it leaves while it is being read.
+//! Must never skip a record: what has left retention is reported, even if it leaves while it is being read. Must never hand out
+//! bytes that are not what was written.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,13 +13,16 @@ use votestream_core::{
     port::{PortError, ReadOutcome, Record, RecordReader},
 };
 
-use super::{Log, RecordKey, ShardState, Tail};
+use super::{
+    Log, ShardState, Tail,
+    format::{Entry, GROUP_HEADER_BYTES, GroupHeader, Kind, SegmentHeader, entries, record_checksum},
+    segment::{self, At, CHUNK_BYTES, Window},
+    tail::Limits,
+};
 use crate::{blocking, read_failed};
 
-/// Most records of one call.
-const READ_RECORDS_MAX: usize = 64;
-/// Bytes after which a call returns.
-const READ_BYTES_MAX: usize = 2 << 20;
+/// What a call reads at most.
+const READ_MAX: Limits = Limits { records: 64, bytes: 2 << 20 };
 /// How long a call waits for a record.
 const READ_WAIT: Duration = Duration::from_millis(100);
 
@@ -27,12 +31,32 @@ pub(super) struct Reader {
     shard: Arc<ShardState>,
     tail: watch::Receiver<Tail>,
     after: u64,
+    /// Where the next group is, while records are read from files.
+    cursor: Option<Cursor>,
 }
 
 impl Reader {
     pub(super) fn new(log: Arc<Log>, shard: Arc<ShardState>, after: u64) -> Self {
         let tail = shard.tail.subscribe();
-        Self { log, shard, tail, after }
+        Self { log, shard, tail, after, cursor: None }
+    }
+
+    /// Records up to `last`, from memory if all of them are there, else from files.
+    async fn read(&mut self, last: u64) -> Result<Vec<Record>, PortError> {
+        let (shard, after) = (self.shard.index, self.after);
+        if let Some(records) = self.log.last_records.read(shard, after, last, READ_MAX) {
+            self.cursor = None;
+            return Ok(records);
+        }
+        let (log, cursor) = (self.log.clone(), self.cursor.take());
+        let (records, cursor) = blocking(move || {
+            let mut scan = Scan { log: &log, shard, after, last, limits: READ_MAX, records: Vec::new() };
+            let cursor = scan.run(cursor)?;
+            Ok((scan.records, cursor))
+        })
+        .await?;
+        self.cursor = cursor;
+        Ok(records)
     }
 }
 
@@ -44,15 +68,12 @@ impl RecordReader for Reader {
         // Whether it waited in vain shows in what follows.
         drop(tokio::time::timeout(READ_WAIT, readable).await);
         let tail = *self.tail.borrow();
-        let mut records = Vec::new();
-        if tail.last > after {
-            let (log, shard) = (self.log.clone(), self.shard.index);
-            records = blocking(move || scan(&log, shard, after, tail.last)).await?;
-        }
-        // After the scan: `deleted` is raised before a record is deleted, so a record that the scan missed shows here.
+        let records = if tail.last > after { self.read(tail.last).await } else { Ok(Vec::new()) };
+        // After the read: `deleted` is raised before a file is deleted, so records that the read missed show here.
         if self.shard.deleted() > after {
             return Ok(ReadOutcome::Expired);
         }
+        let records = records?;
         match records.last() {
             Some(last) => self.after = last.sequence.as_u64().unwrap_or(after),
             None if tail.closed_at.is_some() => return Ok(ReadOutcome::ShardEnd),
@@ -62,22 +83,118 @@ impl RecordReader for Reader {
     }
 }
 
-fn scan(log: &Log, shard: u32, after: u64, last: u64) -> Result<Vec<Record>, PortError> {
-    let range = RecordKey::prefix(shard, after.saturating_add(1))..RecordKey::prefix(shard, last.saturating_add(1));
-    let (mut records, mut bytes) = (Vec::new(), 0);
-    for guard in log.records.range(range) {
-        let (key, data) = guard.into_inner().map_err(read_failed)?;
-        let key = RecordKey::decode(&key).map_err(|corrupt| corrupt.in_a("record"))?;
-        bytes += data.len();
-        records.push(Record {
-            sequence: SequenceNumber::from_u64(key.sequence),
-            arrived_at: key.arrived_at,
-            partition_key: String::new(),
-            data: Bytes::copy_from_slice(&data),
-        });
-        if records.len() >= READ_RECORDS_MAX || bytes >= READ_BYTES_MAX {
-            break;
+/// The place of a group in an open file.
+struct Cursor {
+    segment: u64,
+    seed: u64,
+    at: u64,
+    window: Window,
+}
+
+/// One call that reads from files.
+struct Scan<'a> {
+    log: &'a Log,
+    shard: u32,
+    after: u64,
+    last: u64,
+    limits: Limits,
+    records: Vec<Record>,
+}
+
+impl Scan<'_> {
+    /// Reads until the limits are reached, or the last record. Returns where to go on; `None` if that is to be found anew.
+    fn run(&mut self, cursor: Option<Cursor>) -> Result<Option<Cursor>, PortError> {
+        let begin = match cursor {
+            None => self.find()?,
+            some => some,
+        };
+        let Some(mut cursor) = begin else { return Ok(None) };
+        loop {
+            let group = cursor.window.group(cursor.seed, cursor.at).map_err(read_failed)?;
+            let At::Group(group, meta) = group else { return Err(self.damaged(&cursor)) };
+            if group.kind == Kind::Records && !self.take(&mut cursor, &group, &meta)? {
+                return Ok(Some(cursor));
+            }
+            if self.after >= self.last {
+                return Ok(None);
+            }
+            let next = cursor.at + group.size();
+            if next / CHUNK_BYTES == cursor.at / CHUNK_BYTES && next < self.end_of(cursor.segment) {
+                cursor.at = next;
+                continue;
+            }
+            // In the next chunk the index knows where to go on, if not in another segment.
+            cursor = match self.jump(cursor, next)? {
+                Some(cursor) => cursor,
+                None => return Ok(None),
+            };
         }
     }
-    Ok(records)
+
+    fn end_of(&self, segment: u64) -> u64 {
+        self.log.segments.read().get(&segment).map_or(0, |index| index.end)
+    }
+
+    fn find(&self) -> Result<Option<Cursor>, PortError> {
+        let segments = self.log.segments.read();
+        let found = segments.iter().find_map(|(number, index)| Some((*number, index.find(self.shard, self.after)?)));
+        drop(segments);
+        found.map(|(segment, at)| self.open(segment, at)).transpose()
+    }
+
+    fn jump(&self, cursor: Cursor, from: u64) -> Result<Option<Cursor>, PortError> {
+        let segments = self.log.segments.read();
+        let here = segments.get(&cursor.segment).and_then(|index| index.next(self.shard, from));
+        if let Some(at) = here {
+            return Ok(Some(Cursor { at, ..cursor }));
+        }
+        let mut later = segments.range(cursor.segment + 1..);
+        let found = later.find_map(|(number, index)| Some((*number, index.next(self.shard, 0)?)));
+        drop(segments);
+        found.map(|(segment, at)| self.open(segment, at)).transpose()
+    }
+
+    fn open(&self, segment: u64, at: u64) -> Result<Cursor, PortError> {
+        let path = segment::path(&self.log.path, segment);
+        let window = Window::open(&path);
+        let window = window.map_err(|error: io::Error| read_failed(format!("{}: {error}", path.display())))?;
+        let header = SegmentHeader { directory: self.log.directory, number: segment, before: Default::default() };
+        Ok(Cursor { segment, seed: header.seed(), at, window })
+    }
+
+    /// Takes the shard's records of a group. False if the limits are reached before its end.
+    fn take(&mut self, cursor: &mut Cursor, group: &GroupHeader, meta: &[u8]) -> Result<bool, PortError> {
+        let entries = entries(group, meta).map_err(|_| self.damaged(cursor))?;
+        let data = cursor.at + GROUP_HEADER_BYTES as u64 + u64::from(group.meta_len);
+        for (sequence, place, entry) in entries {
+            if entry.shard != self.shard || sequence <= self.after || sequence > self.last {
+                continue;
+            }
+            if !self.limits.take(entry.len as usize) {
+                return Ok(false);
+            }
+            let data = self.data(cursor, data + place, sequence, entry)?;
+            self.records.push(Record {
+                sequence: SequenceNumber::from_u64(sequence),
+                arrived_at: group.arrived_at,
+                partition_key: String::new(),
+                data,
+            });
+            self.after = sequence;
+        }
+        Ok(true)
+    }
+
+    fn data(&self, cursor: &mut Cursor, at: u64, sequence: u64, entry: Entry) -> Result<Bytes, PortError> {
+        let data = cursor.window.read(at, entry.len as usize).map_err(read_failed)?;
+        if data.len() != entry.len as usize || record_checksum(cursor.seed, sequence, data) != entry.checksum {
+            return Err(self.damaged(cursor));
+        }
+        Ok(Bytes::copy_from_slice(data))
+    }
+
+    fn damaged(&self, cursor: &Cursor) -> PortError {
+        let path = segment::path(&self.log.path, cursor.segment);
+        PortError::permanent(format!("the log is damaged: {}, byte {}", path.display(), cursor.at))
+    }
 }

@@ -1,136 +1,123 @@
-//! Deletes what is old enough, or too much.
+//! Deletes what is old enough, or too much, a whole segment at a time.
 //!
 //! Must never delete a record that a group has not processed, by the checkpoints in the store, nor one without leaving a
-//! mark that a reader finds.
+//! mark that a reader finds. Must never have two deletions under way: were the later one durable alone, segments would be
+//! missing in the middle, which a start takes for damage.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     sync::{
         Arc,
         atomic::Ordering,
-        mpsc::{Receiver, RecvTimeoutError},
+        mpsc::{Receiver, RecvTimeoutError, sync_channel},
     },
     time::Duration,
 };
 
 use votestream_core::{Clock, Timestamp, port::PortError};
 
-use super::{Log, RecordKey, ShardState, definition_key, deleted_key};
-use crate::{codec::Encoder, read_failed, write_failed};
+use super::{
+    CommandSender, Log, ShardState,
+    segment::{self, Index},
+    writer::{Command, closed},
+};
+use crate::{directory::sync_directory, write_failed};
 
 /// How often retention is looked after.
 const EVERY: Duration = Duration::from_secs(2);
-/// Most records that one commit deletes.
-const DELETES_MAX: usize = 4_096;
-/// Deleted bytes after which space is given back: tables with the marks of deleted records are tiny and would wait long.
-const COMPACT_AFTER_BYTES: u64 = 256 << 20;
 
-/// The thread: ends when the other side of `ended` is dropped.
-pub(super) fn run(log: &Log, ended: &Receiver<()>) {
-    let mut uncompacted = 0;
-    while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-        match log.retain(log.clock.now()) {
-            Ok(bytes) => uncompacted += bytes,
-            Err(error) => tracing::warn!(%error, "retention failed, it will be tried again"),
-        }
-        if uncompacted >= COMPACT_AFTER_BYTES {
-            uncompacted = 0;
-            if let Err(error) = log.records.major_compact() {
-                tracing::warn!(%error, "space of deleted records could not be given back");
+/// Looks after retention.
+pub(super) struct Retention {
+    pub(super) log: Arc<Log>,
+    pub(super) commands: CommandSender,
+}
+
+impl Retention {
+    /// The thread: ends when the other side of `ended` is dropped.
+    pub(super) fn run(&self, ended: &Receiver<()>) {
+        while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+            if let Err(error) = self.retain(self.log.clock.now()) {
+                tracing::warn!(%error, "retention failed, it will be tried again");
             }
         }
     }
-}
 
-/// The oldest records of one shard.
-struct Head {
-    shard: Arc<ShardState>,
-    keys: fjall::Iter,
-    /// Nothing beyond may be deleted.
-    limit: u64,
-    next: Option<RecordKey>,
-    deleted: Option<RecordKey>,
-}
-
-impl Head {
-    fn advance(&mut self) -> Result<(), PortError> {
-        self.next = match self.keys.next() {
-            None => None,
-            Some(guard) => {
-                let key = guard.key().map_err(read_failed)?;
-                let key = RecordKey::decode(&key).map_err(|corrupt| corrupt.in_a("record"))?;
-                Some(key).filter(|key| key.sequence <= self.limit)
-            }
-        };
-        Ok(())
-    }
-}
-
-impl Log {
     /// Deletes what has left retention, and forgets closed shards that nobody needs. Returns how many bytes it deleted.
     pub(super) fn retain(&self, now: Timestamp) -> Result<u64, PortError> {
-        let retention = i64::try_from(self.options.retention.as_millis()).unwrap_or(i64::MAX);
+        // No segment goes while a backup is made.
+        let _retaining = self.log.retaining.lock();
+        let retention = i64::try_from(self.log.options.retention.as_millis()).unwrap_or(i64::MAX);
         let oldest = Timestamp(now.0.saturating_sub(retention));
-        let mut bytes = 0;
-        loop {
-            let (deleted, records) = self.delete_some(oldest)?;
-            bytes += deleted;
-            if records < DELETES_MAX {
-                break;
-            }
-        }
+        self.end_old_segment(oldest)?;
+        let bytes = self.delete_segments(oldest)?;
         self.forget_shards(oldest)?;
         Ok(bytes)
     }
 
-    /// One commit. Numbers are given out in the order of arrival, so the smallest number of all shards is the oldest.
-    fn delete_some(&self, oldest: Timestamp) -> Result<(u64, usize), PortError> {
-        let mut heads = Vec::new();
-        // Copied, since the store may be busy with a sync.
-        let shards: Vec<_> = self.shards.read().values().cloned().collect();
-        for shard in shards {
-            let last = shard.tail.borrow().last;
-            let limit = self.store.processed(&shard.id).map_or(last, |processed| processed.min(last));
-            let deleted = shard.deleted();
-            if limit <= deleted {
-                continue;
-            }
-            let range = RecordKey::prefix(shard.index, deleted + 1)..RecordKey::prefix(shard.index, limit + 1);
-            let keys = self.records.range(range);
-            heads.push(Head { shard, keys, limit, next: None, deleted: None });
+    /// Lets the writer begin a new segment if everything in the last one has left retention: it is deleted as a whole, and
+    /// a slow stream would fill it for months.
+    fn end_old_segment(&self, oldest: Timestamp) -> Result<(), PortError> {
+        let old = |index: &Index| !index.is_empty() && index.latest < oldest && self.is_processed(index);
+        if self.log.segments.read().last_key_value().is_some_and(|(_, index)| old(index)) {
+            self.ask(|answer| Command::Roll { answer })?;
         }
-        for head in &mut heads {
-            head.advance()?;
-        }
-        let stored = self.bytes.load(Ordering::Relaxed);
-        let (mut bytes, mut records) = (0, 0);
-        let mut batch = self.db.batch();
-        while records < DELETES_MAX {
-            let smallest = heads.iter_mut().filter_map(|head| head.next.map(|key| (key, head)));
-            let Some((key, head)) = smallest.min_by_key(|(key, _)| key.sequence) else { break };
-            if key.arrived_at >= oldest && stored.saturating_sub(bytes) <= self.options.retention_bytes {
-                break;
-            }
-            batch.remove(&self.records, key.to_bytes());
-            bytes += u64::from(key.len);
-            records += 1;
-            head.deleted = Some(key);
-            head.advance()?;
-        }
-        if records == 0 {
-            return Ok((0, 0));
+        Ok(())
+    }
+
+    fn ask(
+        &self,
+        command: impl FnOnce(std::sync::mpsc::SyncSender<Result<(), PortError>>) -> Command,
+    ) -> Result<(), PortError> {
+        let (answer, answered) = sync_channel(1);
+        self.commands.send(command(answer)).map_err(|_| closed())?;
+        answered.recv().unwrap_or_else(|_| Err(closed()))
+    }
+
+    fn is_processed(&self, index: &Index) -> bool {
+        let shards = self.log.shards.read();
+        let processed = |shard: u32| {
+            let id = shards.get(&shard).map(|shard| &shard.id);
+            id.and_then(|id| self.log.store.processed(id)).unwrap_or(u64::MAX)
+        };
+        index.last_of_shards().all(|(shard, last)| last <= processed(shard))
+    }
+
+    /// The oldest segments, as many as may go.
+    fn deletable(&self, oldest: Timestamp) -> BTreeMap<u64, Index> {
+        let segments = self.log.segments.read();
+        let mut stored = self.log.bytes.load(Ordering::Relaxed);
+        let sealed = segments.iter().take(segments.len().saturating_sub(1));
+        let may_go = sealed.take_while(|(_, index)| {
+            let old = index.is_empty() || index.latest < oldest || stored > self.log.options.retention_bytes;
+            stored = stored.saturating_sub(index.bytes);
+            old && self.is_processed(index)
+        });
+        may_go.map(|(number, index)| (*number, index.clone())).collect()
+    }
+
+    fn delete_segments(&self, oldest: Timestamp) -> Result<u64, PortError> {
+        let deletable = self.deletable(oldest);
+        if deletable.is_empty() {
+            return Ok(0);
         }
         // The limits were taken from progress that a crash might undo, and then these records would be needed.
-        self.store.make_durable()?;
-        for (head, key) in heads.iter().filter_map(|head| head.deleted.map(|key| (head, key))) {
-            let mut value = Encoder::default();
-            value.u64(key.sequence).time(key.arrived_at);
-            batch.insert(&self.definitions, deleted_key(key.shard), value.0);
-            // Before the commit: a reader that misses a record must find this.
-            head.shard.deleted.store(key.sequence, Ordering::SeqCst);
+        self.log.store.make_durable()?;
+        let mut bytes = 0;
+        for (number, index) in deletable {
+            // Before anything is deleted: a reader that misses a record must find this.
+            for (shard, last) in index.last_of_shards() {
+                if let Some(shard) = self.log.shards.read().get(&shard) {
+                    shard.deleted.fetch_max(last, Ordering::SeqCst);
+                }
+            }
+            self.log.segments.write().remove(&number);
+            self.log.bytes.fetch_sub(index.bytes, Ordering::Relaxed);
+            bytes += index.bytes;
+            let removed = fs::remove_file(segment::path(&self.log.path, number));
+            removed.and_then(|()| sync_directory(&self.log.path)).map_err(write_failed)?;
         }
-        batch.commit().map_err(write_failed)?;
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Ok((bytes, records))
+        Ok(bytes)
     }
 
     /// Forgets shards that closed before `oldest`, hold nothing and have ended in every group. Their children, which
@@ -139,25 +126,15 @@ impl Log {
         let forgettable = |shard: &ShardState| {
             let tail = *shard.tail.borrow();
             let (empty, closed) = (tail.last <= shard.deleted(), tail.closed_at.is_some_and(|at| at < oldest));
-            empty && closed && self.store.ended(&shard.id)
+            empty && closed && self.log.store.ended(&shard.id)
         };
-        let mut shards: Vec<_> = self.shards.read().values().cloned().collect();
-        shards.retain(|shard| forgettable(shard));
+        let shards: Vec<_> = self.log.shards.read().values().cloned().collect();
+        let shards: Vec<u32> = shards.iter().filter(|shard| forgettable(shard)).map(|shard| shard.index).collect();
         if shards.is_empty() {
             return Ok(());
         }
         // That the groups are through with them must outlast a crash.
-        self.store.make_durable()?;
-        let mut batch = self.db.batch();
-        for shard in &shards {
-            batch.remove(&self.definitions, definition_key(shard.index));
-            batch.remove(&self.definitions, deleted_key(shard.index));
-        }
-        batch.commit().map_err(write_failed)?;
-        let mut known = self.shards.write();
-        for shard in shards {
-            known.remove(&shard.index);
-        }
-        Ok(())
+        self.log.store.make_durable()?;
+        self.ask(|answer| Command::Forget { shards, answer })
     }
 }

@@ -20,13 +20,11 @@ fn open(dir: &Path, shards: u32) -> EmbeddedEngine {
     EmbeddedEngine::open(dir, options(shards)).unwrap()
 }
 
-/// The log alone, with these settings.
-fn open_log(dir: &Path, options: LogOptions) -> (Arc<EmbeddedStream>, Arc<EmbeddedStore>) {
-    let lock = Arc::new(directory::lock(dir).unwrap());
-    directory::check_format(dir, &BOUNDS).unwrap();
-    let store = Arc::new(EmbeddedStore::open(&dir.join("store"), directory::Format::Present, lock.clone()).unwrap());
-    let (stream, _) = EmbeddedStream::open(&dir.join("log"), options, store.clone(), lock).unwrap();
-    (stream, store)
+/// With a segment for each put.
+fn open_small(dir: &Path, options: EmbeddedOptions) -> (EmbeddedEngine, Arc<EmbeddedStream>, Arc<dyn LeaseStore>) {
+    let engine = EmbeddedEngine::open_with(dir, options, 1).unwrap();
+    let (stream, leases) = (engine.stream().clone(), engine.ports().leases);
+    (engine, stream, leases)
 }
 
 async fn put(stream: &dyn VoteStream, hash: u128, data: &'static str) -> Stored {
@@ -96,24 +94,39 @@ async fn a_new_start_finds_everything() {
     assert!(clock.now() >= before[1].arrived_at && last >= before[1].arrived_at);
 }
 
+/// Appends a record of shard 0 to a closed log.
+fn append_at(dir: &Path, arrived_at: Timestamp) {
+    let directory::Format::Present(id) = directory::inspect(dir, &BOUNDS).unwrap() else { panic!("no format") };
+    let recovered = recovery::read(&dir.join("log"), id, &|_, _| true).unwrap();
+    let mut appender = Appender::create(&dir.join("log"), id, recovered.end, &recovered.table).unwrap();
+    let stamp = append::Stamp { arrived_at, polls: recovered.table.polls };
+    appender.append(stamp, recovered.table.number + 1, &[append::Put { shard: 0, data: b"x" }]).unwrap();
+}
+
 #[tokio::test]
 async fn the_clock_does_not_start_before_the_last_arrival() {
     let dir = tempfile::tempdir().unwrap();
+    let now = open(dir.path(), 1).ports().clock.now();
+    let soon = now.plus(Duration::from_secs(5));
+    append_at(dir.path(), soon);
     let engine = open(dir.path(), 1);
-    let future = Timestamp(engine.ports().clock.now().0 + 3_600_000);
-    let log = engine.stream().log.clone();
-    let key = RecordKey { shard: 0, sequence: 1, arrived_at: future, len: 1 };
-    let mut batch = log.db.batch();
-    batch.insert(&log.records, key.to_bytes(), "x");
-    batch.commit().unwrap();
-    drop(log);
-    engine.close();
-    let engine = open(dir.path(), 1);
-    assert!(engine.ports().clock.now() >= future);
+    assert!(engine.ports().clock.now() >= soon);
     let stored = put(&*engine.ports().stream, 0, "y").await;
     assert_eq!(stored.sequence, SequenceNumber::from_u64(2));
     let (records, _) = read(&*engine.ports().stream, &stored.shard, SequenceNumber::ZERO).await;
     assert!(records[1].arrived_at >= records[0].arrived_at);
+    engine.close();
+
+    // So far ahead that one of the two clocks is wrong.
+    let future = now.plus(Duration::from_secs(86_400));
+    append_at(dir.path(), future);
+    let refused = EmbeddedEngine::open(dir.path(), options(1)).err().unwrap().to_string();
+    for part in [future.to_string(), now.to_string()[..16].to_owned(), "--continue-from-log-time".into()] {
+        assert!(refused.contains(&part), "{refused}");
+    }
+    let trusting = EmbeddedOptions { continue_from_log_time: true, ..options(1) };
+    let engine = EmbeddedEngine::open(dir.path(), trusting).unwrap();
+    assert!(engine.ports().clock.now() >= future);
 }
 
 #[tokio::test]
@@ -213,8 +226,8 @@ async fn puts_during_splits_are_read_where_they_were_stored_and_in_order() {
 #[tokio::test]
 async fn retention_leaves_a_mark_and_waits_for_both_groups() {
     let dir = tempfile::tempdir().unwrap();
-    let options = LogOptions { shards: 2, retention: Duration::from_secs(3_600), retention_bytes: 3 };
-    let (stream, store) = open_log(dir.path(), options);
+    let by_size = EmbeddedOptions { retention: Duration::from_secs(3_600), retention_bytes: 3, ..options(2) };
+    let (engine, stream, store) = open_small(dir.path(), by_size);
     let shards = stream.list_shards().await.unwrap();
     let (low, high) = (&shards[0].id, &shards[1].id);
     let mut stored = Vec::new();
@@ -222,66 +235,147 @@ async fn retention_leaves_a_mark_and_waits_for_both_groups() {
         stored.push(put(&*stream, hash, "x").await);
     }
     let now = stream.log.clock.now();
+    let retain = |now| stream.retention.retain(now).unwrap();
 
-    // By size, the oldest first. A group that works holds back what it has not processed.
+    // By size, the oldest first. A group that works holds back what it has not processed, and all that is younger.
     store.create(Group::Persist, &row(low)).await.unwrap();
     store.create(Group::Persist, &row(high)).await.unwrap();
     store.create(Group::Tally, &row(low)).await.unwrap();
-    assert_eq!(stream.log.retain(now).unwrap(), 0);
+    assert_eq!(retain(now), 0);
     let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
-    let done = Progress { checkpoint: stored[3].sequence, window_end: stored[3].sequence, ..Progress::default() };
-    store.write_progress(Group::Persist, low, 0, zero, &done).await.unwrap();
-    assert_eq!(stream.log.retain(now).unwrap(), 0, "the tally group has done nothing");
-    store.write_progress(Group::Tally, low, 0, zero, &done).await.unwrap();
+    let done = |at: usize| Progress {
+        checkpoint: stored[at].sequence,
+        window_end: stored[at].sequence,
+        ..Progress::default()
+    };
+    store.write_progress(Group::Persist, low, 0, zero, &done(3)).await.unwrap();
+    assert_eq!(retain(now), 0, "the tally group has done nothing");
+    store.write_progress(Group::Tally, low, 0, zero, &done(3)).await.unwrap();
     let mut reading = stream.reader(Group::Persist, low, SequenceNumber::ZERO).await.unwrap();
-    assert_eq!(stream.log.retain(now).unwrap(), 2);
+    assert_eq!(retain(now), 1);
     assert_eq!(reading.next().await.unwrap(), ReadOutcome::Expired);
     assert_eq!(read(&*stream, low, SequenceNumber::ZERO).await.1, Some(ReadOutcome::Expired));
-    assert_eq!(read(&*stream, low, stored[0].sequence).await.1, Some(ReadOutcome::Expired));
-    let (records, end) = read(&*stream, low, stored[2].sequence).await;
-    assert_eq!((records.len(), records[0].sequence, end), (1, stored[3].sequence, None));
+    let (records, end) = read(&*stream, low, stored[0].sequence).await;
+    assert_eq!((records.len(), records[0].sequence, end), (2, stored[2].sequence, None));
     assert_eq!(read(&*stream, high, SequenceNumber::ZERO).await.0.len(), 2, "held back");
+    store.write_progress(Group::Persist, high, 0, zero, &done(1)).await.unwrap();
+    assert_eq!(retain(now), 0, "the tally group has not come to this shard");
+    store.create(Group::Tally, &row(high)).await.unwrap();
+    store.write_progress(Group::Tally, high, 0, zero, &done(1)).await.unwrap();
+    assert_eq!(retain(now), 1);
 
     // By time, after a new start.
-    stream.stop();
     drop((reading, stream, store));
-    let options = LogOptions { shards: 2, retention: Duration::ZERO, retention_bytes: u64::MAX };
-    let (stream, _store) = open_log(dir.path(), options);
+    engine.close();
+    let by_time = EmbeddedOptions { retention: Duration::ZERO, retention_bytes: u64::MAX, ..options(2) };
+    let (engine, stream, _store) = open_small(dir.path(), by_time);
     assert_eq!(stream.log.bytes.load(Ordering::Relaxed), 3);
     assert_eq!(read(&*stream, low, SequenceNumber::ZERO).await.1, Some(ReadOutcome::Expired));
+    assert_eq!(read(&*stream, high, SequenceNumber::ZERO).await.1, Some(ReadOutcome::Expired));
     let later = Timestamp(stream.log.clock.now().0 + 1);
-    assert_eq!(stream.log.retain(later).unwrap(), 1, "the last of the low shard");
+    assert_eq!(stream.retention.retain(later).unwrap(), 2, "the last of the low shard");
     assert_eq!(read(&*stream, low, stored[2].sequence).await.1, Some(ReadOutcome::Expired));
     assert_eq!(read(&*stream, low, stored[3].sequence).await, (Vec::new(), None));
-    stream.stop();
+    assert_eq!(read(&*stream, high, stored[1].sequence).await.0.len(), 1);
+    engine.close();
 }
 
 #[tokio::test]
 async fn closed_shards_are_forgotten_when_nobody_needs_them() {
     let dir = tempfile::tempdir().unwrap();
-    let options = LogOptions { shards: 1, retention: Duration::ZERO, retention_bytes: u64::MAX };
-    let (stream, store) = open_log(dir.path(), options);
+    let options = EmbeddedOptions { retention: Duration::ZERO, retention_bytes: u64::MAX, ..options(1) };
+    let engine = EmbeddedEngine::open(dir.path(), options).unwrap();
+    let (stream, store) = (engine.stream().clone(), engine.ports().leases);
     let parent = stream.list_shards().await.unwrap()[0].id.clone();
     let last = put(&*stream, 0, "x").await.sequence;
     stream.split(&parent, 10).await.unwrap();
     store.create(Group::Tally, &row(&parent)).await.unwrap();
     let later = Timestamp(stream.log.clock.now().0 + 1);
-    stream.log.retain(later).unwrap();
+    stream.retention.retain(later).unwrap();
     assert_eq!(stream.list_shards().await.unwrap().len(), 3, "not processed");
     let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
     let ended = Progress { checkpoint: last, window_end: last, ended: true, ..Progress::default() };
     store.write_progress(Group::Tally, &parent, 0, zero, &ended).await.unwrap();
-    stream.log.retain(later).unwrap();
+    stream.retention.retain(later).unwrap();
     let left = stream.list_shards().await.unwrap();
     assert!(left.len() == 2 && left.iter().all(|shard| shard.open && shard.parents == [parent.clone()]));
     assert!(stream.reader(Group::Tally, &parent, last).await.is_err());
-    stream.stop();
     drop((stream, store));
-    let (stream, _store) =
-        open_log(dir.path(), LogOptions { shards: 1, retention: Duration::ZERO, retention_bytes: 0 });
+    engine.close();
+    let engine = EmbeddedEngine::open(dir.path(), options).unwrap();
+    let stream = engine.stream().clone();
     assert_eq!(stream.list_shards().await.unwrap(), left);
     assert!(put(&*stream, 0, "y").await.sequence > last, "numbers go on though no record is left");
+}
+
+/// A record whose size tells its number.
+fn sized(number: u64) -> Bytes {
+    Bytes::from(vec![number as u8; (number * 7_919 % 40_000) as usize])
+}
+
+#[tokio::test]
+async fn what_memory_does_not_hold_is_read_from_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), 3);
+    let stream = engine.ports().stream;
+    let mut stored = BTreeMap::<ShardId, Vec<(SequenceNumber, Bytes)>>::new();
+    for number in 0..400u64 {
+        // The last shard gets one record in fifty.
+        let hash = if number.is_multiple_of(50) { u128::MAX } else { u128::from(number % 2) * (u128::MAX / 2) };
+        let Stored { shard, sequence } = stream.put(hash, sized(number)).await.unwrap();
+        stored.entry(shard).or_default().push((sequence, sized(number)));
+    }
+    assert!(engine.stream().log.segments.read().len() > 5, "they are in many segments");
+    drop(stream);
+    engine.close();
+    let engine = open(dir.path(), 3);
+    let stream = engine.ports().stream;
+    for (shard, expected) in &stored {
+        let starts =
+            (0..expected.len()).step_by(7).map(|at| (at, expected[at].0)).chain([(usize::MAX, SequenceNumber::ZERO)]);
+        for (at, after) in starts {
+            let (records, end) = read(&*stream, shard, after).await;
+            let found: Vec<_> = records.into_iter().map(|record| (record.sequence, record.data)).collect();
+            let rest = &expected[at.wrapping_add(1)..];
+            assert!(found == rest && end.is_none(), "{} of {} behind {after:?}", found.len(), rest.len());
+        }
+    }
+    // From files into memory.
+    let (shard, expected) = stored.last_key_value().unwrap();
+    let mut reader = stream.reader(Group::Tally, shard, SequenceNumber::ZERO).await.unwrap();
+    let next = stream.put(u128::MAX, sized(1)).await.unwrap();
+    let mut read = Vec::new();
+    while read.last() != Some(&next.sequence) {
+        let ReadOutcome::Records(records) = reader.next().await.unwrap() else { panic!("it ended") };
+        read.extend(records.iter().map(|record| record.sequence));
+    }
+    assert_eq!(read.len(), expected.len() + 1);
+}
+
+#[tokio::test]
+async fn a_failed_write_is_the_last() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let engine = open(dir.path(), 1);
+    let log = engine.stream().log.clone();
+    let table = Table::new(1);
+    let mut appender = Appender::create(other.path(), 1, End::NOTHING, &table).unwrap();
+    appender.break_it();
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let writer = Writer::new(log.clone(), table, appender);
+    let writing = std::thread::spawn(move || writer.run(receiver));
+    let retention = Arc::new(Retention { log: log.clone(), commands: commands.clone() });
+    let threads = Mutex::new(Threads { retention_alive: None, handles: vec![writing] });
+    let stream = EmbeddedStream { log, commands, queue: Arc::new(Semaphore::new(1_000)), threads, retention };
+    let before = std::fs::read(segment::path(other.path(), 1)).unwrap();
+    let effects = [votestream_core::port::Effect::Unknown, votestream_core::port::Effect::None];
+    for effect in effects {
+        let error = stream.put(0, Bytes::from_static(b"x")).await.unwrap_err();
+        assert_eq!(error.effect, effect, "{error}");
+    }
+    assert!(engine.broken().await.contains("Bad file descriptor"), "the engine ends");
+    assert!(stream.mark().is_err());
     stream.stop();
+    assert_eq!(std::fs::read(segment::path(other.path(), 1)).unwrap(), before, "not even an end is written");
 }
 
 #[tokio::test]

@@ -1,24 +1,32 @@
-//! The one thread that writes records: it gives out sequence numbers and arrival times, and shares each sync between all
-//! puts that wait.
+//! The one thread that writes: it gives out sequence numbers and arrival times, shares each sync between all puts that wait,
+//! and begins segments.
 //!
-//! Must never answer a put before its record is synced, and never go on after a failed write: what the journal holds by then
+//! Must never answer a put before its record is synced, and never go on after a failed write: what the file holds by then
 //! is unknown, and a record behind a hole would be lost at the next start.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
+    io,
+    sync::{Arc, atomic::Ordering, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use fjall::PersistMode;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use votestream_core::{
-    Clock, HashRange, SequenceNumber, ShardId,
+    Clock, HashRange, SequenceNumber, ShardId, Timestamp,
     port::{PortError, Stored},
 };
 
-use super::{Definition, Log, RecordKey, ShardState, definition_key};
+use super::{
+    Log, ShardState,
+    append::{self, Appender, Stamp},
+    backup::Mark,
+    format::Kind,
+    segment::Index,
+    table::{Definition, Table, encode_forgotten, encode_shards},
+    tail::Oldest,
+};
 use crate::write_failed;
 
 /// Most records that share a sync.
@@ -41,6 +49,12 @@ pub(super) enum Command {
     },
     /// Close `parents`, which own together what `children` will own.
     Reshard { parents: Vec<u32>, children: Vec<HashRange>, answer: oneshot::Sender<Result<Vec<ShardId>, PortError>> },
+    /// Begin a new segment, unless the last one is empty.
+    Roll { answer: SyncSender<Result<(), PortError>> },
+    /// Forget closed shards.
+    Forget { shards: Vec<u32>, answer: SyncSender<Result<(), PortError>> },
+    /// Say where the log ends.
+    Mark { answer: SyncSender<Result<Mark, PortError>> },
     /// End.
     Stop,
 }
@@ -72,18 +86,19 @@ pub(super) fn closed() -> PortError {
 /// The state of the thread.
 pub(super) struct Writer {
     log: Arc<Log>,
-    definitions: BTreeMap<u32, Definition>,
+    table: Table,
     /// Open shards in the order of their hashes.
     open: Vec<Arc<ShardState>>,
-    /// The largest number that was given out.
-    number: u64,
+    appender: Option<Appender>,
+    oldest: Oldest,
     /// Set by the first failed write.
     failed: Option<String>,
 }
 
 impl Writer {
-    pub(super) fn new(log: Arc<Log>, definitions: BTreeMap<u32, Definition>, number: u64) -> Self {
-        let mut writer = Self { log, definitions, open: Vec::new(), number, failed: None };
+    pub(super) fn new(log: Arc<Log>, table: Table, appender: Appender) -> Self {
+        let (appender, oldest) = (Some(appender), Oldest::default());
+        let mut writer = Self { log, table, open: Vec::new(), appender, oldest, failed: None };
         writer.find_open_shards();
         writer
     }
@@ -111,21 +126,27 @@ impl Writer {
             }
             last_group = puts.len();
             self.append(&mut puts);
+            // Nobody may wait for an answer any more.
             match other {
                 None | Some(Command::Put { .. }) => {}
                 Some(Command::Reshard { parents, children, answer }) => {
-                    // Nobody may wait for the answer any more.
                     drop(answer.send(self.reshard(&parents, children)));
                 }
+                Some(Command::Roll { answer }) => drop(answer.send(self.roll())),
+                Some(Command::Forget { shards, answer }) => drop(answer.send(self.forget(&shards))),
+                Some(Command::Mark { answer }) => drop(answer.send(self.mark())),
                 Some(Command::Stop) => break,
             }
             next = commands.blocking_recv();
         }
+        self.end();
         commands.close();
         while let Ok(command) = commands.try_recv() {
             match command {
                 Command::Put { answer, .. } => drop(answer.send(Err(closed()))),
                 Command::Reshard { answer, .. } => drop(answer.send(Err(closed()))),
+                Command::Roll { answer } | Command::Forget { answer, .. } => drop(answer.send(Err(closed()))),
+                Command::Mark { answer } => drop(answer.send(Err(closed()))),
                 Command::Stop => {}
             }
         }
@@ -148,43 +169,25 @@ impl Writer {
             }
             return;
         }
+        // The open shards own every hash; were one missing, the put is refused rather than stored elsewhere.
+        let owners: Vec<_> = puts.iter().map(|put| self.owner(put.hash)).collect();
+        let first = self.table.number + 1;
         let arrived_at = self.log.clock.now();
-        // Nothing but the length and the blocks of the file is needed to read it.
-        let mut batch = self.log.db.batch().durability(Some(PersistMode::SyncData));
-        let (mut stored, mut bytes) = (Vec::with_capacity(puts.len()), 0);
-        for put in puts.iter() {
-            let at = self.open.partition_point(|shard| shard.range.end < put.hash);
-            // The open shards own every hash; were one missing, the put is refused rather than stored elsewhere.
-            let Some(shard) = self.open.get(at).filter(|shard| shard.range.contains(put.hash)) else {
-                stored.push(None);
-                continue;
-            };
-            self.number += 1;
-            let key = RecordKey { shard: shard.index, sequence: self.number, arrived_at, len: put.data.len() as u32 };
-            batch.insert(&self.log.records, key.to_bytes(), &put.data[..]);
-            bytes += put.data.len() as u64;
-            stored.push(Some((at, self.number)));
-        }
-        if let Err(error) = batch.commit() {
+        if let Err(error) = self.store(puts, &owners, first, arrived_at) {
             self.fail(&error);
             for put in puts.drain(..) {
                 drop(put.answer.send(Err(write_failed(&error))));
             }
             return;
         }
-        self.log.bytes.fetch_add(bytes, Ordering::Relaxed);
-        // Each shard's readers are woken once a group.
-        let mut last = vec![0; self.open.len()];
-        for &(at, number) in stored.iter().flatten() {
-            last[at] = number;
-        }
-        for (shard, &last) in self.open.iter().zip(&last).filter(|&(_, &last)| last > 0) {
-            shard.tail.send_modify(|tail| tail.last = last);
-        }
-        for (put, stored) in puts.drain(..).zip(stored) {
-            let answer = match stored {
-                Some((at, number)) => {
-                    Ok(Stored { shard: self.open[at].id.clone(), sequence: SequenceNumber::from_u64(number) })
+        self.show(puts, &owners, first, arrived_at);
+        let mut number = first;
+        for (put, owner) in puts.drain(..).zip(owners) {
+            let answer = match owner {
+                Some(at) => {
+                    number += 1;
+                    let sequence = SequenceNumber::from_u64(number - 1);
+                    Ok(Stored { shard: self.open[at].id.clone(), sequence })
                 }
                 None => Err(PortError::permanent(format!("no open shard owns the hash {}", put.hash))),
             };
@@ -193,10 +196,136 @@ impl Writer {
         }
     }
 
-    fn fail(&mut self, error: &fjall::Error) {
+    fn owner(&self, hash: u128) -> Option<usize> {
+        let at = self.open.partition_point(|shard| shard.range.end < hash);
+        self.open.get(at).filter(|shard| shard.range.contains(hash)).map(|_| at)
+    }
+
+    /// Writes and syncs those puts that a shard owns, and notes where they are.
+    fn store(&mut self, puts: &[Put], owners: &[Option<usize>], first: u64, arrived_at: Timestamp) -> io::Result<()> {
+        if owners.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let len: usize =
+            puts.iter().zip(owners).filter(|(_, owner)| owner.is_some()).map(|(put, _)| put.data.len()).sum();
+        self.make_room(len as u64)?;
+        let stamp = Stamp { arrived_at, polls: self.log.store.poll_changes() };
+        let owned = puts.iter().zip(owners).filter_map(|(put, owner)| Some((put, self.open[(*owner)?].index)));
+        let records: Vec<_> = owned.map(|(put, shard)| append::Put { shard, data: &put.data }).collect();
+        let appender = self.appender.as_mut().ok_or_else(ended)?;
+        let group = appender.append(stamp, first, &records)?;
+        self.table.latest = self.table.latest.max(arrived_at);
+        self.table.polls = stamp.polls;
+        let mut segments = self.log.segments.write();
+        let index = segments.entry(appender.end().segment).or_default();
+        for (sequence, record) in (first..).zip(&records) {
+            index.add(record.shard, sequence, group, record.data.len() as u32, arrived_at);
+            let appended = self.table.append(record.shard, sequence);
+            debug_assert!(appended.is_ok(), "it follows the one before, in a shard that is open");
+        }
+        index.end = appender.end().seal.end;
+        self.log.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets readers have records that are synced. Each shard's readers are woken once a group.
+    fn show(&mut self, puts: &[Put], owners: &[Option<usize>], first: u64, arrived_at: Timestamp) {
+        let mut last = vec![0; self.open.len()];
+        let owned = puts.iter().zip(owners).filter_map(|(put, owner)| Some((put, (*owner)?)));
+        for (number, (put, at)) in (first..).zip(owned) {
+            let shard = self.open[at].index;
+            self.log.last_records.push(&mut self.oldest, shard, number, arrived_at, put.data.clone());
+            last[at] = number;
+        }
+        for (shard, &last) in self.open.iter().zip(&last).filter(|&(_, &last)| last > 0) {
+            shard.tail.send_modify(|tail| tail.last = last);
+        }
+    }
+
+    /// Begins a segment if the group would make this one too large.
+    fn make_room(&mut self, len: u64) -> io::Result<()> {
+        let end = self.appender.as_ref().ok_or_else(ended)?.end();
+        let full = end.seal.end + len > self.log.options.segment_bytes;
+        if full && !self.is_segment_empty() { self.begin_segment() } else { Ok(()) }
+    }
+
+    fn is_segment_empty(&self) -> bool {
+        self.log.segments.read().last_key_value().is_none_or(|(_, index)| index.is_empty())
+    }
+
+    fn begin_segment(&mut self) -> io::Result<()> {
+        let before = self.appender.take().ok_or_else(ended)?;
+        let appender = Appender::create(&self.log.path, self.log.directory, before.end(), &self.table)?;
+        before.sealed();
+        let end = appender.end();
+        self.log.segments.write().insert(end.segment, Index::of_empty(end.seal.end));
+        self.appender = Some(appender);
+        Ok(())
+    }
+
+    fn roll(&mut self) -> Result<(), PortError> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        if self.is_segment_empty() {
+            return Ok(());
+        }
+        self.begin_segment().map_err(|error| self.write_failed(&error))
+    }
+
+    /// Where the log ends, for a copy.
+    fn mark(&mut self) -> Result<Mark, PortError> {
+        match (self.refusal(), &self.appender) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Some(appender)) => Ok(Mark { segment: appender.end().segment, end: appender.end().seal.end }),
+            (None, None) => Err(closed()),
+        }
+    }
+
+    /// The last group of a life: a start finds that the group before was whole.
+    fn end(&mut self) {
+        if self.failed.is_none()
+            && let Err(error) = self.write_state(Kind::End, self.table.latest, &[])
+        {
+            tracing::error!(%error, "the end of the embedded stream could not be written");
+        }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
         tracing::error!(%error, "the embedded stream cannot write; it takes no more records");
-        self.log.store.broke(error);
+        self.log.store.broke(error.to_string());
         self.failed = Some(error.to_string());
+    }
+
+    fn write_failed(&mut self, error: &io::Error) -> PortError {
+        self.fail(error);
+        write_failed(error)
+    }
+
+    fn write_state(&mut self, kind: Kind, at: Timestamp, meta: &[u8]) -> io::Result<()> {
+        self.make_room(meta.len() as u64)?;
+        let stamp = Stamp { arrived_at: at, polls: self.log.store.poll_changes() };
+        let appender = self.appender.as_mut().ok_or_else(ended)?;
+        appender.write_state(kind, stamp, meta)?;
+        let end = appender.end();
+        (self.table.latest, self.table.polls) = (self.table.latest.max(at), stamp.polls);
+        self.log.segments.write().entry(end.segment).or_default().end = end.seal.end;
+        Ok(())
+    }
+
+    fn forget(&mut self, shards: &[u32]) -> Result<(), PortError> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        let written = self.write_state(Kind::Forgotten, self.table.latest, &encode_forgotten(shards));
+        written.map_err(|error| self.write_failed(&error))?;
+        let mut known = self.log.shards.write();
+        for shard in shards {
+            known.remove(shard);
+            self.table.shards.remove(shard);
+            self.log.last_records.forget(*shard);
+        }
+        Ok(())
     }
 
     fn reshard(&mut self, parents: &[u32], children: Vec<HashRange>) -> Result<Vec<ShardId>, PortError> {
@@ -206,13 +335,13 @@ impl Writer {
         let now = self.log.clock.now();
         let mut changed = BTreeMap::new();
         for parent in parents {
-            let definition = self.definitions.get(parent).filter(|definition| definition.closed_at.is_none());
-            let closed = definition.cloned().ok_or_else(|| PortError::permanent("the shard is closed already"))?;
+            let open = self.table.shards.get(parent).map(|known| &known.definition);
+            let open = open.filter(|definition| definition.closed_at.is_none());
+            let closed = open.cloned().ok_or_else(|| PortError::permanent("the shard is closed already"))?;
             changed.insert(*parent, Definition { closed_at: Some(now), ..closed });
         }
-        self.number += 1;
-        let first = self.definitions.last_key_value().map_or(0, |(&index, _)| index + 1);
-        let (created, created_at) = (self.number, now);
+        let first = self.table.shards.last_key_value().map_or(0, |(&index, _)| index + 1);
+        let (created, created_at) = (self.table.number + 1, now);
         let new: Vec<_> = (first..)
             .zip(children)
             .map(|(index, range)| {
@@ -220,15 +349,11 @@ impl Writer {
             })
             .collect();
         changed.extend(new.iter().cloned());
-        let mut batch = self.log.db.batch().durability(Some(PersistMode::SyncAll));
-        for (&index, definition) in &changed {
-            batch.insert(&self.log.definitions, definition_key(index), definition.encode());
+        let written = self.write_state(Kind::Shards, now, &encode_shards(&changed));
+        written.map_err(|error| self.write_failed(&error))?;
+        for (index, definition) in changed {
+            self.table.define(index, definition);
         }
-        if let Err(error) = batch.commit() {
-            self.fail(&error);
-            return Err(write_failed(error));
-        }
-        self.definitions.extend(changed);
         {
             let mut shards = self.log.shards.write();
             for parent in parents {
@@ -236,9 +361,17 @@ impl Writer {
                     parent.tail.send_modify(|tail| tail.closed_at = Some(now));
                 }
             }
-            shards.extend(new.iter().map(|(index, definition)| (*index, ShardState::new(*index, definition, 0, 0))));
+            for (index, definition) in &new {
+                self.log.last_records.begin(*index, 0);
+                shards.insert(*index, ShardState::new(*index, definition, 0, 0));
+            }
         }
         self.find_open_shards();
         Ok(new.iter().map(|(index, _)| super::shard_id(*index)).collect())
     }
+}
+
+/// After a failed attempt to begin a segment.
+fn ended() -> io::Error {
+    io::Error::other("the log has no segment that is written")
 }

@@ -1,4 +1,4 @@
-//! Writes what is decided in memory: votes, tallies and shard rows of one moment, whole or not at all.
+//! Writes what is decided in memory: votes, tallies, shard rows and new numbers of one moment, whole or not at all.
 //!
 //! Owns that moment, the two ways to write it, and the thread that does so again and again. Must never let a row or a tally
 //! become durable without the votes that it speaks of, nor the other way round.
@@ -25,7 +25,11 @@ use std::{
 use fjall::PersistMode;
 use votestream_core::port::PortError;
 
-use super::{Inner, pending::Pending};
+use super::{
+    Inner,
+    moments::{self, MomentError},
+    pending::Pending,
+};
 use crate::{
     background::give_way,
     codec::{Corrupt, Decoder, Encoder},
@@ -58,6 +62,8 @@ const REDONE_KEY: &str = "redone";
 pub(super) enum Target {
     Tallies = 0,
     Leases = 1,
+    Numbers = 2,
+    Flushes = 3,
 }
 
 /// A value that a flush writes.
@@ -70,6 +76,7 @@ pub(super) struct Change {
 
 /// Everything that was decided up to one moment and is not written.
 struct Moment {
+    number: u64,
     votes: Arc<Pending>,
     changes: Vec<Change>,
 }
@@ -78,13 +85,15 @@ struct Moment {
 pub(super) struct Flushing {
     /// Number of the last ingestion.
     ingestion: u64,
+    /// Number of the last flush.
+    moment: u64,
     /// An emptied one, for its memory.
     spare: Option<Pending>,
 }
 
 impl Flushing {
-    pub(super) fn new(ingestion: u64) -> Self {
-        Self { ingestion, spare: None }
+    pub(super) fn new(ingestion: u64, moment: u64) -> Self {
+        Self { ingestion, moment, spare: None }
     }
 }
 
@@ -104,6 +113,8 @@ fn decode_redo(value: &[u8]) -> Result<(u64, Vec<Change>), Corrupt> {
         let target = match value.u8()? {
             0 => Target::Tallies,
             1 => Target::Leases,
+            2 => Target::Numbers,
+            3 => Target::Flushes,
             _ => return Err(Corrupt),
         };
         let mut bytes = || {
@@ -119,32 +130,44 @@ fn decode_redo(value: &[u8]) -> Result<(u64, Vec<Change>), Corrupt> {
 /// Why the last ingestion could not be completed.
 pub(super) enum RedoError {
     Database(fjall::Error),
-    Damaged(&'static str),
+    Damaged(String),
 }
 
 impl Inner {
-    /// Commits what the last ingestion brought along, unless that was done. Returns its number, 0 if there was none.
-    pub(super) fn redo(&self) -> Result<u64, RedoError> {
-        let Some(redo) = self.votes.get(REDO_KEY).map_err(RedoError::Database)? else { return Ok(0) };
-        let (ingestion, changes) = decode_redo(&redo).map_err(|_| RedoError::Damaged("last ingestion"))?;
+    /// Commits what the last ingestion brought along, unless that was done. Returns where flushes go on.
+    pub(super) fn redo(&self) -> Result<Flushing, RedoError> {
+        let redo = self.votes.get(REDO_KEY).map_err(RedoError::Database)?;
+        let redo = redo.map(|redo| decode_redo(&redo)).transpose();
+        let redo = redo.map_err(|_| RedoError::Damaged("last ingestion".to_owned()))?;
         let redone = match self.flushes.get(REDONE_KEY).map_err(RedoError::Database)? {
             None => 0,
-            Some(redone) => Decoder(&redone).u64().map_err(|_| RedoError::Damaged("number of an ingestion"))?,
+            Some(redone) => {
+                Decoder(&redone).u64().map_err(|_| RedoError::Damaged("number of an ingestion".to_owned()))?
+            }
         };
-        if redone < ingestion {
-            self.commit_changes(Some(ingestion), None, &changes).map_err(RedoError::Database)?;
-            self.db.persist(PersistMode::SyncAll).map_err(RedoError::Database)?;
+        let pending = redo.as_ref().filter(|(ingestion, _)| redone < *ingestion);
+        let moment = self.compare_moments(pending.is_some()).map_err(|error| match error {
+            MomentError::Database(source) => RedoError::Database(source),
+            MomentError::Damaged(reason) => RedoError::Damaged(reason),
+        })?;
+        if let Some((ingestion, changes)) = pending {
+            self.commit_changes(Some(*ingestion), None, changes).map_err(RedoError::Database)?;
         }
-        Ok(ingestion)
+        self.last_flush.store(moment, Ordering::SeqCst);
+        Ok(Flushing::new(redo.map_or(0, |(ingestion, _)| ingestion), moment))
     }
 
-    /// Writes everything that was decided before this call, and makes it and every earlier commit durable.
+    /// Writes everything that was decided before this call, durably.
     pub(super) fn flush(&self) -> Result<(), PortError> {
-        let mut flushing = self.flushing.lock();
+        self.flush_under(&mut self.flushing.lock())
+    }
+
+    /// The same under the lock, for whoever goes on to hold it.
+    pub(super) fn flush_under(&self, flushing: &mut Flushing) -> Result<(), PortError> {
         self.check_unbroken()?;
-        let Some(moment) = self.begin_flush(&mut flushing) else { return self.sync() };
-        self.write(&mut flushing, &moment).map_err(|error| self.write_failed(&error))?;
-        self.end_flush(&mut flushing, moment);
+        let Some(moment) = self.begin_flush(flushing) else { return Ok(()) };
+        self.write(flushing, &moment).map_err(|error| self.write_failed(&error))?;
+        self.end_flush(flushing, moment);
         Ok(())
     }
 
@@ -159,10 +182,14 @@ impl Inner {
         votes.flushing = Some(pending.clone());
         let changed = tallies.begin_flush();
         let mut changes = rows.take_changes();
+        // Votes that were decided hold these.
+        changes.extend(self.numbers.write().take_changes());
         // Others may go on while tallies are encoded.
         drop((votes, tallies, rows));
         changes.extend(changed.iter().map(|(key, tally)| tally.change(key)));
-        Some(Moment { votes: pending, changes })
+        let number = flushing.moment + 1;
+        changes.extend(moments::changes(number));
+        Some(Moment { number, votes: pending, changes })
     }
 
     fn write(&self, flushing: &mut Flushing, moment: &Moment) -> Result<(), fjall::Error> {
@@ -176,20 +203,19 @@ impl Inner {
 
     /// Everything in one commit.
     fn journal(&self, moment: &Moment) -> Result<(), fjall::Error> {
-        self.commit_changes(None, Some(&moment.votes), &moment.changes)?;
-        self.db.persist(PersistMode::SyncData)
+        self.commit_changes(None, Some(moment), &moment.changes)
     }
 
     /// Everything in one table. Afterwards it is durable, but rows and tallies are where only [`Self::redo`] looks.
     fn ingest(&self, flushing: &mut Flushing, moment: &Moment) -> Result<(), fjall::Error> {
-        // The numbers that votes hold, and what the ingestion before brought along, which it replaces.
-        self.db.persist(PersistMode::SyncData)?;
+        // What the ingestion before brought along, which it replaces, was committed and synced since.
         let number = flushing.ingestion + 1;
         let mut ingestion = self.votes.start_ingestion()?;
         for (key, value) in moment.votes.sorted() {
             ingestion.write(key, value)?;
         }
         ingestion.write(REDO_KEY, encode_redo(number, &moment.changes))?;
+        ingestion.write(moments::key(moment.number), moments::value(moment.number, moment.number))?;
         ingestion.finish()?;
         flushing.ingestion = number;
         Ok(())
@@ -203,17 +229,23 @@ impl Inner {
     fn commit_changes(
         &self,
         redone: Option<u64>,
-        votes: Option<&Pending>,
+        votes: Option<&Moment>,
         changes: &[Change],
     ) -> Result<(), fjall::Error> {
-        let mut batch = self.db.batch();
-        for (key, value) in votes.into_iter().flat_map(Pending::sorted) {
-            batch.insert(&self.votes, key, value);
+        // Nothing but the length and the blocks of the file is needed to read it.
+        let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
+        if let Some(moment) = votes {
+            for (key, value) in moment.votes.sorted() {
+                batch.insert(&self.votes, key, value);
+            }
+            batch.insert(&self.votes, moments::key(moment.number), moments::value(moment.number, moment.number));
         }
         for Change { target, key, value } in changes {
             let keyspace = match target {
                 Target::Tallies => &self.tallies,
                 Target::Leases => &self.leases,
+                Target::Numbers => &self.numbers_stored,
+                Target::Flushes => &self.flushes,
             };
             batch.insert(keyspace, &**key, &**value);
         }
@@ -226,6 +258,8 @@ impl Inner {
     fn end_flush(&self, flushing: &mut Flushing, moment: Moment) {
         self.tallies_decided.lock().end_flush();
         self.deciding.lock().flushing = None;
+        flushing.moment = moment.number;
+        self.last_flush.store(moment.number, Ordering::SeqCst);
         // Nobody else holds it now.
         flushing.spare = Arc::into_inner(moment.votes).map(Pending::emptied);
     }

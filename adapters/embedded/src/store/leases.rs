@@ -18,6 +18,7 @@ use votestream_core::{
 use super::{
     EmbeddedStore, Inner,
     flush::{Change, Target},
+    moments::is_mark,
 };
 use crate::codec::{Corrupt, Decoder, Encoder};
 
@@ -118,6 +119,9 @@ impl Rows {
         let mut rows = BTreeMap::<(Group, ShardId), ShardRow>::new();
         for guard in leases.iter() {
             let (key, value) = guard.into_inner().map_err(LoadError::Database)?;
+            if is_mark(&key) {
+                continue;
+            }
             let damaged = || LoadError::Damaged(format!("shard row {:?}", String::from_utf8_lossy(&key)));
             let (group, shard, kind) = decode_key(&key).ok_or_else(damaged)?;
             match kind {
@@ -139,6 +143,11 @@ impl Rows {
 
     pub(super) fn is_unchanged(&self) -> bool {
         self.changed.is_empty()
+    }
+
+    /// Every row, with its group.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Group, &ShardRow)> {
+        self.rows.iter().map(|((group, _), row)| (*group, row))
     }
 
     /// How the rows that have changed are stored.

@@ -6,10 +6,10 @@
 
 use std::path::Path;
 
-use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 use votestream_core::port::PortError;
 
-use super::{Inner, votes::Version1};
+use super::{Inner, flush::Change, votes::Version1};
 use crate::directory::{Format, OpenError};
 
 /// Votes of format 1.
@@ -28,7 +28,9 @@ impl Inner {
         match format {
             Format::Version1 => self.convert(&old, path),
             // Its votes were converted before the directory said so.
-            Format::Version2 | Format::Present => self.db.delete_keyspace(old).map_err(failed),
+            Format::None | Format::Version2 | Format::Version3 | Format::Present(_) => {
+                self.db.delete_keyspace(old).map_err(failed)
+            }
         }
     }
 
@@ -49,12 +51,19 @@ impl Inner {
             batch.insert(&self.votes, key, value);
             converted += 1;
             if batch.len() >= VOTES_PER_COMMIT {
-                self.commit(std::mem::replace(&mut batch, self.db.batch())).map_err(refused)?;
+                self.commit_converted(std::mem::replace(&mut batch, self.db.batch())).map_err(refused)?;
             }
         }
-        self.commit(batch).map_err(refused)?;
-        self.db.persist(PersistMode::SyncAll).map_err(failed)?;
+        self.commit_converted(batch).map_err(refused)?;
         tracing::info!(path = %path.display(), converted, "votes of an earlier format were converted");
         Ok(())
+    }
+
+    /// Commits votes with the numbers that they hold.
+    fn commit_converted(&self, mut batch: OwnedWriteBatch) -> Result<(), PortError> {
+        for Change { key, value, .. } in self.numbers.write().take_changes() {
+            batch.insert(&self.numbers_stored, key, value);
+        }
+        self.commit(batch)
     }
 }

@@ -1,16 +1,23 @@
 //! Short numbers for polls and their options, so that a stored vote names neither.
 //!
 //! Owns the numbering: a poll gets a number at its first vote, an option its place in the order in which options got votes.
-//! Must never change a number that was given, nor let a vote be stored before the number that it holds.
+//! Must never change a number that was given, nor let a vote be stored before the number that it holds: a flush writes both.
 //!
 //! Value in the keyspace `numbers`, under the poll's id: number u32, number of options u32, then each option.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use fjall::Keyspace;
 use votestream_core::{PollId, port::PortError};
 
-use super::Inner;
+use super::{
+    Inner,
+    flush::{Change, Target},
+    moments::is_mark,
+};
 use crate::codec::{Corrupt, Decoder, Encoder};
 
 /// Largest number of a poll: a key holds it and one bit, and keys of the largest such number are not for votes.
@@ -22,6 +29,8 @@ pub(super) struct Numbers {
     polls: HashMap<Arc<str>, u32>,
     /// Options of each numbered poll.
     options: HashMap<u32, Options>,
+    /// Polls whose numbers are not stored as they are here.
+    changed: BTreeSet<Arc<str>>,
 }
 
 /// Numbered options of a poll.
@@ -54,6 +63,9 @@ impl Numbers {
         let mut loaded = Self::default();
         for guard in numbers.iter() {
             let (poll, value) = guard.into_inner().map_err(LoadError::Database)?;
+            if is_mark(&poll) {
+                continue;
+            }
             let damaged = || LoadError::Damaged(format!("number of poll {:?}", String::from_utf8_lossy(&poll)));
             let (number, options) = decode(&value).map_err(|_| damaged())?;
             let poll = std::str::from_utf8(&poll).map_err(|_| damaged())?;
@@ -63,6 +75,17 @@ impl Numbers {
             }
         }
         Ok(loaded)
+    }
+
+    /// How the numbers that have changed are stored.
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        let changed = std::mem::take(&mut self.changed);
+        let change = |poll: Arc<str>| {
+            let number = *self.polls.get(&poll)?;
+            let value = encode(number, &self.options.get(&number)?.list);
+            Some(Change { target: Target::Numbers, key: poll.as_bytes().to_vec(), value })
+        };
+        changed.into_iter().filter_map(change).collect()
     }
 
     /// The number that the next poll gets. Polls are never deleted, so there are no gaps.
@@ -118,17 +141,14 @@ impl Inner {
         }
         let mut list = known.map(|known| known.list.clone()).unwrap_or_default();
         list.push(option.clone());
-        let value = encode(number, &list);
         let full = |_| PortError::permanent(format!("poll {poll} holds votes for too many options"));
         let options = Options::new(list).map_err(full)?;
         if number > POLL_MAX {
             return Err(PortError::permanent("the embedded store holds votes of too many polls"));
         }
-        let mut batch = self.db.batch();
-        batch.insert(&self.numbers_stored, poll.as_str(), value);
-        // Before any vote with this number: commits become durable in their order.
-        self.commit(batch)?;
-        numbers.polls.insert(poll.as_str().into(), number);
+        let poll: Arc<str> = poll.as_str().into();
+        numbers.polls.insert(poll.clone(), number);
+        numbers.changed.insert(poll);
         numbers.options.insert(number, options);
         Ok(())
     }

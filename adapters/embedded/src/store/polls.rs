@@ -2,7 +2,7 @@
 //!
 //! Owns their encoding. Must never answer a change before it is synced, and never change what is fixed at creation.
 
-use std::ops::Bound;
+use std::{ops::Bound, sync::atomic::Ordering};
 
 use async_trait::async_trait;
 use votestream_core::{
@@ -11,7 +11,7 @@ use votestream_core::{
     port::{Created, PollStore, PortError},
 };
 
-use super::{EmbeddedStore, Inner};
+use super::{EmbeddedStore, Inner, moments};
 use crate::{
     blocking,
     codec::{Corrupt, Decoder, Encoder},
@@ -112,10 +112,20 @@ impl Inner {
         value.map(|value| decode(&value).map_err(|corrupt| corrupt.in_a("poll"))).transpose()
     }
 
+    /// Called under the lock on polls.
     fn store_poll(&self, poll: &Poll) -> Result<(), PortError> {
+        let changes = self.poll_changes.load(Ordering::SeqCst) + 1;
         let mut batch = self.db.batch();
         batch.insert(&self.polls, poll.id.as_str(), encode(poll));
-        self.commit_durably(batch)
+        batch.insert(
+            &self.polls,
+            moments::key(changes),
+            moments::value(changes, self.last_flush.load(Ordering::SeqCst)),
+        );
+        self.commit(batch)?;
+        // After the commit, and before anybody can vote in the poll: the log never names a change that the store might lose.
+        self.poll_changes.store(changes, Ordering::SeqCst);
+        Ok(())
     }
 
     fn create_poll(&self, poll: &Poll) -> Result<Created, PortError> {
@@ -139,7 +149,7 @@ impl Inner {
 
     fn list_polls(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError> {
         let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_str().as_bytes()));
-        let polls = self.polls.range::<&[u8], _>((start, Bound::Unbounded)).take(limit).map(|guard| {
+        let polls = self.polls.range::<&[u8], _>((start, Bound::Excluded(&[u8::MAX][..]))).take(limit).map(|guard| {
             let value = guard.value().map_err(read_failed)?;
             decode(&value).map_err(|corrupt| corrupt.in_a("poll"))
         });

@@ -19,25 +19,26 @@ const WINDOW: u64 = 500;
 /// Flushes only when it is told to.
 fn open(dir: &Path) -> EmbeddedStore {
     let (lock, never) = (Arc::new(directory::lock(dir).unwrap()), Duration::from_secs(3_600));
-    EmbeddedStore::open_flushing(&dir.join("store"), Format::Present, lock, never).unwrap()
+    EmbeddedStore::open_flushing(&dir.join("store"), Format::Present(0), lock, never).unwrap()
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &to)
+        } else {
+            drop(fs::copy(entry.path(), to))
+        }
+    }
 }
 
 /// What a process finds that starts after this one was killed.
 fn crashed(dir: &Path) -> (tempfile::TempDir, EmbeddedStore) {
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                copy(&entry.path(), &to)
-            } else {
-                drop(fs::copy(entry.path(), to))
-            }
-        }
-    }
     let copied = tempfile::tempdir().unwrap();
-    copy(dir, copied.path());
+    copy_tree(dir, copied.path());
     let store = open(copied.path());
     (copied, store)
 }
@@ -258,6 +259,71 @@ async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
 }
 
 #[tokio::test]
+async fn a_copy_of_several_moments_is_right_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let shard = ShardId::new("shard");
+    let row = ShardRow {
+        shard: shard.clone(),
+        range: HashRange::ALL,
+        parents: Vec::new(),
+        started: true,
+        lease: Lease::default(),
+        progress: Progress::default(),
+    };
+    LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
+    store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
+    let mut moments = Vec::new();
+    for (window, many) in (1..).zip([true, false]) {
+        change(&store, &shard, window, 3).await;
+        let mut copy = || {
+            let copied = tempfile::tempdir().unwrap();
+            copy_tree(&dir.path().join("store"), copied.path());
+            moments.push(copied);
+        };
+        store.flush_as(many, &mut copy);
+        copy();
+    }
+    drop(store);
+    let parts = |of: &Path| {
+        let names =
+            |path: &Path| -> Vec<_> { fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect() };
+        let mut parts = names(&of.join("keyspaces"));
+        parts.extend(names(of).into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "jnl")));
+        parts
+    };
+    // Each part of one of two moments.
+    let (mut right, mut refused) = (0, 0);
+    for (early, late) in [(0, 1), (1, 2), (0, 3)] {
+        let (early, late) = (&moments[early], &moments[late]);
+        let all = parts(early.path());
+        for alone in 0..all.len() * 2 {
+            let mixed = tempfile::tempdir().unwrap();
+            let target = mixed.path().join("store");
+            let (base, other) = if alone < all.len() { (early, late) } else { (late, early) };
+            copy_tree(base.path(), &target);
+            let part = all[alone % all.len()].strip_prefix(early.path()).unwrap();
+            if other.path().join(part).is_dir() {
+                fs::remove_dir_all(target.join(part)).unwrap();
+                copy_tree(&other.path().join(part), &target.join(part));
+            } else {
+                fs::copy(other.path().join(part), target.join(part)).unwrap();
+            }
+            let (lock, never) = (Arc::new(directory::lock(mixed.path()).unwrap()), Duration::from_secs(3_600));
+            match EmbeddedStore::open_flushing(&target, Format::Present(0), lock, never) {
+                Err(_) => refused += 1,
+                Ok(store) => {
+                    right += 1;
+                    let state = State::of(&store).await;
+                    assert_eq!(state, State::model(state.checkpoint), "{}", part.display());
+                }
+            }
+        }
+    }
+    assert!(right > 0 && refused > 0, "{right} right, {refused} refused");
+}
+
+#[tokio::test]
 async fn what_is_being_flushed_is_read_and_changed_as_before() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
@@ -327,7 +393,7 @@ async fn votes_of_format_1_are_converted_however_often_it_is_interrupted() {
         assert_eq!(open(Format::Version1).recount(&poll).await.unwrap(), [2, 2]);
     }
     for _ in 0..2 {
-        let store = open(Format::Present);
+        let store = open(Format::Present(0));
         assert_eq!(store.recount(&poll).await.unwrap(), [2, 2]);
         let writes = (0..).zip(users).map(|(index, user)| VoteWrite {
             poll_id: Cow::Borrowed(&poll.id),

@@ -19,6 +19,7 @@ use std::{cmp::Ordering, collections::hash_map::Entry, sync::Arc};
 use async_trait::async_trait;
 use fjall::Slice;
 use rustc_hash::FxHashMap;
+use tokio_util::sync::CancellationToken;
 use votestream_core::{
     Poll, PollId, Position, SequenceNumber, Timestamp,
     port::{PortError, VoteOutcome, VoteStore, VoteWrite},
@@ -248,12 +249,13 @@ impl Inner {
         Ok(outcomes)
     }
 
-    fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
+    /// `None` once nobody waits any more.
+    fn recount(&self, poll: &Poll, left: &CancellationToken) -> Result<Option<Vec<u64>>, PortError> {
         // From here on everything that was decided before is in the keyspace.
         self.flush()?;
         let mut counts = vec![0; poll.options.len()];
         let numbers = self.numbers.read();
-        let Some(number) = numbers.poll(&poll.id) else { return Ok(counts) };
+        let Some(number) = numbers.poll(&poll.id) else { return Ok(Some(counts)) };
         let options = numbers.options(number)?;
         // By number, so that nothing is looked up for a vote.
         let mut by_number = Vec::new();
@@ -263,6 +265,10 @@ impl Inner {
         drop(numbers);
         let (start, end) = ((number << 1).to_be_bytes(), (number << 1 | 1).to_be_bytes());
         for guard in self.votes.prefix(start).chain(self.votes.prefix(end)) {
+            // Asking costs less than reading a vote.
+            if left.is_cancelled() {
+                return Ok(None);
+            }
             let value = guard.value().map_err(read_failed)?;
             let vote = decode(&value)?;
             let (id, index) = by_number
@@ -273,7 +279,7 @@ impl Inner {
             })?;
             counts[index] += 1;
         }
-        Ok(counts)
+        Ok(Some(counts))
     }
 }
 
@@ -290,8 +296,13 @@ impl VoteStore for EmbeddedStore {
     }
 
     async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
-        let (inner, poll) = (self.inner.clone(), poll.clone());
-        blocking(move || inner.recount(&poll)).await
+        let counts = self.recount_unless(poll, &CancellationToken::new()).await?;
+        counts.ok_or_else(|| PortError::unknown("a recount ended early, though nobody told it to"))
+    }
+
+    async fn recount_unless(&self, poll: &Poll, left: &CancellationToken) -> Result<Option<Vec<u64>>, PortError> {
+        let (inner, poll, left) = (self.inner.clone(), poll.clone(), left.clone());
+        blocking(move || inner.recount(&poll, &left)).await
     }
 }
 

@@ -1,0 +1,137 @@
+//! A copy of a data directory while it is in use, as of one moment.
+//!
+//! Owns the order: the store as of one moment, then the log up to a later one. Every vote that was acknowledged before the copy
+//! began is in its log, and no progress in its store speaks of a record that its log does not have. Must never leave a copy
+//! that looks complete and is not: `format` is written last.
+//!
+//! The store is linked within the data directory first, while nothing is committed, which takes milliseconds; it is copied
+//! from there while everything goes on. Tables never change, and the log only grows.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use votestream_core::{TimeBounds, port::PortError};
+
+use crate::{
+    directory::{self, sync_directory, sync_tree, unless_missing},
+    log::EmbeddedStream,
+    store::EmbeddedStore,
+};
+
+/// Where the store is linked while a copy is made.
+const STAGING: &str = "backup.staging";
+
+/// Makes copies of the data directory of an engine.
+#[derive(Clone)]
+pub struct Backups {
+    pub(crate) directory: PathBuf,
+    pub(crate) id: u128,
+    pub(crate) bounds: TimeBounds,
+    pub(crate) stream: Arc<EmbeddedStream>,
+    pub(crate) store: Arc<EmbeddedStore>,
+}
+
+/// Why no copy was made.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The place is taken.
+    #[error("{} exists and is not empty: a backup needs a directory of its own", .0.display())]
+    Taken(PathBuf),
+    /// The copy would lie in what is copied.
+    #[error("{} lies in the data directory itself", .0.display())]
+    Inside(PathBuf),
+    /// The file system refused.
+    #[error("cannot copy to {}: {source}", path.display())]
+    Io {
+        /// The copy.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The engine is closed, or cannot write any more.
+    #[error("{0}")]
+    Engine(#[from] PortError),
+}
+
+impl Backups {
+    /// Copies the data directory to `to`, which must be empty or not there. Blocks as long as it takes to copy all data. What
+    /// an attempt that failed has left there cannot be started.
+    ///
+    /// # Errors
+    ///
+    /// If `to` holds something, cannot be written, or the engine is closed.
+    pub fn copy(&self, to: &Path) -> Result<(), BackupError> {
+        let failed = |source| BackupError::Io { path: to.to_owned(), source };
+        self.claim(to)?;
+        let staging = self.directory.join(STAGING);
+        // One copy at a time, and no segment is deleted before it is copied.
+        let kept = self.stream.keep_segments();
+        remove_staging(&self.directory).map_err(failed)?;
+        let mark = self.store.stage(&staging, || self.stream.mark()).and_then(|mark| mark);
+        let copied = mark.map_err(BackupError::from).and_then(|mark| {
+            self.stream.copy(mark, &to.join("log"))?;
+            copy_tree(&staging, &to.join("store")).map_err(failed)
+        });
+        let removed = remove_staging(&self.directory).map_err(failed);
+        drop(kept);
+        copied.and(removed)?;
+        sync_directory(to)
+            .and_then(|()| directory::write_format(to, &self.bounds, self.id))
+            .and_then(|()| sync_directory(&parent(to)))
+            .map_err(failed)
+    }
+
+    fn claim(&self, to: &Path) -> Result<(), BackupError> {
+        let failed = |source| BackupError::Io { path: to.to_owned(), source };
+        match fs::create_dir(to) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => created.map_err(failed)?,
+        }
+        let inside = to.canonicalize().and_then(|to| Ok(to.starts_with(self.directory.canonicalize()?)));
+        if inside.map_err(failed)? {
+            return Err(BackupError::Inside(to.to_owned()));
+        }
+        match fs::read_dir(to).map_err(failed)?.next() {
+            None => Ok(()),
+            Some(_) => Err(BackupError::Taken(to.to_owned())),
+        }
+    }
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Removes what an interrupted copy has left.
+pub(crate) fn remove_staging(directory: &Path) -> io::Result<()> {
+    unless_missing(fs::remove_dir_all(directory.join(STAGING)))
+}
+
+/// Copies a directory, durably.
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    copy_unsynced(from, to)?;
+    sync_tree(to)
+}
+
+fn copy_unsynced(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
+        if entry.is_dir() {
+            copy_unsynced(&entry, &to)?;
+        } else {
+            io::copy(&mut File::open(entry)?, &mut File::create_new(to)?)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! A disk that fails without losing its power: one error, a full disk, or one that cannot be written any more.
+//!
+//! Owns one such life: votes, the fault, the end of the process by itself, a start when the fault is mended, and a power cut after
+//! that. Must never mend a fault that lasts before the process has ended.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    crowd::Crowd,
+    history::judge,
+    site::{Running, Site},
+    volume::Kind,
+};
+use crate::{
+    audit::Answer,
+    voters::{Voters, wait_until},
+};
+
+/// Clients that vote at once, beside the crowd.
+const CLIENTS: u64 = 2;
+/// Pause between two messages of the crowd.
+const CROWD_PAUSE: Duration = Duration::from_millis(20);
+/// Acknowledged votes before the fault, and after it.
+const VOTES: u64 = 40;
+/// Within this time a fault is noticed by whom it concerns: the log is written all the time, the store every other second. What
+/// goes on for longer, and takes votes, has lost nothing that it needs; it is judged all the same.
+const NOTICED_WITHIN: Duration = Duration::from_secs(20);
+/// Exit code of a stack that broke.
+const BROKEN: i32 = 3;
+
+/// Lives through one fault, by its command to the disk.
+///
+/// # Errors
+///
+/// If the process goes on although the fault lasts, ends without saying what to mend, does not start afterwards, or has lost something.
+pub async fn fault(kind: Kind, votestream: &'static str, command: &str) -> Result<(), String> {
+    let site = Site::new(kind, votestream)?;
+    match live(&site, command).await {
+        Ok(()) => Ok(()),
+        Err(reason) => Err(format!("{command}: {reason}\nwhat is left is kept in {}", site.directory.keep().display())),
+    }
+}
+
+async fn live(site: &Site, command: &str) -> Result<(), String> {
+    let volume = site.mount(&site.nothing()?, 0, Duration::from_millis(1)).await?;
+    let mut running = site.start(volume);
+    site.is_whole(&mut running, 0).await.map_err(|reason| running.said(&reason))?;
+    Crowd::open(&site.election).await?;
+    let (voters, crowd) = (Voters::start(&site.election, CLIENTS, 1), Crowd::start(&site.election, CROWD_PAUSE));
+    let durable = || site.election.log.count(Answer::Durable);
+    wait_until("votes are acknowledged", || durable() > VOTES).await.map_err(|reason| running.said(&reason))?;
+    let before = durable();
+    running.volume.disk.tell(command).await?;
+    let is_once = command.contains("EIO");
+    let mut failed_at = None;
+    let goes_on = |running: &mut Running| {
+        if running.volume.disk.failed().is_some() {
+            failed_at.get_or_insert_with(Instant::now);
+        }
+        let noticed = failed_at.is_some_and(|at| at.elapsed() > NOTICED_WITHIN);
+        is_once && noticed && durable() > before + VOTES
+    };
+    let over = site.is_over(&mut running, goes_on).await;
+    if over.map_err(|reason| running.said(&format!("{:?}: {reason}", running.volume.disk.failed())))? {
+        running = mend(site, running).await?;
+    }
+    let before = durable();
+    let over = site.is_over(&mut running, |_| durable() > before + VOTES).await;
+    if over.map_err(|reason| running.said(&reason))? {
+        running = mend(site, running).await?;
+    }
+    // What a sync that failed has left is in the cache alone, and no later sync writes it: nothing may rest on it.
+    running.volume.disk.cut_now("cut a 1").await?;
+    let state = site.leave(running).await?;
+    let mut running = site.start(site.mount(&state, 1, Duration::ZERO).await?);
+    judge(site, &mut running, voters, Some(crowd)).await.map_err(|reason| running.said(&reason))?;
+    site.leave(running).await.map(drop)
+}
+
+/// Starts again once the fault is mended.
+async fn mend(site: &Site, running: Running) -> Result<Running, String> {
+    let (code, said, mut volume) = site.bury(running).await?;
+    let names_it = said.contains("cannot write to") && said.contains(&*volume.directory.to_string_lossy());
+    if code != Some(BROKEN) || !names_it {
+        return Err(format!("{:?}: it ended with {code:?}, and said:\n{said}", volume.disk.failed()));
+    }
+    volume.disk.tell("mend").await?;
+    let mut running = site.start(volume);
+    site.is_whole(&mut running, 1).await.map_err(|reason| running.said(&reason))?;
+    Ok(running)
+}

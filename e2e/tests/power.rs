@@ -1,0 +1,101 @@
+//! Power cuts: a disk loses what was not synced, `votestream up` starts again on what is left, and nothing that was acknowledged
+//! is gone.
+//!
+//! Some twenty cuts by default; `VOTESTREAM_POWER_ROUNDS=300 cargo test -p votestream-e2e --test power -- --nocapture` for many,
+//! `VOTESTREAM_POWER_SEED` for others than those of every day. Skipped, with a line that says so, where no disk can be mounted:
+//! that needs root, `/dev/fuse`, and loop devices, `e2fsprogs` and `xfsprogs` for the file systems of the kernel.
+
+use votestream_e2e::power::{self, FileSystem, Kind, Report};
+
+const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
+/// Cuts that one data directory lives through, before it is judged.
+const CUTS_PER_HISTORY: u64 = 5;
+
+/// From so many cuts on, the power is cut before every event of a first start, of which there are about so many.
+const EVERY_EVENT: u64 = 300;
+const START_EVENTS: u64 = 1_200;
+
+/// A number of the environment.
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no whole number")))
+}
+
+/// A share of the cuts on one kind of disk, in histories of which each has a seed.
+async fn cuts(test: &str, kind: Kind, percent: u64) {
+    if let Some(reason) = kind.missing() {
+        eprintln!("skipped: {test}: {reason}");
+        return;
+    }
+    let rounds = (number("VOTESTREAM_POWER_ROUNDS", 20) * percent).div_ceil(100);
+    let seed = number("VOTESTREAM_POWER_SEED", 1);
+    let mut report = Report::default();
+    for (history, first) in (0..rounds).step_by(CUTS_PER_HISTORY as usize).enumerate() {
+        let (cuts, seed) = (CUTS_PER_HISTORY.min(rounds - first), seed + history as u64);
+        let lived = power::history(kind, VOTESTREAM, cuts as usize, seed).await;
+        report.add(lived.unwrap_or_else(|reason| {
+            panic!(
+                "{reason}\nagain: VOTESTREAM_POWER_SEED={seed} VOTESTREAM_POWER_ROUNDS={} \
+                 cargo test -p votestream-e2e --test power -- --exact --nocapture {test}",
+                cuts * 100 / percent
+            )
+        }));
+    }
+    eprintln!("{test}: {report:?}");
+    assert_eq!(report.total() as u64, rounds, "{report:?}");
+    assert!(report.under_load > 0, "no cut hit a vote on its way: {report:?}");
+    assert!(report.lost[0] > 0, "no cut lost anything: {report:?}");
+    assert!(report.votes[0] > 0 && report.crowd > 0, "no vote came through: {report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_survives_where_a_sync_commits_all_entries() {
+    cuts("up_survives_where_a_sync_commits_all_entries", Kind { commit: 0, file_system: None }, 30).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_survives_where_a_sync_commits_the_entry_of_its_file() {
+    cuts("up_survives_where_a_sync_commits_the_entry_of_its_file", Kind { commit: 2, file_system: None }, 30).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_survives_on_ext4() {
+    cuts("up_survives_on_ext4", Kind { commit: 0, file_system: Some(FileSystem::Ext4) }, 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_survives_on_xfs() {
+    cuts("up_survives_on_xfs", Kind { commit: 0, file_system: Some(FileSystem::Xfs) }, 20).await;
+}
+
+/// Every one by `VOTESTREAM_POWER_ROUNDS=300`, otherwise some of them, others for each seed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_that_is_cut_off_is_begun_again() {
+    for kind in [0, 2].map(|commit| Kind { commit, file_system: None }) {
+        if let Some(reason) = kind.missing() {
+            eprintln!("skipped: a_first_start_that_is_cut_off_is_begun_again: {reason}");
+            return;
+        }
+        let (rounds, seed) = (number("VOTESTREAM_POWER_ROUNDS", 20), number("VOTESTREAM_POWER_SEED", 1));
+        let step = if rounds >= EVERY_EVENT { 1 } else { START_EVENTS.div_ceil(rounds.max(1)) };
+        let report = power::first_starts(kind, VOTESTREAM, 1 + seed % step, step as usize, seed).await;
+        let report = report.unwrap_or_else(|reason| panic!("{kind:?}: {reason}\nVOTESTREAM_POWER_SEED={seed}"));
+        eprintln!("{kind:?}: {report:?}");
+        assert!(report.while_starting > 2, "{report:?}");
+    }
+}
+
+/// One error, a full disk, and one that can no longer be written: a clear end, nothing lost, and a start when it is mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_ends_up_and_loses_nothing() {
+    let kind = Kind { commit: 0, file_system: None };
+    if let Some(reason) = kind.missing() {
+        eprintln!("skipped: a_disk_that_fails_ends_up_and_loses_nothing: {reason}");
+        return;
+    }
+    let nth = 1 + number("VOTESTREAM_POWER_SEED", 1) % 16;
+    let faults = ["EIO write", "EIO fsync", "ENOSPC write", "EROFS write"].map(|fault| format!("fail {fault} {nth}"));
+    let faults = faults.into_iter().chain(["fail EIO create 1".into()]);
+    let lives = faults.map(|fault| async move { power::fault(kind, VOTESTREAM, &fault).await });
+    let failed: Vec<String> = futures::future::join_all(lives).await.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}

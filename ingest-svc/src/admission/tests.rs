@@ -1,0 +1,206 @@
+//! Admission over a store of polls that counts its reads.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::time::{Instant, advance};
+use tonic::codegen::Bytes;
+use votestream_core::{
+    Closing, HashRange, Poll, PollOption, PollSource, SequenceNumber, ShardId,
+    poll::FinalResult,
+    port::{Created, Group, PollStore, PortError, RecordReader, Shard, Stored, VoteStream},
+    time::SystemClock,
+};
+use votestream_proto::VotesMessage;
+
+use super::*;
+use crate::session::Session;
+
+/// How long a read of a poll takes.
+const READ: Duration = Duration::from_millis(5);
+const LIFE: Duration = Duration::from_millis(100);
+
+/// Knows one poll.
+#[derive(Default)]
+struct Store {
+    poll: Mutex<Option<Poll>>,
+    reads: Mutex<BTreeMap<String, usize>>,
+    under_way: AtomicUsize,
+    together: AtomicUsize,
+}
+
+impl Store {
+    fn reads(&self) -> usize {
+        self.reads.lock().values().sum()
+    }
+}
+
+#[async_trait]
+impl PollStore for Store {
+    async fn get(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
+        *self.reads.lock().entry(id.to_string()).or_default() += 1;
+        let together = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.together.fetch_max(together, Ordering::Relaxed);
+        let poll = self.poll.lock().clone().filter(|poll| poll.id == *id);
+        sleep(READ).await;
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        Ok(poll)
+    }
+
+    async fn create(&self, _: &Poll) -> Result<Created, PortError> {
+        Err(PortError::permanent("nobody creates"))
+    }
+
+    async fn list(&self, _: Option<&PollId>, _: usize) -> Result<Vec<Poll>, PortError> {
+        Err(PortError::permanent("nobody lists"))
+    }
+
+    async fn begin_close(&self, _: &PollId) -> Result<Option<Poll>, PortError> {
+        Err(PortError::permanent("nobody closes"))
+    }
+
+    async fn close(&self, _: &PollId, _: Timestamp) -> Result<Option<Poll>, PortError> {
+        Err(PortError::permanent("nobody closes"))
+    }
+
+    async fn finish(&self, _: &PollId, _: &FinalResult) -> Result<Option<Poll>, PortError> {
+        Err(PortError::permanent("nobody finishes"))
+    }
+
+    async fn set_needs_recount(&self, _: &PollId, _: bool) -> Result<(), PortError> {
+        Err(PortError::permanent("nobody recounts"))
+    }
+}
+
+/// Stores nothing and says that it has.
+struct Sink;
+
+#[async_trait]
+impl VoteStream for Sink {
+    async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
+        Ok(vec![Shard { id: ShardId::new("shard"), range: HashRange::ALL, parents: vec![], open: true }])
+    }
+
+    async fn put(&self, _: u128, _: Bytes) -> Result<Stored, PortError> {
+        Ok(Stored { shard: ShardId::new("shard"), sequence: SequenceNumber::from_u64(1) })
+    }
+
+    async fn reader(&self, _: Group, _: &ShardId, _: SequenceNumber) -> Result<Box<dyn RecordReader>, PortError> {
+        Err(PortError::permanent("nobody reads"))
+    }
+}
+
+async fn admission(store: &Arc<Store>, clock: Arc<dyn Clock>) -> Admission {
+    let options = vec![PollOption { id: "yes".into(), title: String::new() }];
+    let (opens_at, closes_at) = (Timestamp::ZERO, clock.now().plus(Duration::from_secs(3_600)));
+    let id = PollId::new("known").unwrap();
+    let poll = Poll::new(id, String::new(), options, opens_at, closes_at, PollSource::Ingest, 1).unwrap();
+    *store.poll.lock() = Some(poll);
+    let mut config = IngestConfig::one_machine();
+    config.bounds.poll_cache_life = LIFE;
+    let producer = Producer::start(config.lanes, Arc::new(Sink), clock.clone()).await.unwrap();
+    Admission::new(&config, producer, PollCache::new(store.clone(), clock.clone(), LIFE), clock)
+}
+
+/// A vote for each of these polls.
+fn message<'a>(polls: impl IntoIterator<Item = &'a str>) -> VotesMessage {
+    let mut message = VotesMessage::default();
+    polls.into_iter().for_each(|poll| message.push(poll, "user", "yes"));
+    message
+}
+
+/// Admits a message: which of its votes were refused, and why.
+async fn admit(admission: &Admission, message: VotesMessage) -> (u64, BTreeMap<u64, Refusal>) {
+    let (session, messages) = (Arc::<Session>::default(), [message]);
+    let permit = admission.acquire(&messages).await;
+    let admit = async {
+        let votes = admission.admit(&session, 0, &messages, permit).await;
+        session.close();
+        votes.unwrap()
+    };
+    let read = async {
+        let mut refused = BTreeMap::new();
+        while let Some(settled) = session.settled().await {
+            refused.extend(settled.refused.into_iter().map(|refused| (refused.index, refused.refusal)));
+        }
+        refused
+    };
+    tokio::join!(admit, read)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_missing_poll_is_read_once_and_several_at_a_time() {
+    let store = Arc::<Store>::default();
+    let admission = admission(&store, Arc::new(SystemClock::new())).await;
+    // Each of the unknown polls twice in a row, a known one behind each.
+    let unknown: Vec<_> = (0..2_000).map(|at| format!("unknown-{at}")).collect();
+    let votes = unknown.iter().flat_map(|id| [id, id.as_str(), "known"]);
+    let (votes, refused) = admit(&admission, message(votes)).await;
+    assert_eq!((votes, refused.len()), (6_000, 4_000));
+    for (at, id) in unknown.iter().enumerate() {
+        let refusal = Refusal::NoSuchPoll(PollId::new(id).unwrap());
+        assert_eq!(refused.get(&(3 * at as u64)), Some(&refusal));
+        assert_eq!(refused.get(&(3 * at as u64 + 1)), Some(&refusal));
+        assert!(!refused.contains_key(&(3 * at as u64 + 2)));
+    }
+    let reads = store.reads.lock().clone();
+    assert!(unknown.iter().all(|id| reads[id] == 1), "each once, however many votes name it");
+    assert_eq!(store.together.load(Ordering::Relaxed), LOOKUPS_A_MESSAGE_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_end_with_the_client_and_after_a_while() {
+    let store = Arc::<Store>::default();
+    let admission = admission(&store, Arc::new(SystemClock::new())).await;
+    let unknown: Vec<_> = (0..100_000).map(|at| format!("unknown-{at}")).collect();
+    let votes = || message(unknown.iter().map(String::as_str));
+    let left = tokio::time::timeout(10 * READ, admit(&admission, votes())).await;
+    assert!(left.is_err());
+    let begun = store.reads();
+    advance(100 * READ).await;
+    assert!(store.reads() <= begun + LOOKUPS_A_MESSAGE_MAX, "nothing is begun for a client that has left");
+
+    let start = Instant::now();
+    let (votes, refused) = admit(&admission, votes()).await;
+    assert_eq!((votes, refused.len()), (unknown.len() as u64, unknown.len()));
+    assert!(start.elapsed() < 2 * admission.lookup_patience, "{:?}", start.elapsed());
+    let last = refused.last_key_value().unwrap().1;
+    assert!(matches!(last, Refusal::PollUnreadable(_)), "{last:?}");
+}
+
+/// A clock whose reader stands still for a while before it reads, when it is told to.
+struct StandsStill {
+    clock: SystemClock,
+    stand: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Clock for StandsStill {
+    fn now(&self) -> Timestamp {
+        if let Some(stand) = self.stand.lock().take() {
+            stand();
+        }
+        self.clock.now()
+    }
+}
+
+#[tokio::test]
+async fn a_thread_that_stands_still_accepts_nothing_on_an_old_definition() {
+    let clock = Arc::new(StandsStill { clock: SystemClock::new(), stand: Mutex::default() });
+    let store = Arc::<Store>::default();
+    let admission = admission(&store, clock.clone()).await;
+    assert!(admit(&admission, message(["known"])).await.1.is_empty());
+    let closing = store.clone();
+    *clock.stand.lock() = Some(Box::new(move || {
+        if let Some(poll) = &mut *closing.poll.lock() {
+            poll.closing = Closing::Asked;
+        }
+        // Not a wait for anything: this is the thread that stands still.
+        std::thread::sleep(LIFE + LIFE / 2);
+    }));
+    let (_, refused) = admit(&admission, message(["known"])).await;
+    assert_eq!(refused.get(&0), Some(&Refusal::Closed(PollId::new("known").unwrap())));
+}

@@ -1,0 +1,154 @@
+//! What a process writes for people, and the signals that they send it.
+//!
+//! Owns the rule that a closed stderr ends nothing but the output: whoever read it may leave while the process works on. Must
+//! never panic or fail because a line could not be written.
+
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+};
+
+use tokio::signal::unix::{self, SignalKind};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Standard error for logs. Its writes always succeed: `tracing` reports a failed one by `eprintln!`, which panics then.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogOutput;
+
+impl Write for LogOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // There is nowhere to report this.
+        drop(io::stderr().lock().write_all(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for LogOutput {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self
+    }
+}
+
+/// Prints a line on stderr, if anybody reads it.
+pub fn note(line: &str) {
+    // In one write, so that lines of several threads do not mix.
+    drop(io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
+}
+
+/// Whether logs on stderr may be coloured.
+pub fn stderr_has_colors() -> bool {
+    let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !no_color && !is_dumb()
+}
+
+/// Whether the terminal says that it does not understand escape codes.
+pub fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// A signal that asks a process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGHUP: the terminal is gone.
+    Hangup,
+    /// SIGINT: ctrl-c.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+impl Signal {
+    const ALL: [Self; 3] = [Self::Hangup, Self::Interrupt, Self::Terminate];
+
+    /// Its number (POSIX, `kill`).
+    fn number(self) -> u8 {
+        match self {
+            Self::Hangup => 1,
+            Self::Interrupt => 2,
+            Self::Terminate => 15,
+        }
+    }
+
+    /// The exit code of a process that it has ended before its work was done, as a shell reports it.
+    pub fn exit_code(self) -> u8 {
+        128 + self.number()
+    }
+
+    fn kind(self) -> SignalKind {
+        match self {
+            Self::Hangup => SignalKind::hangup(),
+            Self::Interrupt => SignalKind::interrupt(),
+            Self::Terminate => SignalKind::terminate(),
+        }
+    }
+}
+
+/// The signals that ask this process to end. From now on none of them ends it by itself.
+#[derive(Debug)]
+pub struct Signals {
+    listening: Vec<(Signal, unix::Signal)>,
+}
+
+impl Signals {
+    /// Listens. Signals that whoever started the process had it ignore stay ignored: `nohup` does that with SIGHUP, a shell with
+    /// SIGINT for what runs in the background of a script.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn new() -> io::Result<Self> {
+        let ignored = ignored();
+        let wanted = Signal::ALL.into_iter().filter(|signal| ignored & (1 << (signal.number() - 1)) == 0);
+        let listening = wanted.map(|signal| Ok((signal, unix::signal(signal.kind())?))).collect::<io::Result<_>>()?;
+        Ok(Self { listening })
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|cx| {
+            for (signal, stream) in &mut self.listening {
+                if stream.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(*signal);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
+
+/// The signals that are ignored now, a bit each. None where the system does not say.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(Signal::ALL.map(Signal::exit_code), [129, 130, 143]);
+    }
+
+    #[test]
+    fn logs_never_fail() {
+        assert_eq!(LogOutput.write(b"").unwrap(), 0);
+        note("a line of a test");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn rust_ignores_a_closed_pipe() {
+        // SIGPIPE is number 13.
+        assert_ne!(ignored() & (1 << 12), 0);
+    }
+}
