@@ -145,6 +145,39 @@ async fn answers_that_nobody_takes_are_bounded_and_end() {
     server.counts_exactly().await;
 }
 
+/// Withstood: calls full to the window, on many connections, whose senders read no answer, so that nobody reads them either.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_nobody_reads_are_bounded() {
+    let options = Options { arguments: vec![format!("--request-bytes-max={}", 32 << 20)], ..Options::default() };
+    let (mut server, mut rng) = start_with("unread requests", options).await;
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..rng.random_range(20..40) {
+        let ingest = server.ingest;
+        let votes = rng.random_range(5_000..30_000);
+        senders.spawn(async move {
+            let mut connection = Http2::connect_with(ingest, &[(setting::INITIAL_WINDOW_SIZE, 0)]).await?;
+            let mut streams = Vec::new();
+            for _ in 0..CALLS {
+                streams.push(connection.call(METHODS[2], &[]).await?);
+            }
+            let message = wire::message(&[0x0a, 0].repeat(votes));
+            for stream in streams.into_iter().cycle() {
+                let sent = connection.data(stream, &message, usize::MAX, false);
+                tokio::time::timeout(Duration::from_millis(100), sent).await.unwrap_or(Ok(()))?;
+            }
+            std::io::Result::Ok(())
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    server.lives();
+    let grew = server.memory_grew();
+    assert!(grew < MEMORY_MAX, "memory grew by {} MiB", grew >> 20);
+    drop(senders);
+    server.a_vote_gets_through("after requests that nobody read").await;
+    server.comes_to_rest(REST).await;
+    server.counts_exactly().await;
+}
+
 /// No. 12: recounts whose callers have left neither pile up nor go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_recounts_do_not_pile_up() {
