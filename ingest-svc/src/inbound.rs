@@ -21,6 +21,7 @@ use votestream_proto::{FrameError, FrameReader, Frames};
 use crate::{
     calls::RETRY_AFTER,
     inflight::{WaitingBytes, WaitingPermit},
+    refusal::not_stored,
 };
 
 /// A part of a message up to this size needs no room: an HTTP/2 stream holds as much before anybody reads it.
@@ -72,9 +73,9 @@ impl Unreadable {
             }
             Self::Frame(error) => malformed(format!("{message} cannot be read: {error}")),
             Self::CutOff => malformed(format!("{message} cannot be read: the call ends within it")),
-            Self::Slow(max) => Status::unavailable(format!(
-                "{message} did not arrive within {max:?}; it was not stored, send it again"
-            )),
+            Self::Slow(max) => {
+                not_stored(format!("{message} did not arrive within {max:?}; it was not stored, send it again"))
+            }
             Self::Silent(max) => {
                 Status::unavailable(format!("nothing came for {max:?}; every vote before has its answer, call again"))
             }

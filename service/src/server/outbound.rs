@@ -8,7 +8,7 @@ use std::{
     cell::Cell,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -51,6 +51,8 @@ impl Turn {
 #[derive(Debug)]
 pub(crate) struct Outbound {
     body: Body,
+    /// What the body gave first, before anybody asked for it.
+    first: Option<Given>,
     /// What the body gave and is not handed out yet.
     rest: Option<Piece>,
     /// Pieces that were handed out.
@@ -66,9 +68,33 @@ pub(crate) struct Piece {
     _held: Option<Arc<Held>>,
 }
 
+/// What a body gives at a time.
+type Given = Option<Result<Frame<Piece>, Status>>;
+
 impl Outbound {
     pub(crate) fn new(body: Body, call: Call) -> Self {
-        Self { body, rest: None, pieces: 0, call }
+        let mut this = Self { body, first: None, rest: None, pieces: 0, call };
+        // A body may hold what it will give in another form, as large as that, and the library does not ask for it while the client
+        // has no room. So it is made at once, and counted. Whoever asks later is woken by what comes later.
+        if let Poll::Ready(given) = this.pull(&mut Context::from_waker(Waker::noop())) {
+            this.first = Some(given);
+        }
+        this
+    }
+
+    /// What the body gives next, counted.
+    fn pull(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
+        let given = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(given.map(|given| {
+            given.map(|frame| match frame.into_data() {
+                Ok(bytes) => {
+                    let counted = bytes.len() > COUNTED_BYTES;
+                    let held = counted.then(|| Held::new(self.call.link(), bytes.len() as u64));
+                    Frame::data(Piece { bytes, _held: held })
+                }
+                Err(frame) => Frame::trailers(frame.into_trailers().unwrap_or_else(|_| HeaderMap::new())),
+            })
+        }))
     }
 
     /// The next piece of what the body gave, whose memory is free when all pieces of it are.
@@ -86,20 +112,16 @@ impl Outbound {
         if let Some(rest) = self.rest.take() {
             return Poll::Ready(Some(Ok(Frame::data(self.cut(rest)))));
         }
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-            None => return Poll::Ready(None),
+        let given = match self.first.take() {
+            Some(given) => given,
+            None => ready!(self.pull(cx)),
         };
-        let frame = match frame.into_data() {
-            Ok(bytes) => {
-                let counted = bytes.len() > COUNTED_BYTES;
-                let held = counted.then(|| Held::new(self.call.link(), bytes.len() as u64));
-                Frame::data(self.cut(Piece { bytes, _held: held }))
-            }
-            Err(frame) => Frame::trailers(frame.into_trailers().unwrap_or_else(|_| HeaderMap::new())),
-        };
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(given.map(|given| {
+            given.map(|frame| match frame.into_data() {
+                Ok(piece) => Frame::data(self.cut(piece)),
+                Err(trailers) => trailers,
+            })
+        }))
     }
 }
 
@@ -122,11 +144,13 @@ impl http_body::Body for Outbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_none() && self.body.is_end_stream()
+        self.rest.is_none() && matches!(self.first, None | Some(None)) && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (mut hint, rest) = (self.body.size_hint(), self.rest.as_ref().map_or(0, |rest| rest.bytes.len() as u64));
+        let first = self.first.iter().flatten().flatten().filter_map(Frame::data_ref);
+        let rest = first.chain(&self.rest).map(|piece| piece.bytes.len() as u64).sum::<u64>();
+        let mut hint = self.body.size_hint();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper.saturating_add(rest));
         }
