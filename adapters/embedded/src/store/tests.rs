@@ -409,3 +409,15 @@ async fn votes_of_format_1_are_converted_however_often_it_is_interrupted() {
         assert!(!store.inner.db.keyspace_exists("votes"), "what was converted is removed");
     }
 }
+
+#[tokio::test]
+async fn a_recount_ends_early_once_nobody_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    assert_eq!(PollStore::create(&store, &poll()).await.unwrap(), Created::New);
+    apply(&store, &ShardId::new("shard"), 1).await;
+    let left = tokio_util::sync::CancellationToken::new();
+    assert_eq!(store.recount_unless(&poll(), &left).await.unwrap(), Some(vec![WINDOW]));
+    left.cancel();
+    assert_eq!(store.recount_unless(&poll(), &left).await.unwrap(), None);
+}
