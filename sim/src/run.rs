@@ -247,8 +247,8 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
             }
             polls.lock().push((id.clone(), 0));
         }
-        if world.draw(|rng| rng.random_bool(0.5)) {
-            sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..6_000)))).await;
+        if world.draw(|rng| rng.random_bool(0.7)) {
+            sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..4_000)))).await;
             world.fault(Fault::EarlyClose);
             if mutation::is_active(Mutation::ClosedInOneStep) {
                 ports.polls.close(&id, host.now().plus(BOUNDS.close_margin())).await.ok();
@@ -265,7 +265,7 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
                 }
             }
         }
-        sleep(Duration::from_millis(world.draw(|rng| rng.random_range(2_000..9_000)))).await;
+        sleep(Duration::from_millis(world.draw(|rng| rng.random_range(1_000..6_000)))).await;
     }
 }
 
