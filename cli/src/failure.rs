@@ -1,7 +1,7 @@
 //! How commands end: the answer, or why there is none, and the exit codes for both.
 //!
-//! Owns the exit codes, which are outward contract, and the wording of failed calls. Must never print a backtrace or more
-//! than one line.
+//! Owns the exit codes, which are outward contract, and the wording of failed calls. Must never print a backtrace, nor more
+//! lines than somebody needs who has to decide what to do.
 
 use std::process::ExitCode;
 

@@ -149,9 +149,10 @@ pub enum OpenError {
     },
     /// The machine's clock is far behind the log.
     #[error(
-        "the clock of this machine says {}, but the log in {} was last written at {}. Either the clock is wrong now: set \
-         it and start again. Or it was wrong then: --continue-from-log-time goes on with the log's time, which stands \
-         still until the clock has caught up", utc(*clock), directory.display(), utc(*log)
+        "the clock of this machine is behind the votes in {}:\n  the clock now          {}\n  the last stored vote   {}\n\
+         If the clock is wrong now, set it and start again.\n\
+         If the clock was wrong then, add --continue-from-log-time: time stands still until the clock has caught up.",
+        directory.display(), utc(*clock), utc(*log)
     )]
     Clock {
         /// The directory.

@@ -101,6 +101,12 @@ impl Appender {
         Ok(appender)
     }
 
+    /// Lets every write fail from now on.
+    #[cfg(test)]
+    pub(super) fn break_it(&mut self) {
+        self.file = File::open(&self.path).unwrap();
+    }
+
     /// Where the log ends by now.
     pub(super) fn end(&self) -> End {
         self.end

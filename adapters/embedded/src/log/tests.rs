@@ -353,6 +353,32 @@ async fn what_memory_does_not_hold_is_read_from_segments() {
 }
 
 #[tokio::test]
+async fn a_failed_write_is_the_last() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let engine = open(dir.path(), 1);
+    let log = engine.stream().log.clone();
+    let table = Table::new(1);
+    let mut appender = Appender::create(other.path(), 1, End::NOTHING, &table).unwrap();
+    appender.break_it();
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let writer = Writer::new(log.clone(), table, appender);
+    let writing = std::thread::spawn(move || writer.run(receiver));
+    let retention = Arc::new(Retention { log: log.clone(), commands: commands.clone() });
+    let threads = Mutex::new(Threads { retention_alive: None, handles: vec![writing] });
+    let stream = EmbeddedStream { log, commands, queue: Arc::new(Semaphore::new(1_000)), threads, retention };
+    let before = std::fs::read(segment::path(other.path(), 1)).unwrap();
+    let effects = [votestream_core::port::Effect::Unknown, votestream_core::port::Effect::None];
+    for effect in effects {
+        let error = stream.put(0, Bytes::from_static(b"x")).await.unwrap_err();
+        assert_eq!(error.effect, effect, "{error}");
+    }
+    assert!(engine.broken().await.contains("Bad file descriptor"), "the engine ends");
+    assert!(stream.mark().is_err());
+    stream.stop();
+    assert_eq!(std::fs::read(segment::path(other.path(), 1)).unwrap(), before, "not even an end is written");
+}
+
+#[tokio::test]
 async fn a_closed_engine_refuses_puts() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), 1);
