@@ -362,6 +362,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_suspended_machine_makes_it_too_old() {
+        let (store, cache, id) = cache();
+        cache.get(&id).await.unwrap().unwrap();
+        *store.broken.lock() = true;
+        let now = cache.now();
+        assert!(cache.peek(id.as_str(), now).is_some());
+        // The monotonic clock stood still for an hour, the other one did not.
+        let woken = Moment { now: now.now.plus(Duration::from_secs(3_600)), ..now };
+        assert!(cache.peek(id.as_str(), woken).is_none());
+        assert!(cache.get_since(&id, woken).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_read_that_outlasts_the_life_serves_consumers_only() {
         let (store, cache, id) = cache();
         store.delay_ms.store(2_000, Ordering::Relaxed);

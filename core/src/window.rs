@@ -789,6 +789,22 @@ mod tests {
     }
 
     #[test]
+    fn records_that_arrived_before_their_votes_were_accepted_are_counted() {
+        let bounds = TimeBounds { clock_skew_max: std::time::Duration::from_millis(500), ..BOUNDS };
+        let early = |accepted_after: i64| {
+            // `build` accepts votes 4 s before what is given.
+            let vote = Vote { poll: 0, option: "x", user: 1, accepted_at: 4_000 + accepted_after };
+            let record = build(1, 50_000, &Kind::Batch { producer: 1, number: 1, range: 0, votes: vec![vote] });
+            let Content::Batch(batch) = &record.content else { panic!("a batch was built") };
+            assert_eq!(batch.accepted_at, [Timestamp(50_000 + accepted_after)]);
+            let decision = decide(&[record], ShardState::default(), &HashRange::ALL, &polls(), &bounds).unwrap();
+            assert_eq!(decision.selected.len(), 1, "it counts all the same");
+            decision.early_records
+        };
+        assert_eq!([early(-100), early(500), early(501)], [0, 0, 1]);
+    }
+
+    #[test]
     fn discards_are_counted_for_the_process() {
         let before = Discard::ALL.map(discarded_total);
         let mut discards = Discards::default();

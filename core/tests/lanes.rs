@@ -336,3 +336,66 @@ async fn lanes_start_once_the_shard_map_can_be_read_and_not_without_it() {
     let (never, left) = start((0..100).map(|_| cut()).collect()).await;
     assert!(never.is_err() && left > 50, "{left} attempts were left");
 }
+
+/// A clock that the engines contradict.
+struct Contradicted(TestClock);
+
+impl Clock for Contradicted {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn is_trusted(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_promised_by_a_clock_that_is_not_trusted() {
+    let clock = Arc::new(Contradicted(TestClock(tokio::time::Instant::now())));
+    let stream = FaultyStream::new(3, 0.0, Duration::ZERO);
+    let producer = Producer::start(LaneConfig::one_machine(), stream.clone(), clock.clone()).await.unwrap();
+    let outcomes = Arc::new(Outcomes::default());
+    let settle: Arc<dyn Settle> = outcomes.clone();
+    let (poll, option) = (PollId::new("p").unwrap(), Arc::<str>::from("o"));
+    let vote = AcceptedVote { poll_id: &poll, option_id: &option, user_id: "u".into(), hash: 9, index: 0 };
+    producer.append(&settle, &[vote], clock.now());
+    producer.drain().await;
+    assert_eq!(stream.state.lock().records.len(), 1);
+    assert_eq!(outcomes.0.lock().get(&0), Some(&Outcome::Unknown));
+}
+
+/// What a shard of Kinesis takes.
+const RECORD_BYTES_MAX: usize = 1 << 20;
+
+#[tokio::test(start_paused = true)]
+async fn a_large_dictionary_seals_its_batch_in_time() {
+    let clock = Arc::new(TestClock(tokio::time::Instant::now()));
+    let stream = FaultyStream::new(3, 0.0, Duration::ZERO);
+    let producer = Producer::start(LaneConfig::one_machine(), stream.clone(), clock.clone()).await.unwrap();
+    let outcomes = Arc::new(Outcomes::default());
+    let settle: Arc<dyn Settle> = outcomes.clone();
+    // The longest ids, which do not compress, and no two votes for one option.
+    let mut rng = StdRng::seed_from_u64(22);
+    let mut text = |bytes| (0..bytes).map(|_| rng.random_range(b'a'..=b'z') as char).collect::<String>();
+    let pairs: Vec<(PollId, Arc<str>, String)> =
+        (0..16_384).map(|_| (PollId::new(&text(64)).unwrap(), text(128).into(), text(256))).collect();
+    let votes: Vec<_> = (0..)
+        .zip(&pairs)
+        .map(|(index, (poll_id, option_id, user))| {
+            let hash = vote_hash(poll_id.as_str(), user);
+            AcceptedVote { poll_id, option_id, user_id: (&**user).into(), hash, index }
+        })
+        .collect();
+    producer.append(&settle, &votes, clock.now());
+    producer.drain().await;
+    assert!(outcomes.0.lock().values().all(|outcome| *outcome == Outcome::Durable));
+    let state = stream.state.lock();
+    let stored = state.records.iter().map(|(_, data)| match batch::decode(data) {
+        Ok(RecordBody::Batch(batch)) => batch.len(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(stored.sum::<usize>(), votes.len());
+    let largest = state.records.iter().map(|(_, data)| data.len()).max().unwrap();
+    assert!(largest <= RECORD_BYTES_MAX / 4 * 3, "a record has {largest} bytes");
+}

@@ -5,29 +5,43 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use votestream_core::{Poll, port::Group};
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use votestream_core::{Poll, PollSource, port::Group};
 
 use super::{
     clients::{Answer, SentVote},
     host::recount,
-    world::State,
+    world::{ForeignVote, State},
 };
 
 /// Judges a run that has come to rest. `finals` are the results as they were when they became final.
-pub(super) fn judge(state: &State, votes: &[SentVote], finals: &BTreeMap<String, Vec<u64>>) -> Result<(), String> {
+pub(super) fn judge(
+    state: &State,
+    votes: &[SentVote],
+    foreign: &HashMap<Bytes, Vec<ForeignVote>>,
+    finals: &BTreeMap<String, Vec<u64>>,
+) -> Result<(), String> {
     for poll in state.polls.values() {
         let of_poll: Vec<&SentVote> = votes.iter().filter(|vote| vote.poll == poll.id).collect();
-        judge_poll(state, poll, &of_poll, finals).map_err(|reason| format!("poll {}: {reason}", poll.id))?;
+        let verdict = judge_facts(state, poll, finals).and_then(|facts| match poll.source {
+            PollSource::Ingest => judge_poll(&facts, &of_poll),
+            PollSource::Stream => judge_stream(state, poll, &facts, foreign),
+        });
+        verdict.map_err(|reason| format!("poll {}: {reason}", poll.id))?;
     }
     Ok(())
 }
 
-fn judge_poll(
-    state: &State,
-    poll: &Poll,
-    votes: &[&SentVote],
-    finals: &BTreeMap<String, Vec<u64>>,
-) -> Result<(), String> {
+/// Sums per option.
+struct Facts {
+    submitted: Vec<i64>,
+    counted: Vec<i64>,
+}
+
+/// What holds for every poll: what is stored contradicts itself nowhere.
+fn judge_facts(state: &State, poll: &Poll, finals: &BTreeMap<String, Vec<u64>>) -> Result<Facts, String> {
     if poll.needs_recount {
         return Err("stored data contradicted itself".into());
     }
@@ -43,6 +57,50 @@ fn judge_poll(
     }
     if finals.get(poll.id.as_str()) != Some(&result.votes) {
         return Err("the final result changed".into());
+    }
+    Ok(Facts { submitted, counted })
+}
+
+/// A poll of other producers: every vote that arrived in time and in its shard counts, as often as it is in the stream, and
+/// each user's last one is theirs.
+fn judge_stream(
+    state: &State,
+    poll: &Poll,
+    facts: &Facts,
+    foreign: &HashMap<Bytes, Vec<ForeignVote>>,
+) -> Result<(), String> {
+    let mut submitted = vec![0; poll.options.len()];
+    let mut last = BTreeMap::new();
+    for (shard, records) in &state.shards {
+        for stored in records {
+            let arrived_at = stored.record.arrived_at;
+            let votes = foreign.get(&stored.record.data).into_iter().flatten().enumerate();
+            for (index, vote) in votes.filter(|(_, vote)| vote.poll == poll.id) {
+                let is_open = poll.opens_at <= arrived_at && arrived_at < poll.closes_at;
+                if is_open && vote.hash.is_none_or(|hash| shard.range.contains(hash)) {
+                    submitted[vote.option] += 1;
+                    let place = (stored.record.sequence, index, vote.option);
+                    let users_last = last.entry(vote.user.as_str()).or_insert(place);
+                    *users_last = place.max(*users_last);
+                }
+            }
+        }
+    }
+    let mut counted = vec![0; poll.options.len()];
+    last.values().for_each(|(.., option)| counted[*option] += 1);
+    if submitted != facts.submitted {
+        return Err(format!("submitted is {:?}, but the stream holds {submitted:?}", facts.submitted));
+    }
+    if counted != facts.counted {
+        return Err(format!("counted is {:?}, but the last votes are {counted:?}", facts.counted));
+    }
+    Ok(())
+}
+
+/// A poll of the ingest service: what clients were told is true.
+fn judge_poll(Facts { submitted, counted }: &Facts, votes: &[&SentVote]) -> Result<(), String> {
+    if let Some(option) = submitted.iter().chain(counted).position(|sum| !(0..=1).contains(sum)) {
+        return Err(format!("option {option}: submitted {submitted:?}, counted {counted:?}"));
     }
     for vote in votes {
         let times = submitted[vote.option];
@@ -65,7 +123,7 @@ fn judge_poll(
     let users: BTreeSet<&str> = votes.iter().map(|vote| vote.user.as_str()).collect();
     users.into_iter().try_for_each(|user| {
         let of_user: Vec<&SentVote> = votes.iter().copied().filter(|vote| vote.user == user).collect();
-        judge_user(&counted, &of_user).map_err(|reason| format!("{user}: {reason}"))
+        judge_user(counted, &of_user).map_err(|reason| format!("{user}: {reason}"))
     })
 }
 
@@ -100,8 +158,5 @@ fn sums(state: &State, poll: &Poll, group: Group) -> Result<Vec<i64>, String> {
             }
         }
     }
-    match sums.iter().position(|&sum| !(0..=1).contains(&sum)) {
-        Some(option) => Err(format!("{} votes of option {option} by group {}", sums[option], group.as_str())),
-        None => Ok(sums),
-    }
+    Ok(sums)
 }

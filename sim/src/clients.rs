@@ -91,8 +91,8 @@ const USERS: u32 = 7;
 /// Most options of a simulated poll, and so most votes.
 pub(super) const OPTIONS: usize = 400;
 
-/// Streams votes until `until`.
-pub(super) async fn client(world: Arc<World>, ingests: Ingests, polls: OpenPolls, log: Arc<Log>, until: Instant) {
+/// Streams votes until `until`: for polls of the ingest service, and few for those of other producers, which must be refused.
+pub(super) async fn client(world: Arc<World>, ingests: Ingests, polls: [OpenPolls; 2], log: Arc<Log>, until: Instant) {
     while Instant::now() < until {
         sleep(Duration::from_millis(world.draw(|rng| rng.random_range(0..400)))).await;
         let process = {
@@ -107,7 +107,7 @@ pub(super) async fn client(world: Arc<World>, ingests: Ingests, polls: OpenPolls
 }
 
 /// One stream to one process.
-async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &OpenPolls, log: &Arc<Log>, until: Instant) {
+async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &[OpenPolls; 2], log: &Arc<Log>, until: Instant) {
     let id = log.streams.fetch_add(1, Ordering::Relaxed);
     let session = Arc::new(Session::default());
     let waiting = Waiting::default();
@@ -173,7 +173,7 @@ pub(super) async fn answers(world: Arc<World>, session: Arc<Session>, waiting: W
 /// A message of a few votes.
 fn message(
     world: &Arc<World>,
-    polls: &OpenPolls,
+    polls: &[OpenPolls; 2],
     log: &Log,
     stream: u64,
     waiting: &Mutex<VecDeque<usize>>,
@@ -181,21 +181,29 @@ fn message(
     let mut message = VotesMessage::default();
     for _ in 0..world.draw(|rng| rng.random_range(1..5)) {
         let user = format!("user-{}", world.draw(|rng| rng.random_range(0..USERS)));
-        let mut polls = polls.lock();
-        if polls.is_empty() {
-            break;
-        }
-        let at = world.draw(|rng| rng.random_range(0..polls.len()));
-        let (poll, used) = &mut polls[at];
-        if *used >= OPTIONS {
-            continue;
-        }
-        let option = *used;
-        *used += 1;
+        let of = usize::from(world.draw(|rng| rng.random_bool(0.05)));
+        let Some((poll, option)) = choose(world, &polls[of]) else { continue };
         message.push(poll.as_str(), &user, &option.to_string());
-        let vote = log.sent(poll, user.clone(), option, stream);
+        let vote = log.sent(&poll, user.clone(), option, stream);
         world.note(|| format!("vote {vote}: {user} casts {option} in {poll} on stream {stream}"));
         waiting.lock().push_back(vote);
     }
     message
+}
+
+/// One of the latest polls, and an option of it that nobody has used.
+pub(super) fn choose(world: &World, polls: &OpenPolls) -> Option<(PollId, usize)> {
+    const LATEST: usize = 3;
+    let mut polls = polls.lock();
+    let count = polls.len();
+    if count == 0 {
+        return None;
+    }
+    let at = world.draw(|rng| rng.random_range(count.saturating_sub(LATEST)..count));
+    let (poll, used) = &mut polls[at];
+    if *used >= OPTIONS {
+        return None;
+    }
+    *used += 1;
+    Some((poll.clone(), *used - 1))
 }

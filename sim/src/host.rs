@@ -9,7 +9,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -30,8 +30,10 @@ use votestream_core::{
         Shard, ShardRow, Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteStream, VoteWrite,
         WriteOutcome,
     },
+    time::ClockWatch,
 };
 
+use super::run::BOUNDS;
 use super::world::{State, StoredTally, StoredVote, World};
 
 /// How long a read waits for a record, and how many it returns.
@@ -67,15 +69,19 @@ impl Frozen {
 pub(super) struct Host {
     world: Arc<World>,
     frozen: Arc<Frozen>,
-    /// Difference of its clock to the true time, in milliseconds.
-    skew_ms: i64,
+    /// Difference of its clock to the true time, in milliseconds. Grows only: readings never go back.
+    skew_ms: Arc<AtomicI64>,
+    /// Compares its clock with the engines'.
+    watch: Arc<ClockWatch>,
     /// Where it is in time, if that is later than the simulation.
     ahead: Arc<Mutex<Instant>>,
 }
 
 impl Host {
     pub(super) fn new(world: Arc<World>, frozen: Arc<Frozen>, skew_ms: i64) -> Self {
-        Self { world, frozen, skew_ms, ahead: Arc::new(Mutex::new(Instant::now())) }
+        let ahead = Arc::new(Mutex::new(Instant::now()));
+        let watch = Arc::new(ClockWatch::new(BOUNDS.clock_skew_max));
+        Self { world, frozen, skew_ms: Arc::new(skew_ms.into()), watch, ahead }
     }
 
     pub(super) fn ports(&self) -> Ports {
@@ -98,6 +104,31 @@ impl Host {
         *ahead
     }
 
+    /// Where this process is in time.
+    fn place(&self) -> Instant {
+        Instant::now().max(*self.ahead.lock())
+    }
+
+    fn stamp(&self, instant: Instant) -> Timestamp {
+        Timestamp(self.world.at(instant).0 + self.skew_ms.load(Ordering::Relaxed))
+    }
+
+    /// Compares the clock with the time in an answer, which the engine has written in whole seconds.
+    fn compare(&self, sent_at: Timestamp, engine: Timestamp) {
+        let (place, second) = (self.place(), Timestamp(engine.0.div_euclid(1_000) * 1_000));
+        self.watch.answered(sent_at, self.stamp(place), second, place);
+    }
+
+    /// Whether the clock differs from the true time by more than the bound.
+    pub(super) fn is_wrong(&self) -> bool {
+        u128::from(self.skew_ms.load(Ordering::Relaxed).unsigned_abs()) > BOUNDS.clock_skew_max.as_millis()
+    }
+
+    /// The clock jumps ahead.
+    pub(super) fn jump(&self, ms: i64) {
+        self.skew_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
     /// How long it takes the simulation to come to where this process is.
     fn lag(&self) -> Duration {
         self.ahead.lock().saturating_duration_since(Instant::now())
@@ -113,19 +144,26 @@ impl Host {
         effect: impl Fn(&mut State) -> T + Send + 'static,
     ) -> Result<T, PortError> {
         self.awake().await;
-        let answer = self.world.call(what, self.lag(), effect).await;
+        let (world, sent_at) = (self.world.clone(), self.stamp(self.place()));
+        let answer = self.world.call(what, self.lag(), move |state| (effect(state), world.now())).await;
         self.awake().await;
-        answer
+        let (answer, at) = answer?;
+        self.compare(sent_at, at);
+        Ok(answer)
     }
 }
 
 impl Clock for Host {
     fn now(&self) -> Timestamp {
-        Timestamp(self.world.at(self.reading()).0 + self.skew_ms)
+        self.stamp(self.reading())
     }
 
     fn instant(&self) -> Instant {
         self.reading()
+    }
+
+    fn is_trusted(&self) -> bool {
+        self.watch.is_trusted()
     }
 }
 
@@ -137,9 +175,12 @@ impl VoteStream for Host {
 
     async fn put(&self, hash: u128, data: Bytes) -> Result<Stored, PortError> {
         self.awake().await;
+        let sent_at = self.stamp(self.place());
         let answer = self.world.put(hash, self.lag(), data).await;
         self.awake().await;
-        answer
+        let (stored, at) = answer?;
+        self.compare(sent_at, at);
+        Ok(stored)
     }
 
     async fn reader(

@@ -19,7 +19,7 @@ use votestream_core::{
     lane::Producer,
     mutation::{self, Mutation},
     poll_cache::PollCache,
-    port::{Created, Group},
+    port::Group,
 };
 use votestream_ingest::{Admission, IngestConfig};
 use votestream_persist::PersistAppliers;
@@ -29,6 +29,7 @@ use super::{
     auditor,
     clients::{self, IngestProcess, Ingests, Log, OPTIONS, OpenPolls},
     host::{Frozen, Host},
+    producers,
     world::{Fault, Faults, World},
 };
 
@@ -85,7 +86,8 @@ async fn simulate(settings: Settings, faults: Arc<Faults>) -> Report {
     let log = Arc::new(Log::default());
     let verdict = schedule(&world, &log).await;
     let votes = log.take();
-    let verdict = verdict.and_then(|finals| auditor::judge(&world.state.lock(), &votes, &finals));
+    let verdict =
+        verdict.and_then(|finals| auditor::judge(&world.state.lock(), &votes, &world.foreign.lock(), &finals));
     let (trace_hash, trace) = world.take_trace();
     Report { verdict, votes: votes.len(), trace_hash, trace }
 }
@@ -103,15 +105,23 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
         processes.push(Process::start(world, Kind::Worker(Group::Persist, at), &ingests));
         processes.push(Process::start(world, Kind::Worker(Group::Tally, at), &ingests));
     }
-    let admin = tokio::spawn(administer(world.clone(), polls.clone(), until));
+    let streams: OpenPolls = Arc::default();
+    let admins = [
+        tokio::spawn(administer(world.clone(), polls.clone(), PollSource::Ingest, until)),
+        tokio::spawn(administer(world.clone(), streams.clone(), PollSource::Stream, until)),
+    ];
+    let producer = tokio::spawn(producers::produce(world.clone(), polls.clone(), streams.clone(), until));
     let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| tokio::spawn(clients::client(world.clone(), ingests.clone(), polls.clone(), log.clone(), until)))
+        .map(|_| {
+            let polls = [polls.clone(), streams.clone()];
+            tokio::spawn(clients::client(world.clone(), ingests.clone(), polls, log.clone(), until))
+        })
         .collect();
 
     while Instant::now() < until {
         sleep(Duration::from_millis(world.draw(|rng| rng.random_range(100..1_200)))).await;
         let victim = world.draw(|rng| rng.random_range(0..processes.len()));
-        match world.draw(|rng| rng.random_range(0..13)) {
+        match world.draw(|rng| rng.random_range(0..14)) {
             0..3 => world.reshard(),
             3..6 => {
                 world.fault(Fault::Crash);
@@ -138,11 +148,14 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
             9 => world.steal(),
             10 => world.slow_down(Duration::from_millis(world.draw(|rng| rng.random_range(500..8_000)))),
             11 => world.fill_up(Duration::from_millis(world.draw(|rng| rng.random_range(200..5_000)))),
+            12 => processes[victim].jump(world),
             _ => {}
         }
     }
 
-    admin.await.map_err(|error| format!("the administrator failed: {error}"))?;
+    for admin in admins.into_iter().chain([producer]) {
+        admin.await.map_err(|error| format!("an administrator or producer failed: {error}"))?;
+    }
     for client in clients {
         timeout(REST_MAX, client)
             .await
@@ -150,6 +163,7 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
             .map_err(|error| error.to_string())?;
     }
     world.calm.store(true, Ordering::Relaxed);
+    mend_clocks(world, &mut processes, &ingests);
     let is_final = || world.state.lock().polls.values().all(|poll| poll.final_result.is_some());
     wait_for("every poll is final", is_final, world).await?;
     let finals = finals(world);
@@ -157,6 +171,14 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
     sleep(AFTERMATH).await;
     wait_for("everything is committed", || is_committed(world), world).await?;
     Ok(finals)
+}
+
+/// Processes with a wrong clock are started again on a machine with a right one: nobody can settle a poll's end otherwise.
+fn mend_clocks(world: &Arc<World>, processes: &mut [Process], ingests: &Ingests) {
+    for process in processes.iter_mut().filter(|process| process.clock.is_wrong()) {
+        process.crash(world, ingests);
+        *process = Process::start(world, process.kind, ingests);
+    }
 }
 
 pub(super) fn finals(world: &World) -> BTreeMap<String, Vec<u64>> {
@@ -195,8 +217,8 @@ pub(super) fn is_committed(world: &World) -> bool {
     })
 }
 
-/// Creates polls, and closes some of them early.
-async fn administer(world: Arc<World>, polls: OpenPolls, until: Instant) {
+/// Creates polls of a source, and closes some of them early.
+async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, until: Instant) {
     let skew = skew(&world);
     let host = Host::new(world.clone(), Arc::default(), skew);
     let ports = host.ports();
@@ -204,21 +226,29 @@ async fn administer(world: Arc<World>, polls: OpenPolls, until: Instant) {
         if Instant::now() + Duration::from_secs(5) > until {
             break;
         }
-        let Ok(id) = PollId::new(&format!("poll-{number}")) else { return };
+        let Ok(id) = PollId::new(&format!("{}-{number}", if source == PollSource::Ingest { "poll" } else { "stream" }))
+        else {
+            return;
+        };
         let options = (0..OPTIONS).map(|option| PollOption { id: option.to_string().into(), title: String::new() });
-        let opens_at = host.now();
+        let opens_at =
+            host.now().plus(if source == PollSource::Ingest { Duration::ZERO } else { BOUNDS.close_margin() });
         let closes_at = opens_at.plus(Duration::from_millis(world.draw(|rng| rng.random_range(3_000..20_000))));
-        let poll = Poll::new(id.clone(), String::new(), options.collect(), opens_at, closes_at, PollSource::Ingest, 1);
+        let poll = Poll::new(id.clone(), String::new(), options.collect(), opens_at, closes_at, source, 1);
         let Ok(poll) = poll else { return };
-        loop {
-            match ports.polls.create(&poll).await {
-                Ok(Created::New | Created::Existing(_)) => break,
-                Err(_) => sleep(Duration::from_millis(50)).await,
+        if source == PollSource::Stream {
+            // Other producers may be early; and it is assumed that this write lands within two seconds.
+            polls.lock().push((id.clone(), 0));
+            sleep(Duration::from_millis(world.draw(|rng| rng.random_range(0..CREATE_MS_MAX)))).await;
+            world.state.lock().polls.insert(id.clone(), poll);
+        } else {
+            while ports.polls.create(&poll).await.is_err() {
+                sleep(Duration::from_millis(50)).await;
             }
+            polls.lock().push((id.clone(), 0));
         }
-        polls.lock().push((id.clone(), 0));
-        if world.draw(|rng| rng.random_bool(0.5)) {
-            sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..6_000)))).await;
+        if world.draw(|rng| rng.random_bool(0.7)) {
+            sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..4_000)))).await;
             world.fault(Fault::EarlyClose);
             if mutation::is_active(Mutation::ClosedInOneStep) {
                 ports.polls.close(&id, host.now().plus(BOUNDS.close_margin())).await.ok();
@@ -235,8 +265,38 @@ async fn administer(world: Arc<World>, polls: OpenPolls, until: Instant) {
                 }
             }
         }
-        sleep(Duration::from_millis(world.draw(|rng| rng.random_range(2_000..9_000)))).await;
+        sleep(Duration::from_millis(world.draw(|rng| rng.random_range(1_000..6_000)))).await;
     }
+}
+
+/// Within which the write of a STREAM poll lands.
+const CREATE_MS_MAX: u64 = 2_000;
+
+/// By how much a wrong clock is behind: from just beyond the bound to long beyond L. Each such vote must be refused, or be in
+/// time all the same.
+const BEHIND_MS: std::ops::Range<i64> = 300..20_000;
+/// By how much a wrong clock is ahead. Less than this cannot be proven by one answer, whose time is cut to a second and which
+/// may take as long as a vote may wait.
+const AHEAD_MS: std::ops::Range<i64> = 4_000..60_000;
+/// Of so many ingest processes one starts with a wrong clock.
+const WRONG_CLOCK_ONE_IN: u32 = 8;
+
+/// The clock of an ingest process: at times wrong.
+fn skew_of_ingest(world: &World) -> i64 {
+    if world.is_calm() {
+        return skew(world);
+    }
+    let (kind, behind, ahead) = world.draw(|rng| {
+        (rng.random_range(0..2 * WRONG_CLOCK_ONE_IN), rng.random_range(BEHIND_MS), rng.random_range(AHEAD_MS))
+    });
+    let wrong = match kind {
+        0 => -behind,
+        1 => ahead,
+        _ => return skew(world),
+    };
+    world.fault(Fault::WrongClock);
+    world.note(|| format!("a clock is ahead by {wrong} ms"));
+    wrong
 }
 
 /// Difference of a clock to the true time: any two clocks differ by the skew bound at most.
@@ -261,12 +321,18 @@ pub(super) struct Process {
     frozen: Arc<Frozen>,
     dead: CancellationToken,
     task: AbortHandle,
+    clock: Host,
 }
 
 impl Process {
     pub(super) fn start(world: &Arc<World>, kind: Kind, ingests: &Ingests) -> Self {
         let frozen = Arc::<Frozen>::default();
-        let host = Host::new(world.clone(), frozen.clone(), skew(world));
+        let skew = match kind {
+            Kind::Ingest(_) => skew_of_ingest(world),
+            Kind::Worker(..) => skew(world),
+        };
+        let host = Host::new(world.clone(), frozen.clone(), skew);
+        let clock = host.clone();
         let dead = CancellationToken::new();
         let (seed, producer) = world.draw(|rng| (rng.random(), rng.random()));
         world.note(|| format!("{kind:?} starts"));
@@ -274,7 +340,15 @@ impl Process {
             Kind::Ingest(at) => tokio::spawn(ingest(host, at, seed, producer, ingests.clone(), dead.clone())),
             Kind::Worker(group, at) => tokio::spawn(worker(host, group, format!("{}-{at}-{seed}", group.as_str()))),
         };
-        Self { kind, frozen, dead, task: task.abort_handle() }
+        Self { kind, frozen, dead, task: task.abort_handle(), clock }
+    }
+
+    /// Its clock jumps ahead, as after a suspend or a wrong synchronisation.
+    fn jump(&self, world: &World) {
+        let ahead = world.draw(|rng| rng.random_range(AHEAD_MS));
+        world.fault(Fault::WrongClock);
+        world.note(|| format!("the clock of {:?} jumps ahead by {ahead} ms", self.kind));
+        self.clock.jump(ahead);
     }
 
     /// Ends the process: nothing of it goes on but the requests that are on their way.

@@ -101,7 +101,8 @@ pub fn run(schedule: Schedule) -> std::io::Result<Report> {
         world.calm.store(true, Ordering::Relaxed);
         let verdict = play(schedule, &world, &log).await;
         let votes = log.take();
-        let verdict = verdict.and_then(|finals| auditor::judge(&world.state.lock(), &votes, &finals));
+        let verdict =
+            verdict.and_then(|finals| auditor::judge(&world.state.lock(), &votes, &world.foreign.lock(), &finals));
         let (trace_hash, trace) = world.take_trace();
         Report { verdict, votes: votes.len(), trace_hash, trace }
     }))

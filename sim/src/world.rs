@@ -4,7 +4,7 @@
 //! long a request takes, whether it is refused, whether its answer is lost, whether a copy of it lands later.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
@@ -56,11 +56,17 @@ pub enum Fault {
     FullStore,
     /// A process stood still between two lines, before a reading of a clock.
     Stall,
+    /// A process had a clock that differs by more than the bound, from its start or by a jump.
+    WrongClock,
+    /// Another producer put a record.
+    Foreign,
+    /// A record of our format named a poll that takes its votes from the stream.
+    WrongSource,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Refused,
         Self::AnswerLost,
         Self::LateCopy,
@@ -75,6 +81,9 @@ impl Fault {
         Self::SlowShard,
         Self::FullStore,
         Self::Stall,
+        Self::WrongClock,
+        Self::Foreign,
+        Self::WrongSource,
     ];
 }
 
@@ -107,6 +116,16 @@ pub(super) struct StoredVote {
 pub(super) struct StoredTally {
     pub(super) position: SequenceNumber,
     pub(super) counts: BTreeMap<Arc<str>, i64>,
+}
+
+/// A vote that another producer has put into the stream.
+#[derive(Clone, Debug)]
+pub(super) struct ForeignVote {
+    pub(super) poll: PollId,
+    pub(super) user: String,
+    pub(super) option: usize,
+    /// The hash by which a vote of an aggregate was routed.
+    pub(super) hash: Option<u128>,
 }
 
 /// A record, and when readers see it.
@@ -181,6 +200,8 @@ pub(super) struct World {
     full_until: Mutex<Instant>,
     /// The next puts; when there are none left, the seed draws.
     pub(super) script: Mutex<VecDeque<ScriptedPut>>,
+    /// What other producers have put, by record: the auditor's own knowledge of it.
+    pub(super) foreign: Mutex<HashMap<Bytes, Vec<ForeignVote>>>,
     /// Shards whose records a group does not see for the time being.
     pub(super) unreadable: Mutex<Vec<(Group, ShardId)>>,
     /// Shards whose rows cannot be started for the time being.
@@ -202,9 +223,10 @@ const SLOW_SHARD_MS_MAX: u64 = 2_500;
 const READS: [&str; 7] = ["list_shards", "read", "get_poll", "list_polls", "recount", "read_tallies", "list_rows"];
 /// Of so many readings of a clock, four wait for a process that stands still: three shortly, and one longer than a poll's
 /// definition is valid.
-const STALL_ONE_IN: u32 = 250;
+const STALL_ONE_IN: u32 = 200;
 const STALL_SHORT_MS_MAX: u64 = 60;
-const STALL_LONG_MS_MAX: u64 = 3_000;
+const STALL_LONG_MS_MIN: u64 = 700;
+const STALL_LONG_MS_MAX: u64 = 2_000;
 /// How late a record shows.
 const VISIBLE_MS_MAX: u64 = 300;
 
@@ -222,6 +244,7 @@ impl World {
             slow: Mutex::default(),
             full_until: Mutex::new(Instant::now()),
             script: Mutex::default(),
+            foreign: Mutex::default(),
             unreadable: Mutex::default(),
             unstartable: Mutex::default(),
             trace: Mutex::new((DefaultHasher::new(), keep_trace.then(Vec::new))),
@@ -372,12 +395,12 @@ impl World {
             (
                 rng.random_range(0..STALL_ONE_IN),
                 rng.random_range(1..=STALL_SHORT_MS_MAX),
-                rng.random_range(1..=STALL_LONG_MS_MAX),
+                rng.random_range(0..=STALL_LONG_MS_MAX),
             )
         });
         let length = match kind {
             0..3 => short,
-            3 => long,
+            3 => STALL_LONG_MS_MIN + long,
             _ => return Duration::ZERO,
         };
         self.fault(Fault::Stall);
@@ -389,8 +412,13 @@ impl World {
         self.faults.add(fault);
     }
 
-    /// Stores a record, sent after `lag`. A copy of the request stores it once more.
-    pub(super) async fn put(self: &Arc<Self>, hash: u128, lag: Duration, data: Bytes) -> Result<Stored, PortError> {
+    /// Stores a record, sent after `lag`; also says when. A copy of the request stores it once more.
+    pub(super) async fn put(
+        self: &Arc<Self>,
+        hash: u128,
+        lag: Duration,
+        data: Bytes,
+    ) -> Result<(Stored, Timestamp), PortError> {
         let (jitter, visible) = self.draw(|rng| {
             let jitter = if rng.random_bool(0.3) { rng.random_range(0..=ARRIVAL_JITTER_MS_MAX) } else { 0 };
             (jitter, Duration::from_millis(rng.random_range(0..=VISIBLE_MS_MAX)))
@@ -422,7 +450,7 @@ impl World {
             let record = Record { sequence, arrived_at, partition_key: String::new(), data: data.clone() };
             records.push(StoredRecord { record, visible_at });
             world.note(|| format!("record {sequence} of {} bytes is stored in {}", data.len(), shard.id));
-            Stored { shard: shard.id.clone(), sequence }
+            (Stored { shard: shard.id.clone(), sequence }, world.now())
         })
         .await
     }

@@ -366,6 +366,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_time_of_a_poll_comes_from_a_clock_that_is_not_trusted() {
+        let (fake, polls) = service();
+        fake.set_contradicted(true);
+        let status = polls.create_poll(Request::new(request("p"))).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        fake.set_contradicted(false);
+        polls.create_poll(Request::new(request("p"))).await.unwrap();
+        fake.set_contradicted(true);
+        let close = || v1::ClosePollRequest { poll_id: "p".into() };
+        assert_eq!(polls.close_poll(Request::new(close())).await.unwrap_err().code(), Code::Unavailable);
+        // It takes no more votes, and closes once the clock is trusted.
+        assert_eq!(polls.get("p").await.unwrap().closing, Closing::Asked);
+        fake.set_contradicted(false);
+        polls.close_poll(Request::new(close())).await.unwrap();
+        assert_eq!(polls.get("p").await.unwrap().closing, Closing::Done);
+    }
+
+    #[tokio::test]
     async fn closing_only_ever_moves_to_an_earlier_time() {
         let (fake, polls) = service();
         polls.create(request("p")).await.unwrap();

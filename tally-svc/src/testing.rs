@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
 };
 
@@ -43,6 +43,7 @@ pub(crate) fn row(shard: &str, (start, end): (u128, u128), watermark: i64) -> Sh
 #[derive(Default)]
 pub(crate) struct Fake {
     now: AtomicI64,
+    contradicted: AtomicBool,
     polls: Mutex<BTreeMap<PollId, Poll>>,
     tallies: Mutex<BTreeMap<(PollId, Group, ShardId), TallyRow>>,
     rows: Mutex<Vec<ShardRow>>,
@@ -66,6 +67,11 @@ impl Fake {
 
     pub(crate) fn set_now(&self, now: i64) {
         self.now.store(now, Ordering::Relaxed);
+    }
+
+    /// The engines contradict the clock, or not any more.
+    pub(crate) fn set_contradicted(&self, contradicted: bool) {
+        self.contradicted.store(contradicted, Ordering::Relaxed);
     }
 
     pub(crate) fn set_rows(&self, rows: Vec<ShardRow>) {
@@ -141,6 +147,10 @@ impl Fake {
 impl Clock for Fake {
     fn now(&self) -> Timestamp {
         Timestamp(self.now.load(Ordering::Relaxed))
+    }
+
+    fn is_trusted(&self) -> bool {
+        !self.contradicted.load(Ordering::Relaxed)
     }
 }
 

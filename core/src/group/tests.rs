@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     batch::BatchId,
     foreign::tests as foreign_tests,
+    metrics,
     poll::{Poll, PollId, PollSource},
     port::PollStore,
     routing::HashRange,
@@ -191,6 +192,27 @@ async fn a_window_waits_while_its_poll_is_being_closed_and_not_longer() {
     memory.close(&poll.id, Timestamp(1_001)).await.unwrap();
     memory.until_committed(GROUP).await;
     assert_eq!(memory.counts("s").0, [("x".into(), 1)].into());
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_of_the_future_is_waited_for() {
+    let memory = Memory::new(1);
+    memory.add_poll("p", &["x"]);
+    let (users, ahead) = (users(2), Duration::from_secs(30));
+    let later = memory.ports().clock.now().plus(ahead);
+    memory.vote(id(1), "p", &votes(&users[..1], "x"), 1_000);
+    memory.vote(id(2), "p", &votes(&users[1..], "x"), later.0);
+    let waited = || metrics::RECORDS_OF_THE_FUTURE.get(0);
+    let before = waited();
+    let worker = Worker::start(&memory, "a");
+    tokio::time::sleep(ahead - Duration::from_secs(1)).await;
+    // What came before it counts.
+    assert_counts(&memory, &[("x", 1)]);
+    assert_eq!(waited(), before + 1);
+    memory.until_committed(GROUP).await;
+    assert_counts(&memory, &[("x", 2)]);
+    assert!(memory.row(GROUP, "s0").unwrap().progress.watermark >= later);
     worker.stop().await;
 }
 
