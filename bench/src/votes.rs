@@ -32,6 +32,15 @@ pub(crate) fn option(rng: &mut StdRng) -> &'static str {
 
 /// A message of random votes.
 pub(crate) fn message(rng: &mut StdRng, votes: usize) -> VotesMessage {
+    message_for(rng, votes, option)
+}
+
+/// A message of random votes for an option that the poll does not have.
+pub(crate) fn refused(rng: &mut StdRng, votes: usize) -> VotesMessage {
+    message_for(rng, votes, |_| "option-9")
+}
+
+fn message_for(rng: &mut StdRng, votes: usize, option: fn(&mut StdRng) -> &'static str) -> VotesMessage {
     let mut message = VotesMessage::with_capacity(votes * 60);
     for _ in 0..votes {
         message.push(POLL, &user(rng), option(rng));

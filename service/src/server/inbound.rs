@@ -31,6 +31,9 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
 const DATA: u8 = 0;
 
+/// A service that looks after its messages itself has so much time to answer before its request is cut off.
+const AFTER_THE_SERVICE: Duration = Duration::from_secs(1);
+
 /// What a received frame takes beside its bytes: the library's own figure for it.
 pub(crate) const FRAME_OVERHEAD_BYTES: u64 = 256;
 
@@ -186,7 +189,7 @@ impl Inbound {
     /// What has not come in time is not waited for.
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
         if let Time::Within(within) = self.time {
-            self.time = Time::Until(Box::pin(sleep(within)));
+            self.time = Time::Until(Box::pin(sleep(within + AFTER_THE_SERVICE)));
         }
         let Time::Until(over) = &mut self.time else { return Poll::Pending };
         ready!(over.as_mut().poll(cx));

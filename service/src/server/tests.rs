@@ -206,7 +206,7 @@ async fn a_message_has_its_time_and_a_stream_has_any() {
         let frames = client.until(|frame| frame.stream == 1 && frame.kind == DATA).await;
         assert_eq!(frames.last().unwrap().payload, b"the message took too long to arrive", "{dribbles}");
         let seconds = began.elapsed().as_secs_f64();
-        assert!((9.9..10.2).contains(&seconds), "{seconds} s");
+        assert!((10.9..11.2).contains(&seconds), "{seconds} s");
         sleep(SLOW).await;
         client.send(Frame::data(3, b"x").with_end()).await;
         client.until(|frame| frame.payload == (bytes + 1).to_string().as_bytes()).await;
