@@ -52,9 +52,7 @@ async fn a_vote_by_grpc_web_is_answered_whole() {
             }
         }
     }
-    close(&server, "web").await;
-    assert_eq!(final_result(&server, "web").await.total_votes, voters, "one vote a browser");
-    server.counts_exactly().await;
+    ends_with(server, "web", voters).await;
 }
 
 /// No. 5: however many votes of a legal message are rejected, a client of any make is told of each.
@@ -95,9 +93,7 @@ async fn json_says_200_only_for_what_is_durable() {
         assert_eq!((answer.status, &answer.body[..]), (200, &b"{}"[..]), "grpc-timeout: {timeout}: {answer:?}");
         durable += 1;
     }
-    close(&server, "json").await;
-    assert_eq!(final_result(&server, "json").await.total_votes, durable);
-    server.counts_exactly().await;
+    ends_with(server, "json", durable).await;
 }
 
 /// No. 11: a page of another origin cannot cast a vote by a request for which a browser asks nobody.
@@ -146,9 +142,7 @@ async fn a_page_of_another_origin_cannot_vote_unasked() {
             assert_eq!(answer.status, 200, "host {host}, {content_type}: {answer:?}");
         }
     }
-    close(&server, "page").await;
-    assert_eq!(final_result(&server, "page").await.total_votes, good.len() as u64, "the victim has not voted");
-    server.counts_exactly().await;
+    ends_with(server, "page", good.len() as u64).await;
 }
 
 /// No. 15: a deadline is honoured on every call, and what expired says so.
@@ -210,9 +204,7 @@ async fn what_is_no_protobuf_is_called_that() {
         assert_eq!(code, Code::InvalidArgument as u32, "{junk:?}: {outcome:?}");
         assert!(!message.contains("twice"), "{junk:?}: {message}");
     }
-    close(&server, "p").await;
-    assert_eq!(final_result(&server, "p").await.total_votes, 0);
-    server.counts_exactly().await;
+    ends_with(server, "p", 0).await;
 }
 
 /// No. 18: what no URL can name is no id.
@@ -274,9 +266,7 @@ async fn ids_and_messages_are_taken_up_to_their_limits() {
         let outcome = call.send(server.ingest).await.unwrap().outcome();
         assert_eq!(outcome.status.as_ref().map(|(code, _)| *code), Some(code), "{bytes} bytes: {outcome:?}");
     }
-    close(&server, &longest).await;
-    assert_eq!(final_result(&server, &longest).await.total_votes, 2);
-    server.counts_exactly().await;
+    ends_with(server, &longest, 2).await;
 }
 
 /// No. 24: what some clients of a proxy do costs its other clients nothing.
@@ -313,9 +303,7 @@ async fn callers_of_a_shared_connection_do_not_pay_for_others() {
         let heard = proxy.heard();
         assert!(answered && heard.goaway.is_none(), "innocent call {innocent}: {heard:?}");
     }
-    close(&server, "shared").await;
-    assert_eq!(final_result(&server, "shared").await.total_votes, innocent);
-    server.counts_exactly().await;
+    ends_with(server, "shared", innocent).await;
 }
 
 /// No. 3: a vote that was acknowledged counts, whatever it waited behind while its poll was being closed.

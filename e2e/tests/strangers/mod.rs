@@ -15,7 +15,7 @@ use votestream_e2e::{
     stack::connect,
 };
 use votestream_proto::v1::{
-    ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse, PollOption,
+    ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, PollOption,
     ingest_service_client::IngestServiceClient, poll_service_client::PollServiceClient,
     results_service_client::ResultsServiceClient,
 };
@@ -67,12 +67,18 @@ async fn close(server: &Server, poll: &str) {
     PollServiceClient::new(connect(server.results).await).close_poll(request).await.unwrap();
 }
 
-/// The final result of a poll that is closed.
-async fn final_result(server: &Server, poll: &str) -> GetFinalResultsResponse {
-    let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
-    let mut client = ResultsServiceClient::new(connect(server.results).await);
-    let result = tokio::time::timeout(PATIENCE, client.get_final_results(request)).await;
-    result.expect("the result never becomes final").unwrap().into_inner()
+/// The end of a test: its poll is closed and has so many votes, and every honest vote beside is counted.
+async fn ends_with(server: Server, poll: &str, votes: u64) {
+    close(&server, poll).await;
+    let results = server.results;
+    // Both wait for a final result, which takes its time.
+    tokio::join!(server.counts_exactly(), async {
+        let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
+        let mut client = ResultsServiceClient::new(connect(results).await);
+        let result = tokio::time::timeout(PATIENCE, client.get_final_results(request)).await;
+        let result = result.expect("the result never becomes final").unwrap().into_inner();
+        assert_eq!(result.total_votes, votes, "{result:?}");
+    });
 }
 
 /// A call of a gRPC method with this body.
