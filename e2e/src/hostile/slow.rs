@@ -13,6 +13,8 @@ use super::{
 
 /// Most calls of a connection that a server allows at once, or more.
 const CALLS: usize = 38;
+/// How long a server may take to grant room for more of a message.
+const GRANTED: Duration = Duration::from_millis(250);
 /// How long what was begun is held.
 const HELD: Duration = Duration::from_secs(1);
 
@@ -65,7 +67,7 @@ pub async fn unfinished(connection: &mut Http2, path: &str, calls: usize, declar
     for _ in 0..calls {
         let stream = connection.call(path, &[]).await?;
         // A server that grants no more has had enough of this one.
-        tokio::time::timeout(HELD, connection.data(stream, &content, usize::MAX, false)).await.ok();
+        tokio::time::timeout(GRANTED, connection.data(stream, &content, usize::MAX, false)).await.ok();
     }
     Ok(())
 }

@@ -112,6 +112,15 @@ impl Case {
         false
     }
 
+    /// Whether it names a deadline that is none: gRPC has up to eight digits and a unit.
+    pub(crate) fn has_bad_deadline(&self) -> bool {
+        let deadline = self.call.headers.iter().find(|(name, _)| name == "grpc-timeout");
+        deadline.is_some_and(|(_, text)| {
+            let digits = text.strip_suffix(['H', 'M', 'S', 'm', 'u', 'n']).unwrap_or_default();
+            !(1..=8).contains(&digits.len()) || !digits.bytes().all(|digit| digit.is_ascii_digit())
+        })
+    }
+
     /// Whether its deadline ends it.
     pub(crate) fn expires(&self) -> bool {
         self.call.open && self.call.headers.iter().any(|(name, _)| name == "grpc-timeout")

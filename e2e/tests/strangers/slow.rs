@@ -73,7 +73,7 @@ async fn thousands_of_idle_connections_cost_little() {
 
 /// Limits that a test can wait for. An honest voter needs less, also on a busy machine.
 fn impatient() -> Options {
-    let arguments = ["--first-request-timeout=5s", "--idle-timeout=8s"];
+    let arguments = ["--first-request-timeout=5s", "--message-timeout=5s", "--idle-timeout=8s"];
     Options { arguments: arguments.map(String::from).into(), ..Options::default() }
 }
 
@@ -175,7 +175,7 @@ async fn who_does_not_come_to_the_point_is_shown_out() {
 /// No. 8: a call whose message comes byte by byte, or not at all, has an end, though its connection is used well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_does_not_come_has_an_end() {
-    let (mut server, mut rng) = start("message byte by byte").await;
+    let (mut server, mut rng) = start_with("message byte by byte", impatient()).await;
     let mut calls = tokio::task::JoinSet::new();
     for method in METHODS {
         for pause in [None, Some(Duration::from_millis(rng.random_range(100..900)))] {
