@@ -51,14 +51,24 @@ impl Turn {
 #[derive(Debug)]
 pub(crate) struct Outbound {
     body: Body,
-    /// What the body gave first, before anybody asked for it.
-    first: Option<Given>,
     /// What the body gave and is not handed out yet.
-    rest: Option<Piece>,
+    next: Option<Given>,
     /// Pieces that were handed out.
     pieces: usize,
     /// It is under way until the answer is handed out.
     call: Call,
+}
+
+/// What a body gave.
+#[derive(Debug)]
+enum Given {
+    /// Data that is not counted.
+    Small(Bytes),
+    /// Data that is, as long as the connection is not written off.
+    Large(Arc<Held>),
+    Trailers(HeaderMap),
+    Error(Status),
+    End,
 }
 
 /// A piece of an answer, counted until the last of its kind is written.
@@ -68,60 +78,53 @@ pub(crate) struct Piece {
     _held: Option<Arc<Held>>,
 }
 
-/// What a body gives at a time.
-type Given = Option<Result<Frame<Piece>, Status>>;
-
 impl Outbound {
     pub(crate) fn new(body: Body, call: Call) -> Self {
-        let mut this = Self { body, first: None, rest: None, pieces: 0, call };
+        let mut this = Self { body, next: None, pieces: 0, call };
         // A body may hold what it will give in another form, as large as that, and the library does not ask for it while the client
         // has no room. So it is made at once, and counted. Whoever asks later is woken by what comes later.
         if let Poll::Ready(given) = this.pull(&mut Context::from_waker(Waker::noop())) {
-            this.first = Some(given);
+            this.next = Some(given);
         }
         this
     }
 
     /// What the body gives next, counted.
     fn pull(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
-        let given = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        Poll::Ready(given.map(|given| {
-            given.map(|frame| match frame.into_data() {
-                Ok(bytes) => {
-                    let counted = bytes.len() > COUNTED_BYTES;
-                    let held = counted.then(|| Held::new(self.call.link(), bytes.len() as u64));
-                    Frame::data(Piece { bytes, _held: held })
-                }
-                Err(frame) => Frame::trailers(frame.into_trailers().unwrap_or_else(|_| HeaderMap::new())),
-            })
-        }))
-    }
-
-    /// The next piece of what the body gave, whose memory is free when all pieces of it are.
-    fn cut(&mut self, mut piece: Piece) -> Piece {
-        if piece.bytes.len() <= PIECE_BYTES {
-            return piece;
-        }
-        let first = piece.bytes.split_to(PIECE_BYTES);
-        let first = Piece { bytes: first, _held: piece._held.clone() };
-        self.rest = Some(piece);
-        first
+        Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) if bytes.len() <= COUNTED_BYTES => Given::Small(bytes),
+                Ok(bytes) => Given::Large(Held::new(self.call.link(), bytes)),
+                Err(frame) => Given::Trailers(frame.into_trailers().unwrap_or_else(|_| HeaderMap::new())),
+            },
+            Some(Err(error)) => Given::Error(error),
+            None => Given::End,
+        })
     }
 
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, Status>>> {
-        if let Some(rest) = self.rest.take() {
-            return Poll::Ready(Some(Ok(Frame::data(self.cut(rest)))));
-        }
-        let given = match self.first.take() {
+        let given = match self.next.take() {
             Some(given) => given,
             None => ready!(self.pull(cx)),
         };
-        Poll::Ready(given.map(|given| {
-            given.map(|frame| match frame.into_data() {
-                Ok(piece) => Frame::data(self.cut(piece)),
-                Err(trailers) => trailers,
-            })
-        }))
+        Poll::Ready(match given {
+            Given::Small(bytes) => Some(Ok(Frame::data(Piece { bytes, _held: None }))),
+            Given::Large(held) => Some(self.cut(held).map(Frame::data)),
+            Given::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+            Given::Error(error) => Some(Err(error)),
+            Given::End => None,
+        })
+    }
+
+    /// The next piece of what is held, whose memory is free when all pieces of it are.
+    fn cut(&mut self, held: Arc<Held>) -> Result<Piece, Status> {
+        let Some((bytes, is_last)) = held.cut(PIECE_BYTES) else {
+            return Err(Status::resource_exhausted("the answer was not taken in time"));
+        };
+        if !is_last {
+            self.next = Some(Given::Large(held.clone()));
+        }
+        Ok(Piece { bytes, _held: Some(held) })
     }
 }
 
@@ -144,17 +147,23 @@ impl http_body::Body for Outbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_none() && matches!(self.first, None | Some(None)) && self.body.is_end_stream()
+        match &self.next {
+            None => self.body.is_end_stream(),
+            Some(given) => matches!(given, Given::End),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let first = self.first.iter().flatten().flatten().filter_map(Frame::data_ref);
-        let rest = first.chain(&self.rest).map(|piece| piece.bytes.len() as u64).sum::<u64>();
+        let next = match &self.next {
+            Some(Given::Small(bytes)) => bytes.len() as u64,
+            Some(Given::Large(held)) => held.left(),
+            Some(Given::Trailers(_) | Given::Error(_) | Given::End) | None => 0,
+        };
         let mut hint = self.body.size_hint();
         if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(rest));
+            hint.set_upper(upper.saturating_add(next));
         }
-        hint.set_lower(hint.lower().saturating_add(rest));
+        hint.set_lower(hint.lower().saturating_add(next));
         hint
     }
 }
