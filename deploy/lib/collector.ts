@@ -30,6 +30,12 @@ export const METRICS = {
   'votestream.group.flush.age': ['group'],
   'votestream.group.iterator.age': ['group'],
   'votestream.group.lease.changes': ['group', 'change'],
+  'votestream.group.records.early': ['group'],
+  'votestream.group.records.future': ['group'],
+  'votestream.clock.ahead': [],
+  'votestream.clock.contradicted': [],
+  'votestream.server.connections': [],
+  'votestream.server.connections.closed': ['reason'],
 } as const satisfies Record<string, readonly string[]>;
 
 export type MetricName = keyof typeof METRICS;

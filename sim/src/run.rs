@@ -261,7 +261,7 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
             if world.draw(|rng| rng.random_bool(0.7)) {
                 let closes_at = host.now().plus(BOUNDS.settle_margin());
                 // At times the write is held back until long after the end that it names.
-                let held = world.draw(|rng| if rng.random_bool(0.3) { rng.random_range(0..HELD_MS_MAX) } else { 0 });
+                let held = world.draw(|rng| if rng.random_bool(0.6) { rng.random_range(0..HELD_MS_MAX) } else { 0 });
                 sleep(Duration::from_millis(held)).await;
                 while ports.polls.close(&id, closes_at).await.is_err() {
                     sleep(Duration::from_millis(50)).await;
@@ -273,7 +273,7 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
 }
 
 /// Longest time for which the second step of a closing is held back.
-const HELD_MS_MAX: u64 = 5_000;
+const HELD_MS_MAX: u64 = 9_000;
 /// Within which the write of a STREAM poll lands.
 const CREATE_MS_MAX: u64 = 2_000;
 
