@@ -211,6 +211,18 @@ export class Monitoring extends Construct {
       metric: sum({ a: discarded('late'), b: discarded('wrong_shard'), c: discarded('unreadable') }, 'discarded votes'),
       threshold: 1,
     });
+    const inGroup = (group: 'persist' | 'tally', name: 'early' | 'future'): Metric =>
+      own(group, `votestream.group.records.${name}`, { group });
+    this.alarm('clocks-apart', {
+      description: 'A clock differs from the others by more than the protocol allows: votes are refused, or shards wait.',
+      metric: sum({
+        a: inGroup('persist', 'early'),
+        b: inGroup('persist', 'future'),
+        c: inGroup('tally', 'future'),
+        d: own('ingest', 'votestream.clock.contradicted', {}, { statistic: 'Maximum' }),
+      }, 'signs of a wrong clock'),
+      threshold: 1,
+    });
     this.alarm('telemetry-missing', {
       description: 'ingest-svc sends no metrics: the alarms on its own metrics are blind.',
       metric: own('ingest', 'votestream.lane.bytes', {}, { statistic: 'SampleCount' }),
