@@ -146,9 +146,10 @@ pub(crate) async fn stream_votes<T>(
     Ended { sent, settled, unknown_from: None, failure: None }
 }
 
-/// Whether a stream on which everything is settled has ended for a reason that is none for the next one.
+/// Whether a stream on which everything is settled has ended for a reason that is none for the next one: the service, or the
+/// connection, came to its end. If there is no other connection, the next message finds that out.
 fn may_go_on(status: Option<&Status>) -> bool {
-    status.is_none_or(|status| status.code() == Code::Unavailable)
+    status.is_none_or(|status| status.code() == Code::Unavailable || std::error::Error::source(status).is_some())
 }
 
 /// The first vote without an outcome: one that is pending, or the first that waits in the source and was not sent.

@@ -34,7 +34,7 @@ pub enum Discard {
     DuplicateOrSuperseded,
     /// The vote's hash is not in the shard's range.
     WrongShard,
-    /// It reached the stream later than L after it was accepted.
+    /// It reached the stream later than L after it was accepted, or earlier than L before.
     Late,
     /// The poll takes its votes from the other side.
     WrongSource,
@@ -437,7 +437,9 @@ fn in_time(
     if accepted_at < opens_at || accepted_at >= closes_at {
         return Err(Discard::Closed);
     }
-    if clock > accepted_at.plus(late_after) {
+    // Neither long after it was accepted nor, by a clock that was wrong, long before: copies of a record that count lie within
+    // 2 L of each other, for which producer memory is kept.
+    if clock > accepted_at.plus(late_after) || accepted_at > clock.plus(late_after) {
         return Err(Discard::Late);
     }
     Ok(())
@@ -475,6 +477,7 @@ fn all_count(
     let Some(&first) = accepted.next() else { return false };
     let (earliest, latest) = accepted.fold((first, first), |(min, max), &at| (min.min(at), max.max(at)));
     clock <= earliest.plus(late_after(bounds))
+        && latest <= clock.plus(late_after(bounds))
         && entries.iter().all(|entry| entry.is_ok_and(|(opens, closes)| opens <= earliest && latest < closes))
 }
 
@@ -771,6 +774,10 @@ mod tests {
         assert_eq!(decision.selected[0].only, Some(vec![1]));
         assert_eq!(decision.discards.get(Discard::Late), 1);
         assert_eq!(decide_at(20_000, &[14_000, 19_999]).selected[0].only, None);
+        // Accepted by a clock that was far ahead.
+        let decision = decide_at(11_000, &[11_000 + late_after, 11_001 + late_after]);
+        assert_eq!(decision.selected[0].only, Some(vec![0]));
+        assert_eq!(decision.discards.get(Discard::Late), 1);
     }
 
     #[test]

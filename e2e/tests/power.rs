@@ -11,6 +11,8 @@ const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 /// Cuts that one data directory lives through, before it is judged.
 const CUTS_PER_HISTORY: u64 = 5;
 
+/// Most cuts that are added until one has hit a vote on its way, and one has lost something.
+const MORE_CUTS_MAX: u64 = 20;
 /// From so many cuts on, the power is cut before every event of a first start, of which there are about so many.
 const EVERY_EVENT: u64 = 300;
 const START_EVENTS: u64 = 1_200;
@@ -29,22 +31,33 @@ async fn cuts(test: &str, kind: Kind, percent: u64) {
     let rounds = (number("VOTESTREAM_POWER_ROUNDS", 20) * percent).div_ceil(100);
     let seed = number("VOTESTREAM_POWER_SEED", 1);
     let mut report = Report::default();
-    for (history, first) in (0..rounds).step_by(CUTS_PER_HISTORY as usize).enumerate() {
-        let (cuts, seed) = (CUTS_PER_HISTORY.min(rounds - first), seed + history as u64);
-        let lived = power::history(kind, VOTESTREAM, cuts as usize, seed).await;
+    for history in 0.. {
+        let left = rounds.saturating_sub(report.total() as u64);
+        // A few cuts may spare everything, and then there are more.
+        if left == 0 && (hit(&report) || report.total() as u64 >= rounds + MORE_CUTS_MAX) {
+            break;
+        }
+        let cuts = if left == 0 { CUTS_PER_HISTORY } else { left.min(CUTS_PER_HISTORY) };
+        let lived = power::history(kind, VOTESTREAM, cuts as usize, seed + history).await;
         report.add(lived.unwrap_or_else(|reason| {
             panic!(
-                "{reason}\nagain: VOTESTREAM_POWER_SEED={seed} VOTESTREAM_POWER_ROUNDS={} \
+                "{reason}\nagain: VOTESTREAM_POWER_SEED={} VOTESTREAM_POWER_ROUNDS={} \
                  cargo test -p votestream-e2e --test power -- --exact --nocapture {test}",
+                seed + history,
                 cuts * 100 / percent
             )
         }));
     }
     eprintln!("{test}: {report:?}");
-    assert_eq!(report.total() as u64, rounds, "{report:?}");
+    assert!(report.total() as u64 >= rounds, "{report:?}");
     assert!(report.under_load > 0, "no cut hit a vote on its way: {report:?}");
     assert!(report.lost[0] > 0, "no cut lost anything: {report:?}");
     assert!(report.votes[0] > 0 && report.crowd > 0, "no vote came through: {report:?}");
+}
+
+/// Whether the cuts could have shown a fault.
+fn hit(report: &Report) -> bool {
+    report.under_load > 0 && report.lost[0] > 0 && report.votes[0] > 0 && report.crowd > 0
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,19 @@
 //! CastVote, whatever arrives as its request: ingest reads and answers these calls itself.
 
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, metadata::AsciiMetadataValue};
-use votestream_core::limits::MESSAGE_BYTES_MAX;
+use votestream_core::limits::SINGLE_VOTE_BYTES_MAX;
 use votestream_e2e::stack::{Stack, TEST_BOUNDS, connect};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
-use votestream_proto::{SmallBufferCodec, VotesMessage, v1::CastVoteResponse};
+use votestream_ingest::IngestConfig;
+use votestream_proto::{
+    SmallBufferCodec, VotesMessage,
+    v1::{CastVoteResponse, ingest_service_client::IngestServiceClient},
+};
 
 /// A message of votes.
 fn message(votes: &[(&str, &str, &str)]) -> VotesMessage {
@@ -35,8 +44,8 @@ async fn a_call_takes_one_vote_and_says_what_else_it_got() {
     stack.create_poll("p", ["a", "b"]).await;
 
     let vote = |user: &str| message(&[("p", user, "a")]);
-    let huge = vote(&"x".repeat(MESSAGE_BYTES_MAX));
-    let limit = MESSAGE_BYTES_MAX.to_string();
+    let huge = vote(&"x".repeat(SINGLE_VOTE_BYTES_MAX));
+    let limit = SINGLE_VOTE_BYTES_MAX.to_string();
     // What tonic answers, it answers for calls that name an encoding.
     let cases = [
         (vec![vote("u")], None, None),
@@ -66,5 +75,49 @@ async fn a_call_takes_one_vote_and_says_what_else_it_got() {
 
     let result = stack.finish("p").await;
     assert_eq!(result.total_votes, 2, "exactly what was taken");
+    stack.stop().await;
+}
+
+/// A stream of votes that brings none, or none any more, ends by itself; what it brought has its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_says_nothing_has_an_end() {
+    const SILENCE: Duration = Duration::from_secs(1);
+    let dir = tempfile::tempdir().unwrap();
+    let options = EmbeddedOptions { bounds: TEST_BOUNDS, ..EmbeddedOptions::default() };
+    let engine = EmbeddedEngine::open(dir.path(), options).unwrap();
+    let stack = Stack::start(engine.ports(), TEST_BOUNDS).await;
+    stack.create_poll("p", ["a"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (addr, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let config = IngestConfig {
+        bounds: TEST_BOUNDS,
+        first_message_timeout: SILENCE,
+        silence_timeout: SILENCE,
+        ..IngestConfig::one_machine()
+    };
+    let ingest = tokio::spawn(votestream_ingest::run(config, engine.ports(), listener, stop.clone()));
+
+    let mut client = IngestServiceClient::new(connect(addr).await);
+    for votes in [0, 1] {
+        // The sending side stays open.
+        let (sender, messages) = tokio::sync::mpsc::channel(1);
+        if votes > 0 {
+            sender.send(message(&[("p", "u", "a")])).await.unwrap();
+        }
+        let mut answers = client.stream_votes(ReceiverStream::new(messages)).await.unwrap().into_inner();
+        let mut through = 0;
+        let status = loop {
+            match answers.message().await {
+                Ok(Some(answer)) => (through, _) = (answer.durable_through, assert!(answer.rejections.is_empty())),
+                Ok(None) => panic!("a stream that was not finished ended well"),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!((through, status.code()), (votes, Code::Unavailable));
+        assert!(status.message().contains("nothing came for 1s"), "{status}");
+    }
+    stop.cancel();
+    ingest.await.unwrap().unwrap();
+    assert_eq!(stack.finish("p").await.total_votes, 1);
     stack.stop().await;
 }

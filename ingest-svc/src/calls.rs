@@ -30,7 +30,7 @@ use crate::{
     answer,
     inbound::{Inbound, Limits, Unreadable},
     inflight::Permit,
-    ledger::{Ledger as _, SingleVote},
+    ledger::SingleVote,
     refusal::status_of,
     session::Session,
 };
@@ -168,7 +168,6 @@ impl Calls {
         loop {
             let end = receive(&mut inbound, &mut received).await;
             if !received.is_empty() {
-                session.ready().await;
                 let permit = self.admission.acquire(&received).await;
                 let admitted = self.admission.admit(session, first, &received, permit).await;
                 first += admitted.map_err(|crowded| overloaded(&crowded.to_string()))?;

@@ -15,16 +15,21 @@ use http_body::{Body as _, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body, codegen::Bytes};
 use tonic_types::{ErrorDetails, StatusExt};
-use votestream_core::metrics::{self, Rejected};
+use votestream_core::{
+    limits::SINGLE_VOTE_BYTES_MAX,
+    metrics::{self, Rejected},
+};
 use votestream_proto::{FrameError, FrameReader, Frames};
 
 use crate::{
     calls::RETRY_AFTER,
     inflight::{WaitingBytes, WaitingPermit},
+    refusal::not_stored,
 };
 
-/// A part of a message up to this size needs no room: an HTTP/2 stream holds as much before anybody reads it.
-const PART_FREE: usize = 64 << 10;
+/// A message up to this size needs no room while a part of it is here: what waits for it takes as much anyway. A vote alone is
+/// never longer.
+const PART_FREE: usize = SINGLE_VOTE_BYTES_MAX;
 
 /// What a call may send, and how long that may take.
 #[derive(Clone, Copy, Debug)]
@@ -72,9 +77,9 @@ impl Unreadable {
             }
             Self::Frame(error) => malformed(format!("{message} cannot be read: {error}")),
             Self::CutOff => malformed(format!("{message} cannot be read: the call ends within it")),
-            Self::Slow(max) => Status::unavailable(format!(
-                "{message} did not arrive within {max:?}; it was not stored, send it again"
-            )),
+            Self::Slow(max) => {
+                not_stored(format!("{message} did not arrive within {max:?}; it was not stored, send it again"))
+            }
             Self::Silent(max) => {
                 Status::unavailable(format!("nothing came for {max:?}; every vote before has its answer, call again"))
             }
@@ -101,7 +106,8 @@ pub(crate) struct Inbound {
     frames: FrameReader,
     limits: Limits,
     room: WaitingBytes,
-    /// Room for the message of which a part is here, if it is large.
+    /// Room for the message of which a part is here; once it is whole, until the next one is asked for, so that it is counted
+    /// while it waits for room in flight.
     permit: Option<WaitingPermit>,
     /// When the service began to wait for what it waits for.
     since: Option<Instant>,
@@ -125,11 +131,14 @@ impl Inbound {
     /// The next messages, as many as arrived in one piece; `None` at the end. Whoever drops the future before it is ready loses
     /// nothing.
     pub(crate) async fn next(&mut self) -> Result<Option<Frames>, Unreadable> {
+        if self.frames.is_between_messages() {
+            self.permit = None;
+        }
         loop {
             match self.frames.next() {
                 Ok(None) => {}
                 Ok(frames) => {
-                    (self.since, self.permit, self.any) = (None, None, true);
+                    (self.since, self.any) = (None, true);
                     return Ok(frames);
                 }
                 Err(FrameError::TooLong(_)) => return Err(Unreadable::TooLong(self.limits.message_bytes_max)),
@@ -154,11 +163,13 @@ impl Inbound {
         *self.since.get_or_insert_with(Instant::now)
     }
 
-    /// Makes room for the rest of a large message, before more of it is kept.
+    /// Makes room for the rest of a message, before more of it is kept.
     async fn make_room(&mut self) -> Result<(), Unreadable> {
         if let Some(bytes) = self.frames.declared().filter(|&bytes| bytes > PART_FREE)
-            && self.permit.is_none()
+            && self.permit.as_ref().is_none_or(|permit| permit.bytes() < bytes)
         {
+            // That of the message before is given back first.
+            self.permit = None;
             let deadline = self.since() + self.limits.message_time_max;
             let permit = timeout_at(deadline, self.room.acquire(bytes)).await.map_err(|_| Unreadable::Crowded)?;
             self.permit = Some(permit);
@@ -324,9 +335,7 @@ mod tests {
         let header = |len: usize| [&[0][..], &(len as u32).to_be_bytes(), &[0; 100]].concat();
         let room = WaitingBytes::new(1 << 20);
         let mut calls = Vec::new();
-        for (len, gets_room) in
-            [(600 << 10, true), (600 << 10, false), (PART_FREE / 2, true), (MESSAGE_BYTES_MAX, false)]
-        {
+        for (len, gets_room) in [(600 << 10, true), (600 << 10, false), (PART_FREE / 2, true), (500 << 10, false)] {
             let (pieces, body) = slowly();
             pieces.send(Ok(header(len).into())).await.unwrap();
             let mut inbound = Inbound::new(body, LIMITS, room.clone());

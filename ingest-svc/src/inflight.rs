@@ -104,6 +104,14 @@ pub(crate) struct WaitingBytes {
 /// Share of [`WaitingBytes`], given back when it is dropped.
 pub(crate) struct WaitingPermit {
     _permit: OwnedSemaphorePermit,
+    bytes: usize,
+}
+
+impl WaitingPermit {
+    /// What it was taken for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl WaitingBytes {
@@ -115,13 +123,13 @@ impl WaitingBytes {
 
     /// Waits for room for so many bytes.
     pub(crate) async fn acquire(&self, bytes: usize) -> WaitingPermit {
-        WaitingPermit { _permit: take(&self.free, self.permits(bytes)).await }
+        WaitingPermit { _permit: take(&self.free, self.permits(bytes)).await, bytes }
     }
 
     /// Room for so many bytes, if there is any now.
     pub(crate) fn try_acquire(&self, bytes: usize) -> Option<WaitingPermit> {
         let permit = self.free.clone().try_acquire_many_owned(self.permits(bytes)).ok()?;
-        Some(WaitingPermit { _permit: permit })
+        Some(WaitingPermit { _permit: permit, bytes })
     }
 
     fn permits(&self, bytes: usize) -> u32 {

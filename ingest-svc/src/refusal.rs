@@ -2,13 +2,20 @@
 //!
 //! Owns the one map from refusals to codes of the API, to gRPC status (from which HTTP status follows), and to labels.
 
+use std::collections::HashMap;
+
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 use votestream_core::{
     Refusal,
     lane::Outcome,
     metrics::{self, Rejected},
 };
 use votestream_proto::v1::{Rejection, RejectionCode};
+
+/// Domain and reason of the `google.rpc.ErrorInfo` that tells the service's own UNAVAILABLE from a broken connection.
+const DOMAIN: &str = "votestream.v1";
+const NOT_STORED: &str = "VOTE_NOT_STORED";
 
 /// A vote of a stream that is not durable, or may not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +73,16 @@ pub(crate) fn status_of(refusal: &Refusal) -> Status {
     };
     match refusal.field() {
         Some(field) => votestream_service::http::status_of_field(code, field, refusal.to_string()),
+        None if code == Code::Unavailable => not_stored(refusal.to_string()),
         None => Status::new(code, refusal.to_string()),
     }
+}
+
+/// UNAVAILABLE of the service itself, for a vote that was certainly not stored: clients say UNAVAILABLE, too, when a connection
+/// breaks, and then nobody knows.
+pub(crate) fn not_stored(reason: String) -> Status {
+    let details = ErrorDetails::with_error_info(NOT_STORED, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Unavailable, reason, details)
 }
 
 /// Counts a vote that was refused before it reached a lane.
@@ -84,4 +99,18 @@ pub(crate) fn count(refusal: &Refusal) {
         Refusal::NotStored | Refusal::OutcomeUnknown => return,
     };
     metrics::rejected(reason, 1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_stored_is_told_from_a_broken_connection() {
+        let info =
+            |refusal: &Refusal| status_of(refusal).get_details_error_info().map(|info| (info.domain, info.reason));
+        assert_eq!(info(&Refusal::NotStored), Some((DOMAIN.into(), NOT_STORED.into())));
+        assert_eq!(info(&Refusal::ClockContradicted), Some((DOMAIN.into(), NOT_STORED.into())));
+        assert_eq!(info(&Refusal::OutcomeUnknown), None);
+    }
 }

@@ -194,6 +194,9 @@ impl CorsOrigins {
     }
 }
 
+/// Parameter of a content type that names how its text is encoded.
+const CHARSET: &[u8] = b"charset=";
+
 /// A body is of a kind that is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnsupportedMedia(&'static str);
@@ -214,13 +217,21 @@ impl From<UnsupportedMedia> for Response {
 /// If what the body means is not known.
 pub fn check_json(headers: &HeaderMap) -> Result<(), UnsupportedMedia> {
     let json = |content_type: &HeaderValue| {
-        let essence = content_type.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
-        essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        let mut parts = content_type.as_bytes().split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+        let essence = parts.next().unwrap_or_default();
+        // JSON has one encoding (RFC 8259, section 8.1), and nothing else is taken for it.
+        let is_utf8 = parts.all(|part| {
+            let (name, value) = part.split_at_checked(CHARSET.len()).unwrap_or((part, b""));
+            !name.eq_ignore_ascii_case(CHARSET)
+                || value.trim_ascii().eq_ignore_ascii_case(b"utf-8")
+                || value == b"\"utf-8\""
+        });
+        essence.eq_ignore_ascii_case(b"application/json") && is_utf8
     };
     match headers.get(header::CONTENT_TYPE) {
         Some(content_type) if json(content_type) => {}
         None if !headers.contains_key(header::ORIGIN) => {}
-        Some(_) | None => return Err(UnsupportedMedia("the content type must be application/json")),
+        Some(_) | None => return Err(UnsupportedMedia("the content type must be application/json, in UTF-8")),
     }
     let encodings = headers.get_all(header::CONTENT_ENCODING);
     if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -432,6 +443,7 @@ mod tests {
             &[("content-type", "text/plain")][..],
             &[("content-type", "application/x-www-form-urlencoded")],
             &[("content-type", "application/jsonp")],
+            &[("content-type", "application/json; charset=utf-16")],
             &[("content-type", "")],
             &[origin],
             &[json, ("content-encoding", "gzip")],

@@ -2,6 +2,9 @@
 //!
 //! Owns the shell of a process. Must never know what a vote is.
 
+// They panic once the reader of a pipe has left: `terminal` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod config;
 mod deadline;
 mod front;

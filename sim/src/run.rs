@@ -247,8 +247,8 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
             }
             polls.lock().push((id.clone(), 0));
         }
-        if world.draw(|rng| rng.random_bool(0.5)) {
-            sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..6_000)))).await;
+        if world.draw(|rng| rng.random_bool(0.7)) {
+            sleep(Duration::from_millis(world.draw(|rng| rng.random_range(500..4_000)))).await;
             world.fault(Fault::EarlyClose);
             if mutation::is_active(Mutation::ClosedInOneStep) {
                 ports.polls.close(&id, host.now().plus(BOUNDS.close_margin())).await.ok();
@@ -260,15 +260,20 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
             }
             if world.draw(|rng| rng.random_bool(0.7)) {
                 let closes_at = host.now().plus(BOUNDS.settle_margin());
+                // At times the write is held back until long after the end that it names.
+                let held = world.draw(|rng| if rng.random_bool(0.3) { rng.random_range(0..HELD_MS_MAX) } else { 0 });
+                sleep(Duration::from_millis(held)).await;
                 while ports.polls.close(&id, closes_at).await.is_err() {
                     sleep(Duration::from_millis(50)).await;
                 }
             }
         }
-        sleep(Duration::from_millis(world.draw(|rng| rng.random_range(2_000..9_000)))).await;
+        sleep(Duration::from_millis(world.draw(|rng| rng.random_range(1_000..6_000)))).await;
     }
 }
 
+/// Longest time for which the second step of a closing is held back.
+const HELD_MS_MAX: u64 = 5_000;
 /// Within which the write of a STREAM poll lands.
 const CREATE_MS_MAX: u64 = 2_000;
 

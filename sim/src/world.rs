@@ -225,8 +225,8 @@ const READS: [&str; 7] = ["list_shards", "read", "get_poll", "list_polls", "reco
 /// definition is valid.
 const STALL_ONE_IN: u32 = 200;
 const STALL_SHORT_MS_MAX: u64 = 60;
-const STALL_LONG_MS_MIN: u64 = 500;
-const STALL_LONG_MS_MAX: u64 = 2_500;
+const STALL_LONG_MS_MIN: u64 = 700;
+const STALL_LONG_MS_MAX: u64 = 2_000;
 /// How late a record shows.
 const VISIBLE_MS_MAX: u64 = 300;
 

@@ -310,6 +310,16 @@ mod tests {
             (Box::new(|r| r.options = vec![r.options[0].clone(); 2]), "options names \"x\" twice"),
             (Box::new(|r| r.options[1].option_id.clear()), "option_id is empty"),
             (Box::new(|r| r.options[1].title = "t".repeat(513)), "options.title is 513 bytes long"),
+            (Box::new(|r| r.poll_id = "..".into()), "poll_id must not be"),
+            (Box::new(|r| r.title = "a\nb".into()), "title holds a control character"),
+            (Box::new(|r| r.title = "a\u{202e}b".into()), "title holds a character that changes the direction"),
+            (Box::new(|r| r.options[1].option_id = "x ".into()), "option_id starts or ends with white space"),
+            (
+                Box::new(|r| r.options[1].option_id = "x\u{200b}".into()),
+                "option_id holds an invisible character, U+200B",
+            ),
+            (Box::new(|r| r.options[1].option_id = "\u{445}".into()), "options: \"x\" and"),
+            (Box::new(|r| r.options[1].title = " ".into()), "options.title is blank"),
             (Box::new(|r| r.closes_at = None), "closes_at is missing"),
             (Box::new(move |r| r.closes_at = at(NOW)), "closes_at must be in the future"),
             (Box::new(move |r| r.closes_at = at(NOW + 366 * DAY + 1)), "closes_at must be within the next 366 days"),
@@ -361,6 +371,24 @@ mod tests {
         assert_eq!(polls.create(request("p")).await.unwrap(), closed);
         fake.set_now(NOW + 2 * DAY);
         assert_eq!(polls.create(request("p")).await.unwrap(), closed);
+    }
+
+    #[tokio::test]
+    async fn a_poll_of_before_the_rules_can_be_created_again() {
+        let (fake, polls) = service();
+        let options = ["tea", "tea "].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
+        let (id, closes) = (PollId::new("..").unwrap(), Timestamp(NOW + DAY));
+        let old = Poll::defined(id, "a\nb".into(), options, Timestamp(NOW), closes, PollSource::Ingest, EXPECTED_PEAK);
+        let old = old.unwrap();
+        fake.ports().polls.create(&old).await.unwrap();
+        let mut again = v1::CreatePollRequest { title: "a\nb".into(), ..request("..") };
+        again.options[0].option_id = "tea".into();
+        again.options[1].option_id = "tea ".into();
+        assert_eq!(polls.create(again.clone()).await.unwrap(), old);
+        assert_eq!(polls.get("..").await.unwrap(), old);
+        again.poll_id = "new".into();
+        let refused = polls.create_poll(Request::new(again)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
     }
 
     #[tokio::test]

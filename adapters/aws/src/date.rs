@@ -90,7 +90,7 @@ mod tests {
             let date = DateTime::from_secs(wall_clock().0 / 1_000 + self.0).fmt(Format::HttpDate).unwrap();
             let mut response = HttpResponse::new(400.try_into().unwrap(), SdkBody::from("{}"));
             response.headers_mut().insert("date", date);
-            HttpConnectorFuture::ready(Ok(response))
+            HttpConnectorFuture::new(async move { Ok(response) })
         }
     }
 

@@ -17,6 +17,20 @@ impl Corrupt {
     }
 }
 
+/// The last byte that is not zero. Files that are written into hold many zeros, so these are compared as blocks.
+pub(crate) fn last_nonzero(bytes: &[u8]) -> Option<usize> {
+    const ZEROS: [u8; 4_096] = [0; 4_096];
+    let mut end = bytes.len();
+    for block in bytes.rchunks(ZEROS.len()) {
+        let start = end - block.len();
+        if *block != ZEROS[..block.len()] {
+            return block.iter().rposition(|byte| *byte != 0).map(|at| start + at);
+        }
+        end = start;
+    }
+    None
+}
+
 /// Appends to a value.
 #[derive(Default)]
 pub(crate) struct Encoder(pub(crate) Vec<u8>);
@@ -144,5 +158,21 @@ impl<'a> Decoder<'a> {
     /// Nothing may follow.
     pub(crate) fn end(&self) -> Result<(), Corrupt> {
         if self.0.is_empty() { Ok(()) } else { Err(Corrupt) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_byte_that_is_not_zero() {
+        let mut bytes = vec![0; 10_000];
+        assert_eq!(last_nonzero(&bytes), None);
+        assert_eq!(last_nonzero(&[]), None);
+        for at in [0, 1_807, 1_808, 5_903, 5_904, 9_999] {
+            bytes[at] = 1;
+            assert_eq!(last_nonzero(&bytes), Some(at));
+        }
     }
 }

@@ -146,6 +146,11 @@ impl EmbeddedEngine {
         &self.stream
     }
 
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Arc<EmbeddedStore> {
+        &self.store
+    }
+
     /// Makes everything that was answered durable, counts and progress included.
     pub fn flush(&self) -> Result<(), PortError> {
         self.store.make_durable()

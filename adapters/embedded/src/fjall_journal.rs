@@ -22,7 +22,7 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::directory::OpenError;
+use crate::{codec::last_nonzero, directory::OpenError};
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
@@ -51,14 +51,14 @@ pub(crate) fn check(database: &Path, synced: Synced) -> Result<(), OpenError> {
     for (_, sealed) in journals {
         let bytes = fs::read(&sealed).map_err(io)?;
         let (end, _) = read_batches(&bytes);
-        if bytes[end..].iter().any(|byte| *byte != 0) {
+        if last_nonzero(&bytes[end..]).is_some() {
             return Err(damaged(database, &sealed, end));
         }
     }
     let Some((_, active)) = last else { return Ok(()) };
     let bytes = fs::read(&active).map_err(io)?;
     let (end, seqno) = read_batches(&bytes);
-    let Some(written) = bytes.iter().rposition(|byte| *byte != 0).filter(|last| *last >= end) else { return Ok(()) };
+    let Some(written) = last_nonzero(&bytes).filter(|last| *last >= end) else { return Ok(()) };
     if synced == Synced::Each && later_batch(&bytes[end..=written], seqno) {
         return Err(damaged(database, &active, end));
     }

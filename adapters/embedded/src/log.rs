@@ -125,7 +125,8 @@ fn shard_id(index: u32) -> ShardId {
     ShardId::new(format!("shard-{index:010}"))
 }
 
-/// What the writer, retention and the readers share.
+/// What the writer, retention and the readers share. Not the lock on the directory, nor the store, which has it: a read that
+/// nobody waits for any more must not keep the next start from it.
 struct Log {
     shards: RwLock<BTreeMap<u32, Arc<ShardState>>>,
     /// All segments; the writer appends to the last.
@@ -140,8 +141,6 @@ struct Log {
     /// Id of the data directory.
     directory: u128,
     clock: Arc<SystemClock>,
-    store: Arc<EmbeddedStore>,
-    _lock: DirectoryLock,
 }
 
 impl Log {
@@ -227,6 +226,7 @@ pub(crate) struct EmbeddedStream {
     threads: Mutex<Threads>,
     #[cfg(test)]
     retention: Arc<Retention>,
+    _lock: DirectoryLock,
 }
 
 struct Threads {
@@ -274,17 +274,15 @@ impl EmbeddedStream {
             path: path.clone(),
             directory,
             clock,
-            store,
-            _lock: lock,
         });
         let (commands, receiver) = mpsc::unbounded_channel();
-        let writer = Writer::new(log.clone(), table, appender);
+        let writer = Writer::new(log.clone(), store.clone(), table, appender);
         let writer = std::thread::Builder::new()
             .name("votestream-log".into())
             .spawn(move || writer.run(receiver))
             .map_err(failed)?;
         let (retention_alive, ended) = std::sync::mpsc::channel();
-        let retention = Arc::new(Retention { log: log.clone(), commands: commands.clone() });
+        let retention = Arc::new(Retention { log: log.clone(), store, commands: commands.clone() });
         let retaining = retention.clone();
         let retaining = std::thread::Builder::new()
             .name("votestream-retention".into())
@@ -299,6 +297,7 @@ impl EmbeddedStream {
             threads,
             #[cfg(test)]
             retention,
+            _lock: lock,
         }))
     }
 

@@ -76,9 +76,12 @@ fn serve(mount: &Path, from: &Path, out: PathBuf, commit: Commit, sync: Duration
         let Ok(line) = line else { break };
         say(&obey(&machine, &line).unwrap_or_else(|| json!({"not understood": line})));
     }
-    // Whoever still waits for an answer keeps the mount busy, and is freed by the end of this process.
-    unmount(mount, UnmountFlags::DETACH)?;
-    Ok(())
+    // First whoever waits for an answer gets an error: a file system whose image lies here could not be unmounted by the end of
+    // this process otherwise, which waits for that before it lets go of the disk.
+    match unmount(mount, UnmountFlags::FORCE) {
+        Ok(()) => Ok(()),
+        Err(_busy) => Ok(unmount(mount, UnmountFlags::DETACH)?),
+    }
 }
 
 fn main() -> ExitCode {

@@ -142,7 +142,8 @@ impl Disk {
         let mut command = Command::new(UNSHARE[0]);
         command.args(&UNSHARE[1..]).arg(binary).args([&mount, from, &out].map(|path| path.as_os_str()));
         command.args([commit.to_string(), sync.as_micros().to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        // It is not killed when it is dropped: at the end of its stdin it leaves in an order that lets file systems on it go.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|error| format!("unshare: {error}"))?;
         let stdin = child.stdin.take().ok_or("it is piped")?;
         let mut lines = BufReader::new(child.stdout.take().ok_or("it is piped")?).lines();

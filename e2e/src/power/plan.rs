@@ -17,18 +17,18 @@ const SYNC_US: std::ops::Range<u64> = 200..6_000;
 /// Events before which the power is cut, and the range of their count. Files are created, removed and cut off when tables are
 /// flushed, when the log goes on in a new file, and when old ones are removed.
 const EVENTS: [(&str, u64); 12] = [
-    ("write", 60),
-    ("write", 60),
-    ("fsync", 25),
-    ("fsyncend", 25),
-    ("fsyncend", 25),
-    ("fsyncend", 25),
-    ("create", 3),
+    ("write", 25),
+    ("write", 25),
+    ("fsync", 10),
+    ("fsyncend", 10),
+    ("fsyncend", 10),
+    ("fsyncend", 10),
+    ("create", 2),
     ("rename", 2),
     ("unlink", 2),
     ("truncate", 2),
     ("fsyncdir", 2),
-    ("any", 150),
+    ("any", 60),
 ];
 /// Events of a start that a cut may come before.
 const START_EVENTS: u64 = 60;

@@ -19,7 +19,10 @@ fn is_local(authority: &str) -> bool {
     if authority.is_empty() {
         return true;
     }
-    let Ok(authority) = authority.parse::<Authority>() else { return false };
+    // A user in front of a name is no part of a Host (RFC 9110, section 7.2).
+    let Some(authority) = authority.parse::<Authority>().ok().filter(|_| !authority.contains('@')) else {
+        return false;
+    };
     let host = authority.host();
     let host = host.strip_suffix('.').unwrap_or(host);
     if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
@@ -71,6 +74,7 @@ mod tests {
             "[::2]",
             "[fe80::1]:80",
             "127.0.0.1@vote.example",
+            "user@localhost",
             "a b",
             ".",
             "local.host",

@@ -6,12 +6,13 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
 };
 
+use bytes::Bytes;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use votestream_core::metrics::{self, ConnectionClosed};
@@ -40,7 +41,12 @@ struct Answers {
     taken_at: u64,
     /// The connection was told to end for it, and is counted no longer.
     written_off: bool,
+    /// What is held, to be freed at once when it is written off: the connection's own task may have to wait for its turn.
+    held: Vec<Weak<Held>>,
 }
+
+/// As many answers may be listed before those that are gone are sorted out: more than a connection has streams.
+const HELD_LISTED: usize = 64;
 
 /// What a connection's requests hold, as far as it was reported.
 #[derive(Debug, Default)]
@@ -275,7 +281,10 @@ impl Link {
             answers.written_off = true;
             self.census.release_answers(answers.bytes);
         }
+        let held: Vec<_> = answers.held.drain(..).filter_map(|held| held.upgrade()).collect();
+        // Whoever drops the last copy of one of them takes the lock.
         drop(answers);
+        held.iter().for_each(|held| drop(held.rest.lock().take()));
         self.order(Order::End(ConnectionClosed::AnswerBytes));
     }
 }
@@ -321,24 +330,49 @@ impl Drop for Call {
 pub(crate) struct Held {
     link: Arc<Link>,
     bytes: u64,
+    /// What is not handed out yet; gone if the connection is written off.
+    rest: Mutex<Option<Bytes>>,
 }
 
 impl Held {
-    pub(crate) fn new(link: &Arc<Link>, bytes: u64) -> Arc<Self> {
+    pub(crate) fn new(link: &Arc<Link>, bytes: Bytes) -> Arc<Self> {
+        let len = bytes.len() as u64;
+        let held = Arc::new(Self { link: link.clone(), bytes: len, rest: Mutex::new(Some(bytes)) });
         let mut answers = link.answers.lock();
         if answers.bytes == 0 {
             answers.taken_at = link.census.now();
         }
-        answers.bytes += bytes;
+        answers.bytes += len;
+        if answers.held.len() >= HELD_LISTED {
+            answers.held.retain(|held| held.strong_count() > 0);
+        }
+        answers.held.push(Arc::downgrade(&held));
+        let written_off = answers.written_off;
         // Under the lock, as everything that takes it back.
-        let too_many = !answers.written_off && link.census.hold_answers(bytes);
+        let too_many = !written_off && link.census.hold_answers(len);
         drop(answers);
-        metrics::ANSWER_BYTES.add(bytes as i64);
-        let held = Arc::new(Self { link: link.clone(), bytes });
-        if too_many {
+        metrics::ANSWER_BYTES.add(len as i64);
+        if written_off {
+            held.rest.lock().take();
+        } else if too_many {
             link.census.write_off_answers();
         }
         held
+    }
+
+    /// The next of it, as many bytes at the most, and whether they are the last. None if the connection is written off.
+    pub(crate) fn cut(&self, bytes_max: usize) -> Option<(Bytes, bool)> {
+        let mut rest = self.rest.lock();
+        let bytes = rest.as_mut()?;
+        if bytes.len() <= bytes_max {
+            return rest.take().map(|last| (last, true));
+        }
+        Some((bytes.split_to(bytes_max), false))
+    }
+
+    /// Bytes that are not handed out yet.
+    pub(crate) fn left(&self) -> u64 {
+        self.rest.lock().as_ref().map_or(0, |rest| rest.len() as u64)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     cell::Cell,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -52,11 +52,23 @@ impl Turn {
 pub(crate) struct Outbound {
     body: Body,
     /// What the body gave and is not handed out yet.
-    rest: Option<Piece>,
+    next: Option<Given>,
     /// Pieces that were handed out.
     pieces: usize,
     /// It is under way until the answer is handed out.
     call: Call,
+}
+
+/// What a body gave.
+#[derive(Debug)]
+enum Given {
+    /// Data that is not counted.
+    Small(Bytes),
+    /// Data that is, as long as the connection is not written off.
+    Large(Arc<Held>),
+    Trailers(HeaderMap),
+    Error(Status),
+    End,
 }
 
 /// A piece of an answer, counted until the last of its kind is written.
@@ -68,38 +80,51 @@ pub(crate) struct Piece {
 
 impl Outbound {
     pub(crate) fn new(body: Body, call: Call) -> Self {
-        Self { body, rest: None, pieces: 0, call }
+        let mut this = Self { body, next: None, pieces: 0, call };
+        // A body may hold what it will give in another form, as large as that, and the library does not ask for it while the client
+        // has no room. So it is made at once, and counted. Whoever asks later is woken by what comes later.
+        if let Poll::Ready(given) = this.pull(&mut Context::from_waker(Waker::noop())) {
+            this.next = Some(given);
+        }
+        this
     }
 
-    /// The next piece of what the body gave, whose memory is free when all pieces of it are.
-    fn cut(&mut self, mut piece: Piece) -> Piece {
-        if piece.bytes.len() <= PIECE_BYTES {
-            return piece;
-        }
-        let first = piece.bytes.split_to(PIECE_BYTES);
-        let first = Piece { bytes: first, _held: piece._held.clone() };
-        self.rest = Some(piece);
-        first
+    /// What the body gives next, counted.
+    fn pull(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
+        Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) if bytes.len() <= COUNTED_BYTES => Given::Small(bytes),
+                Ok(bytes) => Given::Large(Held::new(self.call.link(), bytes)),
+                Err(frame) => Given::Trailers(frame.into_trailers().unwrap_or_else(|_| HeaderMap::new())),
+            },
+            Some(Err(error)) => Given::Error(error),
+            None => Given::End,
+        })
     }
 
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, Status>>> {
-        if let Some(rest) = self.rest.take() {
-            return Poll::Ready(Some(Ok(Frame::data(self.cut(rest)))));
+        let given = match self.next.take() {
+            Some(given) => given,
+            None => ready!(self.pull(cx)),
+        };
+        Poll::Ready(match given {
+            Given::Small(bytes) => Some(Ok(Frame::data(Piece { bytes, _held: None }))),
+            Given::Large(held) => Some(self.cut(held).map(Frame::data)),
+            Given::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+            Given::Error(error) => Some(Err(error)),
+            Given::End => None,
+        })
+    }
+
+    /// The next piece of what is held, whose memory is free when all pieces of it are.
+    fn cut(&mut self, held: Arc<Held>) -> Result<Piece, Status> {
+        let Some((bytes, is_last)) = held.cut(PIECE_BYTES) else {
+            return Err(Status::resource_exhausted("the answer was not taken in time"));
+        };
+        if !is_last {
+            self.next = Some(Given::Large(held.clone()));
         }
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-            None => return Poll::Ready(None),
-        };
-        let frame = match frame.into_data() {
-            Ok(bytes) => {
-                let counted = bytes.len() > COUNTED_BYTES;
-                let held = counted.then(|| Held::new(self.call.link(), bytes.len() as u64));
-                Frame::data(self.cut(Piece { bytes, _held: held }))
-            }
-            Err(frame) => Frame::trailers(frame.into_trailers().unwrap_or_else(|_| HeaderMap::new())),
-        };
-        Poll::Ready(Some(Ok(frame)))
+        Ok(Piece { bytes, _held: Some(held) })
     }
 }
 
@@ -122,15 +147,23 @@ impl http_body::Body for Outbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_none() && self.body.is_end_stream()
+        match &self.next {
+            None => self.body.is_end_stream(),
+            Some(given) => matches!(given, Given::End),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (mut hint, rest) = (self.body.size_hint(), self.rest.as_ref().map_or(0, |rest| rest.bytes.len() as u64));
+        let next = match &self.next {
+            Some(Given::Small(bytes)) => bytes.len() as u64,
+            Some(Given::Large(held)) => held.left(),
+            Some(Given::Trailers(_) | Given::Error(_) | Given::End) | None => 0,
+        };
+        let mut hint = self.body.size_hint();
         if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(rest));
+            hint.set_upper(upper.saturating_add(next));
         }
-        hint.set_lower(hint.lower().saturating_add(rest));
+        hint.set_lower(hint.lower().saturating_add(next));
         hint
     }
 }

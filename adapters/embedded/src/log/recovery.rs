@@ -29,7 +29,10 @@ use super::{
     segment::{self, At, Index, Window},
     table::Table,
 };
-use crate::directory::{OpenError, sync_directory};
+use crate::{
+    codec::last_nonzero,
+    directory::{OpenError, sync_directory},
+};
 
 /// Bytes that are looked at in one piece when the end of a segment is searched.
 const SEARCH_BYTES: usize = 1 << 20;
@@ -268,7 +271,7 @@ impl<'a> Reading<'a> {
                 return Ok((end, None));
             }
             let len = bytes.len();
-            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            if let Some(last) = last_nonzero(bytes) {
                 end = Some(at + last as u64 + 1);
                 let places = (0..last).step_by(ALIGNMENT as usize);
                 let begins = places.filter(|place| bytes[*place..].starts_with(&GROUP_MAGIC));

@@ -22,7 +22,7 @@ use super::{
     segment::{self, Index},
     writer::{Command, closed},
 };
-use crate::{directory::sync_directory, write_failed};
+use crate::{directory::sync_directory, store::EmbeddedStore, write_failed};
 
 /// How often retention is looked after.
 const EVERY: Duration = Duration::from_secs(2);
@@ -30,6 +30,7 @@ const EVERY: Duration = Duration::from_secs(2);
 /// Looks after retention.
 pub(super) struct Retention {
     pub(super) log: Arc<Log>,
+    pub(super) store: Arc<EmbeddedStore>,
     pub(super) commands: CommandSender,
 }
 
@@ -78,7 +79,7 @@ impl Retention {
         let shards = self.log.shards.read();
         let processed = |shard: u32| {
             let id = shards.get(&shard).map(|shard| &shard.id);
-            id.and_then(|id| self.log.store.processed(id)).unwrap_or(u64::MAX)
+            id.and_then(|id| self.store.processed(id)).unwrap_or(u64::MAX)
         };
         index.last_of_shards().all(|(shard, last)| last <= processed(shard))
     }
@@ -102,7 +103,7 @@ impl Retention {
             return Ok(0);
         }
         // The limits were taken from progress that a crash might undo, and then these records would be needed.
-        self.log.store.make_durable()?;
+        self.store.make_durable()?;
         let mut bytes = 0;
         for (number, index) in deletable {
             // Before anything is deleted: a reader that misses a record must find this.
@@ -126,7 +127,7 @@ impl Retention {
         let forgettable = |shard: &ShardState| {
             let tail = *shard.tail.borrow();
             let (empty, closed) = (tail.last <= shard.deleted(), tail.closed_at.is_some_and(|at| at < oldest));
-            empty && closed && self.log.store.ended(&shard.id)
+            empty && closed && self.store.ended(&shard.id)
         };
         let shards: Vec<_> = self.log.shards.read().values().cloned().collect();
         let shards: Vec<u32> = shards.iter().filter(|shard| forgettable(shard)).map(|shard| shard.index).collect();
@@ -134,7 +135,7 @@ impl Retention {
             return Ok(());
         }
         // That the groups are through with them must outlast a crash.
-        self.log.store.make_durable()?;
+        self.store.make_durable()?;
         self.ask(|answer| Command::Forget { shards, answer })
     }
 }

@@ -361,11 +361,14 @@ async fn a_failed_write_is_the_last() {
     let mut appender = Appender::create(other.path(), 1, End::NOTHING, &table).unwrap();
     appender.break_it();
     let (commands, receiver) = mpsc::unbounded_channel();
-    let writer = Writer::new(log.clone(), table, appender);
+    let store = engine.store().clone();
+    let writer = Writer::new(log.clone(), store.clone(), table, appender);
     let writing = std::thread::spawn(move || writer.run(receiver));
-    let retention = Arc::new(Retention { log: log.clone(), commands: commands.clone() });
+    let retention = Arc::new(Retention { log: log.clone(), store, commands: commands.clone() });
     let threads = Mutex::new(Threads { retention_alive: None, handles: vec![writing] });
-    let stream = EmbeddedStream { log, commands, queue: Arc::new(Semaphore::new(1_000)), threads, retention };
+    let queue = Arc::new(Semaphore::new(1_000));
+    let lock = Arc::new(directory::lock(other.path()).unwrap());
+    let stream = EmbeddedStream { log, commands, queue, threads, retention, _lock: lock };
     let before = std::fs::read(segment::path(other.path(), 1)).unwrap();
     let effects = [votestream_core::port::Effect::Unknown, votestream_core::port::Effect::None];
     for effect in effects {

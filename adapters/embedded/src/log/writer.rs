@@ -27,7 +27,7 @@ use super::{
     table::{Definition, Table, encode_forgotten, encode_shards},
     tail::Oldest,
 };
-use crate::write_failed;
+use crate::{store::EmbeddedStore, write_failed};
 
 /// Most records that share a sync.
 const GROUP_RECORDS_MAX: usize = 1_024;
@@ -86,6 +86,7 @@ pub(super) fn closed() -> PortError {
 /// The state of the thread.
 pub(super) struct Writer {
     log: Arc<Log>,
+    store: Arc<EmbeddedStore>,
     table: Table,
     /// Open shards in the order of their hashes.
     open: Vec<Arc<ShardState>>,
@@ -96,9 +97,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(log: Arc<Log>, table: Table, appender: Appender) -> Self {
+    pub(super) fn new(log: Arc<Log>, store: Arc<EmbeddedStore>, table: Table, appender: Appender) -> Self {
         let (appender, oldest) = (Some(appender), Oldest::default());
-        let mut writer = Self { log, table, open: Vec::new(), appender, oldest, failed: None };
+        let mut writer = Self { log, store, table, open: Vec::new(), appender, oldest, failed: None };
         writer.find_open_shards();
         writer
     }
@@ -209,7 +210,7 @@ impl Writer {
         let len: usize =
             puts.iter().zip(owners).filter(|(_, owner)| owner.is_some()).map(|(put, _)| put.data.len()).sum();
         self.make_room(len as u64)?;
-        let stamp = Stamp { arrived_at, polls: self.log.store.poll_changes() };
+        let stamp = Stamp { arrived_at, polls: self.store.poll_changes() };
         let owned = puts.iter().zip(owners).filter_map(|(put, owner)| Some((put, self.open[(*owner)?].index)));
         let records: Vec<_> = owned.map(|(put, shard)| append::Put { shard, data: &put.data }).collect();
         let appender = self.appender.as_mut().ok_or_else(ended)?;
@@ -293,7 +294,7 @@ impl Writer {
 
     fn fail(&mut self, error: &io::Error) {
         tracing::error!(%error, "the embedded stream cannot write; it takes no more records");
-        self.log.store.broke(error.to_string());
+        self.store.broke(error.to_string());
         self.failed = Some(error.to_string());
     }
 
@@ -304,7 +305,7 @@ impl Writer {
 
     fn write_state(&mut self, kind: Kind, at: Timestamp, meta: &[u8]) -> io::Result<()> {
         self.make_room(meta.len() as u64)?;
-        let stamp = Stamp { arrived_at: at, polls: self.log.store.poll_changes() };
+        let stamp = Stamp { arrived_at: at, polls: self.store.poll_changes() };
         let appender = self.appender.as_mut().ok_or_else(ended)?;
         appender.write_state(kind, stamp, meta)?;
         let end = appender.end();

@@ -273,7 +273,10 @@ async fn a_copy_of_several_moments_is_right_or_refused() {
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
-    let mut moments = Vec::new();
+    // Before any vote was flushed, and then after each step of each flush.
+    let nothing = tempfile::tempdir().unwrap();
+    copy_tree(&dir.path().join("store"), nothing.path());
+    let mut moments = vec![nothing];
     for (window, many) in (1..).zip([true, false]) {
         change(&store, &shard, window, 3).await;
         let mut copy = || {
@@ -294,7 +297,7 @@ async fn a_copy_of_several_moments_is_right_or_refused() {
     };
     // Each part of one of two moments.
     let (mut right, mut refused) = (0, 0);
-    for (early, late) in [(0, 1), (1, 2), (0, 3)] {
+    for (early, late) in [(0, 2), (1, 2), (2, 3)] {
         let (early, late) = (&moments[early], &moments[late]);
         let all = parts(early.path());
         for alone in 0..all.len() * 2 {
@@ -408,4 +411,16 @@ async fn votes_of_format_1_are_converted_however_often_it_is_interrupted() {
         assert_eq!(outcomes, previous.map(|previous| VoteOutcome::AlreadyStored { previous }));
         assert!(!store.inner.db.keyspace_exists("votes"), "what was converted is removed");
     }
+}
+
+#[tokio::test]
+async fn a_recount_ends_early_once_nobody_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    assert_eq!(PollStore::create(&store, &poll()).await.unwrap(), Created::New);
+    apply(&store, &ShardId::new("shard"), 1).await;
+    let left = tokio_util::sync::CancellationToken::new();
+    assert_eq!(store.recount_unless(&poll(), &left).await.unwrap(), Some(vec![WINDOW]));
+    left.cancel();
+    assert_eq!(store.recount_unless(&poll(), &left).await.unwrap(), None);
 }
