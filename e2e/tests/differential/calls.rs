@@ -112,6 +112,12 @@ impl Case {
         false
     }
 
+    /// Whether it does not say that it is gRPC.
+    pub(crate) fn is_of_another_type(&self) -> bool {
+        let content_type = self.call.headers.iter().find(|(name, _)| name == "content-type");
+        content_type.is_none_or(|(_, value)| !value.starts_with("application/grpc"))
+    }
+
     /// Whether it names a deadline that is none: gRPC has up to eight digits and a unit.
     pub(crate) fn has_bad_deadline(&self) -> bool {
         let deadline = self.call.headers.iter().find(|(name, _)| name == "grpc-timeout");
@@ -209,6 +215,8 @@ pub(crate) fn by_hand() -> Vec<Case> {
             "application/grpc-websocket",
             "application/grpcfoo",
             "application/GRPC",
+            "text/plain",
+            "application/octet-stream",
         ] {
             for http2 in [true, false] {
                 cases.push(Case::new(method, Way::Grpc, http2, good(), &[("content-type", content_type)]));
