@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 use votestream_core::{
     Closing, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp,
@@ -29,8 +30,13 @@ const PAGE_SIZE: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 /// Largest page, in bytes: well below the 4 MiB that gRPC clients take by default. One poll takes 650 KB at the most.
 const PAGE_BYTES_MAX: usize = 2 << 20;
-/// Polls of one call to the store.
-const READ_AT_ONCE: usize = 100;
+/// Polls of one call to the store: 5 MB at the most.
+const READ_AT_ONCE: usize = 8;
+/// Polls that may be in memory for calls that read them. The largest take 2 MB each as they are read, turned into a message and
+/// written, and whoever asks for them need not take the answers.
+const READ_MAX: usize = 32;
+/// How many of them a page counts for: what is read at once, and the page.
+const PAGE_COUNTS_FOR: u32 = 12;
 
 /// The service.
 pub(crate) struct Polls {
@@ -38,11 +44,18 @@ pub(crate) struct Polls {
     bounds: TimeBounds,
     finalizer: Arc<Finalizer>,
     snapshots: Arc<Snapshots>,
+    /// See [`READ_MAX`].
+    reads: Semaphore,
 }
 
 impl Polls {
     pub(crate) fn new(ports: Ports, bounds: TimeBounds, finalizer: Arc<Finalizer>, snapshots: Arc<Snapshots>) -> Self {
-        Self { ports, bounds, finalizer, snapshots }
+        Self { ports, bounds, finalizer, snapshots, reads: Semaphore::new(READ_MAX) }
+    }
+
+    /// Waits in turn until so many polls may be read. Nobody closes the semaphore.
+    async fn turn(&self, polls: u32) -> Result<SemaphorePermit<'_>, Failure> {
+        self.reads.acquire_many(polls).await.map_err(|_| Failure::Internal)
     }
 
     async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, Failure> {
@@ -245,6 +258,7 @@ impl PollService for Polls {
     }
 
     async fn get_poll(&self, request: Request<v1::GetPollRequest>) -> Result<Response<v1::GetPollResponse>, Status> {
+        let _turn = self.turn(1).await?;
         let poll = self.get(&request.into_inner().poll_id).await?;
         Ok(Response::new(v1::GetPollResponse { poll: Some(convert::poll(&poll, self.now())) }))
     }
@@ -253,6 +267,7 @@ impl PollService for Polls {
         &self,
         request: Request<v1::ListPollsRequest>,
     ) -> Result<Response<v1::ListPollsResponse>, Status> {
+        let _turn = self.turn(PAGE_COUNTS_FOR).await?;
         Ok(Response::new(self.list(request.into_inner()).await?))
     }
 
