@@ -293,6 +293,11 @@ impl Cluster {
     }
 
     fn start(&self, binary: &str, name: &str, arguments: &[&str]) -> Process {
+        self.start_with(binary, name, arguments, &[])
+    }
+
+    /// Starts a process with more variables.
+    fn start_with(&self, binary: &str, name: &str, arguments: &[&str], more: &[(&str, &str)]) -> Process {
         let mut all = vec!["--stream", &self.stream, "--log-format", "json"];
         all.extend(arguments);
         let variables = [
@@ -303,7 +308,7 @@ impl Cluster {
             ("AWS_SECRET_ACCESS_KEY", "dev"),
             ("RUST_BACKTRACE", "1"),
         ];
-        Process::start(binary, name, &all, &variables)
+        Process::start(binary, name, &all, &[&variables, more].concat())
     }
 
     /// Starts an ingest service and waits until it takes calls.
@@ -311,6 +316,13 @@ impl Cluster {
         let mut process = self.start(self.binaries.ingest, name, &[&["--listen", "127.0.0.1:0"], arguments].concat());
         self.ingest.add(process.address().await);
         process
+    }
+
+    /// Starts an ingest service with these variables, and waits until it takes calls. It is not among [`Self::ingest`].
+    pub async fn start_ingest_apart(&self, name: &str, variables: &[(&str, &str)]) -> (Process, SocketAddr) {
+        let mut process = self.start_with(self.binaries.ingest, name, &["--listen", "127.0.0.1:0"], variables);
+        let address = process.address().await;
+        (process, address)
     }
 
     /// Starts a tally service and waits until it takes calls.
@@ -375,11 +387,21 @@ impl Cluster {
 
     /// Creates a poll that is open for an hour.
     pub async fn create_poll<'a>(&self, id: &str, options: impl IntoIterator<Item = &'a str>) {
+        self.create_poll_until(id, options, SystemTime::now() + Duration::from_secs(3_600)).await;
+    }
+
+    /// Creates a poll that is open until then.
+    pub async fn create_poll_until<'a>(
+        &self,
+        id: &str,
+        options: impl IntoIterator<Item = &'a str>,
+        closes_at: SystemTime,
+    ) {
         let options = options.into_iter();
         let request = CreatePollRequest {
             poll_id: id.into(),
             options: options.map(|id| PollOption { option_id: id.into(), title: String::new() }).collect(),
-            closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
+            closes_at: Some(closes_at.into()),
             ..CreatePollRequest::default()
         };
         let mut polls = PollServiceClient::new(self.results.connect(0).await);

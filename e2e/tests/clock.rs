@@ -1,11 +1,12 @@
-//! `votestream up` on a machine whose wall clock jumps, by an hour and by a day, back and forth, while people vote: no vote is
-//! accepted after the end of its poll by the right clock, none that was acknowledged is lost, and the log says what happened.
+//! `votestream up`, and one of three services, on a machine whose wall clock jumps, by an hour and by a day, back and forth, while
+//! people vote: no vote is accepted after the end of its poll by the right clock, none that was acknowledged is lost, and the log
+//! says what happened.
 //!
 //! The clock is moved by `libfaketime` (Debian: `faketime`); the monotonic clock is not, so that a jump ahead is what a suspended
 //! machine sees as well. Skipped, with a line that says so, where it is not installed.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -17,12 +18,21 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
+use tonic::{Code, transport::Channel};
 use votestream_e2e::{
     audit::Answer,
+    cluster::{Binaries, Cluster, Process, eventually},
+    stack::connect,
     voters::{Election, PATIENCE, Voters, wait_until},
 };
+use votestream_proto::{VotesMessage, v1::ingest_service_client::IngestServiceClient};
 
 const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
+const BINARIES: Binaries = Binaries {
+    ingest: env!("CARGO_BIN_EXE_cluster-ingest-svc"),
+    persist: env!("CARGO_BIN_EXE_cluster-persist-svc"),
+    tally: env!("CARGO_BIN_EXE_cluster-tally-svc"),
+};
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
@@ -237,4 +247,88 @@ async fn start_again(machine: &mut Machine) {
     let voters = Voters::start(&machine.election, CLIENTS, 2);
     machine.more(Answer::Durable, 50).await;
     machine.judge(voters).await;
+}
+
+/// An ingest service of a cluster, on a machine with a clock of its own.
+struct Ingest {
+    offset: PathBuf,
+    process: Process,
+    client: IngestServiceClient<Channel>,
+    /// Votes so far; each is one of a new user.
+    sent: u64,
+    acknowledged: u64,
+    unknown: u64,
+}
+
+impl Ingest {
+    /// With a clock that is right.
+    async fn start(cluster: &Cluster, library: &Path, directory: &Path, name: &str) -> Self {
+        let offset = directory.join(name);
+        std::fs::write(&offset, "+0s\n").unwrap();
+        let variables = [
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("FAKETIME_TIMESTAMP_FILE", offset.to_str().unwrap()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let (process, address) = cluster.start_ingest_apart(name, &variables).await;
+        let client = IngestServiceClient::new(connect(address).await);
+        Self { offset, process, client, sent: 0, acknowledged: 0, unknown: 0 }
+    }
+
+    /// Casts a vote of a new user, and says what it was told.
+    async fn cast(&mut self, poll: &str) -> Code {
+        self.sent += 1;
+        let mut message = VotesMessage::default();
+        message.push(poll, &format!("{}-{}", self.process.name(), self.sent), "a");
+        let code = self.client.cast_vote(message).await.map_or_else(|status| status.code(), |_| Code::Ok);
+        self.acknowledged += u64::from(code == Code::Ok);
+        self.unknown += u64::from(code == Code::DeadlineExceeded);
+        code
+    }
+}
+
+/// A clock that jumps in one of three services: the engines' answers contradict it, so that it acknowledges nothing; what it has
+/// acknowledged before counts, and a service whose clock is right takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_three_services_whose_clock_jumps_loses_no_vote() {
+    let Some(library) = library() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::with_shards(BINARIES, 2).await;
+    let _tally = cluster.start_tally("tally", &[]).await;
+    let _persist = cluster.start_persist("persist", &[]);
+    cluster.create_poll_until("p", ["a"], right_time(3 * DAY)).await;
+    let (mut acknowledged, mut unknown) = (0, 0);
+    for (name, ahead) in [("hour", HOUR), ("day", DAY), ("back", -HOUR)] {
+        let mut ingest = Ingest::start(&cluster, &library, directory.path(), name).await;
+        eventually("votes are acknowledged", PATIENCE, async || {
+            let code = ingest.cast("p").await;
+            if ingest.acknowledged >= 20 { Ok(()) } else { Err(code) }
+        })
+        .await;
+        std::fs::write(&ingest.offset, format!("{ahead:+}s\n")).unwrap();
+        if ahead > 0 {
+            eventually("votes are refused", PATIENCE, async || {
+                let code = ingest.cast("p").await;
+                if code == Code::Unavailable { Ok(()) } else { Err(code) }
+            })
+            .await;
+            assert!(ingest.process.logged("clock") > 0, "the log says nothing about the clock");
+            // From then on none is acknowledged, whatever is called for.
+            for _ in 0..20 {
+                assert_ne!(ingest.cast("p").await, Code::Ok);
+            }
+        } else {
+            // One that was set back goes on, more slowly, and is right for as long as nothing contradicts it.
+            for _ in 0..20 {
+                ingest.cast("p").await;
+            }
+        }
+        (acknowledged, unknown) = (acknowledged + ingest.acknowledged, unknown + ingest.unknown);
+    }
+    let total = cluster.finish("p").await.total_votes;
+    assert!(
+        (acknowledged..=acknowledged + unknown).contains(&total),
+        "{acknowledged} + {unknown} votes, {total} count"
+    );
 }
