@@ -22,6 +22,9 @@ use crate::session::Session;
 
 /// How long a read of a poll takes.
 const READ: Duration = Duration::from_millis(5);
+/// How long definitions stay valid, where they are not to become old.
+const LONG: Duration = Duration::from_secs(60);
+/// And where they are.
 const LIFE: Duration = Duration::from_millis(100);
 
 /// Knows one poll.
@@ -94,16 +97,16 @@ impl VoteStream for Sink {
     }
 }
 
-async fn admission(store: &Arc<Store>, clock: Arc<dyn Clock>) -> Admission {
+async fn admission(store: &Arc<Store>, clock: Arc<dyn Clock>, life: Duration) -> Admission {
     let options = vec![PollOption { id: "yes".into(), title: String::new() }];
     let (opens_at, closes_at) = (Timestamp::ZERO, clock.now().plus(Duration::from_secs(3_600)));
     let id = PollId::new("known").unwrap();
     let poll = Poll::new(id, String::new(), options, opens_at, closes_at, PollSource::Ingest, 1).unwrap();
     *store.poll.lock() = Some(poll);
     let mut config = IngestConfig::one_machine();
-    config.bounds.poll_cache_life = LIFE;
+    config.bounds.poll_cache_life = life;
     let producer = Producer::start(config.lanes, Arc::new(Sink), clock.clone()).await.unwrap();
-    Admission::new(&config, producer, PollCache::new(store.clone(), clock.clone(), LIFE), clock)
+    Admission::new(&config, producer, PollCache::new(store.clone(), clock.clone(), life), clock)
 }
 
 /// A vote for each of these polls.
@@ -135,7 +138,7 @@ async fn admit(admission: &Admission, message: VotesMessage) -> (u64, BTreeMap<u
 #[tokio::test(start_paused = true)]
 async fn each_missing_poll_is_read_once_and_several_at_a_time() {
     let store = Arc::<Store>::default();
-    let admission = admission(&store, Arc::new(SystemClock::new())).await;
+    let admission = admission(&store, Arc::new(SystemClock::new()), LONG).await;
     // Each of the unknown polls twice in a row, a known one behind each.
     let unknown: Vec<_> = (0..2_000).map(|at| format!("unknown-{at}")).collect();
     let votes = unknown.iter().flat_map(|id| [id, id.as_str(), "known"]);
@@ -155,7 +158,7 @@ async fn each_missing_poll_is_read_once_and_several_at_a_time() {
 #[tokio::test(start_paused = true)]
 async fn reads_end_with_the_client_and_after_a_while() {
     let store = Arc::<Store>::default();
-    let admission = admission(&store, Arc::new(SystemClock::new())).await;
+    let admission = admission(&store, Arc::new(SystemClock::new()), LONG).await;
     let unknown: Vec<_> = (0..100_000).map(|at| format!("unknown-{at}")).collect();
     let votes = || message(unknown.iter().map(String::as_str));
     let left = tokio::time::timeout(10 * READ, admit(&admission, votes())).await;
@@ -191,7 +194,7 @@ impl Clock for StandsStill {
 async fn a_thread_that_stands_still_accepts_nothing_on_an_old_definition() {
     let clock = Arc::new(StandsStill { clock: SystemClock::new(), stand: Mutex::default() });
     let store = Arc::<Store>::default();
-    let admission = admission(&store, clock.clone()).await;
+    let admission = admission(&store, clock.clone(), LIFE).await;
     assert!(admit(&admission, message(["known"])).await.1.is_empty());
     let closing = store.clone();
     *clock.stand.lock() = Some(Box::new(move || {
