@@ -110,7 +110,9 @@ impl IndexedPoll {
             let looks = self.poll.options.iter().map(|option| text::skeleton(&option.id));
             looks.zip(0..).collect()
         });
-        let at = *by_look.get(&text::skeleton(id))?;
+        // What is plain looks like itself, and is what most refused votes hold.
+        let is_plain = id.bytes().all(|byte| byte.is_ascii_graphic());
+        let at = *if is_plain { by_look.get(id) } else { by_look.get(&text::skeleton(id)) }?;
         Some(&self.poll.options.get(at as usize)?.id)
     }
 }

@@ -391,6 +391,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_plain_looks_like_itself() {
+        for plain in (b'!'..=b'~').map(char::from) {
+            assert_eq!(skeleton(&plain.to_string()), plain.to_string());
+        }
+    }
+
+    #[test]
     fn the_tables_are_sorted_and_pairs() {
         assert!(INVISIBLE.iter().all(|(first, last)| first <= last));
         assert!(INVISIBLE.windows(2).all(|two| two[0].1 < two[1].0));
