@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 quick="${1:-}"
-source ../e2e/conformance/tools.sh
+source ../tests/conformance/tools.sh
 needs node npm python3
 
 # Nothing here may ask for credentials, or use those of whoever runs it.
@@ -35,7 +35,7 @@ lint() (
 )
 emulator() (
     needs cargo
-    # The packages of e2e/conformance/emulators.sh, installed once for both.
+    # The packages of tests/conformance/emulators.sh, installed once for both.
     from_pypi emulators ministack==1.5.33 boto3==1.43.106 aws-kinesis-agg==1.2.3
     PYTHONPATH="$tool" step python3 test/emulator.py cdk.out/emulator
 )

@@ -8,7 +8,7 @@ use std::{hint::black_box, sync::Arc};
 use rand::{SeedableRng, rngs::StdRng};
 use votestream_core::{
     HashRange, PollId, Timestamp,
-    batch::{self, BatchId, OpenBatch},
+    record::batch::{self, BatchId, OpenBatch},
     vote_hash,
 };
 

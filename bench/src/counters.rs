@@ -6,13 +6,15 @@ use std::{hint::black_box, sync::Arc};
 use async_trait::async_trait;
 use rand::{SeedableRng, rngs::StdRng};
 use votestream_core::{
-    Clock, HashRange, PollId, SequenceNumber, ShardId, Timestamp,
-    batch::{self, BatchId, OpenBatch},
-    group::ApplierFactory,
+    Clock, HashRange, PollId, SequenceNumber, ShardId, TimeBounds, Timestamp,
+    clock::SystemClock,
+    consume::{
+        group::ApplierFactory,
+        window::{ReadRecord, ShardState, Window, decide},
+    },
     port::{Group, PortError, Record, TallyDelta, TallyRow, TallyStore},
-    time::{SystemClock, TimeBounds},
+    record::batch::{self, BatchId, OpenBatch},
     vote_hash,
-    window::{ReadRecord, ShardState, Window, decide},
 };
 use votestream_tally::TallyAppliers;
 

@@ -18,10 +18,10 @@ use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::Notify;
 use votestream_core::{
     Clock, HashRange, PollId, SequenceNumber, ShardId,
-    batch::{BatchId, OpenBatch},
-    lane::{AcceptedVote, LaneConfig, Outcome, Producer, Settle},
+    clock::SystemClock,
     port::{Group, PortError, RecordReader, Shard, Stored, VoteStream},
-    time::SystemClock,
+    produce::{AcceptedVote, LaneConfig, Outcome, Producer, Settle},
+    record::batch::{BatchId, OpenBatch},
     vote_hash,
 };
 

@@ -200,7 +200,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let loopback = "127.0.0.1:0".parse()?;
-        let (ingest, results) = (votestream_service::listen(loopback)?, votestream_service::listen(loopback)?);
+        let (ingest, results) = (votestream_server::listen(loopback)?, votestream_server::listen(loopback)?);
         println!("{} {}", ingest.local_addr()?, results.local_addr()?);
         std::io::stdout().flush()?;
         let shutdown = CancellationToken::new();

@@ -1,7 +1,7 @@
 //! Votes to measure with: 36-character UUID user ids, five options.
 
 use rand::{RngExt, rngs::StdRng};
-use votestream_core::{Clock, Poll, PollId, PollOption, PollSource, Timestamp, time::SystemClock};
+use votestream_core::{Clock, Poll, PollId, PollOption, PollSource, Timestamp, clock::SystemClock};
 use votestream_proto::VotesMessage;
 
 /// The poll that all votes are for.

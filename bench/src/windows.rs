@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use votestream_core::{
-    Clock, HashRange, PollId, SequenceNumber, ShardId, Timestamp,
-    batch::{BatchId, OpenBatch},
+    Clock, HashRange, PollId, SequenceNumber, ShardId, TimeBounds, Timestamp,
+    clock::SystemClock,
+    consume::{
+        tally::last_votes,
+        window::{ReadRecord, ShardState, Window, decide},
+    },
     port::Record,
-    tally::last_votes,
-    time::{SystemClock, TimeBounds},
+    record::batch::{BatchId, OpenBatch},
     vote_hash,
-    window::{ReadRecord, ShardState, Window, decide},
 };
 
 use crate::{

@@ -7,7 +7,8 @@ mod time;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use votestream_service::{CorsOrigins, Limits, config::socket_addr};
+use votestream_process::config::socket_addr;
+use votestream_server::{CorsOrigins, Limits};
 
 use self::time::{parse_duration, parse_time};
 use crate::{connect::Target, plan::Clients};

@@ -15,7 +15,7 @@ mod poll;
 mod results;
 mod up;
 
-use votestream_service::terminal::Signals;
+use votestream_process::terminal::Signals;
 
 use crate::{
     args::{Cli, Command},

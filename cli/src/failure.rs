@@ -6,7 +6,8 @@
 use std::process::ExitCode;
 
 use tonic::Status;
-use votestream_service::{http::name_of, terminal::Signal};
+use votestream_process::terminal::Signal;
+use votestream_server::http::name_of;
 
 use crate::output;
 

@@ -17,7 +17,7 @@ use rustix::{
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
-use votestream_service::terminal::{self, LogOutput, is_dumb};
+use votestream_process::terminal::{self, LogOutput, is_dumb};
 
 use crate::failure::Failure;
 
@@ -122,8 +122,11 @@ pub(crate) fn show_progress(progress: &ProgressBar, template: &str) {
 
 /// Text for a terminal: ids and titles come from strangers and must not move the cursor or turn a line around.
 pub(crate) fn printable(text: &str) -> String {
-    let moves =
-        |c: char| c.is_control() || votestream_core::text::is_direction(c) || votestream_core::text::is_line_break(c);
+    let moves = |c: char| {
+        c.is_control()
+            || votestream_core::model::text::is_direction(c)
+            || votestream_core::model::text::is_line_break(c)
+    };
     text.chars().map(|c| if moves(c) { '\u{fffd}' } else { c }).collect()
 }
 

@@ -17,7 +17,7 @@ use votestream_core::port::Ports;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_service::{Connections, CorsOrigins, DrainReport, Limits, ServiceError, raise_descriptor_limit};
+use votestream_server::{Connections, CorsOrigins, DrainReport, Limits, ServiceError, raise_descriptor_limit};
 use votestream_tally::TallyConfig;
 
 use crate::{
@@ -217,7 +217,7 @@ fn services(
 
 /// Listens, or says where it could not.
 pub(crate) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
-    let bound = votestream_service::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let bound = votestream_server::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener)));
     let (bound, listener) = bound.map_err(|error| Failure::failed(format!("cannot listen on {addr}: {error}")))?;
     Ok((listener, bound))
 }

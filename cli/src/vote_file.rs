@@ -9,7 +9,7 @@ mod csv;
 use std::io::{self, BufRead, BufReader, Read};
 
 use serde::Deserialize;
-use votestream_core::foreign::JsonText;
+use votestream_core::record::foreign::JsonText;
 
 use self::csv::Format as Csv;
 

@@ -3,6 +3,7 @@
 //! Adapters implement them; the contract suite in `e2e` holds every adapter to what is written here. Must never name an
 //! engine. Every method is atomic and linearizable per item unless it says otherwise, and safe to repeat after an error.
 
+pub(crate) mod backoff;
 mod leases;
 mod polls;
 mod stream;
@@ -17,7 +18,7 @@ pub use stream::{ReadOutcome, Record, RecordReader, Shard, Stored, VoteStream};
 pub use tallies::{TallyDelta, TallyRow, TallyStore};
 pub use votes::{VoteOutcome, VoteStore, VoteWrite};
 
-use crate::time::Clock;
+use crate::Clock;
 
 /// Everything that a service reaches outside its process.
 #[derive(Clone)]

@@ -16,16 +16,16 @@ use tokio::{
 };
 
 use crate::{
-    Timestamp,
-    batch::{self, BatchId, OpenBatch},
-    group::{Applier, ApplierFactory, ApplyError},
-    poll::{Closing, FinalResult, Poll, PollId, PollOption, PollSource},
+    Clock, Closing, HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
+    consume::{
+        group::{Applier, ApplierFactory, ApplyError},
+        tally::{self, Counted},
+        window::Window,
+    },
+    model::poll::FinalResult,
     port::*,
-    routing::{HashRange, ShardId, vote_hash},
-    sequence::{Position, SequenceNumber},
-    tally::{self, Counted},
-    time::Clock,
-    window::Window,
+    record::batch::{self, BatchId, OpenBatch},
+    vote_hash,
 };
 
 /// Position, option, previous option.

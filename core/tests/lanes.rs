@@ -20,9 +20,9 @@ use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use votestream_core::{
     Clock, HashRange, PollId, SequenceNumber, ShardId, TimeBounds, Timestamp,
-    batch::{self, RecordBody},
-    lane::{AcceptedVote, LaneConfig, Outcome, Producer, Settle},
     port::{Group, PortError, RecordReader, Shard, Stored, VoteStream},
+    produce::{AcceptedVote, LaneConfig, Outcome, Producer, Settle},
+    record::batch::{self, RecordBody},
     vote_hash,
 };
 

@@ -1,7 +1,7 @@
 /**
  * The OpenTelemetry collector beside every service: OTLP in on loopback, CloudWatch metrics and X-Ray traces out.
  *
- * Names of metrics and labels are those of service/src/telemetry.rs. Must never be essential: votes do not wait for telemetry.
+ * Names of metrics and labels are those of process/src/telemetry.rs. Must never be essential: votes do not wait for telemetry.
  */
 
 /** Namespace of the services' metrics. */

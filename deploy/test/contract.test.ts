@@ -37,7 +37,7 @@ test('tables have the keys that the services check', () => {
 });
 
 test('every variable of a task is a setting of its service', () => {
-  const shared = ['config/engine.rs', 'http.rs', 'limits.rs'].flatMap((file) => settings(source(`service/src/${file}`)));
+  const shared = ['engine', 'listener'].flatMap((file) => settings(source(`process/src/config/${file}.rs`)));
   const made = new Made({ corsAllowOrigins: '*', writeUnitsPerSecond: 100 });
   const tasks = resources(made.service, 'AWS::ECS::TaskDefinition');
   for (const service of SERVICES) {
@@ -52,11 +52,11 @@ test('every variable of a task is a setting of its service', () => {
 });
 
 test('a task is killed only after its drain can have ended', () => {
-  const deadline = /DISTRIBUTED: Self = Self \{\s*answer_deadline: Duration::from_secs\((\d+)\)/.exec(source('core/src/time.rs'));
+  const deadline = /DISTRIBUTED: Self = Self \{\s*answer_deadline: Duration::from_secs\((\d+)\)/.exec(source('core/src/model/time.rs'));
   const answer = Number(deadline?.[1]);
   assert.equal(SETTLE_SECONDS.ingest, answer, 'ingest settles within D after its calls have ended');
   assert.ok(DEREGISTRATION_DELAY.toSeconds() > answer, 'calls under way are answered before the load balancer lets go');
-  const flush = /FLUSH_MAX: Duration = Duration::from_secs\((\d+)\)/.exec(source('service/src/telemetry/export.rs'));
+  const flush = /FLUSH_MAX: Duration = Duration::from_secs\((\d+)\)/.exec(source('process/src/telemetry/export.rs'));
   assert.equal(TELEMETRY_SECONDS, 3 * Number(flush?.[1]), 'three signals are flushed one after the other');
   const made = new Made();
   for (const service of SERVICES) {
@@ -108,7 +108,7 @@ test('consumers are registered under the names that the services look for', () =
 });
 
 test('metrics are those that the services export', () => {
-  const table = source('service/src/telemetry.rs');
+  const table = source('process/src/telemetry.rs');
   for (const [name, labels] of Object.entries(METRICS)) {
     const line = table.split('\n').find((one) => one.includes(`\`${name}\``));
     assert.ok(line, name);
@@ -155,12 +155,12 @@ test('the image asks for health as the task definition does, and runs as its use
   const [first, ...rest] = HEALTH_COMMAND;
   assert.ok(dockerfile.includes(` ${first} ${JSON.stringify(rest).replaceAll(',', ', ')}\n`));
   assert.ok(dockerfile.includes(`USER ${USER}\n`));
-  assert.ok(source('service/src/process/health.rs').includes(`COMMAND: &str = "${HEALTH_COMMAND.at(-1)}"`));
+  assert.ok(source('process/src/shell/health.rs').includes(`COMMAND: &str = "${HEALTH_COMMAND.at(-1)}"`));
 });
 
 test('compose.yaml sets what the services know, and hardens them as the task definitions do', () => {
   const compose = source('compose.yaml');
-  const known = [...settings(source('service/src/config/engine.rs')), 'listen', 'drain', 'consumer', 'log-format'];
+  const known = [...settings(source('process/src/config/engine.rs')), 'listen', 'drain', 'consumer', 'log-format'];
   const set = all(compose, /^\s+VOTESTREAM_([A-Z_]+):/gm).map((name) => name.toLowerCase().replaceAll('_', '-'));
   assert.ok(set.length > 0);
   assert.deepEqual(set.filter((name) => !known.includes(name)), []);

@@ -106,7 +106,7 @@ def check(rig):
     port, ingest, tally, persist = free_ports(4)
     endpoint = f"http://127.0.0.1:{port}"
     rig.start(
-        "ministack", [sys.executable, ROOT / "e2e/conformance/run_ministack.py"],
+        "ministack", [sys.executable, ROOT / "tests/conformance/run_ministack.py"],
         environment(BIND_HOST="127.0.0.1", IOT_MTLS_ENABLED="0", GATEWAY_PORT=str(port), TMPDIR=str(rig.work)),
     )
     rig.ready("ministack", lambda: listening(port))

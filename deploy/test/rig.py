@@ -26,7 +26,7 @@ CAST_MAX = 20
 # Spreads the votes over many partitions: an emulator reads a large one slowly.
 EXPECTED_PEAK = 100_000
 
-# The mayoral election of Minneapolis in 2013, not part of this repository: see e2e/tests/exact.rs.
+# The mayoral election of Minneapolis in 2013, not part of this repository: see tests/e2e/tests/exact.rs.
 BALLOTS = ROOT.parent / "shared" / "data" / "minneapolis-mayor-2013-cast-vote-record.csv"
 OFFICIAL = {"BETSY HODGES": 28_962, "MARK ANDREW": 19_648, "DON SAMUELS": 8_350, "CAM WINTON": 7_533}
 OFFICIAL_TOTAL, OFFICIAL_SUBMITTED = 79_415, 209_426

@@ -21,11 +21,10 @@ use tokio::{
 };
 use votestream_core::{
     Clock, Moment, PollId, Refusal, Timestamp, UserId,
-    lane::{AcceptedVote, Producer},
-    metrics,
     mutation::{self, Mutation},
-    poll_cache::PollCache,
-    poll_index::IndexedPoll,
+    observe::metrics,
+    polls::{cache::PollCache, index::IndexedPoll},
+    produce::{AcceptedVote, Producer},
 };
 use votestream_proto::{ReceivedVotes, VoteBytes};
 

@@ -22,7 +22,7 @@ use tonic::{
     },
     metadata::GRPC_CONTENT_TYPE,
 };
-use votestream_core::limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX};
+use votestream_core::model::limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX};
 use votestream_proto::v1::StreamVotesResponse;
 
 use crate::session::{Session, Settled};

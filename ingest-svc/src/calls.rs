@@ -16,8 +16,8 @@ use tonic::{
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::Instrument;
 use votestream_core::{
-    limits::{MESSAGE_BYTES_MAX, SINGLE_VOTE_BYTES_MAX},
-    metrics::{self, Rejected},
+    model::limits::{MESSAGE_BYTES_MAX, SINGLE_VOTE_BYTES_MAX},
+    observe::metrics::{self, Rejected},
 };
 use votestream_proto::{
     Frames, ReceivedVotes,

@@ -4,7 +4,7 @@
 //! body: it hands it on.
 //!
 //! The generated service has a decoder, an encoder and their buffers for each call, and copies what arrives. Around a single
-//! vote, that is a tenth of the call; around streams of small messages more than the votes. `e2e/tests/differential.rs` holds
+//! vote, that is a tenth of the call; around streams of small messages more than the votes. `tests/e2e/tests/differential.rs` holds
 //! both against each other.
 
 use std::{

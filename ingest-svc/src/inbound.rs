@@ -16,8 +16,8 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body, codegen::Bytes};
 use tonic_types::{ErrorDetails, StatusExt};
 use votestream_core::{
-    limits::SINGLE_VOTE_BYTES_MAX,
-    metrics::{self, Rejected},
+    model::limits::SINGLE_VOTE_BYTES_MAX,
+    observe::metrics::{self, Rejected},
 };
 use votestream_proto::{FrameError, FrameReader, Frames};
 
@@ -231,7 +231,7 @@ mod tests {
     use futures::{FutureExt, stream};
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
-    use votestream_core::limits::MESSAGE_BYTES_MAX;
+    use votestream_core::model::limits::MESSAGE_BYTES_MAX;
     use votestream_proto::{ReceivedVotes, VotesMessage};
 
     use super::*;

@@ -18,7 +18,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, MissedTickBehavior, interval},
 };
-use votestream_core::{limits::MESSAGE_BYTES_MAX, metrics};
+use votestream_core::{model::limits::MESSAGE_BYTES_MAX, observe::metrics};
 
 /// Votes wait for their lanes for this fraction of the answer deadline at most, or a little longer while the rate falls.
 const SHARE_OF_DEADLINE: u32 = 4;

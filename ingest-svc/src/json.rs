@@ -15,11 +15,11 @@ use axum::{
 use serde::Deserialize;
 use tonic::{Code, Status};
 use votestream_core::{
-    foreign::{DecodeError, JsonText, JsonVote},
-    metrics::{self, Rejected},
+    observe::metrics::{self, Rejected},
+    record::foreign::{DecodeError, JsonText, JsonVote},
 };
 use votestream_proto::VotesMessage;
-use votestream_service::http::{check_json, failure, read_body, status_of_field, success};
+use votestream_server::http::{check_json, failure, read_body, status_of_field, success};
 
 use crate::{calls::Calls, ledger::SingleVote};
 

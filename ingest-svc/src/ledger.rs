@@ -16,9 +16,9 @@ use tonic::codegen::http::HeaderMap;
 use tracing::Span;
 use votestream_core::{
     Refusal,
-    lane::{Outcome, Settle},
+    produce::{Outcome, Settle},
 };
-use votestream_service::telemetry::request_span;
+use votestream_process::telemetry::request_span;
 
 use crate::{
     inflight::Permit,

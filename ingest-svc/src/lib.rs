@@ -29,12 +29,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
     TimeBounds,
-    lane::{LaneConfig, Producer},
-    poll_cache::PollCache,
+    polls::cache::PollCache,
     port::Ports,
+    produce::{LaneConfig, Producer},
 };
 use votestream_proto::v1::ingest_service_server;
-use votestream_service::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
+use votestream_server::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
 
 /// Settings of the ingest service.
 #[derive(Clone, Debug)]
@@ -107,7 +107,7 @@ pub async fn run(
         Surface::new(tonic::service::Routes::new(edge.clone()), json::routes(calls), config.cors_allow_origins);
     let names = [ingest_service_server::SERVICE_NAME];
     let report =
-        votestream_service::serve(&names, surface, edge, listener, &config.connections, shutdown, config.drain).await?;
+        votestream_server::serve(&names, surface, edge, listener, &config.connections, shutdown, config.drain).await?;
     // Votes of calls that were cut off are still on their way; they are settled within D.
     producer.drain().await;
     Ok(report)

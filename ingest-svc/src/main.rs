@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use votestream_aws::{AwsConfig, Deployment, connect};
 use votestream_ingest::settings::{PROGRAM, SETTLE_MAX, Settings};
-use votestream_service::process::{self, Failure, Process};
+use votestream_process::shell::{self, Failure, Process};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    process::main(&PROGRAM, Settings::read, serve)
+    shell::main(&PROGRAM, Settings::read, serve)
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {

@@ -8,8 +8,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use votestream_core::{
     Refusal,
-    lane::Outcome,
-    metrics::{self, Rejected},
+    observe::metrics::{self, Rejected},
+    produce::Outcome,
 };
 use votestream_proto::v1::{Rejection, RejectionCode};
 
@@ -72,7 +72,7 @@ pub(crate) fn status_of(refusal: &Refusal) -> Status {
         Refusal::OutcomeUnknown => Code::DeadlineExceeded,
     };
     match refusal.field() {
-        Some(field) => votestream_service::http::status_of_field(code, field, refusal.to_string()),
+        Some(field) => votestream_server::http::status_of_field(code, field, refusal.to_string()),
         None if code == Code::Unavailable => not_stored(refusal.to_string()),
         None => Status::new(code, refusal.to_string()),
     }

@@ -19,8 +19,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tonic::codegen::http::HeaderMap;
 use tracing::Span;
-use votestream_core::lane::{Outcome, Settle};
-use votestream_service::telemetry::request_span;
+use votestream_core::produce::{Outcome, Settle};
+use votestream_process::telemetry::request_span;
 
 use crate::{
     inflight::Permit,

@@ -3,14 +3,12 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use votestream_core::TimeBounds;
-use votestream_service::{
-    Connections, CorsOrigins, Limits,
-    config::{
-        Program, Setting, Values, bytes, duration,
-        engine::{self, EngineConfig},
-        socket_addr, whole,
-    },
+use votestream_process::config::{
+    Program, Setting, Values, bytes, duration,
+    engine::{self, EngineConfig},
+    listener, socket_addr, whole,
 };
+use votestream_server::Connections;
 
 use crate::IngestConfig;
 
@@ -21,9 +19,9 @@ pub const PROGRAM: Program = Program {
     settings: &[
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50051", "Address of the service; port 0 picks a free one."),
-            CorsOrigins::SETTING,
+            listener::CORS_ALLOW_ORIGINS,
         ],
-        Limits::SETTINGS,
+        listener::LIMITS,
         engine::ENGINE,
         &[
             Setting::new("ingest-tasks", "N", "1", "How many ingest processes share the rate of the shards."),
@@ -79,8 +77,8 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
-        let origins = CorsOrigins::read(values);
-        let limits = Limits::read(values);
+        let origins = listener::cors_allow_origins(values);
+        let limits = listener::limits(values);
         let engine = EngineConfig::read(values);
         let ingest_tasks = values.get("ingest-tasks", whole(1..=10_000u32));
         let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
@@ -104,7 +102,7 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use votestream_service::config::Refused;
+    use votestream_process::config::Refused;
 
     use super::*;
 

@@ -9,11 +9,13 @@ use async_trait::async_trait;
 use tracing::{Instrument, info_span};
 use votestream_core::{
     SequenceNumber,
-    group::{Applier, ApplierFactory, ApplyError},
+    consume::{
+        group::{Applier, ApplierFactory, ApplyError},
+        tally::{Counted, last_votes},
+        window::Window,
+    },
+    observe::trace,
     port::{Group, TallyStore, VoteStore},
-    tally::{Counted, last_votes},
-    trace,
-    window::Window,
 };
 
 /// Most votes of one call to the store: bounds what a failed call repeats.
@@ -89,11 +91,10 @@ mod tests {
     };
 
     use votestream_core::{
-        Poll, PollId, PollOption, PollSource, Position, ShardId, Timestamp,
-        batch::{BatchId, OpenBatch},
+        HashRange, Poll, PollId, PollOption, PollSource, Position, ShardId, Timestamp,
+        consume::window::Selected,
         port::{PortError, TallyDelta, TallyRow, VoteOutcome, VoteWrite},
-        routing::HashRange,
-        window::Selected,
+        record::batch::{BatchId, OpenBatch},
     };
 
     use super::*;

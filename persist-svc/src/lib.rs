@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    group::{self, GroupConfig},
+    consume::group::{self, GroupConfig},
     port::{Group, Ports},
 };
-use votestream_service::{DrainReport, ServiceError};
+use votestream_server::{DrainReport, ServiceError};
 
 pub use applier::{PersistApplier, PersistAppliers};
 

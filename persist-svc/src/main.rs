@@ -7,16 +7,14 @@ use votestream_persist::{
     PersistConfig,
     settings::{PROGRAM, Settings},
 };
-use votestream_service::{
-    Connections,
-    process::{self, Failure, Process},
-};
+use votestream_process::shell::{self, Failure, Process};
+use votestream_server::Connections;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    process::main(&PROGRAM, Settings::read, serve)
+    shell::main(&PROGRAM, Settings::read, serve)
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {

@@ -3,14 +3,12 @@
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use votestream_core::port::Group;
-use votestream_service::{
-    Limits,
-    config::{
-        Program, Setting, Values, duration,
-        engine::{self, ConsumerConfig, EngineConfig},
-        socket_addr, whole,
-    },
+use votestream_process::config::{
+    Program, Setting, Values, duration,
+    engine::{self, ConsumerConfig, EngineConfig},
+    listener, socket_addr, whole,
 };
+use votestream_server::Limits;
 
 /// The binary.
 pub const PROGRAM: Program = Program {
@@ -18,7 +16,7 @@ pub const PROGRAM: Program = Program {
     about: "Stores one vote per user and poll, the last one, and keeps exact tallies.",
     settings: &[
         &[Setting::optional("listen", "ADDR", "Address at which gRPC health is answered [default: nowhere].")],
-        Limits::SETTINGS,
+        listener::LIMITS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -63,7 +61,7 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.optional("listen", socket_addr);
-        let limits = Limits::read(values);
+        let limits = listener::limits(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Persist);
         let write_units_per_second = values.get("write-units-per-second", engine::write_units);
@@ -81,8 +79,8 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use votestream_core::group::GroupConfig;
-    use votestream_service::config::Refused;
+    use votestream_core::consume::group::GroupConfig;
+    use votestream_process::config::Refused;
 
     use super::*;
 

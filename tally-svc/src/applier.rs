@@ -9,11 +9,13 @@ use dashmap::DashMap;
 use tracing::{Instrument, info_span};
 use votestream_core::{
     PollId,
-    group::{Applier, ApplierFactory, ApplyError},
+    consume::{
+        group::{Applier, ApplierFactory, ApplyError},
+        tally::{sorted_deltas, submitted},
+        window::Window,
+    },
+    observe::trace,
     port::{Group, TallyDelta, TallyStore},
-    tally::{sorted_deltas, submitted},
-    trace,
-    window::Window,
 };
 
 /// Makes the appliers of the `tally` group.
@@ -81,11 +83,10 @@ impl Applier for TallyApplier {
 #[cfg(test)]
 mod tests {
     use votestream_core::{
-        SequenceNumber, ShardId, Timestamp,
-        batch::{BatchId, OpenBatch},
+        HashRange, SequenceNumber, ShardId, Timestamp,
+        consume::window::Selected,
         port::TallyRow,
-        routing::HashRange,
-        window::Selected,
+        record::batch::{BatchId, OpenBatch},
     };
 
     use super::*;

@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(state(&stored, 10), v1::PollState::Open);
         assert_eq!(state(&stored, 20), v1::PollState::Closed);
         stored.final_result =
-            Some(votestream_core::poll::FinalResult { votes: vec![0, 0], finalized_at: Timestamp(30) });
+            Some(votestream_core::model::poll::FinalResult { votes: vec![0, 0], finalized_at: Timestamp(30) });
         assert_eq!(state(&stored, 40), v1::PollState::Final);
     }
 }

@@ -11,13 +11,12 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    Closing, HashRange, Moment, Poll, PollId, ShardId, TimeBounds, Timestamp,
-    batch::encode_marker,
+    Closing, HashRange, HashRanges, Moment, Poll, PollId, ShardId, TimeBounds, Timestamp,
+    consume::tally::sums,
+    model::poll::FinalResult,
     mutation::{self, Mutation},
-    poll::FinalResult,
     port::{Group, Ports, ShardRow, VoteStream},
-    routing::HashRanges,
-    tally::sums,
+    record::batch::encode_marker,
 };
 
 use crate::{convert::timestamp, status::Failure};

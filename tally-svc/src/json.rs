@@ -15,7 +15,7 @@ use prost_types::Timestamp;
 use serde::Serialize;
 use tonic::{Request, Status};
 use votestream_proto::v1::{self, poll_service_server::PollService, results_service_server::ResultsService};
-use votestream_service::http::{failure, success};
+use votestream_server::http::{failure, success};
 
 use crate::{polls::Polls, results::Results, status::Failure};
 

@@ -26,14 +26,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use votestream_core::{
-    group::{self, GroupConfig},
+    consume::group::{self, GroupConfig},
     port::{Group, Ports},
 };
 use votestream_proto::v1::{
     poll_service_server::{self, PollServiceServer},
     results_service_server::{self, ResultsServiceServer},
 };
-use votestream_service::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
+use votestream_server::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
 
 pub use applier::{TallyApplier, TallyAppliers};
 pub use finalizer::Finalizer;
@@ -133,7 +133,7 @@ pub async fn run(
         }),
         essential("the gRPC server", &stop, async {
             let names = [poll_service_server::SERVICE_NAME, results_service_server::SERVICE_NAME];
-            votestream_service::serve(
+            votestream_server::serve(
                 &names,
                 surface,
                 results,

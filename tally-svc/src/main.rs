@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use votestream_aws::{AwsConfig, Deployment, connect, kinesis::Reading};
-use votestream_service::process::{self, Failure, Process};
+use votestream_process::shell::{self, Failure, Process};
 use votestream_tally::settings::{PROGRAM, Settings};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    process::main(&PROGRAM, Settings::read, serve)
+    shell::main(&PROGRAM, Settings::read, serve)
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 use votestream_core::{
     Closing, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp,
-    poll::InvalidField,
+    model::poll::InvalidField,
     port::{Created, Ports},
 };
 use votestream_proto::v1::{self, poll_service_server::PollService};

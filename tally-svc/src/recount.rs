@@ -10,8 +10,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
     Poll, PollId,
+    consume::tally::sums,
     port::{Group, Ports},
-    tally::sums,
 };
 use votestream_proto::v1;
 

@@ -8,7 +8,7 @@ use futures::{Stream, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use votestream_core::{Poll, PollId, poll::FinalResult, port::Ports};
+use votestream_core::{Poll, PollId, model::poll::FinalResult, port::Ports};
 use votestream_proto::v1::{self, results_service_server::ResultsService};
 
 use crate::{

@@ -3,14 +3,12 @@
 use std::{net::SocketAddr, time::Duration};
 
 use votestream_core::port::Group;
-use votestream_service::{
-    Connections, CorsOrigins, Limits,
-    config::{
-        Program, Setting, Values, duration,
-        engine::{self, ConsumerConfig, EngineConfig},
-        socket_addr,
-    },
+use votestream_process::config::{
+    Program, Setting, Values, duration,
+    engine::{self, ConsumerConfig, EngineConfig},
+    listener, socket_addr,
 };
+use votestream_server::Connections;
 
 use crate::TallyConfig;
 
@@ -21,9 +19,9 @@ pub const PROGRAM: Program = Program {
     settings: &[
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
-            CorsOrigins::SETTING,
+            listener::CORS_ALLOW_ORIGINS,
         ],
-        Limits::SETTINGS,
+        listener::LIMITS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -59,8 +57,8 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
-        let origins = CorsOrigins::read(values);
-        let limits = Limits::read(values);
+        let origins = listener::cors_allow_origins(values);
+        let limits = listener::limits(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Tally);
         let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
@@ -80,7 +78,7 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use votestream_service::config::Refused;
+    use votestream_process::config::Refused;
 
     use super::*;
 

@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use votestream_core::{
     Poll, PollId, TimeBounds, Timestamp,
+    consume::tally::sums,
     port::{Group, Ports, ShardRow},
-    tally::sums,
 };
 
 use crate::{cache::Cache, finalizer, status::Failure};

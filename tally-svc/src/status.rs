@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use tonic::{Code, Status};
-use votestream_core::{PollId, poll::InvalidField, port::PortError, tally::InconsistentTallies};
+use votestream_core::{PollId, consume::tally::InconsistentTallies, model::poll::InvalidField, port::PortError};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ impl From<InconsistentTallies> for Failure {
 impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
         match failure.field_at_fault() {
-            Some(field) => votestream_service::http::status_of_field(failure.code(), field, failure.to_string()),
+            Some(field) => votestream_server::http::status_of_field(failure.code(), field, failure.to_string()),
             None => Self::new(failure.code(), failure.to_string()),
         }
     }

@@ -12,12 +12,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use votestream_core::{
     Clock, Closing, HashRange, Poll, PollId, PollOption, PollSource, SequenceNumber, ShardId, Timestamp,
-    batch::encode_marker,
-    poll::FinalResult,
+    model::poll::FinalResult,
     port::{
         Created, Group, Lease, LeaseStore, PollStore, PortError, Ports, Progress, RecordReader, Shard, ShardRow,
         Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteStream, VoteWrite, WriteOutcome,
     },
+    record::batch::encode_marker,
 };
 
 /// A poll with the options x and y.

@@ -16,8 +16,8 @@ use aws_smithy_runtime_api::client::{
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use votestream_core::{
     TimeBounds,
+    clock::{SystemClock, WatchedClock},
     port::PortError,
-    time::{SystemClock, WatchedClock},
 };
 
 use crate::date::ReadDate;

@@ -19,7 +19,7 @@ use aws_smithy_types::{
     config_bag::{ConfigBag, Storable, StoreReplace},
     date_time::Format,
 };
-use votestream_core::{Clock, Timestamp, time::WatchedClock};
+use votestream_core::{Clock, Timestamp, clock::WatchedClock};
 
 /// Reads the `Date` of every answer.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ mod tests {
         orchestrator::{HttpRequest, HttpResponse},
     };
     use aws_smithy_types::body::SdkBody;
-    use votestream_core::time::wall_clock;
+    use votestream_core::clock::wall_clock;
 
     use super::*;
     use crate::client::{AwsConfig, Clients};

@@ -7,8 +7,8 @@ use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 use votestream_core::{
     ShardId, TimeBounds, Timestamp,
+    clock::SystemClock,
     port::{PortError, Ports},
-    time::SystemClock,
 };
 
 use crate::{

@@ -39,8 +39,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use votestream_core::{
     HashRange, SequenceNumber, ShardId, Timestamp,
+    clock::SystemClock,
     port::{Group, PortError, RecordReader, Shard, Stored, VoteStream},
-    time::SystemClock,
 };
 
 use self::{

@@ -16,8 +16,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use votestream_core::{
     Clock, HashRange, PollId, Timestamp,
-    batch::{BatchId, OpenBatch},
-    time::SystemClock,
+    clock::SystemClock,
+    record::batch::{BatchId, OpenBatch},
     vote_hash,
 };
 

@@ -18,11 +18,11 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use votestream_process::terminal::{Signal, Signals};
 use votestream_proto::{
     VotesMessage,
     v1::{Rejection, RejectionCode},
 };
-use votestream_service::terminal::{Signal, Signals};
 
 use self::batch::{Batcher, Read as BatchRead};
 use crate::{

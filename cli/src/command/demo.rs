@@ -10,10 +10,10 @@ use indicatif::HumanCount;
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tonic::transport::Channel;
+use votestream_process::terminal::Signals;
 use votestream_proto::v1::{
     self, Rejection, poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
 };
-use votestream_service::terminal::Signals;
 
 use super::{
     audit::RECOUNT_TIMEOUT,

@@ -13,7 +13,7 @@ use axum::{
 use ferrokinesis::store::StoreOptions;
 use serde::Serialize;
 use tokio::sync::Mutex;
-use votestream_service::terminal::Signals;
+use votestream_process::terminal::Signals;
 
 use crate::{
     args::{DevAwsArgs, Global},

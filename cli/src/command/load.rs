@@ -11,8 +11,8 @@ use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use votestream_process::terminal::Signals;
 use votestream_proto::v1::{self, Rejection};
-use votestream_service::terminal::Signals;
 
 use crate::{
     args::{Global, LoadArgs},

@@ -6,7 +6,7 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
-use votestream_service::terminal::Signals;
+use votestream_process::terminal::Signals;
 
 use crate::{
     args::{Global, UpArgs},

@@ -31,7 +31,7 @@ pub(super) const UNITS_PER_NEW_VOTE: u64 = 1;
 pub(super) const UNITS_PER_CHANGED_VOTE_MAX: u64 = 2;
 /// Write units a second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for partition keys").
 pub(super) const PARTITION_UNITS_PER_SECOND: u64 = 1_000;
-/// Most buckets that a poll gets, as in `core/src/poll.rs`.
+/// Most buckets that a poll gets, as in `core/src/model/poll.rs`.
 pub(super) const BUCKETS_MAX: u64 = 4_096;
 /// Write units a second that a new on-demand table takes at once (Amazon DynamoDB Developer Guide, "Warm throughput").
 pub(super) const TABLE_WARM_UNITS_PER_SECOND: u64 = 4_000;
@@ -54,7 +54,7 @@ pub(super) const MEMORY_GB_PER_VCPU: u64 = 2;
 pub(super) const TASKS_MIN: u64 = 2;
 /// Share of a task's CPU that is planned for. The rest is for TLS, telemetry, deployments, a slower core than the measured one.
 pub(super) const CPU_SHARE: f64 = 0.6;
-/// Most ingest tasks: each shard's memory holds 6,000 producers (`MEMORY_ENTRIES_MAX` in `core/src/memory.rs`), and while all
+/// Most ingest tasks: each shard's memory holds 6,000 producers (`MEMORY_ENTRIES_MAX` in `core/src/consume/dedup.rs`), and while all
 /// are replaced there are two of each.
 pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
 

@@ -3,11 +3,7 @@
 use async_trait::async_trait;
 
 use super::{Group, PortError};
-use crate::{
-    routing::{HashRange, ShardId},
-    sequence::SequenceNumber,
-    time::Timestamp,
-};
+use crate::{HashRange, SequenceNumber, ShardId, Timestamp};
 
 /// The last batch number of one producer for one range of hashes, as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

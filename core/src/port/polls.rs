@@ -3,10 +3,7 @@
 use async_trait::async_trait;
 
 use super::PortError;
-use crate::{
-    poll::{FinalResult, Poll, PollId},
-    time::Timestamp,
-};
+use crate::{Poll, PollId, Timestamp, model::poll::FinalResult};
 
 /// What creating a poll did.
 #[derive(Clone, Debug, PartialEq, Eq)]

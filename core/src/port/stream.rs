@@ -4,11 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Group, PortError};
-use crate::{
-    routing::{HashRange, ShardId},
-    sequence::SequenceNumber,
-    time::Timestamp,
-};
+use crate::{HashRange, SequenceNumber, ShardId, Timestamp};
 
 /// A shard of the stream, open or closed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Group, PortError};
-use crate::{poll::PollId, routing::ShardId, sequence::SequenceNumber};
+use crate::{PollId, SequenceNumber, ShardId};
 
 /// What one window adds to one poll.
 #[derive(Clone, Debug, PartialEq, Eq)]

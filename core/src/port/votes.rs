@@ -6,11 +6,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::PortError;
-use crate::{
-    poll::{Poll, PollId},
-    sequence::Position,
-    time::Timestamp,
-};
+use crate::{Poll, PollId, Position, Timestamp};
 
 /// A vote to store. Ids are borrowed from the window that it is of.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,11 +3,7 @@
 //! Owns when they are computed: a hash waits for its predecessor's multiplications unless others are computed beside it. Must
 //! never let a vote out without its hash.
 
-use votestream_core::{
-    lane::AcceptedVote,
-    poll_index::IndexedPoll,
-    routing::{VoteKey, vote_hash},
-};
+use votestream_core::{model::routing::VoteKey, polls::index::IndexedPoll, produce::AcceptedVote, vote_hash};
 
 /// Votes that are accepted, and whose hashes are still to be computed.
 pub(super) struct Unhashed<'a> {

@@ -10,7 +10,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use votestream_core::{Moment, PollId, Refusal, poll_cache::PollCache, poll_index::IndexedPoll};
+use votestream_core::{
+    Moment, PollId, Refusal,
+    polls::{cache::PollCache, index::IndexedPoll},
+};
 
 use super::walk::VoteResult;
 

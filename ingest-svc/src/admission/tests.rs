@@ -11,9 +11,9 @@ use tokio::time::{Instant, advance};
 use tonic::codegen::Bytes;
 use votestream_core::{
     Closing, HashRange, Poll, PollOption, PollSource, SequenceNumber, ShardId,
-    poll::FinalResult,
+    clock::SystemClock,
+    model::poll::FinalResult,
     port::{Created, Group, PollStore, PortError, RecordReader, Shard, Stored, VoteStream},
-    time::SystemClock,
 };
 use votestream_proto::VotesMessage;
 

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_sdk_dynamodb::types::ConsumedCapacity;
-use votestream_core::metrics::{self, Table, Throttled};
+use votestream_core::observe::metrics::{self, Table, Throttled};
 
 /// Units are kept in tenths: DynamoDB charges halves.
 const TENTHS: f64 = 10.0;

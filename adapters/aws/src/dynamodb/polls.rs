@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::{
 };
 use votestream_core::{
     Closing, Poll, PollId, PollOption, PollSource, Timestamp,
-    poll::FinalResult,
+    model::poll::FinalResult,
     port::{Created, PollStore, PortError},
 };
 

@@ -13,7 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
     Poll, PollId, Position,
-    limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX, USER_ID_BYTES_MAX},
+    model::limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX, USER_ID_BYTES_MAX},
     port::{PortError, VoteOutcome, VoteStore, VoteWrite},
 };
 

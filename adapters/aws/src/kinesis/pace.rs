@@ -18,7 +18,7 @@ use tokio::{
 };
 use votestream_core::{
     HashRange, ShardId,
-    metrics::{self, Throttled},
+    observe::metrics::{self, Throttled},
     port::Shard,
 };
 

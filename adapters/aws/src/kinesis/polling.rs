@@ -10,7 +10,7 @@ use aws_sdk_kinesis::{Client, types::ShardIteratorType};
 use tokio::time::{Instant, sleep_until};
 use votestream_core::{
     ShardId,
-    metrics::{self, Throttled},
+    observe::metrics::{self, Throttled},
     port::{PortError, ReadOutcome, RecordReader},
 };
 

@@ -7,7 +7,7 @@ use std::{ops::Bound, sync::atomic::Ordering};
 use async_trait::async_trait;
 use votestream_core::{
     Closing, Poll, PollId, PollOption, PollSource, Timestamp,
-    poll::FinalResult,
+    model::poll::FinalResult,
     port::{Created, PollStore, PortError},
 };
 

@@ -22,8 +22,8 @@ use rustc_hash::FxHashMap;
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
     Poll, PollId, Position, SequenceNumber, Timestamp,
+    model::user_id::parse_uuid,
     port::{PortError, VoteOutcome, VoteStore, VoteWrite},
-    user_id::parse_uuid,
 };
 
 use super::{

@@ -1,0 +1,169 @@
+//! Reads ahead: fetches and decodes the records of a shard while earlier ones are being applied.
+//!
+//! Owns the reader and the bound on what was read and not yet processed. Must never skip a record, never read on after the
+//! stream has dropped records that were not read, and never hand a record on that arrived in our future.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::sleep,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    Clock, SequenceNumber, ShardId,
+    consume::window::ReadRecord,
+    observe::metrics,
+    port::{Group, PortError, ReadOutcome, RecordReader, VoteStream, backoff::Backoff},
+    record::batch,
+};
+
+/// Most decoded bytes that wait to be processed, per shard.
+const BYTES_MAX: u32 = 32 << 20;
+/// Most records that wait to be processed, per shard.
+const RECORDS_MAX: usize = 1_024;
+/// Failed reads in a row after which the shard is given up, so that another worker may try.
+const FAILURES_MAX: u32 = 12;
+
+/// How often the clock is looked at while a record waits for it.
+const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What was read.
+pub(super) enum Fetched {
+    /// The next record. The permit is its share of the bound, returned when it is dropped.
+    Record(ReadRecord, OwnedSemaphorePermit),
+    /// The shard is closed and every record of it came before.
+    End,
+    /// Records were dropped by the stream before they were read.
+    Expired,
+    /// Reading fails.
+    Failed(PortError),
+}
+
+/// What tells whether a record arrived in our future.
+pub(super) struct Present {
+    pub(super) clock: Arc<dyn Clock>,
+    /// Largest difference between our clock and the stream's.
+    pub(super) skew_max: Duration,
+}
+
+impl Present {
+    /// Waits until our clock may stand where the stream's stood when the record arrived. A shard's clock is its latest arrival:
+    /// one from the future would make every vote after it late, for good and in both groups, and only people can tell whose
+    /// clock is wrong. The lease is kept meanwhile, and the shard's age grows.
+    async fn reach(&self, group: Group, shard: &ShardId, record: &ReadRecord) {
+        let ahead = || record.arrived_at.since(self.clock.now().plus(self.skew_max));
+        let mut left = ahead();
+        if left.is_zero() {
+            return;
+        }
+        let (sequence, arrived_at) = (record.sequence, record.arrived_at);
+        metrics::record_of_the_future(group);
+        tracing::error!(
+            shard = %shard, %sequence, ?left,
+            "a record arrived at {arrived_at}, which our clock has not reached: this clock or the stream's is wrong; the shard \
+             waits until ours is there"
+        );
+        while !left.is_zero() {
+            sleep(left.min(CLOCK_LOOK_EVERY)).await;
+            left = ahead();
+        }
+        tracing::info!(shard = %shard, %sequence, "our clock is where the record arrived, the shard goes on");
+    }
+}
+
+/// A reader that runs ahead.
+pub(super) struct Prefetch {
+    fetched: mpsc::Receiver<Fetched>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Prefetch {
+    /// Starts to read directly after `after`.
+    pub(super) fn start(
+        stream: Arc<dyn VoteStream>,
+        group: Group,
+        shard: ShardId,
+        after: SequenceNumber,
+        backoff: Backoff,
+        present: Present,
+    ) -> Self {
+        let (sender, fetched) = mpsc::channel(RECORDS_MAX);
+        let task = Task { stream, group, shard, after, backoff, present, reader: None, sender };
+        Self { fetched, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+    }
+
+    /// The next thing that was read. Safe to cancel.
+    pub(super) async fn next(&mut self) -> Fetched {
+        let gone = || Fetched::Failed(PortError::refused("the task that reads the shard was stopped"));
+        self.fetched.recv().await.unwrap_or_else(gone)
+    }
+
+    /// The next thing, if it is there already.
+    pub(super) fn ready(&mut self) -> Option<Fetched> {
+        self.fetched.try_recv().ok()
+    }
+}
+
+struct Task {
+    stream: Arc<dyn VoteStream>,
+    group: Group,
+    shard: ShardId,
+    after: SequenceNumber,
+    backoff: Backoff,
+    present: Present,
+    reader: Option<Box<dyn RecordReader>>,
+    sender: mpsc::Sender<Fetched>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let bytes = Arc::new(Semaphore::new(BYTES_MAX as usize));
+        let last = loop {
+            match self.read().await {
+                Ok(ReadOutcome::Records(records)) => {
+                    self.backoff.reset();
+                    for record in &records {
+                        // To discard it would lose votes that a later version has acknowledged. It waits for such a version.
+                        if let Some(version) = batch::later_version(&record.data) {
+                            let sequence = record.sequence;
+                            let reason =
+                                format!("record {sequence} has format {version}, which this version cannot read");
+                            self.sender.send(Fetched::Failed(PortError::permanent(reason))).await.ok();
+                            return;
+                        }
+                        let record = ReadRecord::decode(record);
+                        self.present.reach(self.group, &self.shard, &record).await;
+                        // One record alone may be larger than the bound.
+                        let size = u32::try_from(record.bytes()).map_or(BYTES_MAX, |size| size.min(BYTES_MAX));
+                        let Ok(permit) = bytes.clone().acquire_many_owned(size).await else { return };
+                        if self.sender.send(Fetched::Record(record, permit)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Ok(ReadOutcome::ShardEnd) => break Fetched::End,
+                Ok(ReadOutcome::Expired) => break Fetched::Expired,
+                Err(error) => {
+                    let pause = self.backoff.pause();
+                    if !error.retryable || self.backoff.attempts() >= FAILURES_MAX {
+                        break Fetched::Failed(error);
+                    }
+                    tracing::warn!(shard = %self.shard, %error, "reading failed, it is tried again");
+                    sleep(pause).await;
+                }
+            }
+        };
+        // Nobody is left to hear it if this fails.
+        self.sender.send(last).await.ok();
+    }
+
+    async fn read(&mut self) -> Result<ReadOutcome, PortError> {
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            None => self.reader.insert(self.stream.reader(self.group, &self.shard, self.after).await?),
+        };
+        reader.next().await
+    }
+}

@@ -1,0 +1,122 @@
+//! Why a vote is refused.
+//!
+//! Owns the reasons and the fields at fault. Services turn a [`Refusal`] into the codes of their protocols, each in one place;
+//! nobody reads its text to find out what it says.
+
+use std::{fmt, sync::Arc};
+
+use crate::{PollId, model::poll::InvalidField};
+
+/// Why a vote is not durable, or may not be. Its text is for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The bytes of the vote are no protobuf message.
+    Unreadable,
+    /// An id breaks a limit.
+    Invalid(InvalidField),
+    /// There is no such poll.
+    NoSuchPoll(PollId),
+    /// The poll has no such option.
+    NoSuchOption {
+        /// The poll.
+        poll: PollId,
+        /// What the vote names.
+        option: Box<str>,
+        /// The option that looks like it, if there is one.
+        look_alike: Option<Arc<str>>,
+    },
+    /// The poll is not open yet.
+    NotOpen(PollId),
+    /// The poll is closed, or is being closed.
+    Closed(PollId),
+    /// The poll takes its votes from the stream.
+    WrongSource(PollId),
+    /// The poll cannot be read at the moment.
+    PollUnreadable(PollId),
+    /// The clock of the process contradicts those of the engines.
+    ClockContradicted,
+    /// The stream took the vote in no attempt.
+    NotStored,
+    /// Whether the stream took the vote, nobody knows.
+    OutcomeUnknown,
+}
+
+impl Refusal {
+    /// The field at fault, as the .proto files name it, if it is one.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid(invalid) => Some(invalid.field()),
+            Self::NoSuchOption { .. } => Some("option_id"),
+            Self::NoSuchPoll(_) | Self::NotOpen(_) | Self::Closed(_) | Self::WrongSource(_) => Some("poll_id"),
+            Self::Unreadable
+            | Self::PollUnreadable(_)
+            | Self::ClockContradicted
+            | Self::NotStored
+            | Self::OutcomeUnknown => None,
+        }
+    }
+
+    /// Whether the vote was accepted, and this is how it ended.
+    pub fn is_outcome(&self) -> bool {
+        matches!(self, Self::NotStored | Self::OutcomeUnknown)
+    }
+}
+
+impl From<InvalidField> for Refusal {
+    fn from(invalid: InvalidField) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable => f.write_str("vote: not a valid protobuf message"),
+            Self::Invalid(invalid) => invalid.fmt(f),
+            Self::NoSuchPoll(poll) => write!(f, "poll_id: there is no poll \"{poll}\""),
+            Self::NoSuchOption { poll, option, look_alike } => {
+                write!(f, "option_id: poll \"{poll}\" has no option {option:?}")?;
+                match look_alike {
+                    // With their code points, since nobody can see what is different.
+                    Some(known) => {
+                        write!(f, "; \"{}\" looks like \"{}\"", option.escape_default(), known.escape_default())
+                    }
+                    None => Ok(()),
+                }
+            }
+            Self::NotOpen(poll) => write!(f, "poll \"{poll}\" is not open yet"),
+            Self::Closed(poll) => write!(f, "poll \"{poll}\" is closed"),
+            Self::WrongSource(poll) => write!(f, "poll \"{poll}\" takes its votes from the stream"),
+            Self::PollUnreadable(poll) => write!(f, "poll \"{poll}\" cannot be read at the moment, retry the vote"),
+            Self::ClockContradicted => f.write_str(
+                "the clock of this server differs from the engines' by more than the protocol allows; the vote was not \
+                 stored, retry it",
+            ),
+            Self::NotStored => f.write_str("the vote stream is unavailable; the vote was not stored, retry it"),
+            Self::OutcomeUnknown => {
+                f.write_str("no answer from the vote stream in time; whether the vote was stored is unknown")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_field_at_fault_stands_first_where_the_text_names_it() {
+        let poll = || PollId::new("lunch").unwrap();
+        let refusals = [
+            Refusal::Invalid(InvalidField::Empty("user_id")),
+            Refusal::NoSuchPoll(poll()),
+            Refusal::NoSuchOption { poll: poll(), option: "soup".into(), look_alike: None },
+        ];
+        for refusal in refusals {
+            let field = refusal.field().unwrap();
+            assert!(refusal.to_string().starts_with(field), "{refusal}");
+        }
+        assert_eq!(Refusal::Closed(poll()).field(), Some("poll_id"));
+        assert_eq!(Refusal::OutcomeUnknown.field(), None);
+    }
+}

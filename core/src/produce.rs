@@ -1,0 +1,257 @@
+//! Lanes: the ingest side of the stream, one lane a shard.
+//!
+//! Owns the order of a user's votes on their way into the stream, and the outcome of each. All votes of one user pass
+//! through one lane; a lane has one record in flight at a time and retries it before its successors; a batch keeps its
+//! votes, its number and its `accepted_at` on every retry. Must never report a vote as durable that was not stored by a
+//! shard whose range holds its hash, within D of its `accepted_at`.
+
+mod map;
+mod queue;
+mod send;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::{map::LaneMap, queue::Spare, send::PendingBatches};
+use crate::{
+    Clock, PollId, TimeBounds, Timestamp, UserId,
+    observe::metrics,
+    port::{PortError, VoteStream, backoff::Backoff},
+};
+
+/// How a vote ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It is durable and will be counted.
+    Durable,
+    /// It was certainly not stored and will not be sent again.
+    NotStored,
+    /// Nobody knows whether it was stored.
+    Unknown,
+}
+
+/// Receives the outcomes of the votes of one message.
+pub trait Settle: Send + Sync + 'static {
+    /// Called exactly once for each vote, with the indices that the votes were appended with. Must not block.
+    fn settle(&self, indices: &[u32], outcome: Outcome);
+}
+
+/// A vote that passed validation.
+#[derive(Clone, Copy, Debug)]
+pub struct AcceptedVote<'a> {
+    /// The poll.
+    pub poll_id: &'a PollId,
+    /// The option, as the poll holds it.
+    pub option_id: &'a Arc<str>,
+    /// The user.
+    pub user_id: UserId<'a>,
+    /// [`crate::vote_hash`] of poll and user.
+    pub hash: u128,
+    /// Names the vote in [`Settle::settle`].
+    pub index: u32,
+}
+
+/// Settings of the lanes.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneConfig {
+    /// Id of this producer, random per start of the process.
+    pub producer: u128,
+    /// Seed of the retry jitter.
+    pub seed: u64,
+    /// The protocol's time limits.
+    pub bounds: TimeBounds,
+    /// How long the first vote of a batch waits for others before the batch is sealed.
+    pub linger: Duration,
+    /// The same for a batch that follows one of [`BUSY_VOTES`] or more, if that is longer.
+    pub busy_linger: Duration,
+    /// Most votes of a batch.
+    pub batch_votes_max: usize,
+    /// Size at which a batch is sealed, before compression, in bytes.
+    pub batch_bytes_max: usize,
+    /// How often the shard map is read anew without a reason.
+    pub refresh_every: Duration,
+}
+
+impl LaneConfig {
+    /// For a stream on the same machine: no linger as long as votes are few, since the next batch fills while the last one is
+    /// being stored.
+    pub fn one_machine() -> Self {
+        Self {
+            producer: rand::random(),
+            seed: rand::random(),
+            bounds: TimeBounds::ONE_MACHINE,
+            linger: Duration::ZERO,
+            busy_linger: Duration::from_millis(5),
+            batch_votes_max: 16_384,
+            batch_bytes_max: 512 << 10,
+            refresh_every: Duration::from_secs(10),
+        }
+    }
+
+    /// For a stream behind a network, where a put takes tens of milliseconds and each record costs.
+    pub fn distributed() -> Self {
+        Self { bounds: TimeBounds::DISTRIBUTED, linger: Duration::from_millis(20), ..Self::one_machine() }
+    }
+}
+
+/// Votes of a batch after which the lane counts as busy: so many come while one put is under way that a longer wait makes
+/// records and syncs fewer, which cost more processor time by then than their votes do.
+pub const BUSY_VOTES: usize = 512;
+
+/// Attempts to read the shard map at the start, over some seconds. Longer, and whoever starts the process learns too late what
+/// is wrong.
+const START_ATTEMPTS_MAX: u32 = 8;
+
+/// All lanes of one ingest process.
+pub struct Producer {
+    config: LaneConfig,
+    spare: Spare,
+    stream: Arc<dyn VoteStream>,
+    clock: Arc<dyn Clock>,
+    /// Held for reading while votes are appended, for writing while lanes are exchanged.
+    map: RwLock<LaneMap>,
+    /// One refresh of the map at a time.
+    refreshing: tokio::sync::Mutex<()>,
+    /// Batch numbers, over all lanes. The next one is one more.
+    number: AtomicU64,
+    /// Batches that are sealed and neither stored nor given up.
+    pending: PendingBatches,
+    /// Votes that were appended and are not settled.
+    unsettled: AtomicUsize,
+    /// Woken when `unsettled` becomes zero.
+    idle: Notify,
+    jitter: Mutex<StdRng>,
+    /// Ends the lanes' tasks.
+    stopped: CancellationToken,
+}
+
+impl Producer {
+    /// Reads the shard map and starts a lane for each open shard. Fails if the map cannot be read in several attempts, or if
+    /// another attempt would not help.
+    pub async fn start(
+        config: LaneConfig,
+        stream: Arc<dyn VoteStream>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, PortError> {
+        let producer = Arc::new(Self {
+            config,
+            spare: Spare::new(config, clock.clone()),
+            stream,
+            clock,
+            map: RwLock::new(LaneMap::default()),
+            refreshing: tokio::sync::Mutex::new(()),
+            number: AtomicU64::new(0),
+            pending: PendingBatches::default(),
+            unsettled: AtomicUsize::new(0),
+            idle: Notify::new(),
+            jitter: Mutex::new(StdRng::seed_from_u64(config.seed)),
+            stopped: CancellationToken::new(),
+        });
+        let mut backoff = Backoff::new(&config.seed.to_be_bytes());
+        while let Err(error) = producer.refresh().await {
+            let pause = backoff.pause();
+            if !error.retryable || backoff.attempts() >= START_ATTEMPTS_MAX {
+                return Err(error);
+            }
+            tracing::warn!(%error, "cannot read the shard map, trying again");
+            tokio::time::sleep(pause).await;
+        }
+        tokio::spawn(map::refresh_regularly(Arc::downgrade(&producer), config.refresh_every, producer.stopped.clone()));
+        Ok(producer)
+    }
+
+    /// Appends the votes of one message, in their order. Every vote is settled later, exactly once. Does not wait: the
+    /// caller bounds how many bytes are unsettled.
+    pub fn append(&self, message: &Arc<dyn Settle>, votes: &[AcceptedVote<'_>], accepted_at: Timestamp) {
+        self.append_traced(message, votes, accepted_at, "");
+    }
+
+    /// [`Self::append`] for a message of a sampled trace; see [`crate::observe::trace::child`]. The batches that take the votes belong
+    /// to that trace. Empty if there is none.
+    pub fn append_traced(
+        &self,
+        message: &Arc<dyn Settle>,
+        votes: &[AcceptedVote<'_>],
+        accepted_at: Timestamp,
+        traceparent: &str,
+    ) {
+        self.unsettled.fetch_add(votes.len(), Ordering::AcqRel);
+        metrics::VOTES_UNSETTLED.add(votes.len() as i64);
+        let map = self.map.read();
+        match votes {
+            [] => {}
+            [vote] => {
+                let lane = map.lane(vote.hash);
+                lane.append(&self.spare, message, std::iter::once(vote), accepted_at, traceparent);
+            }
+            votes => {
+                // Lane by lane, so that each is locked once a message; within a lane in order, which keeps a user's votes in
+                // theirs. A counting sort: first where each lane's votes begin, then each vote to its place.
+                let lanes: Vec<u32> = votes.iter().map(|vote| map.index(vote.hash)).collect();
+                let mut ends = vec![0u32; map.len() + 1];
+                lanes.iter().for_each(|&lane| ends[lane as usize + 1] += 1);
+                for lane in 1..ends.len() {
+                    ends[lane] += ends[lane - 1];
+                }
+                let mut order = vec![0u32; votes.len()];
+                for (at, &lane) in lanes.iter().enumerate() {
+                    let end = &mut ends[lane as usize];
+                    order[*end as usize] = at as u32;
+                    *end += 1;
+                }
+                let mut start = 0;
+                for (lane, &end) in ends[..map.len()].iter().enumerate() {
+                    let group = &order[std::mem::replace(&mut start, end as usize)..end as usize];
+                    if !group.is_empty() {
+                        let votes = group.iter().map(|&at| &votes[at as usize]);
+                        map.at(lane as u32).append(&self.spare, message, votes, accepted_at, traceparent);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Number of votes that were appended and are not settled.
+    pub fn unsettled(&self) -> usize {
+        self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// Waits until every vote that was appended is settled, which takes no longer than D after the last append.
+    pub async fn drain(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.unsettled() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    fn settle(&self, parts: &queue::Parts, outcome_of: impl Fn(usize) -> Option<Outcome>) {
+        self.settled(parts.settle(outcome_of));
+    }
+
+    /// Notes that so many votes are settled.
+    fn settled(&self, settled: usize) {
+        metrics::VOTES_UNSETTLED.add(-(settled as i64));
+        if settled > 0 && self.unsettled.fetch_sub(settled, Ordering::AcqRel) == settled {
+            self.idle.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.stopped.cancel();
+    }
+}

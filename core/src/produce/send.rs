@@ -1,0 +1,310 @@
+//! Sealing batches and bringing them into the stream, one at a time a lane.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
+
+use super::{
+    BUSY_VOTES, LaneConfig, Outcome, Producer,
+    queue::{Lane, QueuedBatch},
+};
+use crate::{
+    HashRange, HashRanges, ShardId, Timestamp,
+    mutation::{self, Mutation},
+    observe::{metrics, trace},
+    port::Effect,
+    record::batch::BatchId,
+};
+
+/// First and longest pause before a retry. Each pause is drawn between half of its length and its whole length.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+/// How long a lane sleeps when nothing wakes it.
+const WAKE_AT_LATEST: Duration = Duration::from_secs(3_600);
+
+/// The hash ranges of batches that are sealed and neither stored nor given up.
+///
+/// A lane seals nothing while a batch whose range overlaps its own is pending: that batch may hold older votes of its users.
+#[derive(Default)]
+pub(super) struct PendingBatches {
+    ranges: Mutex<Vec<(u64, HashRanges)>>,
+    changed: Notify,
+    token: AtomicU64,
+}
+
+/// Takes the batch off the list when it ends, however it ends.
+struct Pending<'a> {
+    batches: &'a PendingBatches,
+    token: u64,
+}
+
+impl PendingBatches {
+    fn overlaps(&self, range: &HashRange) -> bool {
+        self.ranges.lock().iter().any(|(_, pending)| pending.overlaps(range))
+    }
+
+    fn add(&self, range: HashRange) -> Pending<'_> {
+        let token = self.token.fetch_add(1, Ordering::Relaxed);
+        self.ranges.lock().push((token, range.into()));
+        Pending { batches: self, token }
+    }
+}
+
+impl Pending<'_> {
+    fn narrow(&self, left: &HashRanges) {
+        let mut ranges = self.batches.ranges.lock();
+        if let Some((_, range)) = ranges.iter_mut().find(|(token, _)| *token == self.token) {
+            range.clone_from(left);
+        }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.batches.ranges.lock().retain(|(token, _)| *token != self.token);
+        self.batches.changed.notify_waiters();
+    }
+}
+
+/// Brings a lane's batches into the stream until its shard is closed.
+pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped: CancellationToken) {
+    loop {
+        let Some(producer) = producer.upgrade() else { return };
+        let linger = match lane.next_step(&producer) {
+            Step::Send(batch, pending, number) => {
+                let (span, context) = span_of(&lane, &batch, number);
+                let context = context.as_deref().unwrap_or_default();
+                producer.send(&lane, *batch, pending, number, context).instrument(span).await;
+                continue;
+            }
+            Step::Blocked => {
+                let changed = producer.pending.changed.notified();
+                if producer.pending.overlaps(&lane.range) {
+                    tokio::select! {
+                    biased;
+                                () = stopped.cancelled() => return,
+                                () = changed => {}
+                            }
+                }
+                continue;
+            }
+            Step::Retired => return,
+            Step::Wait(linger) => linger,
+        };
+        // Waits without a strong reference, so that dropping the producer ends its lanes.
+        drop(producer);
+        tokio::select! {
+            biased;
+            () = stopped.cancelled() => return,
+            () = lane.wake.notified() => {}
+            () = tokio::time::sleep(linger.unwrap_or(WAKE_AT_LATEST)) => {}
+        }
+    }
+}
+
+/// The span of a batch on its way into the stream, and its `traceparent`: a child of the first trace that the batch belongs
+/// to, linked to the others.
+fn span_of(lane: &Lane, batch: &QueuedBatch, number: u64) -> (Span, Option<Arc<str>>) {
+    let Some((first, others)) = batch.traceparents.split_first() else { return (Span::none(), None) };
+    let (span, context) = trace::child(first, || {
+        tracing::info_span!(
+            target: trace::TARGET, "put batch", otel.kind = "producer", trace_id = tracing::field::Empty,
+            shard = %lane.shard, votes = batch.votes.len(), number,
+        )
+    });
+    trace::link(&span, others.iter().map(|other| &**other));
+    (span, context)
+}
+
+enum Step<'a> {
+    Send(Box<QueuedBatch>, Pending<'a>, u64),
+    /// Wait for a vote, or at most this long for the linger to end.
+    Wait(Option<Duration>),
+    /// Wait for an overlapping batch of a closed shard's lane.
+    Blocked,
+    Retired,
+}
+
+impl Lane {
+    fn next_step<'a>(&self, producer: &'a Producer) -> Step<'a> {
+        let mut state = self.state.lock();
+        let Some(front) = state.queue.front() else {
+            return if state.retired { Step::Retired } else { Step::Wait(None) };
+        };
+        let LaneConfig { linger, busy_linger, .. } = producer.config;
+        let linger = if state.busy { linger.max(busy_linger) } else { linger };
+        let linger = linger.saturating_sub(producer.clock.instant().saturating_duration_since(front.opened_at));
+        if !linger.is_zero() && !front.is_full(&producer.config) {
+            return Step::Wait(Some(linger));
+        }
+        if producer.pending.overlaps(&self.range) && !mutation::is_active(Mutation::ChildLanesDoNotWait) {
+            return Step::Blocked;
+        }
+        // Sealed under the lane's lock: a refresh finds the batch either in the queue or among the pending ones.
+        match state.queue.pop_front() {
+            Some(batch) => {
+                state.busy = batch.votes.len() >= BUSY_VOTES;
+                let number = producer.number.fetch_add(1, Ordering::Relaxed) + 1;
+                Step::Send(Box::new(batch), producer.pending.add(self.range), number)
+            }
+            None => Step::Wait(None),
+        }
+    }
+}
+
+impl Producer {
+    /// Sends one sealed batch until every vote of it is settled.
+    async fn send(
+        self: &Arc<Self>,
+        lane: &Lane,
+        batch: QueuedBatch,
+        pending: Pending<'_>,
+        number: u64,
+        trace_context: &str,
+    ) {
+        let after_deadline = mutation::is_active(Mutation::AcknowledgedAfterDeadline);
+        let deadline = if after_deadline { Duration::from_secs(3_600) } else { self.config.bounds.answer_deadline };
+        let id = BatchId { producer: self.config.producer, number };
+
+        // Votes that waited too long in the queue were certainly never sent.
+        let now = self.clock.now();
+        let is_expired = |accepted_at: Timestamp| now.since(accepted_at) >= deadline;
+        let mut left = if batch.votes.oldest().is_some_and(is_expired) {
+            let accepted_at = batch.votes.accepted_at();
+            let expired = |at: usize| is_expired(accepted_at[at]);
+            self.settle(&batch.parts, |at| expired(at).then_some(Outcome::NotStored));
+            batch.retain(|at| !expired(at))
+        } else {
+            batch
+        };
+
+        let mut ranges = HashRanges::from(lane.range);
+        let mut record = None;
+        let mut outcome_if_given_up = Outcome::NotStored;
+        let mut pause = BACKOFF.0;
+        while let Some(oldest) = left.votes.oldest() {
+            let time_left = deadline.saturating_sub(self.clock.now().since(oldest));
+            if time_left.is_zero() {
+                break;
+            }
+            let seal = || {
+                let record = left.votes.seal(id, &ranges, trace_context);
+                metrics::BATCH_VOTES.record(left.votes.len() as f64, &[]);
+                metrics::BATCH_BYTES.record(record.len() as f64, &[]);
+                record
+            };
+            let data = record.get_or_insert_with(seal).clone();
+            let hash = left.votes.hashes()[0];
+            let started = self.clock.instant();
+            let put = tokio::time::timeout(time_left, self.stream.put(hash, data)).await;
+            let labels = match &put {
+                Ok(Ok(_)) => metrics::PUT_STORED,
+                Ok(Err(error)) if error.effect == Effect::None => metrics::PUT_REFUSED,
+                Ok(Err(_)) | Err(_) => metrics::PUT_UNKNOWN,
+            };
+            let took = self.clock.instant().saturating_duration_since(started);
+            metrics::PUT_DURATION.record(took.as_secs_f64(), labels);
+            match put {
+                Ok(Ok(stored)) => {
+                    let Some(range) = self.range_of(&stored.shard, time_left).await else {
+                        outcome_if_given_up = Outcome::Unknown;
+                        break;
+                    };
+                    let now = self.clock.now();
+                    // A clock that the engines contradict may have stamped the votes wrongly. A put's own answer proves it in time
+                    // to keep a promise from being made: see docs/exactness.md.
+                    let is_trusted = self.clock.is_trusted();
+                    let is_in_time = |accepted_at| is_trusted && now.since(accepted_at) < deadline;
+                    // The lane's shard has the hashes of all of its votes.
+                    let is_whole =
+                        stored.shard == lane.shard || left.votes.hashes().iter().all(|&hash| range.contains(hash));
+                    if is_whole && is_in_time(oldest) {
+                        self.settled(left.parts.settle_all(Outcome::Durable));
+                    } else {
+                        let accepted_at = left.votes.accepted_at();
+                        let outcome = |at: usize| {
+                            let outcome = if is_in_time(accepted_at[at]) { Outcome::Durable } else { Outcome::Unknown };
+                            range.contains(left.votes.hashes()[at]).then_some(outcome)
+                        };
+                        self.settle(&left.parts, outcome);
+                    }
+                    if is_whole {
+                        self.spare.keep(left);
+                        return;
+                    }
+                    ranges = ranges.without(&range);
+                    // Stored by a shard that took over a part of the lane's hashes: the other votes are sent again, as the
+                    // same batch with the range that is left.
+                    left = left.retain(|at| !range.contains(left.votes.hashes()[at]));
+                    pending.narrow(&ranges);
+                    record = None;
+                    continue;
+                }
+                Ok(Err(error)) => {
+                    if error.effect == Effect::Unknown {
+                        outcome_if_given_up = Outcome::Unknown;
+                    }
+                    if !error.retryable {
+                        tracing::error!(%error, shard = %lane.shard, "the stream refuses a batch");
+                        break;
+                    }
+                    tracing::debug!(%error, shard = %lane.shard, "put failed, trying again");
+                    if mutation::is_active(Mutation::RefusedBatchIsOvertaken) && error.effect == Effect::None {
+                        let mut state = lane.state.lock();
+                        if !state.retired {
+                            state.queue.push_back(left);
+                            return;
+                        }
+                    }
+                }
+                Err(_) => {
+                    outcome_if_given_up = Outcome::Unknown;
+                    break;
+                }
+            }
+            let jitter = self.jitter.lock().random_range(0.5..=1.0);
+            tokio::time::sleep(pause.mul_f64(jitter)).await;
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+        if !left.votes.is_empty() {
+            tracing::warn!(shard = %lane.shard, votes = left.votes.len(), outcome = ?outcome_if_given_up, "gave a batch up");
+            self.settle(&left.parts, |_| Some(outcome_if_given_up));
+        }
+    }
+
+    /// Range of the shard that stored a record. A shard that is not known yet was made by a split or merge: the map is read
+    /// until it shows.
+    async fn range_of(self: &Arc<Self>, shard: &ShardId, patience: Duration) -> Option<HashRange> {
+        let known = || {
+            let map = self.map.read();
+            if map.is_open(shard) { map.range(shard) } else { None }
+        };
+        if let Some(range) = known() {
+            return Some(range);
+        }
+        let search = async {
+            loop {
+                if let Err(error) = self.refresh().await {
+                    tracing::warn!(%error, "cannot refresh the shard map");
+                }
+                // Closed again already? Then its range is known all the same.
+                let range = self.map.read().range(shard);
+                if range.is_some() {
+                    return range;
+                }
+                tokio::time::sleep(BACKOFF.1).await;
+            }
+        };
+        tokio::time::timeout(patience, search).await.ok().flatten()
+    }
+}

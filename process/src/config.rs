@@ -1,0 +1,319 @@
+//! Configuration by flags and environment: read everything, then report every mistake, then refuse.
+//!
+//! Owns how a setting is named (`--table-prefix` and `VOTESTREAM_TABLE_PREFIX`), which source wins (flag, environment,
+//! default), and the text of `--help`. Must never read the process's environment by itself, open a socket, or stop at the
+//! first mistake: a deployment takes minutes, and one attempt must show all of them.
+
+pub mod engine;
+pub mod listener;
+mod parse;
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fmt,
+};
+
+use clap::{
+    Arg, ArgAction, ArgMatches, Command,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+pub use parse::{bytes, duration, one_of, socket_addr, switch, text, whole};
+
+/// What every variable of the project starts with.
+pub const PREFIX: &str = "VOTESTREAM_";
+
+/// Variables of the project that the services do not read, but which may be set in the same shell.
+const OTHER_VARIABLES: [&str; 2] = ["VOTESTREAM_INGEST", "VOTESTREAM_RESULTS"];
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Name of the flag, without dashes in front.
+    pub name: &'static str,
+    /// What stands for the value in the help; a setting without one is a switch.
+    pub value: Option<&'static str>,
+    /// The value if none is given.
+    pub default: Option<&'static str>,
+    /// What it does.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// A setting with a default.
+    pub const fn new(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Self {
+        Self { name, value: Some(value), default: Some(default), help }
+    }
+
+    /// A setting that may be left out; the help says what happens then.
+    pub const fn optional(name: &'static str, value: &'static str, help: &'static str) -> Self {
+        Self { name, value: Some(value), default: None, help }
+    }
+
+    /// A setting that is on or off, and off by default.
+    pub const fn switch(name: &'static str, help: &'static str) -> Self {
+        Self { name, value: None, default: Some("false"), help }
+    }
+
+    /// Name of its variable.
+    pub fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.name.to_ascii_uppercase().replace('-', "_"))
+    }
+}
+
+/// A program, as its help describes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Name of the binary, and of the service in telemetry.
+    pub name: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// Its settings, in groups.
+    pub settings: &'static [&'static [Setting]],
+    /// Names of settings of the other services: one environment may serve them all.
+    pub others: &'static [&'static str],
+}
+
+/// Exit codes and other variables, for the help.
+const AFTER_HELP: &str = "\
+Every flag can be given as the variable beside it; the flag wins. All mistakes are reported at once. Variables that start
+with VOTESTREAM_ and are unknown are mistakes.
+
+Standard variables:
+  AWS_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...       region and credentials, as for every AWS tool
+  AWS_ENDPOINT_URL_KINESIS, AWS_ENDPOINT_URL_DYNAMODB   other endpoints than those of AWS
+  OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, ... export of traces, metrics and logs by OTLP over gRPC; off when unset
+  RUST_LOG                                              which logs are written to stderr [default: info]
+
+Health:
+  `health` as the first argument asks the service at --listen over gRPC instead of starting one; 0 if it serves, else 1
+
+Signals:
+  SIGTERM, SIGINT and SIGHUP drain, unless whoever starts the service has them ignored; a second one stops at once
+
+Exit codes:
+  0   stopped by a signal, and everything was finished
+  1   could not start: a stream, a table, a permission or an address is missing
+  2   a task ended that must not
+  3   stopped by a signal, but not everything was finished in time
+  64  wrong configuration";
+
+/// Why there are no values.
+#[derive(Debug)]
+pub enum Refused {
+    /// Help or version was asked for; this is it.
+    Answered(String),
+    /// Everything that is wrong.
+    Mistakes(Vec<String>),
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Flag,
+    Variable,
+    Default,
+}
+
+/// The text of every setting, and what is wrong so far.
+#[derive(Debug)]
+pub struct Values {
+    given: BTreeMap<&'static str, (String, Source)>,
+    mistakes: Vec<String>,
+}
+
+impl Program {
+    fn all(&self) -> impl Iterator<Item = &'static Setting> {
+        self.settings.iter().flat_map(|group| group.iter())
+    }
+
+    fn command(&self) -> Command {
+        let arguments = self.all().map(|setting| {
+            let default = setting.default.filter(|_| setting.value.is_some());
+            let default = default.map_or_else(String::new, |default| format!(" [default: {default}]"));
+            let argument = Arg::new(setting.name)
+                .long(setting.name)
+                .help(format!("{} [env: {}]{default}", setting.help, setting.variable()))
+                .allow_hyphen_values(false);
+            match setting.value {
+                Some(value) => argument.value_name(value).action(ArgAction::Set),
+                None => argument.action(ArgAction::SetTrue),
+            }
+        });
+        Command::new(self.name)
+            .version(env!("CARGO_PKG_VERSION"))
+            .about(self.about)
+            .after_help(AFTER_HELP)
+            .args(arguments)
+    }
+
+    /// Reads flags (without the program's name) and variables.
+    ///
+    /// # Errors
+    ///
+    /// Only if help was asked for. Mistakes are kept with the values, so that wrong values are reported together with them.
+    pub fn read(
+        &self,
+        arguments: impl IntoIterator<Item = OsString>,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Values, Refused> {
+        let mut values = Values { given: BTreeMap::new(), mistakes: Vec::new() };
+        let matches = self.matches(arguments.into_iter().collect(), &mut values.mistakes)?;
+        let variables = self.variables(variables, &mut values.mistakes);
+        for setting in self.all() {
+            let flag = matches.as_ref().and_then(|matches| match setting.value {
+                Some(_) => matches.get_one::<String>(setting.name).cloned(),
+                None => matches.get_flag(setting.name).then(|| "true".into()),
+            });
+            let given = flag
+                .map(|text| (text, Source::Flag))
+                .or_else(|| variables.get(setting.name).map(|text| (text.clone(), Source::Variable)))
+                .or_else(|| setting.default.map(|text| (text.into(), Source::Default)));
+            values.given.extend(given.map(|given| (setting.name, given)));
+        }
+        Ok(values)
+    }
+
+    /// What the flags say. A flag that is wrong is noted and left out, and the others are read.
+    fn matches(&self, mut arguments: Vec<OsString>, mistakes: &mut Vec<String>) -> Result<Option<ArgMatches>, Refused> {
+        for _ in 0..=arguments.len() {
+            let named = std::iter::once(OsString::from(self.name)).chain(arguments.iter().cloned());
+            let error = match self.command().try_get_matches_from(named) {
+                Ok(matches) => return Ok(Some(matches)),
+                Err(error) => error,
+            };
+            if [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion].contains(&error.kind()) {
+                return Err(Refused::Answered(error.render().to_string()));
+            }
+            let first_line = error.render().to_string();
+            let first_line = first_line.lines().next().unwrap_or_default();
+            mistakes.push(first_line.strip_prefix("error: ").unwrap_or(first_line).to_owned());
+            // clap names the argument, for flags with their value's name behind.
+            let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else { break };
+            let culprit = culprit.split([' ', '=']).next().unwrap_or_default();
+            let is_culprit = |argument: &OsString| {
+                argument == culprit
+                    || argument.to_str().and_then(|text| text.split_once('=')).is_some_and(|(name, _)| name == culprit)
+            };
+            // The last one, since that is what is one too many when a flag is given twice.
+            let Some(at) = arguments.iter().rposition(is_culprit) else { break };
+            arguments.remove(at);
+        }
+        Ok(None)
+    }
+
+    /// The values of the project's variables, by the names of their settings.
+    fn variables(
+        &self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+        mistakes: &mut Vec<String>,
+    ) -> BTreeMap<&'static str, String> {
+        let known: BTreeMap<String, &'static str> =
+            self.all().map(|setting| (setting.variable(), setting.name)).collect();
+        let others = self.others.iter().map(|name| Setting::switch(name, "").variable());
+        let others: Vec<String> = others.chain(OTHER_VARIABLES.map(String::from)).collect();
+        let mut found = BTreeMap::new();
+        for (variable, value) in variables {
+            let Some(variable) = variable.to_str().filter(|variable| variable.starts_with(PREFIX)) else { continue };
+            let Some(&name) = known.get(variable) else {
+                if !others.iter().any(|other| other == variable) {
+                    mistakes.push(unknown(variable, known.keys()));
+                }
+                continue;
+            };
+            match value.to_str() {
+                // As the standard variables of OpenTelemetry: empty is unset.
+                Some("") => {}
+                Some(value) => drop(found.insert(name, value.to_owned())),
+                None => mistakes.push(format!("{variable}: the value {} is not UTF-8", display(&value))),
+            }
+        }
+        found
+    }
+}
+
+fn display(text: &OsStr) -> String {
+    text.to_string_lossy().into_owned()
+}
+
+fn unknown<'a>(variable: &str, known: impl Iterator<Item = &'a String>) -> String {
+    // Good enough to find a missing S: the known name that shares the longest start.
+    let shared = |known: &str| known.bytes().zip(variable.bytes()).take_while(|(a, b)| a == b).count();
+    let nearest = known.max_by_key(|known| shared(known)).filter(|known| shared(known) > PREFIX.len() + 2);
+    let hint = nearest.map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
+    format!("{variable}: there is no such setting{hint}")
+}
+
+impl Values {
+    /// A setting that has a value. `None` after a mistake, which is noted.
+    pub fn get<T>(&mut self, name: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let value = self.optional(name, parse)?;
+        if value.is_none() {
+            self.mistakes.push(format!("--{name}: a value is missing"));
+        }
+        value
+    }
+
+    /// A setting that may have none. The outer `None` is a mistake, which is noted.
+    pub fn optional<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Option<T>> {
+        let Some((text, source)) = self.given.get(name) else { return Some(None) };
+        match parse(text) {
+            Ok(value) => Some(Some(value)),
+            Err(reason) => {
+                let from = match source {
+                    Source::Flag | Source::Default => format!("--{name}"),
+                    Source::Variable => Setting::switch(name, "").variable(),
+                };
+                self.mistakes.push(format!("{from}: {text:?}: {reason}"));
+                None
+            }
+        }
+    }
+
+    /// Notes a mistake that several settings make together, unless the condition holds.
+    pub fn check(&mut self, holds: bool, mistake: impl FnOnce() -> String) {
+        if !holds {
+            self.mistakes.push(mistake());
+        }
+    }
+
+    /// Takes the mistakes of something that was read elsewhere.
+    pub fn merge<T>(&mut self, read: Result<T, Vec<String>>) -> Option<T> {
+        read.map_err(|mistakes| self.mistakes.extend(mistakes)).ok()
+    }
+
+    /// The configuration, if nothing was wrong.
+    ///
+    /// # Errors
+    ///
+    /// Everything that was wrong.
+    pub fn finish<C>(self, config: Option<C>) -> Result<C, Refused> {
+        match config {
+            Some(config) if self.mistakes.is_empty() => Ok(config),
+            // Whoever leaves a value out notes a mistake.
+            _ => Err(Refused::Mistakes(self.mistakes)),
+        }
+    }
+}
+
+impl fmt::Display for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (name, (text, source))) in self.given.iter().enumerate() {
+            let source = match source {
+                Source::Flag => " (flag)",
+                Source::Variable => " (environment)",
+                Source::Default => "",
+            };
+            write!(f, "{}{name}={text}{source}", if at == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

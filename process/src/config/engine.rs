@@ -1,0 +1,128 @@
+//! Settings of the stream and the store, which every service has, and of consumer groups.
+//!
+//! Must never name an adapter: binaries turn this into what their adapter wants.
+
+use std::{num::NonZeroU32, ops::RangeInclusive, time::Duration};
+
+use votestream_core::{consume::group::GroupConfig, port::Group};
+
+use super::{Setting, Values, duration, one_of, switch, text, whole};
+
+/// Settings of every service.
+pub const ENGINE: &[Setting] = &[
+    Setting::new("stream", "NAME", "votestream", "Name of the Kinesis stream."),
+    Setting::new("table-prefix", "PREFIX", "votestream-", "What the names of the DynamoDB tables start with."),
+    Setting::switch("create-tables", "For development only: create the stream and the tables that do not exist."),
+    Setting::new("shards", "N", "4", "Shards of the stream, if --create-tables creates it."),
+];
+
+/// Settings of services that read the stream.
+pub const CONSUMER: &[Setting] = &[
+    Setting::new(
+        "consumer",
+        "KIND",
+        "polling",
+        "How the stream is read: polling, or fan-out (faster, and AWS bills it).",
+    ),
+    Setting::optional(
+        "worker-id",
+        "ID",
+        "Name of this process in its group, unique among those that run [default: random].",
+    ),
+    Setting::new("failover", "DURATION", "10s", "How long a lease must stand still before another process takes it."),
+    Setting::new("renew-every", "DURATION", "3s", "How often a lease is renewed; at most a third of --failover."),
+    Setting::new("sync-every", "DURATION", "2s", "How often shards and leases are looked for."),
+];
+
+/// Settings of every process.
+pub const LOGS: &[Setting] = &[Setting::new(
+    "log-format",
+    "FORMAT",
+    "text",
+    "How logs look: text, or json with one object a line and trace ids.",
+)];
+
+/// Names of settings that some service has: one environment may serve all.
+pub const NAMES: &[&str] = &[
+    "listen",
+    "cors-allow-origins",
+    "lane-linger",
+    "unsettled-bytes-max",
+    "ingest-tasks",
+    "consumer",
+    "worker-id",
+    "failover",
+    "renew-every",
+    "sync-every",
+    "write-units-per-second",
+    "window-linger",
+    "window-votes-max",
+    "flush-interval",
+    "drain",
+];
+
+/// Where votes go and come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Name of the stream.
+    pub stream: String,
+    /// What the names of tables start with.
+    pub table_prefix: String,
+    /// Create what does not exist, the stream with this many shards.
+    pub create_with_shards: Option<u32>,
+}
+
+impl EngineConfig {
+    /// Reads [`ENGINE`].
+    pub fn read(values: &mut Values) -> Option<Self> {
+        let (stream, table_prefix) = (values.get("stream", text), values.get("table-prefix", text));
+        let (create, shards) = (values.get("create-tables", switch), values.get("shards", whole(1..=10_000u32)));
+        Some(Self { stream: stream?, table_prefix: table_prefix?, create_with_shards: create?.then_some(shards?) })
+    }
+}
+
+/// How the stream is read, and by whom.
+#[derive(Clone, Debug)]
+pub struct ConsumerConfig {
+    /// By enhanced fan-out instead of polling.
+    pub fan_out: bool,
+    /// The group.
+    pub group: GroupConfig,
+}
+
+/// Bounds of lease times.
+const LEASES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(300);
+
+impl ConsumerConfig {
+    /// Reads [`CONSUMER`].
+    pub fn read(values: &mut Values, group: Group) -> Option<Self> {
+        let fan_out = values.get("consumer", one_of(&[("polling", false), ("fan-out", true)]));
+        let worker_id = values.optional("worker-id", text);
+        let (failover, renew_every) =
+            (values.get("failover", duration(LEASES)), values.get("renew-every", duration(LEASES)));
+        let sync_every = values.get("sync-every", duration(LEASES));
+        if let (Some(failover), Some(renew_every)) = (failover, renew_every) {
+            values.check(renew_every * 3 <= failover, || {
+                format!("--renew-every {renew_every:?} must be at most a third of --failover {failover:?}")
+            });
+        }
+        let mut group = GroupConfig::distributed(group);
+        if let Some(worker_id) = worker_id? {
+            group.worker_id = worker_id;
+        }
+        (group.failover, group.renew_every, group.sync_every) = (failover?, renew_every?, sync_every?);
+        Some(Self { fan_out: fan_out?, group })
+    }
+}
+
+/// Reads a limit of write units a second, 0 for none.
+///
+/// # Errors
+///
+/// If it is no whole number.
+pub fn write_units(text: &str) -> Result<Option<NonZeroU32>, String> {
+    whole(0..=u32::MAX)(text).map(NonZeroU32::new)
+}
+
+/// Bounds of a drain: ECS waits 120 seconds at most before it kills.
+pub const DRAINS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(115);

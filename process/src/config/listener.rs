@@ -1,0 +1,139 @@
+//! The settings of every program with a listener, read for the server, which knows no configuration.
+//!
+//! Owns how the numbers of [`Limits`] are called and in which range they may be. Must never count anything.
+
+use std::time::Duration;
+
+use votestream_server::{CorsOrigins, Limits};
+
+use super::{Setting, Values, bytes, duration, whole};
+
+/// Which pages of other origins may call.
+pub const CORS_ALLOW_ORIGINS: Setting = Setting::optional(
+    "cors-allow-origins",
+    "ORIGINS",
+    "Web pages that may call, with commas between; * for all [default: none].",
+);
+
+/// Reads [`CORS_ALLOW_ORIGINS`].
+pub fn cors_allow_origins(values: &mut Values) -> Option<CorsOrigins> {
+    Some(values.optional(CORS_ALLOW_ORIGINS.name, str::parse)?.unwrap_or_default())
+}
+
+/// No wait of a connection may be longer than this.
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
+
+/// What clients may have open.
+pub const LIMITS: &[Setting] = &[
+    Setting::new(
+        "connections-max",
+        "N",
+        "0",
+        "Most connections at a time; 0 for as many as the descriptor limit allows. One more closes the one that has been \
+         without a call longest.",
+    ),
+    Setting::new(
+        "connections-per-address-max",
+        "N",
+        "0",
+        "Most connections at a time from one address, or one /64 of IPv6; 0 for no such limit, since whole countries \
+         can sit behind one address.",
+    ),
+    Setting::new(
+        "first-request-timeout",
+        "DURATION",
+        "10s",
+        "How long a new connection may take until the head of its first request is complete.",
+    ),
+    Setting::new(
+        "message-timeout",
+        "DURATION",
+        "10s",
+        "How long the message of a call that takes one may take to arrive.",
+    ),
+    Setting::new(
+        "idle-timeout",
+        "DURATION",
+        "75s",
+        "How long a connection may be without a call; longer than the idle time-out of a load balancer in front.",
+    ),
+    Setting::new(
+        "stalled-write-timeout",
+        "DURATION",
+        "30s",
+        "How long an answer may wait for its client to take more of it.",
+    ),
+    Setting::new(
+        "answer-bytes-max",
+        "BYTES",
+        "128MiB",
+        "Bytes of answers that wait for their clients; above it, the connection that has stood still longest is closed.",
+    ),
+    Setting::new(
+        "request-bytes-max",
+        "BYTES",
+        "256MiB",
+        "Memory for requests that were received and not yet read; above it, the connection that has stood still \
+         longest is closed.",
+    ),
+];
+
+/// Reads [`LIMITS`].
+pub fn limits(values: &mut Values) -> Option<Limits> {
+    let connections_max = values.get("connections-max", whole(0..=u32::MAX));
+    let connections_per_address_max = values.get("connections-per-address-max", whole(0..=u32::MAX));
+    let waits = || duration(Duration::from_secs(1)..=WAIT_MAX);
+    let first_request = values.get("first-request-timeout", waits());
+    let message = values.get("message-timeout", waits());
+    let idle = values.get("idle-timeout", waits());
+    let stalled_write = values.get("stalled-write-timeout", waits());
+    let budget = || bytes(8 << 20..=1 << 40);
+    let answer_bytes_max = values.get("answer-bytes-max", budget());
+    let request_bytes_max = values.get("request-bytes-max", budget());
+    Some(Limits {
+        connections_max: connections_max?,
+        connections_per_address_max: connections_per_address_max?,
+        first_request: first_request?,
+        message: message?,
+        idle: idle?,
+        stalled_write: stalled_write?,
+        answer_bytes_max: answer_bytes_max? as u64,
+        request_bytes_max: request_bytes_max? as u64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Program, Refused};
+
+    const PROGRAM: Program = Program { name: "test", about: "", settings: &[LIMITS], others: &[] };
+
+    fn read(flags: &[&str]) -> Result<Limits, Refused> {
+        let mut values = PROGRAM.read(flags.iter().map(Into::into), [])?;
+        let limits = limits(&mut values);
+        values.finish(limits)
+    }
+
+    #[test]
+    fn the_defaults_of_the_settings_are_those_of_the_struct() {
+        assert_eq!(read(&[]).unwrap(), Limits::default());
+        let given = read(&["--connections-max=9", "--idle-timeout=2m", "--answer-bytes-max=8MiB"]).unwrap();
+        assert_eq!(
+            given,
+            Limits {
+                connections_max: 9,
+                idle: Duration::from_secs(120),
+                answer_bytes_max: 8 << 20,
+                ..Limits::default()
+            }
+        );
+    }
+
+    #[test]
+    fn wrong_values_are_reported_together() {
+        let flags = ["--idle-timeout=0s", "--connections-max=-1", "--answer-bytes-max=1", "--first-request-timeout=2h"];
+        let Err(Refused::Mistakes(mistakes)) = read(&flags) else { panic!("accepted") };
+        assert_eq!(mistakes.len(), flags.len(), "{mistakes:#?}");
+    }
+}

@@ -1,0 +1,290 @@
+//! A service as a process: configuration, telemetry, signals, exit codes.
+//!
+//! Owns the phases of every binary: configuration, telemetry, adapters, bind, run, drain. Must never know what a service
+//! does; and nothing outside tests may end the process but this module.
+
+mod health;
+
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    future::Future,
+    io::Write,
+    net::SocketAddr,
+    process::{ExitCode, exit},
+    time::Duration,
+};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use votestream_server::{Connections, DrainReport, ServiceError};
+
+use crate::{
+    config::{Program, Refused, Values, one_of},
+    telemetry::{self, Exports, LogFormat},
+    terminal::{Signals, note},
+};
+
+/// Why a process ends other than well. Each has its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Exit code 64.
+    #[error("the configuration is wrong:\n  {}", .0.join("\n  "))]
+    Config(Vec<String>),
+    /// Exit code 1.
+    #[error("cannot start: {0}")]
+    Start(String),
+    /// Exit code 2.
+    #[error("{0}")]
+    Task(#[from] ServiceError),
+    /// Exit code 3.
+    #[error("stopped, but not everything was finished within {0:?}")]
+    Incomplete(Duration),
+}
+
+impl Failure {
+    /// Something that the service needs is not there.
+    pub fn start(reason: impl Display) -> Self {
+        Self::Start(reason.to_string())
+    }
+
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 64,
+            Self::Start(_) => 1,
+            Self::Task(_) => 2,
+            Self::Incomplete(_) => INCOMPLETE,
+        }
+    }
+}
+
+/// Exit code of an incomplete drain.
+const INCOMPLETE: u8 = 3;
+
+/// How long questions about health may take to end after a signal.
+const HEALTH_DRAIN: Duration = Duration::from_secs(1);
+
+/// What a running service asks of its process.
+#[derive(Clone, Debug)]
+pub struct Process {
+    shutdown: CancellationToken,
+}
+
+impl Process {
+    /// Cancelled at the first signal.
+    pub fn shutdown(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Binds the address that the service will listen on, and logs it.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be had.
+    pub fn bind(&self, addr: SocketAddr) -> Result<TcpListener, Failure> {
+        let listener = votestream_server::listen(addr)
+            .map_err(|error| Failure::Start(format!("cannot listen on {addr}: {error}")))?;
+        match listener.local_addr() {
+            Ok(bound) => tracing::info!(address = %bound, "listening"),
+            Err(error) => tracing::warn!(%error, "cannot read the listener's address"),
+        }
+        Ok(listener)
+    }
+
+    /// Answers gRPC health until the end of the process, for a service that has no API of its own. That it answers says that
+    /// the process started and its runtime turns; a service that cannot go on ends its process.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be had.
+    pub async fn serve_health(&self, addr: SocketAddr, connections: Connections) -> Result<(), Failure> {
+        let listener = self.bind(addr)?;
+        let shutdown = self.shutdown();
+        tokio::spawn(async move {
+            if let Err(error) = votestream_server::serve_health(listener, &connections, shutdown, HEALTH_DRAIN).await {
+                tracing::error!(%error, "health is answered no longer");
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits for the service to end. Once a signal has come it has this much time.
+    ///
+    /// # Errors
+    ///
+    /// If it ends by itself, or does not end in time.
+    pub async fn run(
+        &self,
+        drain_max: Duration,
+        service: impl Future<Output = Result<DrainReport, ServiceError>>,
+    ) -> Result<(), Failure> {
+        let overdue = async {
+            self.shutdown.cancelled().await;
+            tokio::time::sleep(drain_max).await;
+        };
+        tokio::select! {
+            ended = service => match ended? {
+                DrainReport::Complete if self.shutdown.is_cancelled() => Ok(()),
+                DrainReport::Complete => Err(ServiceError::task("the service", "it stopped without being told to").into()),
+                DrainReport::Incomplete => Err(Failure::Incomplete(drain_max)),
+            },
+            () = overdue => Err(Failure::Incomplete(drain_max)),
+        }
+    }
+}
+
+/// Runs a program: reads its configuration, starts telemetry, serves until a signal, and reports how that went. With `health` as
+/// the first argument it asks a running one instead.
+pub fn main<C, F>(
+    program: &Program,
+    configure: impl FnOnce(&mut Values) -> Option<C>,
+    serve: impl FnOnce(C, Process) -> F,
+) -> ExitCode
+where
+    C: std::fmt::Debug,
+    F: Future<Output = Result<(), Failure>>,
+{
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == health::COMMAND).is_some() {
+        return health::main(program, arguments);
+    }
+    let (config, start) = match read(program, arguments, configure) {
+        Ok(read) => read,
+        Err(refused) => return answer(program, refused),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(program, &Failure::start(error)),
+    };
+    let entered = runtime.enter();
+    let telemetry = match telemetry::init(program.name, start.format, start.exports) {
+        Ok(telemetry) => telemetry,
+        // Its variables are configuration, too.
+        Err(error) => return refuse(program, &Failure::Config(vec![error.to_string()])),
+    };
+    drop(entered);
+    votestream_server::raise_descriptor_limit();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = start.summary, "{} starts", program.name);
+    tracing::info!(exports = ?telemetry.exports(), ?config, "configured");
+    let ended = runtime.block_on(async {
+        let process = Process { shutdown: CancellationToken::new() };
+        listen_for_signals(process.shutdown())?;
+        serve(config, process).await
+    });
+    let code = match ended {
+        Ok(()) => {
+            tracing::info!("stopped, and everything is finished");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            tracing::error!(exit_code = failure.code(), "{failure}");
+            ExitCode::from(failure.code())
+        }
+    };
+    telemetry.shutdown();
+    // What was cut off may still block a worker.
+    runtime.shutdown_background();
+    code
+}
+
+/// What the shell itself needs.
+struct Start {
+    format: LogFormat,
+    exports: Exports,
+    summary: String,
+}
+
+fn read<C>(
+    program: &Program,
+    arguments: impl Iterator<Item = OsString>,
+    configure: impl FnOnce(&mut Values) -> Option<C>,
+) -> Result<(C, Start), Refused> {
+    let mut values = program.read(arguments, std::env::vars_os())?;
+    let format = values.get("log-format", one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
+    let exports = values.merge(Exports::from_variables(|name| std::env::var(name).ok()));
+    let config = configure(&mut values);
+    let summary = values.to_string();
+    let all = config.zip(format).zip(exports);
+    values.finish(all.map(|((config, format), exports)| (config, Start { format, exports, summary })))
+}
+
+fn answer(program: &Program, refused: Refused) -> ExitCode {
+    match refused {
+        Refused::Answered(answer) => {
+            print_out(&answer);
+            ExitCode::SUCCESS
+        }
+        Refused::Mistakes(mistakes) => refuse(program, &Failure::Config(mistakes)),
+    }
+}
+
+/// Prints on stdout. Whoever asked may have seen enough and left.
+fn print_out(text: &str) {
+    drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// There are no logs yet.
+fn refuse(program: &Program, failure: &Failure) -> ExitCode {
+    note(&format!("{}: {failure}", program.name));
+    ExitCode::from(failure.code())
+}
+
+/// The first SIGTERM, SIGINT or SIGHUP starts the drain; a second one ends the process at once, which costs no acknowledged vote.
+fn listen_for_signals(shutdown: CancellationToken) -> Result<(), Failure> {
+    let mut signals = Signals::new().map_err(|error| Failure::Start(format!("cannot listen for signals: {error}")))?;
+    tokio::spawn(async move {
+        let signal = signals.next().await;
+        tracing::info!(?signal, "stopping; a second signal stops at once");
+        shutdown.cancel();
+        signals.next().await;
+        tracing::error!("stopped by a second signal, before everything was finished");
+        exit(i32::from(INCOMPLETE));
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process() -> Process {
+        Process { shutdown: CancellationToken::new() }
+    }
+
+    const BUDGET: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_ends_by_itself_is_a_failure() {
+        let ended = process().run(BUDGET, async { Ok(DrainReport::Complete) }).await;
+        assert_eq!(ended.unwrap_err().code(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_is_complete_cut_short_or_overdue() {
+        let process = process();
+        process.shutdown.cancel();
+        assert!(process.run(BUDGET, async { Ok(DrainReport::Complete) }).await.is_ok());
+        let cut = process.run(BUDGET, async { Ok(DrainReport::Incomplete) }).await;
+        assert_eq!(cut.unwrap_err().code(), 3);
+        let overdue = process.run(BUDGET, std::future::pending()).await;
+        assert_eq!(overdue.unwrap_err().code(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_a_failed_start() {
+        let process = process();
+        let first = process.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let second = process.bind(first.local_addr().unwrap()).unwrap_err();
+        assert!(second.code() == 1 && second.to_string().starts_with("cannot start: cannot listen on 127.0.0.1:"));
+    }
+
+    #[test]
+    fn mistakes_are_listed() {
+        let failure = Failure::Config(vec!["a: wrong".into(), "b: wrong".into()]);
+        assert_eq!(
+            (failure.to_string().as_str(), failure.code()),
+            ("the configuration is wrong:\n  a: wrong\n  b: wrong", 64)
+        );
+    }
+}

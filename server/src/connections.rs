@@ -1,0 +1,77 @@
+//! One port: its connections and what they carry, from accept to close.
+//!
+//! Owns the way of a connection: `accept` takes it, the `census` gives it a place, `connection` speaks HTTP on it, `entry` hands
+//! its requests on and `outbound` their answers back, and its `life` ends it if its client does not. Must never know what is
+//! served.
+//!
+//! Nothing here is without a limit: connections ([`Limits`](crate::Limits) and descriptors), the time to a first request, without
+//! a call, and for a piece of an answer, and the memory that answers and requests hold.
+
+mod accept;
+mod calls;
+mod census;
+mod connection;
+mod descriptors;
+mod entry;
+mod host;
+mod inbound;
+mod life;
+mod link;
+mod outbound;
+mod socket;
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::body::Body;
+use tower::Service;
+use votestream_core::observe::metrics::ConnectionClosed;
+
+pub use census::Connections;
+pub use descriptors::raise_descriptor_limit;
+pub use entry::Peer;
+
+use crate::DrainReport;
+use entry::Entry;
+use link::Order;
+
+/// Serves `services` on the listener until `shutdown`. Then connections without a call end, the others have `drain` to finish, and
+/// what is left is cut off. `single` has the paths of the calls that take one message.
+///
+/// # Errors
+///
+/// If the listener has no address.
+pub(crate) async fn serve<S>(
+    listener: TcpListener,
+    services: S,
+    single: Arc<[String]>,
+    connections: &Connections,
+    shutdown: &CancellationToken,
+    drain: Duration,
+) -> io::Result<DrainReport>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let is_loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
+    let census = &connections.0;
+    let number = census.listener();
+    let tracker = TaskTracker::new();
+    accept::accept(listener, census, number, shutdown, |socket, place| {
+        let entry = Entry { services: services.clone(), link: place.link.clone(), is_loopback, single: single.clone() };
+        tracker.spawn(connection::run(socket, entry, place));
+    })
+    .await;
+    tracker.close();
+    census.order_all(number, Order::Drain);
+    if tokio::time::timeout(drain, tracker.wait()).await.is_ok() {
+        return Ok(DrainReport::Complete);
+    }
+    census.order_all(number, Order::End(ConnectionClosed::Shutdown));
+    Ok(DrainReport::Incomplete)
+}
+
+#[cfg(test)]
+mod tests;

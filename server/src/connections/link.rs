@@ -1,0 +1,389 @@
+//! What is known of one connection while it lives.
+//!
+//! Owns the counts that its calls, its socket and the census share. A call adds to them without a lock. Must never decide: the
+//! connection's life and the census do.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+    task::Waker,
+};
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use votestream_core::observe::metrics::{self, ConnectionClosed};
+
+use super::census::Census;
+
+/// What a connection is told from outside, in order of urgency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Order {
+    /// Nothing.
+    #[default]
+    None,
+    /// The process stops: end as soon as there is no call.
+    Drain,
+    /// Another connection needs the place: end, since there is no call.
+    MakeRoom,
+    /// End at once, whatever is under way.
+    End(ConnectionClosed),
+}
+
+/// What a connection's answers hold.
+#[derive(Debug, Default)]
+struct Answers {
+    bytes: u64,
+    /// When some of it was last taken, in milliseconds of the census.
+    taken_at: u64,
+    /// The connection was told to end for it, and is counted no longer.
+    written_off: bool,
+    /// What is held, to be freed at once when it is written off: the connection's own task may have to wait for its turn.
+    held: Vec<Weak<Held>>,
+}
+
+/// As many answers may be listed before those that are gone are sorted out: more than a connection has streams.
+const HELD_LISTED: usize = 64;
+
+/// What a connection's requests hold, as far as it was reported.
+#[derive(Debug, Default)]
+struct Requests {
+    steps: u64,
+    /// When some of it was last read.
+    read_at: u64,
+    written_off: bool,
+}
+
+/// What requests hold is reported in steps of this size: small requests never are.
+const STEP_BYTES: u64 = 64 << 10;
+
+/// One more call is under way. What is above is the number of those that ended.
+const ENDED: u64 = 1 << 32;
+
+/// The shared state of a connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) census: Arc<Census>,
+    pub(crate) peer: SocketAddr,
+    /// The listener that it came from.
+    pub(crate) listener: u64,
+    /// All times are milliseconds of the census.
+    pub(crate) accepted_at: u64,
+    /// Calls under way in the lower half, calls that have ended in the upper.
+    calls: AtomicU64,
+    /// When the last call ended; in the future while one is under way.
+    idle_since: AtomicU64,
+    /// Since when the socket takes no bytes; 0 if it does.
+    blocked_since: AtomicU64,
+    /// Pieces of long answers that were taken.
+    taken: AtomicU32,
+    answers: Mutex<Answers>,
+    /// Bytes of requests that came, ever; only the connection's own task writes it.
+    received: AtomicU64,
+    /// How many of them were read, or are known to be gone.
+    read: AtomicU64,
+    /// Bodies of requests of which more may have come than was read.
+    behind: AtomicU32,
+    /// [`Requests::steps`], to be seen without its lock.
+    steps: AtomicU64,
+    requests: Mutex<Requests>,
+    order: Mutex<Order>,
+    /// Tells whether there is an order without its lock.
+    ordered: AtomicU8,
+    task: AtomicWaker,
+}
+
+/// What a connection looks like at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) accepted_at: u64,
+    /// A request's head has come.
+    pub(crate) requested: bool,
+    /// Calls are under way.
+    pub(crate) busy: bool,
+    pub(crate) idle_since: u64,
+    pub(crate) blocked_since: Option<u64>,
+    /// When some answer was last taken, if there are any that wait.
+    pub(crate) waiting_since: Option<u64>,
+}
+
+impl Link {
+    pub(crate) fn new(census: Arc<Census>, peer: SocketAddr, listener: u64) -> Self {
+        let accepted_at = census.now();
+        Self {
+            census,
+            peer,
+            listener,
+            accepted_at,
+            calls: AtomicU64::new(0),
+            idle_since: AtomicU64::new(accepted_at),
+            blocked_since: AtomicU64::new(0),
+            taken: AtomicU32::new(0),
+            answers: Mutex::default(),
+            received: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            behind: AtomicU32::new(0),
+            steps: AtomicU64::new(0),
+            requests: Mutex::default(),
+            order: Mutex::default(),
+            ordered: AtomicU8::new(0),
+            task: AtomicWaker::new(),
+        }
+    }
+
+    pub(crate) fn address(&self) -> IpAddr {
+        self.peer.ip()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        // Before the time: a call that ends in between has already written it.
+        let calls = self.calls.load(Ordering::Acquire);
+        let blocked_since = self.blocked_since.load(Ordering::Relaxed);
+        let answers = self.answers.lock();
+        State {
+            accepted_at: self.accepted_at,
+            requested: calls != 0,
+            busy: !calls.is_multiple_of(ENDED),
+            idle_since: self.idle_since.load(Ordering::Acquire),
+            blocked_since: (blocked_since != 0).then_some(blocked_since),
+            waiting_since: (answers.bytes > 0).then_some(answers.taken_at),
+        }
+    }
+
+    /// Grows whenever the client has taken the end of an answer, or a piece of a long one.
+    pub(crate) fn progress(&self) -> u64 {
+        (self.calls.load(Ordering::Relaxed) / ENDED) + u64::from(self.taken.load(Ordering::Relaxed))
+    }
+
+    /// A piece of a long answer was taken.
+    pub(crate) fn taken(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The socket takes bytes, or takes none at the moment.
+    pub(crate) fn writable(&self, writable: bool) {
+        let blocked = self.blocked_since.load(Ordering::Relaxed) != 0;
+        if writable == blocked {
+            // Only the connection's own task writes.
+            self.blocked_since.store(if writable { 0 } else { self.census.now() }, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked_since.load(Ordering::Relaxed) != 0
+    }
+
+    /// Gives an order, unless a more urgent one was given.
+    pub(crate) fn order(&self, order: Order) {
+        let mut given = self.order.lock();
+        if order > *given {
+            *given = order;
+            self.ordered.fetch_add(1, Ordering::Release);
+            drop(given);
+            self.task.wake();
+        }
+    }
+
+    /// How many orders were given, and the last of them if there are more than `seen`.
+    pub(crate) fn ordered(&self, seen: &mut u8) -> Option<Order> {
+        let ordered = self.ordered.load(Ordering::Acquire);
+        (ordered != *seen).then(|| {
+            *seen = ordered;
+            *self.order.lock()
+        })
+    }
+
+    /// Wakes this task when there is an order.
+    pub(crate) fn register(&self, task: &Waker) {
+        self.task.register(task);
+    }
+
+    /// Bytes of requests have come.
+    pub(crate) fn received(&self, bytes: u64) {
+        let received = self.received.load(Ordering::Relaxed) + bytes;
+        self.received.store(received, Ordering::Relaxed);
+        let held = received.saturating_sub(self.read.load(Ordering::Relaxed));
+        if held / STEP_BYTES > self.steps.load(Ordering::Relaxed) {
+            self.report();
+        }
+    }
+
+    /// Bytes of requests were read.
+    pub(crate) fn read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+        if self.steps.load(Ordering::Relaxed) > 0 {
+            self.report();
+        }
+    }
+
+    /// One more body may have more than was read of it.
+    pub(crate) fn fell_behind(&self) {
+        self.behind.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One body less. When there is none, nothing is held: what was not read was dropped.
+    pub(crate) fn caught_up(&self) {
+        if self.behind.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.read.store(self.received.load(Ordering::Relaxed), Ordering::Relaxed);
+            if self.steps.load(Ordering::Relaxed) > 0 {
+                self.report();
+            }
+        }
+    }
+
+    /// Tells the census what the requests hold, in steps.
+    fn report(&self) {
+        let mut requests = self.requests.lock();
+        let held = self.received.load(Ordering::Relaxed).saturating_sub(self.read.load(Ordering::Relaxed));
+        let (before, steps) = (requests.steps, held / STEP_BYTES);
+        if steps <= before || before == 0 {
+            requests.read_at = self.census.now();
+        }
+        requests.steps = steps;
+        self.steps.store(steps, Ordering::Relaxed);
+        let too_many = !requests.written_off && self.census.hold_requests(before * STEP_BYTES, steps * STEP_BYTES);
+        drop(requests);
+        if too_many {
+            self.census.write_off_requests();
+        }
+    }
+
+    /// Since when nothing of its requests was read, and what they hold, unless they are written off.
+    pub(crate) fn unread(&self) -> Option<(u64, u64)> {
+        let requests = self.requests.lock();
+        (!requests.written_off && requests.steps > 0).then_some((requests.read_at, requests.steps * STEP_BYTES))
+    }
+
+    /// Tells the connection to end for what its requests hold.
+    pub(crate) fn write_off_requests(&self) {
+        let mut requests = self.requests.lock();
+        if !requests.written_off {
+            requests.written_off = true;
+            self.census.hold_requests(requests.steps * STEP_BYTES, 0);
+        }
+        drop(requests);
+        self.order(Order::End(ConnectionClosed::RequestBytes));
+    }
+
+    /// Bytes and last progress of the answers that wait, unless they are written off.
+    pub(crate) fn waiting(&self) -> Option<(u64, u64)> {
+        let answers = self.answers.lock();
+        (!answers.written_off && answers.bytes > 0).then_some((answers.taken_at, answers.bytes))
+    }
+
+    /// Tells the connection to end for what its answers hold.
+    pub(crate) fn write_off_answers(&self) {
+        let mut answers = self.answers.lock();
+        if !answers.written_off {
+            answers.written_off = true;
+            self.census.release_answers(answers.bytes);
+        }
+        let held: Vec<_> = answers.held.drain(..).filter_map(|held| held.upgrade()).collect();
+        // Whoever drops the last copy of one of them takes the lock.
+        drop(answers);
+        held.iter().for_each(|held| drop(held.rest.lock().take()));
+        self.order(Order::End(ConnectionClosed::AnswerBytes));
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let requests = self.requests.get_mut();
+        if !requests.written_off {
+            self.census.hold_requests(requests.steps * STEP_BYTES, 0);
+        }
+    }
+}
+
+/// A call that is under way.
+#[derive(Debug)]
+pub(crate) struct Call(Arc<Link>);
+
+impl Call {
+    /// Its head is complete.
+    pub(crate) fn begin(link: &Arc<Link>) -> Self {
+        if link.calls.fetch_add(1, Ordering::AcqRel).is_multiple_of(ENDED) {
+            link.idle_since.store(u64::MAX, Ordering::Release);
+        }
+        Self(link.clone())
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.0
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let before = self.0.calls.fetch_add(ENDED - 1, Ordering::AcqRel);
+        if before % ENDED == 1 {
+            self.0.idle_since.store(self.0.census.now(), Ordering::Release);
+        }
+    }
+}
+
+/// Bytes of an answer from when they were made until the last of them is written, or the call is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    link: Arc<Link>,
+    bytes: u64,
+    /// What is not handed out yet; gone if the connection is written off.
+    rest: Mutex<Option<Bytes>>,
+}
+
+impl Held {
+    pub(crate) fn new(link: &Arc<Link>, bytes: Bytes) -> Arc<Self> {
+        let len = bytes.len() as u64;
+        let held = Arc::new(Self { link: link.clone(), bytes: len, rest: Mutex::new(Some(bytes)) });
+        let mut answers = link.answers.lock();
+        if answers.bytes == 0 {
+            answers.taken_at = link.census.now();
+        }
+        answers.bytes += len;
+        if answers.held.len() >= HELD_LISTED {
+            answers.held.retain(|held| held.strong_count() > 0);
+        }
+        answers.held.push(Arc::downgrade(&held));
+        let written_off = answers.written_off;
+        // Under the lock, as everything that takes it back.
+        let too_many = !written_off && link.census.hold_answers(len);
+        drop(answers);
+        metrics::ANSWER_BYTES.add(len as i64);
+        if written_off {
+            held.rest.lock().take();
+        } else if too_many {
+            link.census.write_off_answers();
+        }
+        held
+    }
+
+    /// The next of it, as many bytes at the most, and whether they are the last. None if the connection is written off.
+    pub(crate) fn cut(&self, bytes_max: usize) -> Option<(Bytes, bool)> {
+        let mut rest = self.rest.lock();
+        let bytes = rest.as_mut()?;
+        if bytes.len() <= bytes_max {
+            return rest.take().map(|last| (last, true));
+        }
+        Some((bytes.split_to(bytes_max), false))
+    }
+
+    /// Bytes that are not handed out yet.
+    pub(crate) fn left(&self) -> u64 {
+        self.rest.lock().as_ref().map_or(0, |rest| rest.len() as u64)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut answers = self.link.answers.lock();
+        answers.bytes -= self.bytes;
+        answers.taken_at = self.link.census.now();
+        if !answers.written_off {
+            self.link.census.release_answers(self.bytes);
+        }
+        metrics::ANSWER_BYTES.add(-(self.bytes as i64));
+    }
+}

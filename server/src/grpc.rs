@@ -1,0 +1,260 @@
+//! What every port serves beside its own services: health and reflection; and an orderly end within a time limit.
+//!
+//! Owns how a port is put together. Must never look at a connection: `connections` does that.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, server::NamedService, service::Routes};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+use tonic_reflection::pb;
+use tower::Service;
+
+use votestream_core::consume::group::Drain;
+
+use crate::{
+    ServiceError, Surface,
+    connections::{self, Connections},
+    deadline::Deadline,
+    front::Front,
+};
+
+/// Connections that wait until they are accepted, as far as the system allows. The standard library's 128 overflow when a vote is
+/// announced on air: the system drops what comes then, and those clients try again a second later.
+const CONNECTIONS_WAITING_MAX: u32 = 4_096;
+
+/// Listens on an address. To be called on a runtime.
+///
+/// # Errors
+///
+/// If the address cannot be had.
+pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart need not wait for connections of before.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(CONNECTIONS_WAITING_MAX)
+}
+
+/// How a service ended that was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainReport {
+    /// Every call was answered, and everything that was begun is finished.
+    Complete,
+    /// Calls were cut off, or work was left to the next owner.
+    Incomplete,
+}
+
+impl DrainReport {
+    /// Of two parts of a service.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match self {
+            Self::Complete => other,
+            Self::Incomplete => Self::Incomplete,
+        }
+    }
+}
+
+impl From<Drain> for DrainReport {
+    fn from(drain: Drain) -> Self {
+        match drain {
+            Drain::Complete => Self::Complete,
+            Drain::Incomplete => Self::Incomplete,
+        }
+    }
+}
+
+/// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until `shutdown`; then
+/// reports NOT_SERVING, takes no new connection, and gives the calls under way `drain` to end. Handlers that wait watch the same
+/// token and finish by themselves. `front` is the one of the services that most calls are for. All listeners of a process share
+/// `connections`.
+///
+/// # Errors
+///
+/// If the port cannot be put together.
+pub async fn serve<F>(
+    service_names: &[&'static str],
+    surface: impl Into<Surface>,
+    front: F,
+    listener: TcpListener,
+    connections: &Connections,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> Result<DrainReport, ServiceError>
+where
+    F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
+    F::Future: Send,
+{
+    serve_behind(service_names, surface.into(), |_| front, listener, connections, shutdown, drain).await
+}
+
+/// [`serve`], without a service but health and reflection.
+///
+/// # Errors
+///
+/// As [`serve`].
+pub async fn serve_health(
+    listener: TcpListener,
+    connections: &Connections,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> Result<DrainReport, ServiceError> {
+    serve_behind(&[], Routes::default().into(), |health| health, listener, connections, shutdown, drain).await
+}
+
+/// `front` makes the service that is asked first, of the health service if there is no other.
+async fn serve_behind<F>(
+    service_names: &[&'static str],
+    mut surface: Surface,
+    front: impl FnOnce(HealthServer<HealthService>) -> F,
+    listener: TcpListener,
+    connections: &Connections,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> Result<DrainReport, ServiceError>
+where
+    F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
+    F::Future: Send,
+{
+    let health = HealthReporter::new();
+    let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
+    let front = front(health_service.clone());
+    for name in service_names {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
+    let reflection = |version| {
+        let builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(votestream_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        // The descriptors hold the whole API, of which this port serves a part.
+        let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
+        service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
+    };
+    let grpc = surface.grpc.add_service(health_service);
+    let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
+    let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
+    surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
+    let services = Front { service: Deadline(front), routes: surface.into_routes().prepare() };
+    let draining = async {
+        shutdown.cancelled().await;
+        for name in service_names.iter().chain(&[""]) {
+            health.set_service_status(*name, ServingStatus::NotServing).await;
+        }
+        Ok(())
+    };
+    let serving = connections::serve(listener, services, single_messages(), connections, &shutdown, drain);
+    let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
+    if report == DrainReport::Incomplete {
+        tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
+    }
+    Ok(report)
+}
+
+/// Paths of the calls of the API and of health that take one message.
+fn single_messages() -> Arc<[String]> {
+    let sets = [votestream_proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    // The descriptors are built in.
+    let files = sets.into_iter().filter_map(|set| FileDescriptorSet::decode(set).ok()).flat_map(|set| set.file);
+    let mut paths = Vec::new();
+    for file in files {
+        for service in &file.service {
+            let single = service.method.iter().filter(|method| !method.client_streaming());
+            paths.extend(single.map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name())));
+        }
+    }
+    paths.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::once;
+    use tonic::transport::Channel;
+    use tonic_reflection::pb::{
+        v1::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        },
+        v1alpha,
+    };
+
+    use super::*;
+
+    const NAMES: [&str; 2] = ["votestream.v1.PollService", "votestream.v1.ResultsService"];
+    const HEALTH: &str = "grpc.health.v1.Health";
+    static CONNECTIONS: std::sync::LazyLock<Connections> = std::sync::LazyLock::new(Connections::default);
+
+    #[test]
+    fn the_calls_that_take_one_message_are_known() {
+        let paths = single_messages();
+        for single in ["CastVote", "GetPoll", "WatchInterimResults", "Check", "Watch"] {
+            assert!(paths.iter().any(|path| path.ends_with(&format!("/{single}"))), "{single}: {paths:?}");
+        }
+        assert!(paths.iter().all(|path| !path.ends_with("/StreamVotes") && !path.ends_with("/CastVotes")), "{paths:?}");
+    }
+
+    #[tokio::test]
+    async fn many_may_connect_before_one_is_accepted() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..500 {
+            let connected = tokio::time::timeout(Duration::from_secs(20), tokio::net::TcpStream::connect(addr)).await;
+            waiting.push(connected.expect("the system dropped the connection").unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn reflection_lists_what_the_port_serves_and_nothing_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve_behind(
+            &NAMES,
+            Routes::default().into(),
+            |health| health,
+            listener,
+            &CONNECTIONS,
+            shutdown.clone(),
+            Duration::from_secs(5),
+        ));
+        let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut client = ServerReflectionClient::new(channel.clone());
+        let mut answers = client.server_reflection_info(once(request)).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        let Some(MessageResponse::ListServicesResponse(listed)) = answer else { panic!("{answer:?}") };
+        let listed: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
+        assert_eq!(listed, [NAMES[0], NAMES[1], HEALTH, "grpc.reflection.v1.ServerReflection"]);
+
+        let request = v1alpha::ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
+        };
+        let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+        let mut answers = client.server_reflection_info(once(request)).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response;
+        let Some(v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(listed)) = answer else {
+            panic!("{answer:?}")
+        };
+        let listed: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
+        assert_eq!(listed, [NAMES[0], NAMES[1], HEALTH, "grpc.reflection.v1alpha.ServerReflection"]);
+
+        drop((client, answers));
+        shutdown.cancel();
+        assert_eq!(server.await.unwrap().unwrap(), DrainReport::Complete);
+    }
+}

@@ -1,0 +1,665 @@
+//! A deployment of real processes: the services' binaries, on stand-ins for Kinesis and DynamoDB in this process.
+//!
+//! Owns starting, killing and stopping processes, a load that behaves as the API asks of a relay, and the look at lease rows.
+//! Must never leave a process behind, and never wait without a bound: what did not happen in time is said, with the last logs
+//! of every process.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    fmt::Debug,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use votestream_aws::{
+    client::Clients,
+    dynamodb::{DynamoConfig, DynamoStore},
+};
+use votestream_core::port::{Group, LeaseStore, ShardRow};
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest,
+        GetInterimResultsResponse, PollOption, RecountRequest, RejectionCode,
+        ingest_service_client::IngestServiceClient, poll_service_client::PollServiceClient,
+        results_service_client::ResultsServiceClient,
+    },
+};
+
+use crate::aws::{Server, dynamo_store, dynamodb, kinesis_clients};
+
+/// Longest time that any one thing may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time from closing a poll to its final result: all votes of an election may still have to be stored.
+const FINAL_MAX: Duration = Duration::from_secs(240);
+/// How often a condition is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Lines of its log that are kept of each process.
+const LOG_LINES_MAX: usize = 400;
+/// Votes that a relay puts into a message.
+const VOTES_PER_MESSAGE: usize = 50;
+/// Streams that may break of one relay.
+const STREAMS_MAX: usize = 100;
+/// Votes that a relay holds and that are not durable.
+const OPEN_MAX: usize = 4_000;
+
+/// Where the binaries are: a test finds those of its own package.
+#[derive(Clone, Copy, Debug)]
+pub struct Binaries {
+    /// `ingest-svc`.
+    pub ingest: &'static str,
+    /// `persist-svc`.
+    pub persist: &'static str,
+    /// `tally-svc`.
+    pub tally: &'static str,
+}
+
+/// Waits until a look finds something.
+///
+/// # Panics
+///
+/// If it does not within `within`; says what the last look saw.
+pub async fn eventually<T, S: Debug>(what: &str, within: Duration, mut look: impl AsyncFnMut() -> Result<T, S>) -> T {
+    let start = Instant::now();
+    loop {
+        match timeout(within, look()).await {
+            Ok(Ok(found)) => return found,
+            Ok(Err(_)) if start.elapsed() < within => sleep(LOOK_EVERY).await,
+            Ok(Err(seen)) => panic!("{what}: not within {within:?}; the last look saw {seen:?}"),
+            Err(_) => panic!("{what}: a look took longer than {within:?}"),
+        }
+    }
+}
+
+/// A running service. Killed when it is dropped.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: Arc<Mutex<VecDeque<String>>>,
+    address: watch::Receiver<Option<SocketAddr>>,
+}
+
+impl Process {
+    fn start(binary: &str, name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        eprintln!("{name}: {} {}", Path::new(binary).display(), arguments.join(" "));
+        let mut child = Command::new(binary)
+            .args(arguments)
+            // Nothing of the shell that runs the tests: it may have variables of the project, of AWS, or for telemetry.
+            .env_clear()
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        let stderr = child.stderr.take().expect("it is piped");
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let (found, address) = watch::channel(None);
+        let lines = log.clone();
+        tokio::spawn(async move {
+            let mut stderr = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = stderr.next_line().await {
+                if let Some(bound) = address_in(&line) {
+                    found.send_replace(Some(bound));
+                }
+                let mut lines = lines.lock();
+                if lines.len() == LOG_LINES_MAX {
+                    lines.pop_front();
+                }
+                lines.push_back(line);
+            }
+        });
+        Self { name: name.into(), child, log, address }
+    }
+
+    /// Its name, which is its worker id.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address that it listens on, once it does.
+    ///
+    /// # Panics
+    ///
+    /// If it never says so.
+    pub async fn address(&mut self) -> SocketAddr {
+        let found = timeout(PATIENCE, self.address.wait_for(Option::is_some)).await;
+        match found {
+            Ok(Ok(address)) => address.expect("it was waited for"),
+            failed => panic!("{} does not listen: {failed:?}", self.name),
+        }
+    }
+
+    /// SIGKILL.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap_or_else(|error| panic!("{} cannot be killed: {error}", self.name));
+    }
+
+    /// SIGTERM, to this process alone.
+    pub async fn terminate(&self) {
+        let id = self.child.id().unwrap_or_else(|| panic!("{} has ended by itself", self.name)).to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill can be run");
+        assert!(sent.success(), "{} cannot be told to stop: {sent}", self.name);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than `within`.
+    pub async fn ended(&mut self, within: Duration) -> ExitStatus {
+        let ended = timeout(within, self.child.wait()).await;
+        ended.unwrap_or_else(|_| panic!("{} does not stop within {within:?}", self.name)).expect("it can be waited for")
+    }
+
+    /// SIGTERM, and a good end: exit code 0 says that everything was finished.
+    ///
+    /// # Panics
+    ///
+    /// If it ends otherwise, or not within `within`.
+    pub async fn stop(mut self, within: Duration) {
+        self.terminate().await;
+        let ended = self.ended(within).await;
+        assert!(ended.success(), "{} stopped with {ended}", self.name);
+    }
+
+    /// Lines of its log, the last ones, that hold this text.
+    pub fn logged(&self, text: &str) -> usize {
+        self.log.lock().iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let lines = self.log.lock();
+            eprintln!("--- the log of {}:", self.name);
+            lines.iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// The address in the line that a service logs when it listens.
+fn address_in(line: &str) -> Option<SocketAddr> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    let fields = line.get("fields").unwrap_or(&line);
+    (fields.get("message")? == "listening").then(|| fields.get("address")?.as_str()?.parse().ok())?
+}
+
+/// Stream, tables and what every process is told.
+pub struct Cluster {
+    binaries: Binaries,
+    stream: String,
+    kinesis: String,
+    dynamodb: String,
+    clients: Clients,
+    store: DynamoStore,
+    _servers: Vec<Server>,
+    /// Where relays find an ingest service.
+    pub ingest: Addresses,
+    /// Where results are asked for.
+    pub results: Addresses,
+}
+
+/// Addresses of the processes of one service that take calls.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses(Arc<Mutex<Vec<SocketAddr>>>);
+
+impl Addresses {
+    /// Adds one that listens.
+    pub fn add(&self, address: SocketAddr) {
+        self.0.lock().push(address);
+    }
+
+    /// Takes one out, before its process stops or after it was killed.
+    pub fn remove(&self, address: SocketAddr) {
+        self.0.lock().retain(|known| *known != address);
+    }
+
+    fn pick(&self, turn: usize) -> Option<SocketAddr> {
+        let addresses = self.0.lock();
+        addresses.get(turn % addresses.len().max(1)).copied()
+    }
+
+    /// A connection to one of them, another one at another turn.
+    async fn connect(&self, turn: usize) -> Channel {
+        let start = Instant::now();
+        loop {
+            let failed = match self.pick(turn) {
+                None => "no process takes calls".to_owned(),
+                Some(address) => {
+                    let endpoint = Channel::from_shared(format!("http://{address}")).expect("it is an address");
+                    match endpoint.connect_timeout(PATIENCE).connect().await {
+                        Ok(channel) => return channel,
+                        Err(error) => format!("{address}: {error}"),
+                    }
+                }
+            };
+            assert!(start.elapsed() < PATIENCE, "no connection within {PATIENCE:?}: {failed}");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+impl Cluster {
+    /// A deployment without processes, over these endpoints; the servers live as long as it does.
+    pub async fn over(
+        binaries: Binaries,
+        stream: &str,
+        kinesis: (String, Server),
+        dynamodb: (String, Vec<Server>),
+    ) -> Self {
+        let clients = kinesis_clients(&kinesis.0).await;
+        let store = dynamo_store(&dynamodb.0, &DynamoConfig { voters_remembered: 0, ..DynamoConfig::default() }).await;
+        Self {
+            binaries,
+            stream: stream.into(),
+            kinesis: kinesis.0,
+            dynamodb: dynamodb.0,
+            clients,
+            store,
+            _servers: std::iter::once(kinesis.1).chain(dynamodb.1).collect(),
+            ingest: Addresses::default(),
+            results: Addresses::default(),
+        }
+    }
+
+    /// A deployment without processes, on a stream of this many shards, with its tables.
+    pub async fn with_shards(binaries: Binaries, shards: u32) -> Self {
+        let (dynamodb, server) = dynamodb().await;
+        let kinesis = crate::aws::kinesis(shards).await;
+        let cluster = Self::over(binaries, crate::aws::STREAM, kinesis, (dynamodb, vec![server])).await;
+        cluster.store.create_tables().await.expect("the stand-in creates tables");
+        cluster
+    }
+
+    fn start(&self, binary: &str, name: &str, arguments: &[&str]) -> Process {
+        self.start_with(binary, name, arguments, &[])
+    }
+
+    /// Starts a process with more variables.
+    fn start_with(&self, binary: &str, name: &str, arguments: &[&str], more: &[(&str, &str)]) -> Process {
+        let mut all = vec!["--stream", &self.stream, "--log-format", "json"];
+        all.extend(arguments);
+        let variables = [
+            ("AWS_ENDPOINT_URL_KINESIS", &*self.kinesis),
+            ("AWS_ENDPOINT_URL_DYNAMODB", &*self.dynamodb),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "dev"),
+            ("AWS_SECRET_ACCESS_KEY", "dev"),
+            ("RUST_BACKTRACE", "1"),
+        ];
+        Process::start(binary, name, &all, &[&variables, more].concat())
+    }
+
+    /// Starts an ingest service and waits until it takes calls.
+    pub async fn start_ingest(&self, name: &str, arguments: &[&str]) -> Process {
+        let mut process = self.start(self.binaries.ingest, name, &[&["--listen", "127.0.0.1:0"], arguments].concat());
+        self.ingest.add(process.address().await);
+        process
+    }
+
+    /// Starts an ingest service with these variables, and waits until it takes calls. It is not among [`Self::ingest`].
+    pub async fn start_ingest_apart(&self, name: &str, variables: &[(&str, &str)]) -> (Process, SocketAddr) {
+        let mut process = self.start_with(self.binaries.ingest, name, &["--listen", "127.0.0.1:0"], variables);
+        let address = process.address().await;
+        (process, address)
+    }
+
+    /// Starts a tally service and waits until it takes calls.
+    pub async fn start_tally(&self, name: &str, arguments: &[&str]) -> Process {
+        let arguments = [&["--listen", "127.0.0.1:0", "--worker-id", name], arguments].concat();
+        let mut process = self.start(self.binaries.tally, name, &arguments);
+        self.results.add(process.address().await);
+        process
+    }
+
+    /// Starts a persist service. It is there once it owns shards.
+    pub fn start_persist(&self, name: &str, arguments: &[&str]) -> Process {
+        self.start(self.binaries.persist, name, &[&["--worker-id", name], arguments].concat())
+    }
+
+    /// The rows of a group.
+    pub async fn rows(&self, group: Group) -> Vec<ShardRow> {
+        self.store.list(group).await.expect("the shard rows can be read")
+    }
+
+    /// How many shards that are open each worker owns; those of nobody under "".
+    pub async fn shares(&self, group: Group) -> BTreeMap<String, usize> {
+        let mut shares = BTreeMap::new();
+        for row in self.rows(group).await.into_iter().filter(|row| row.started && !row.progress.ended) {
+            *shares.entry(row.lease.owner.unwrap_or_default()).or_default() += 1;
+        }
+        shares
+    }
+
+    /// Waits until the open shards of a group are owned like this. Returns how long that took.
+    pub async fn shared(&self, group: Group, wanted: &[(&str, usize)], within: Duration) -> Duration {
+        let start = Instant::now();
+        let wanted: BTreeMap<String, usize> = wanted.iter().map(|(name, shards)| ((*name).into(), *shards)).collect();
+        let what = format!("{wanted:?} own the shards of {group:?}");
+        eventually(&what, within, async || {
+            let shares = self.shares(group).await;
+            if shares == wanted { Ok(()) } else { Err(shares) }
+        })
+        .await;
+        start.elapsed()
+    }
+
+    /// Kinesis, as an operator calls it.
+    pub fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
+    /// Name of the stream.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// A new connection to an ingest service.
+    pub async fn ingest(&self) -> IngestServiceClient<Channel> {
+        IngestServiceClient::new(self.ingest.connect(0).await)
+    }
+
+    /// A new connection to the results of a tally service.
+    pub async fn results(&self) -> ResultsServiceClient<Channel> {
+        ResultsServiceClient::new(self.results.connect(0).await)
+    }
+
+    /// Creates a poll that is open for an hour.
+    pub async fn create_poll<'a>(&self, id: &str, options: impl IntoIterator<Item = &'a str>) {
+        self.create_poll_until(id, options, SystemTime::now() + Duration::from_secs(3_600)).await;
+    }
+
+    /// Creates a poll that is open until then.
+    pub async fn create_poll_until<'a>(
+        &self,
+        id: &str,
+        options: impl IntoIterator<Item = &'a str>,
+        closes_at: SystemTime,
+    ) {
+        let options = options.into_iter();
+        let request = CreatePollRequest {
+            poll_id: id.into(),
+            options: options.map(|id| PollOption { option_id: id.into(), title: String::new() }).collect(),
+            closes_at: Some(closes_at.into()),
+            ..CreatePollRequest::default()
+        };
+        let mut polls = PollServiceClient::new(self.results.connect(0).await);
+        polls.create_poll(request).await.expect("the poll is created");
+    }
+
+    /// Interim results.
+    pub async fn interim(&self, poll: &str) -> GetInterimResultsResponse {
+        let request = GetInterimResultsRequest { poll_id: poll.into() };
+        self.results().await.get_interim_results(request).await.expect("interim results").into_inner()
+    }
+
+    /// Closes a poll and waits for its final result.
+    pub async fn finish(&self, poll: &str) -> GetFinalResultsResponse {
+        let mut polls = PollServiceClient::new(self.results.connect(0).await);
+        polls.close_poll(ClosePollRequest { poll_id: poll.into() }).await.expect("the poll is closed");
+        let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
+        let mut results = self.results().await;
+        let waiting = timeout(FINAL_MAX, results.get_final_results(request)).await;
+        match waiting {
+            Ok(result) => result.expect("the final result").into_inner(),
+            Err(_) => {
+                let request = GetFinalResultsRequest { poll_id: poll.into(), wait: false };
+                let now = results.get_final_results(request).await;
+                panic!("the result is not final within {FINAL_MAX:?}: {now:?}")
+            }
+        }
+    }
+
+    /// Closes the poll of a load, and compares its final result with what the load knows: the last vote of every user counts,
+    /// everything acknowledged is counted as submitted once, and nothing that was not sent. A recount agrees.
+    pub async fn is_exact(&self, poll: &str, cast: &Cast) {
+        let result = self.finish(poll).await;
+        let found: BTreeMap<_, _> = result.options.into_iter().map(|option| (option.option_id, option.votes)).collect();
+        let mut model: BTreeMap<String, u64> = found.keys().map(|option| (option.clone(), 0)).collect();
+        for option in cast.last.values() {
+            *model.entry(option.to_string()).or_default() += 1;
+        }
+        let recount = self.results().await.recount(RecountRequest { poll_id: poll.into() }).await;
+        let recount = recount.expect("a recount").into_inner();
+        let submitted = eventually("every acknowledged vote is submitted", PATIENCE, async || {
+            let submitted = self.interim(poll).await.total_submitted;
+            if submitted >= cast.acknowledged { Ok(submitted) } else { Err((submitted, cast.acknowledged)) }
+        })
+        .await;
+        let Cast { acknowledged, rejected, sent, streams, .. } = cast;
+        eprintln!(
+            "{poll}: {submitted} submitted, {acknowledged} acknowledged, {rejected} refused, {sent} sent in {streams} \
+             streams, {} voters",
+            cast.last.len()
+        );
+        assert_eq!(found, model, "the last vote of every user counts");
+        assert_eq!(result.total_votes, cast.last.len() as u64);
+        assert!(recount.matches && recount.r#final, "{recount:?}");
+        assert!(submitted <= *sent, "{submitted} submitted, but only {sent} were ever sent");
+    }
+}
+
+/// A load: how many relays, and what each of them sends.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadPlan {
+    /// Relays, each with users of its own.
+    pub relays: usize,
+    /// Votes a second of each.
+    pub rate: usize,
+    /// Users of each; they vote again and again. `None`: every vote is a new user's.
+    pub users: Option<usize>,
+}
+
+/// What a load has cast.
+#[derive(Debug, Default)]
+pub struct Cast {
+    /// The last vote of each user.
+    pub last: HashMap<String, Arc<String>>,
+    /// Votes that were acknowledged.
+    pub acknowledged: u64,
+    /// Votes that the service said it could not take at the moment: they are as if never cast.
+    pub rejected: u64,
+    /// Votes that were sent, those that were sent again included.
+    pub sent: u64,
+    /// Streams that were opened.
+    pub streams: u64,
+}
+
+/// Relays that cast votes until they are told to stop.
+pub struct Load {
+    stop: CancellationToken,
+    relays: JoinSet<Cast>,
+    acknowledged: Arc<AtomicU64>,
+}
+
+impl Load {
+    /// Starts casting votes for these options.
+    pub fn start(cluster: &Cluster, poll: &str, options: &[String], plan: LoadPlan) -> Self {
+        let (stop, acknowledged) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let options: Vec<Arc<String>> = options.iter().cloned().map(Arc::new).collect();
+        let mut relays = JoinSet::new();
+        for number in 0..plan.relays {
+            relays.spawn(
+                Relay {
+                    number,
+                    poll: poll.into(),
+                    options: options.clone(),
+                    plan,
+                    addresses: cluster.ingest.clone(),
+                    stop: stop.clone(),
+                    acknowledged: acknowledged.clone(),
+                    rng: StdRng::seed_from_u64(number as u64),
+                    open: VecDeque::new(),
+                    cast: Cast::default(),
+                    cast_until_now: 0,
+                }
+                .run(),
+            );
+        }
+        Self { stop, relays, acknowledged }
+    }
+
+    /// Votes that are acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more votes are acknowledged: whatever happened before happened under load.
+    pub async fn goes_on(&self, votes: u64) {
+        let goal = self.acknowledged() + votes;
+        eventually("the load goes on", PATIENCE, async || {
+            let now = self.acknowledged();
+            if now >= goal { Ok(()) } else { Err((now, goal)) }
+        })
+        .await;
+    }
+
+    /// Stops casting, and waits until everything is acknowledged.
+    pub async fn finish(mut self) -> Cast {
+        self.stop.cancel();
+        let mut all = Cast::default();
+        while let Some(cast) =
+            timeout(PATIENCE, self.relays.join_next()).await.expect("the last votes are acknowledged in time")
+        {
+            let cast = cast.expect("a relay does not fail");
+            all.last.extend(cast.last);
+            all.acknowledged += cast.acknowledged;
+            all.rejected += cast.rejected;
+            all.sent += cast.sent;
+            all.streams += cast.streams;
+        }
+        all
+    }
+}
+
+/// A client as the API describes it: after a broken stream it sends again from `durable_through`, in order.
+struct Relay {
+    number: usize,
+    poll: String,
+    options: Vec<Arc<String>>,
+    plan: LoadPlan,
+    addresses: Addresses,
+    stop: CancellationToken,
+    acknowledged: Arc<AtomicU64>,
+    rng: StdRng,
+    /// Votes that were cast and are not durable, in order.
+    open: VecDeque<(String, Arc<String>)>,
+    cast: Cast,
+    cast_until_now: usize,
+}
+
+impl Relay {
+    async fn run(mut self) -> Cast {
+        let mut ticks = interval(Duration::from_millis(100));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        for turn in self.number..self.number + STREAMS_MAX {
+            let channel = self.addresses.connect(turn).await;
+            self.cast.streams += 1;
+            let (send, messages) = mpsc::channel(4);
+            let opened = IngestServiceClient::new(channel).stream_votes(ReceiverStream::new(messages)).await;
+            let Ok(answers) = opened else { continue };
+            let mut answers = answers.into_inner();
+            let (mut send, mut through, mut next) = (Some(send), 0, 0);
+            let mut rejected = HashSet::new();
+            // Until the stream breaks.
+            loop {
+                let stopping = self.stop.is_cancelled();
+                if stopping && next == self.open.len() {
+                    send = None;
+                }
+                let to_send = send.clone().filter(|_| next < self.open.len());
+                tokio::select! {
+                    answer = answers.next() => match answer {
+                        Some(Ok(answer)) => {
+                            for rejection in answer.rejections {
+                                let code = rejection.code();
+                                assert_eq!(code, RejectionCode::Unavailable, "{rejection:?}");
+                                rejected.insert(rejection.index);
+                            }
+                            let settled = (answer.durable_through - through) as usize;
+                            assert!(settled <= next, "only what was sent is settled");
+                            next -= settled;
+                            for (index, (user, option)) in (through..).zip(self.open.drain(..settled)) {
+                                if rejected.remove(&index) {
+                                    self.cast.rejected += 1;
+                                    continue;
+                                }
+                                self.cast.acknowledged += 1;
+                                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                                self.cast.last.insert(user, option);
+                            }
+                            through = answer.durable_through;
+                        }
+                        Some(Err(_)) | None => break,
+                    },
+                    permit = async { to_send.expect("it is checked").reserve_owned().await },
+                        if send.is_some() && next < self.open.len() =>
+                    {
+                        let Ok(permit) = permit else {
+                            // The stream is broken; the answers say so after the last of them.
+                            send = None;
+                            continue;
+                        };
+                        let mut message = VotesMessage::default();
+                        let end = self.open.len().min(next + VOTES_PER_MESSAGE);
+                        for (user, option) in self.open.range(next..end) {
+                            message.push(&self.poll, user, option);
+                        }
+                        self.cast.sent += (end - next) as u64;
+                        next = end;
+                        permit.send(message);
+                    }
+                    _ = ticks.tick(), if !stopping => self.vote(),
+                    () = self.stop.cancelled(), if !stopping => {}
+                }
+            }
+            if self.stop.is_cancelled() && self.open.is_empty() {
+                return self.cast;
+            }
+        }
+        panic!("relay {}: {STREAMS_MAX} streams broke", self.number);
+    }
+
+    /// Casts a tenth of a second's votes, unless too many are waiting.
+    fn vote(&mut self) {
+        for _ in 0..self.plan.rate / 10 {
+            if self.open.len() >= OPEN_MAX {
+                return;
+            }
+            let user = match self.plan.users {
+                Some(users) => self.rng.random_range(0..users),
+                None => self.cast_until_now,
+            };
+            self.cast_until_now += 1;
+            let option = self.options[self.rng.random_range(0..self.options.len())].clone();
+            self.open.push_back((format!("relay-{}-user-{user}", self.number), option));
+        }
+    }
+}
+
+/// Where a test finds data of the project, if it is there.
+pub fn shared_data(name: &str) -> Option<PathBuf> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
+    file.exists().then_some(file)
+}

@@ -1,0 +1,161 @@
+//! All three services over any ports, in one process, on loopback ports that the system chooses.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use votestream_core::{TimeBounds, port::Ports};
+use votestream_ingest::IngestConfig;
+use votestream_persist::PersistConfig;
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        CastVotesResponse, ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse,
+        PollOption, ingest_service_client::IngestServiceClient, poll_service_client::PollServiceClient,
+        results_service_client::ResultsServiceClient,
+    },
+};
+use votestream_server::ServiceError;
+use votestream_tally::TallyConfig;
+
+/// Short enough for tests, long enough for a busy machine.
+pub const TEST_BOUNDS: TimeBounds = TimeBounds {
+    answer_deadline: Duration::from_secs(2),
+    clock_skew_max: Duration::ZERO,
+    poll_cache_life: Duration::from_millis(200),
+};
+
+/// A running stack.
+pub struct Stack {
+    /// Address of `IngestService`.
+    pub ingest: SocketAddr,
+    /// Address of `ResultsService` and `PollService`.
+    pub results: SocketAddr,
+    shutdown: CancellationToken,
+    tasks: Vec<JoinHandle<Result<(), ServiceError>>>,
+}
+
+impl Stack {
+    /// Starts the services as on one machine.
+    pub async fn start(ports: Ports, bounds: TimeBounds) -> Self {
+        Self::start_with(ports, bounds, |_, _| ()).await
+    }
+
+    /// Starts the services with other settings of their groups.
+    pub async fn start_with(
+        ports: Ports,
+        bounds: TimeBounds,
+        change: impl FnOnce(&mut PersistConfig, &mut TallyConfig),
+    ) -> Self {
+        let shutdown = CancellationToken::new();
+        let (ingest, results) = (listener().await, listener().await);
+        let (ingest_addr, results_addr) = (ingest.local_addr().unwrap(), results.local_addr().unwrap());
+        let mut ingest_config = IngestConfig::one_machine();
+        ingest_config.bounds = bounds;
+        ingest_config.lanes.bounds = bounds;
+        let mut persist_config = PersistConfig::one_machine();
+        persist_config.group.bounds = bounds;
+        let mut tally_config = TallyConfig::one_machine();
+        tally_config.group.bounds = bounds;
+        change(&mut persist_config, &mut tally_config);
+        let stop = || shutdown.clone();
+        let (persist_ports, tally_ports) = (ports.clone(), ports.clone());
+        let tasks = vec![
+            tokio::spawn({
+                let stop = stop();
+                async move { votestream_ingest::run(ingest_config, ports, ingest, stop).await.map(drop) }
+            }),
+            tokio::spawn({
+                let stop = stop();
+                async move { votestream_persist::run(persist_config, persist_ports, stop).await.map(drop) }
+            }),
+            tokio::spawn({
+                let stop = stop();
+                async move { votestream_tally::run(tally_config, tally_ports, results, stop).await.map(drop) }
+            }),
+        ];
+        Self { ingest: ingest_addr, results: results_addr, shutdown, tasks }
+    }
+
+    /// Checks that every service still runs.
+    ///
+    /// # Panics
+    ///
+    /// If one has ended by itself; says why.
+    pub async fn check(&mut self) {
+        if let Some(ended) = self.tasks.iter_mut().find(|task| task.is_finished()) {
+            panic!("a service ended by itself: {:?}", ended.await);
+        }
+    }
+
+    /// Stops the services in good order.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        for task in self.tasks {
+            task.await.unwrap().unwrap();
+        }
+    }
+
+    /// A new connection to `IngestService`.
+    pub async fn ingest(&self) -> IngestServiceClient<Channel> {
+        IngestServiceClient::new(connect(self.ingest).await)
+    }
+
+    /// A new connection to `PollService`.
+    pub async fn polls(&self) -> PollServiceClient<Channel> {
+        PollServiceClient::new(connect(self.results).await)
+    }
+
+    /// A new connection to `ResultsService`.
+    pub async fn results(&self) -> ResultsServiceClient<Channel> {
+        ResultsServiceClient::new(connect(self.results).await)
+    }
+
+    /// Creates a poll that is open for an hour.
+    pub async fn create_poll<'a>(&self, id: &str, options: impl IntoIterator<Item = &'a str>) {
+        let options = options.into_iter();
+        let request = CreatePollRequest {
+            poll_id: id.into(),
+            options: options.map(|id| PollOption { option_id: id.into(), title: String::new() }).collect(),
+            closes_at: Some((std::time::SystemTime::now() + Duration::from_secs(3_600)).into()),
+            ..CreatePollRequest::default()
+        };
+        self.polls().await.create_poll(request).await.unwrap();
+    }
+
+    /// Casts votes as one client stream, 200 a message.
+    pub async fn cast(&self, poll: &str, votes: &[(String, String)]) -> CastVotesResponse {
+        let messages: Vec<_> = votes
+            .chunks(200)
+            .map(|votes| {
+                let mut message = VotesMessage::default();
+                votes.iter().for_each(|(user, option)| message.push(poll, user, option));
+                message
+            })
+            .collect();
+        self.ingest().await.cast_votes(tokio_stream::iter(messages)).await.unwrap().into_inner()
+    }
+
+    /// Closes a poll and waits for its final result.
+    pub async fn finish(&self, poll: &str) -> GetFinalResultsResponse {
+        self.polls().await.close_poll(ClosePollRequest { poll_id: poll.into() }).await.unwrap();
+        let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
+        let waiting = self.results();
+        let final_result = async { waiting.await.get_final_results(request).await };
+        tokio::time::timeout(Duration::from_secs(60), final_result).await.unwrap().unwrap().into_inner()
+    }
+}
+
+async fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// A new connection to a server.
+///
+/// # Panics
+///
+/// If nothing listens there.
+pub async fn connect(addr: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap()
+}
