@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use futures::FutureExt;
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
+use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
 
 use crate::{
@@ -251,14 +253,13 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
             Kind::StackAws => {
                 let shards = u32::try_from(options.shards)?;
                 let ports = aws::create(options.engines()?, shards).await?;
-                let (ingest, persist, tally) = tokio::join!(
-                    votestream_ingest::run(ingest_distributed(), ports.clone(), ingest, shutdown.clone()),
-                    votestream_persist::run(options.persist(), ports.clone(), shutdown.clone()),
-                    votestream_tally::run(options.tally(), ports.clone(), results, shutdown.clone()),
-                );
-                ingest?;
-                persist?;
-                tally?;
+                let config = StackConfig {
+                    ingest: ingest_distributed(),
+                    persist: options.persist(),
+                    tally: options.tally(),
+                    persist_elsewhere: None,
+                };
+                Stack::start(&ports, config, ingest, results).run_until(shutdown).await?;
                 Ok(())
             }
         }
@@ -314,16 +315,13 @@ async fn stack(
     }
     let engine = EmbeddedEngine::open(dir.path(), embedded)?;
     let ports = engine.ports();
-    let (persist_ports, stop) = (ports.clone(), shutdown.clone());
-    let tally = TallyConfig { drain: DRAIN, ..TallyConfig::one_machine() };
-    let (ingest, persist, tally) = tokio::join!(
-        votestream_ingest::run(ingest_one_machine(), ports.clone(), ingest, shutdown.clone()),
-        background("persist", move || votestream_persist::run(PersistConfig::one_machine(), persist_ports, stop)),
-        votestream_tally::run(tally, ports.clone(), results, shutdown.clone()),
-    );
-    ingest?;
-    persist??;
-    tally?;
+    let config = StackConfig {
+        ingest: ingest_one_machine(),
+        tally: TallyConfig { drain: DRAIN, ..TallyConfig::one_machine() },
+        persist_elsewhere: Some(|name, work| background(name, work).boxed()),
+        ..StackConfig::one_machine()
+    };
+    Stack::start(&ports, config, ingest, results).run_until(shutdown).await?;
     engine.close();
     Ok(())
 }

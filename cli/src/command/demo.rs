@@ -27,7 +27,7 @@ use crate::{
     generate::{Plan, Votes},
     json, output,
     sender::{self, Builder, Observer, Outgoing, SOURCE_MESSAGES_MAX},
-    stack::{Stack, StackOptions},
+    stack::{RunningStack, StackOptions},
 };
 
 const POLL_ID: &str = "demo";
@@ -101,7 +101,7 @@ impl Report {
 }
 
 pub(super) async fn run(global: &Global, args: DemoArgs, mut signals: Signals) -> Outcome {
-    let mut stack = Stack::start(StackOptions::ephemeral(args.shards)).await?;
+    let mut stack = RunningStack::start(StackOptions::ephemeral(args.shards)).await?;
     let ingest: Target = stack.ingest_addr.to_string().parse().map_err(Failure::Failed)?;
     let results: Target = stack.results_addr.to_string().parse().map_err(Failure::Failed)?;
     let ran = tokio::select! {

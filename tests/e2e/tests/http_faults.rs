@@ -65,8 +65,8 @@ async fn the_sdk_path_is_exact_under_faults() {
         let client = FaultyClient::new(seed * 100 + host);
         let shared = aws_smithy_runtime_api::client::http::SharedHttpClient::new(client.clone());
         let ports = connect(&config(Some(shared)), deployment()).await.unwrap();
-        let stack = Stack::start_with(ports, TEST_BOUNDS, |persist, tally| {
-            for group in [&mut persist.group, &mut tally.group] {
+        let stack = Stack::start_with(ports, TEST_BOUNDS, |config| {
+            for group in [&mut config.persist.group, &mut config.tally.group] {
                 (group.failover, group.renew_every) = (FAILOVER, FAILOVER / 6);
             }
         });
