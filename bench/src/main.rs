@@ -5,7 +5,6 @@ mod aws;
 mod codec;
 mod cores;
 mod counters;
-mod dev_aws;
 mod freshness;
 mod ingest;
 mod lanes;

@@ -22,10 +22,10 @@ use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
 use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
+use votestream_testkit::stand_ins;
 
 use crate::{
     aws::{self, Engines},
-    dev_aws,
     null::{self, NullConfig, VOTES_PER_RECORD},
     votes,
 };
@@ -245,10 +245,11 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
                 Ok(())
             }
             Kind::DevAws => {
-                let engines =
-                    async { tokio::try_join!(dev_aws::kinesis(ingest), dev_aws::dynamodb(results)).map(drop) };
+                let engines = async {
+                    tokio::try_join!(stand_ins::serve_kinesis(ingest), stand_ins::serve_dynamodb(results)).map(drop)
+                };
                 // What they still hold is gone anyway, and consumers' connections stay open for minutes.
-                shutdown.run_until_cancelled(engines).await.unwrap_or(Ok(()))
+                Ok(shutdown.run_until_cancelled(engines).await.unwrap_or(Ok(()))?)
             }
             Kind::StackAws => {
                 let shards = u32::try_from(options.shards)?;

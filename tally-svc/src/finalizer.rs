@@ -315,8 +315,10 @@ mod tests {
     use proptest::prelude::*;
     use votestream_core::port::PollStore;
 
+    use votestream_testkit::memory::Memory;
+
     use super::*;
-    use crate::testing::{Fake, poll, row};
+    use crate::testing::{memory, poll, row};
 
     const BOUNDS: TimeBounds = TimeBounds::ONE_MACHINE;
     const L: i64 = 6_000;
@@ -385,115 +387,115 @@ mod tests {
     }
 
     /// A finalizer over a stored poll that closed at 10 s, at the time given.
-    async fn finalizer(now: i64) -> (Arc<Fake>, Finalizer) {
-        let fake = Arc::new(Fake::default());
-        fake.set_now(now);
-        fake.create(&poll("p", 0, 10_000)).await.unwrap();
-        fake.tally("p", Group::Persist, "parent", &[("x", 5), ("y", -1)]);
-        fake.tally("p", Group::Persist, "left", &[("x", -2), ("y", 4)]);
-        fake.tally("p", Group::Tally, "left", &[("x", 99)]);
-        let finalizer = Finalizer::new(fake.ports(), BOUNDS);
-        (fake, finalizer)
+    async fn finalizer(now: i64) -> (Memory, Finalizer) {
+        let memory = memory();
+        memory.set_now(now);
+        PollStore::create(&memory, &poll("p", 0, 10_000)).await.unwrap();
+        memory.add_to_tally("p", Group::Persist, "parent", &[("x", 5), ("y", -1)]);
+        memory.add_to_tally("p", Group::Persist, "left", &[("x", -2), ("y", 4)]);
+        memory.add_to_tally("p", Group::Tally, "left", &[("x", 99)]);
+        let finalizer = Finalizer::new(memory.ports(), BOUNDS);
+        (memory, finalizer)
     }
 
     #[tokio::test(start_paused = true)]
     async fn final_only_once_due_and_covered() {
-        let (fake, finalizer) = finalizer(10_000 + L - 1).await;
+        let (memory, finalizer) = finalizer(10_000 + L - 1).await;
         let mut last = Last::default();
-        fake.set_rows(halves(10_000 + L, 10_000 + L));
+        memory.set_rows(Group::Persist, halves(10_000 + L, 10_000 + L));
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!((fake.final_result("p"), fake.markers()), (None, 0), "not due");
+        assert_eq!((memory.poll("p").final_result, memory.markers()), (None, 0), "not due");
 
-        fake.set_now(10_000 + L);
+        memory.set_now(10_000 + L);
         for rows in [halves(10_000 + L, 10_000 + L - 1), halves(99_999, 0)[..1].to_vec(), vec![]] {
-            fake.set_rows(rows);
+            memory.set_rows(Group::Persist, rows);
             finalizer.step(&mut last).await.unwrap();
-            assert_eq!(fake.final_result("p"), None);
+            assert_eq!(memory.poll("p").final_result, None);
         }
-        assert_eq!(fake.markers(), 2, "one for each open shard, and not again at once");
+        assert_eq!(memory.markers(), 2, "one for each open shard, and not again at once");
         tokio::time::advance(MARKER_INTERVAL).await;
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.markers(), 4);
+        assert_eq!(memory.markers(), 4);
 
         let mut rows = halves(10_000 + L, 10_000 + L);
         rows[0].progress.ended = true;
-        fake.set_rows(rows);
+        memory.set_rows(Group::Persist, rows);
         finalizer.step(&mut last).await.unwrap();
         let result = FinalResult { votes: vec![3, 3], finalized_at: Timestamp(10_000 + L) };
-        assert_eq!(fake.final_result("p"), Some(result.clone()));
+        assert_eq!(memory.poll("p").final_result, Some(result.clone()));
 
-        fake.tally("p", Group::Persist, "left", &[("x", 1)]);
-        fake.set_now(99_999);
+        memory.add_to_tally("p", Group::Persist, "left", &[("x", 1)]);
+        memory.set_now(99_999);
         tokio::time::advance(RESCAN_INTERVAL).await;
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.final_result("p"), Some(result), "final is final");
-        assert_eq!(fake.markers(), 4, "nothing is left to wait for");
+        assert_eq!(memory.poll("p").final_result, Some(result), "final is final");
+        assert_eq!(memory.markers(), 4, "nothing is left to wait for");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flagged_poll_waits_for_its_recount() {
-        let (fake, finalizer) = finalizer(60_000).await;
+        let (memory, finalizer) = finalizer(60_000).await;
         let id = PollId::new("p").unwrap();
-        fake.set_needs_recount(&id, true).await.unwrap();
+        memory.set_needs_recount(&id, true).await.unwrap();
         let mut last = Last::default();
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.markers(), 2, "the recount, too, waits for every shard");
-        fake.set_rows(halves(50_000, 50_000));
+        assert_eq!(memory.markers(), 2, "the recount, too, waits for every shard");
+        memory.set_rows(Group::Persist, halves(50_000, 50_000));
         finalizer.step(&mut last).await.unwrap();
         tokio::time::advance(MARKER_INTERVAL).await;
-        fake.fail_next(1);
+        memory.fail_next(1);
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.markers(), 2, "nothing is read or marked while people have yet to act");
-        fake.fail_next(0);
+        assert_eq!(memory.markers(), 2, "nothing is read or marked while people have yet to act");
+        memory.fail_next(0);
         // Flagged by another process after it was listed.
         finalizer.note(&poll("p", 0, 10_000));
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.final_result("p"), None);
+        assert_eq!(memory.poll("p").final_result, None);
 
-        fake.set_needs_recount(&id, false).await.unwrap();
+        memory.set_needs_recount(&id, false).await.unwrap();
         tokio::time::advance(RESCAN_INTERVAL).await;
         finalizer.step(&mut last).await.unwrap();
-        assert!(fake.final_result("p").is_some());
+        assert!(memory.poll("p").final_result.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn contradicting_tallies_and_failing_stores_make_nothing_final() {
-        let (fake, finalizer) = finalizer(60_000).await;
-        fake.set_rows(halves(50_000, 50_000));
-        fake.tally("p", Group::Persist, "parent", &[("x", -100)]);
+        let (memory, finalizer) = finalizer(60_000).await;
+        memory.set_rows(Group::Persist, halves(50_000, 50_000));
+        memory.add_to_tally("p", Group::Persist, "parent", &[("x", -100)]);
         let mut last = Last::default();
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.final_result("p"), None);
+        assert_eq!(memory.poll("p").final_result, None);
 
-        fake.tally("p", Group::Persist, "parent", &[("x", 100)]);
+        memory.add_to_tally("p", Group::Persist, "parent", &[("x", 100)]);
         tokio::time::advance(RETRY_AFTER).await;
-        fake.fail_next(1);
+        memory.fail_next(1);
         assert!(finalizer.step(&mut last).await.is_err());
         finalizer.step(&mut last).await.unwrap();
-        assert!(fake.final_result("p").is_some());
+        assert!(memory.poll("p").final_result.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn it_runs_by_itself_and_stops_when_told() {
-        let (fake, finalizer) = finalizer(60_000).await;
+        let (memory, finalizer) = finalizer(60_000).await;
         let (finalizer, shutdown) = (Arc::new(finalizer), CancellationToken::new());
         let running = tokio::spawn({
             let (finalizer, shutdown) = (finalizer.clone(), shutdown.clone());
             async move { finalizer.run(shutdown).await }
         });
         tokio::time::sleep(TICK * 3).await;
-        assert_eq!(fake.markers(), 2);
-        fake.set_rows(halves(50_000, 50_000));
+        assert_eq!(memory.markers(), 2);
+        memory.set_rows(Group::Persist, halves(50_000, 50_000));
         tokio::time::sleep(TICK * 2).await;
-        assert!(fake.final_result("p").is_some());
+        assert!(memory.poll("p").final_result.is_some());
         shutdown.cancel();
         running.await.unwrap();
     }
 
     #[test]
     fn the_polls_in_memory_are_bounded() {
-        let fake = Arc::new(Fake::default());
-        let finalizer = Finalizer::new(fake.ports(), BOUNDS);
+        let memory = memory();
+        let finalizer = Finalizer::new(memory.ports(), BOUNDS);
         for closes_at in 1..=UNFINISHED_MAX as i64 + 3 {
             finalizer.note(&poll(&closes_at.to_string(), 0, closes_at));
         }

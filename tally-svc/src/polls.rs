@@ -284,19 +284,21 @@ impl PollService for Polls {
 mod tests {
     use tonic::Code;
 
+    use votestream_testkit::memory::Memory;
+
     use super::*;
-    use crate::{convert::timestamp, testing::Fake};
+    use crate::{convert::timestamp, testing::memory};
 
     const NOW: i64 = 1_000_000;
     const DAY: i64 = 86_400_000;
 
-    fn service() -> (Arc<Fake>, Polls) {
-        let fake = Arc::new(Fake::default());
-        fake.set_now(NOW);
-        let (ports, bounds) = (fake.ports(), TimeBounds::ONE_MACHINE);
+    fn service() -> (Memory, Polls) {
+        let memory = memory();
+        memory.set_now(NOW);
+        let (ports, bounds) = (memory.ports(), TimeBounds::ONE_MACHINE);
         let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
         let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, Duration::from_millis(100)));
-        (fake, Polls::new(ports, bounds, finalizer, snapshots))
+        (memory, Polls::new(ports, bounds, finalizer, snapshots))
     }
 
     fn request(id: &str) -> v1::CreatePollRequest {
@@ -363,10 +365,10 @@ mod tests {
 
     #[tokio::test]
     async fn creating_again_changes_nothing() {
-        let (fake, polls) = service();
+        let (memory, polls) = service();
         let first = polls.create(request("p")).await.unwrap();
         assert_eq!((first.opens_at, first.expected_peak), (Timestamp(NOW), EXPECTED_PEAK));
-        fake.set_now(NOW + 5_000);
+        memory.set_now(NOW + 5_000);
         assert_eq!(polls.create(request("p")).await.unwrap(), first);
 
         let closes = |ms| v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(ms))), ..request("p") };
@@ -384,18 +386,18 @@ mod tests {
         // Closed early, and even after it was over.
         let closed = polls.close("p").await.unwrap();
         assert_eq!(polls.create(request("p")).await.unwrap(), closed);
-        fake.set_now(NOW + 2 * DAY);
+        memory.set_now(NOW + 2 * DAY);
         assert_eq!(polls.create(request("p")).await.unwrap(), closed);
     }
 
     #[tokio::test]
     async fn a_poll_of_before_the_rules_can_be_created_again() {
-        let (fake, polls) = service();
+        let (memory, polls) = service();
         let options = ["tea", "tea "].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
         let (id, closes) = (PollId::new("..").unwrap(), Timestamp(NOW + DAY));
         let old = Poll::defined(id, "a\nb".into(), options, Timestamp(NOW), closes, PollSource::Ingest, EXPECTED_PEAK);
         let old = old.unwrap();
-        fake.ports().polls.create(&old).await.unwrap();
+        memory.ports().polls.create(&old).await.unwrap();
         let mut again = v1::CreatePollRequest { title: "a\nb".into(), ..request("..") };
         again.options[0].option_id = "tea".into();
         again.options[1].option_id = "tea ".into();
@@ -416,28 +418,28 @@ mod tests {
 
     #[tokio::test]
     async fn no_time_of_a_poll_comes_from_a_clock_that_is_not_trusted() {
-        let (fake, polls) = service();
-        fake.set_contradicted(true);
+        let (memory, polls) = service();
+        memory.set_contradicted(true);
         let status = polls.create_poll(Request::new(request("p"))).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status}");
-        fake.set_contradicted(false);
+        memory.set_contradicted(false);
         polls.create_poll(Request::new(request("p"))).await.unwrap();
-        fake.set_contradicted(true);
+        memory.set_contradicted(true);
         let close = || v1::ClosePollRequest { poll_id: "p".into() };
         assert_eq!(polls.close_poll(Request::new(close())).await.unwrap_err().code(), Code::Unavailable);
         // It takes no more votes, and closes once the clock is trusted.
         assert_eq!(polls.get("p").await.unwrap().closing, Closing::Asked);
-        fake.set_contradicted(false);
+        memory.set_contradicted(false);
         polls.close_poll(Request::new(close())).await.unwrap();
         assert_eq!(polls.get("p").await.unwrap().closing, Closing::Done);
     }
 
     #[tokio::test]
     async fn closing_only_ever_moves_to_an_earlier_time() {
-        let (fake, polls) = service();
+        let (memory, polls) = service();
         polls.create(request("p")).await.unwrap();
         assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 500));
-        fake.set_now(NOW + 1_000);
+        memory.set_now(NOW + 1_000);
         assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 500));
         let soon = v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(NOW + 1_200))), ..request("q") };
         polls.create(soon).await.unwrap();

@@ -270,12 +270,23 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use async_trait::async_trait;
-    use tokio::time::{advance, sleep};
+    use tokio::time::{Instant, advance, sleep};
 
     use super::*;
-    use crate::{PollOption, PollSource, Timestamp, model::poll::FinalResult, port::Created, testing::clock};
+    use crate::{PollOption, PollSource, Timestamp, model::poll::FinalResult, port::Created};
 
     const LIFE: Duration = Duration::from_millis(500);
+
+    /// tokio's clock, which the tests pause.
+    fn clock() -> Arc<dyn Clock> {
+        struct Paused(Instant);
+        impl Clock for Paused {
+            fn now(&self) -> Timestamp {
+                Timestamp(1_700_000_000_000).plus(self.0.elapsed())
+            }
+        }
+        Arc::new(Paused(Instant::now()))
+    }
 
     /// Answers after `delay`, with the number of the read as title.
     #[derive(Default)]

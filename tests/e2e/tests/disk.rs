@@ -14,10 +14,8 @@ use tokio::{
     process::Command,
     time::timeout,
 };
-use votestream_e2e::{
-    audit::Answer,
-    voters::{Election, PATIENCE, Voters, wait_until},
-};
+use votestream_e2e::voters::{Election, PATIENCE, Voters, wait_until};
+use votestream_testkit::audit::Answer;
 
 const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 

@@ -20,12 +20,12 @@ use votestream_core::{
     record::batch::{self, RecordBody},
 };
 use votestream_e2e::{
-    audit::Answer,
     aws,
     http_faults::{FaultyClient, HttpFault},
     stack::{Stack, TEST_BOUNDS},
     voters::{Election, PATIENCE, Voters, wait_until},
 };
+use votestream_testkit::audit::Answer;
 
 /// Votes after which the faults may end, if each kind has happened, and each kind of answer was given.
 const VOTES: usize = 1_500;

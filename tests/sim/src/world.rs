@@ -424,6 +424,7 @@ impl World {
             (jitter, Duration::from_millis(rng.random_range(0..=VISIBLE_MS_MAX)))
         });
         let calm = self.is_calm();
+        let jitter = if calm { 0 } else { jitter };
         let (plan, visible) = match self.script.lock().pop_front() {
             Some(put) => {
                 let visible = visible.max(put.invisible);
