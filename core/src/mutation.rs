@@ -9,12 +9,12 @@
 pub enum Mutation {
     /// A batch that was refused is overtaken by its lane's next one.
     RefusedBatchIsOvertaken = 1,
-    /// Consumers keep no producer memory.
-    NoProducerMemory,
-    /// Memory is one number per producer and shard, the larger one on a merge, instead of one per range of hashes.
-    MemoryPerProducer,
-    /// Child shards start without their parents' memory.
-    MemoryNotInherited,
+    /// Consumers keep no dedup table.
+    NoDedup,
+    /// The dedup table is one number per producer and shard, the larger one on a merge, instead of one per range of hashes.
+    DedupPerProducer,
+    /// Child shards start without their parents' dedup tables.
+    DedupNotInherited,
     /// The lane of a new shard does not wait for its parents' pending batches.
     ChildLanesDoNotWait,
     /// A window is applied before its end is stored.
@@ -54,9 +54,9 @@ impl Mutation {
     /// All of them.
     pub const ALL: [Self; 20] = [
         Self::RefusedBatchIsOvertaken,
-        Self::NoProducerMemory,
-        Self::MemoryPerProducer,
-        Self::MemoryNotInherited,
+        Self::NoDedup,
+        Self::DedupPerProducer,
+        Self::DedupNotInherited,
         Self::ChildLanesDoNotWait,
         Self::NoIntent,
         Self::NoFence,

@@ -22,7 +22,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::{map::LaneMap, queue::Spare, send::PendingBatches};
+use self::{map::LaneMap, queue::SpareBatches, send::PendingBatches};
 use crate::{
     Clock, PollId, TimeBounds, Timestamp, UserId,
     observe::metrics,
@@ -115,7 +115,7 @@ const START_ATTEMPTS_MAX: u32 = 8;
 /// All lanes of one ingest process.
 pub struct Producer {
     config: LaneConfig,
-    spare: Spare,
+    spare: SpareBatches,
     stream: Arc<dyn VoteStream>,
     clock: Arc<dyn Clock>,
     /// Held for reading while votes are appended, for writing while lanes are exchanged.
@@ -145,7 +145,7 @@ impl Producer {
     ) -> Result<Arc<Self>, PortError> {
         let producer = Arc::new(Self {
             config,
-            spare: Spare::new(config, clock.clone()),
+            spare: SpareBatches::new(config, clock.clone()),
             stream,
             clock,
             map: RwLock::new(LaneMap::default()),

@@ -19,7 +19,7 @@ use votestream_core::{
     record::batch::encode_marker,
 };
 
-use crate::{convert::timestamp, status::Failure};
+use crate::{convert::timestamp, status::CallError};
 
 /// How often due polls are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -179,7 +179,7 @@ impl Finalizer {
         shutdown.run_until_cancelled(steps).await;
     }
 
-    async fn step(&self, last: &mut Last) -> Result<(), Failure> {
+    async fn step(&self, last: &mut Last) -> Result<(), CallError> {
         if last.scan.is_none_or(|at| self.since(at) >= RESCAN_INTERVAL) {
             self.scan().await?;
             last.scan = Some(self.ports.clock.instant());
@@ -233,7 +233,7 @@ impl Finalizer {
         self.ports.clock.instant().saturating_duration_since(at)
     }
 
-    async fn scan(&self) -> Result<(), Failure> {
+    async fn scan(&self) -> Result<(), CallError> {
         let mut after = None;
         loop {
             let page = self.ports.polls.list(after.as_ref(), PAGE).await?;
@@ -251,7 +251,7 @@ impl Finalizer {
     }
 
     /// Stores the final result of a poll, given that everything up to `horizon` is committed.
-    async fn finish(&self, id: &PollId, horizon: Timestamp) -> Result<(), Failure> {
+    async fn finish(&self, id: &PollId, horizon: Timestamp) -> Result<(), CallError> {
         let Some(poll) = self.ports.polls.get(id).await? else {
             self.unfinished.lock().remove(id);
             return Ok(());
@@ -284,7 +284,7 @@ impl Finalizer {
     }
 
     /// Finishes what a ClosePoll began: it has been known since this process read the poll.
-    async fn settle(&self, id: &PollId) -> Result<(), Failure> {
+    async fn settle(&self, id: &PollId) -> Result<(), CallError> {
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
         if !self.ports.clock.is_trusted() {
             // A time by this clock could cut off acknowledged votes. Another process settles it, or this one later.
@@ -298,7 +298,7 @@ impl Finalizer {
 }
 
 /// Puts a record without votes into every open shard that is wanted: its arrival is what moves the watermark of an idle shard.
-pub(crate) async fn put_markers(stream: &dyn VoteStream, wanted: impl Fn(&ShardId) -> bool) -> Result<(), Failure> {
+pub(crate) async fn put_markers(stream: &dyn VoteStream, wanted: impl Fn(&ShardId) -> bool) -> Result<(), CallError> {
     let shards = stream.list_shards().await?;
     let marker = encode_marker();
     let puts = futures::stream::iter(shards.into_iter().filter(|shard| shard.open && wanted(&shard.id)))

@@ -14,7 +14,7 @@ use votestream_core::{
     port::{Group, Ports},
 };
 
-use crate::{finalizer::put_markers, status::Failure};
+use crate::{finalizer::put_markers, status::CallError};
 
 /// How old a shard's last record may become. Kinesis keeps records for 24 hours at the least ("Change the data retention
 /// period" in its developer guide); the rest is for consumers that are behind or down.
@@ -45,7 +45,7 @@ pub(crate) async fn run(ports: &Ports, after: Duration, shutdown: CancellationTo
 }
 
 /// Puts a marker into each open shard whose last committed record is old. Both groups read it; the rows of one say enough.
-async fn look(ports: &Ports, after: Duration) -> Result<(), Failure> {
+async fn look(ports: &Ports, after: Duration) -> Result<(), CallError> {
     let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
     let oldest = Timestamp(ports.clock.now().0.saturating_sub(after));
     let rows = ports.leases.list(Group::Persist).await?;

@@ -17,7 +17,7 @@ use crate::{
     convert::{self, poll_id_of, timestamp_of},
     finalizer::Finalizer,
     snapshot::Snapshots,
-    status::Failure,
+    status::CallError,
 };
 
 /// How far ahead a poll may close.
@@ -54,11 +54,11 @@ impl Polls {
     }
 
     /// Waits in turn until so many polls may be read. Nobody closes the semaphore.
-    async fn turn(&self, polls: u32) -> Result<SemaphorePermit<'_>, Failure> {
-        self.reads.acquire_many(polls).await.map_err(|_| Failure::Internal)
+    async fn turn(&self, polls: u32) -> Result<SemaphorePermit<'_>, CallError> {
+        self.reads.acquire_many(polls).await.map_err(|_| CallError::Internal)
     }
 
-    async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, Failure> {
+    async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, CallError> {
         let now = self.ports.clock.now();
         let definition = Definition::of(request)?;
         // What depends on the present moment must not stand in the way of a repeated call.
@@ -84,37 +84,37 @@ impl Polls {
     }
 
     /// The stored poll, if the request defines the same one.
-    fn same(&self, mut poll: Poll, opens_by_default: bool, stored: Poll) -> Result<Poll, Failure> {
+    fn same(&self, mut poll: Poll, opens_by_default: bool, stored: Poll) -> Result<Poll, CallError> {
         if opens_by_default {
             poll.opens_at = stored.opens_at;
         }
         // Only ClosePoll moves `closes_at`, to an earlier time.
         let maybe_closed = stored.closes_at < poll.closes_at && stored.closing == Closing::Done;
         if !poll.same_definition(&stored) || !(poll.closes_at == stored.closes_at || maybe_closed) {
-            return Err(Failure::OtherDefinition(stored.id));
+            return Err(CallError::OtherDefinition(stored.id));
         }
         self.stored(&stored);
         Ok(stored)
     }
 
-    async fn get(&self, id: &str) -> Result<Poll, Failure> {
+    async fn get(&self, id: &str) -> Result<Poll, CallError> {
         let id = poll_id_of(id)?;
-        self.ports.polls.get(&id).await?.ok_or(Failure::PollNotFound(id))
+        self.ports.polls.get(&id).await?.ok_or(CallError::PollNotFound(id))
     }
 
-    async fn close(&self, id: &str) -> Result<Poll, Failure> {
+    async fn close(&self, id: &str) -> Result<Poll, CallError> {
         let id = poll_id_of(id)?;
-        let asked = self.ports.polls.begin_close(&id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
+        let asked = self.ports.polls.begin_close(&id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
         // Should this process end here, the finalizer of any process settles the time.
         self.stored(&asked);
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
         self.check_clock()?;
-        let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(Failure::PollNotFound(id))?;
+        let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(CallError::PollNotFound(id))?;
         self.stored(&poll);
         Ok(poll)
     }
 
-    async fn list(&self, request: v1::ListPollsRequest) -> Result<v1::ListPollsResponse, Failure> {
+    async fn list(&self, request: v1::ListPollsRequest) -> Result<v1::ListPollsResponse, CallError> {
         use prost::Message;
 
         let size = match request.page_size as usize {
@@ -123,7 +123,9 @@ impl Polls {
         };
         let mut after = match request.page_token.as_str() {
             "" => None,
-            token => Some(PollId::new(token).map_err(|_| Failure::field("page_token", "is not one of this service"))?),
+            token => {
+                Some(PollId::new(token).map_err(|_| CallError::field("page_token", "is not one of this service"))?)
+            }
         };
         let (mut polls, mut bytes) = (Vec::new(), 0);
         let now = self.ports.clock.now();
@@ -155,8 +157,8 @@ impl Polls {
     }
 
     /// Times of polls must not come from a clock that the engines contradict.
-    fn check_clock(&self) -> Result<(), Failure> {
-        if self.ports.clock.is_trusted() { Ok(()) } else { Err(Failure::ClockNotTrusted) }
+    fn check_clock(&self) -> Result<(), CallError> {
+        if self.ports.clock.is_trusted() { Ok(()) } else { Err(CallError::ClockNotTrusted) }
     }
 
     fn now(&self) -> Timestamp {
@@ -176,10 +178,10 @@ struct Definition {
 }
 
 impl Definition {
-    fn of(request: v1::CreatePollRequest) -> Result<Self, Failure> {
+    fn of(request: v1::CreatePollRequest) -> Result<Self, CallError> {
         let id = poll_id_of(&request.poll_id)?;
         let source = source_of(request.source)?;
-        let closes_at = request.closes_at.as_ref().ok_or_else(|| Failure::field("closes_at", "is missing"))?;
+        let closes_at = request.closes_at.as_ref().ok_or_else(|| CallError::field("closes_at", "is missing"))?;
         let closes_at = timestamp_of("closes_at", closes_at)?;
         let opens_at = request.opens_at.as_ref().map(|at| timestamp_of("opens_at", at)).transpose()?;
         let options = request.options.into_iter();
@@ -197,17 +199,17 @@ impl Definition {
     }
 
     /// Whether a new poll may have these times at this moment.
-    fn check(&self, opens: Timestamp, now: Timestamp, bounds: &TimeBounds) -> Result<(), Failure> {
+    fn check(&self, opens: Timestamp, now: Timestamp, bounds: &TimeBounds) -> Result<(), CallError> {
         if self.closes_at <= now {
-            return Err(Failure::field("closes_at", "must be in the future"));
+            return Err(CallError::field("closes_at", "must be in the future"));
         }
         if self.closes_at > now.plus(CLOSES_WITHIN) {
-            return Err(Failure::field("closes_at", "must be within the next 366 days"));
+            return Err(CallError::field("closes_at", "must be within the next 366 days"));
         }
         if self.source == PollSource::Stream && opens < self.earliest(now, bounds) {
             let margin = bounds.close_margin().as_millis();
             let reason = format!("must be at least {margin} ms ahead for a poll that takes its votes from the stream");
-            return Err(Failure::field("opens_at", reason));
+            return Err(CallError::field("opens_at", reason));
         }
         Ok(())
     }
@@ -234,16 +236,16 @@ pub fn new_poll(request: v1::CreatePollRequest, now: Timestamp, bounds: &TimeBou
         let definition = Definition::of(request)?;
         let opens = definition.opens_at.unwrap_or_else(|| definition.earliest(now, bounds));
         definition.check(opens, now, bounds)?;
-        Ok::<_, Failure>(definition.poll(opens)?)
+        Ok::<_, CallError>(definition.poll(opens)?)
     };
     Ok(define()?)
 }
 
-fn source_of(source: i32) -> Result<PollSource, Failure> {
+fn source_of(source: i32) -> Result<PollSource, CallError> {
     match v1::PollSource::try_from(source) {
         Ok(v1::PollSource::Unspecified | v1::PollSource::Ingest) => Ok(PollSource::Ingest),
         Ok(v1::PollSource::Stream) => Ok(PollSource::Stream),
-        Err(_) => Err(Failure::field("source", "is not one of INGEST and STREAM")),
+        Err(_) => Err(CallError::field("source", "is not one of INGEST and STREAM")),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     finalizer::Finalizer,
     recount::Recounts,
     snapshot::{Snapshot, Snapshots},
-    status::{Failure, shared},
+    status::{CallError, shared},
 };
 
 /// How often a watched or awaited poll is looked at; the cache shares the reads.
@@ -55,7 +55,7 @@ impl Results {
                     }
                     if !wait {
                         let progress = self.snapshots.progress(&snapshot.poll).await.map_err(shared)?;
-                        return Err(Failure::NotFinal(progress).into());
+                        return Err(CallError::NotFinal(progress).into());
                     }
                 }
                 Err(failure) => {
@@ -71,15 +71,15 @@ impl Results {
 }
 
 /// Whether a failure may pass while a call waits.
-fn may_pass(failure: &Failure) -> bool {
-    matches!(failure, Failure::Unavailable)
+fn may_pass(failure: &CallError) -> bool {
+    matches!(failure, CallError::Unavailable)
 }
 
 /// Waits until it is time to look again.
-async fn pause(shutdown: &CancellationToken) -> Result<(), Failure> {
+async fn pause(shutdown: &CancellationToken) -> Result<(), CallError> {
     match shutdown.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await {
         Some(()) => Ok(()),
-        None => Err(Failure::ShuttingDown),
+        None => Err(CallError::ShuttingDown),
     }
 }
 
@@ -375,10 +375,10 @@ mod tests {
             assert_eq!(begun.is_err(), round < RECOUNTS_MAX, "{round}");
         }
         assert_eq!(memory.recounts_begun() as usize, RECOUNTS_MAX);
-        assert!(matches!(results.recounts.run(id()).await, Err(Failure::Busy(_))));
+        assert!(matches!(results.recounts.run(id()).await, Err(CallError::Busy(_))));
         drop(finish);
         let again = async {
-            while matches!(results.recounts.run(id()).await, Err(Failure::Busy(_))) {
+            while matches!(results.recounts.run(id()).await, Err(CallError::Busy(_))) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -43,7 +43,7 @@ pub(super) struct PendingBatches {
 }
 
 /// Takes the batch off the list when it ends, however it ends.
-struct Pending<'a> {
+struct PendingBatch<'a> {
     batches: &'a PendingBatches,
     token: u64,
 }
@@ -53,14 +53,14 @@ impl PendingBatches {
         self.ranges.lock().iter().any(|(_, pending)| pending.overlaps(range))
     }
 
-    fn add(&self, range: HashRange) -> Pending<'_> {
+    fn add(&self, range: HashRange) -> PendingBatch<'_> {
         let token = self.token.fetch_add(1, Ordering::Relaxed);
         self.ranges.lock().push((token, range.into()));
-        Pending { batches: self, token }
+        PendingBatch { batches: self, token }
     }
 }
 
-impl Pending<'_> {
+impl PendingBatch<'_> {
     fn narrow(&self, left: &HashRanges) {
         let mut ranges = self.batches.ranges.lock();
         if let Some((_, range)) = ranges.iter_mut().find(|(token, _)| *token == self.token) {
@@ -69,7 +69,7 @@ impl Pending<'_> {
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for PendingBatch<'_> {
     fn drop(&mut self) {
         self.batches.ranges.lock().retain(|(token, _)| *token != self.token);
         self.batches.changed.notify_waiters();
@@ -127,7 +127,7 @@ fn span_of(lane: &Lane, batch: &QueuedBatch, number: u64) -> (Span, Option<Arc<s
 }
 
 enum Step<'a> {
-    Send(Box<QueuedBatch>, Pending<'a>, u64),
+    Send(Box<QueuedBatch>, PendingBatch<'a>, u64),
     /// Wait for a vote, or at most this long for the linger to end.
     Wait(Option<Duration>),
     /// Wait for an overlapping batch of a closed shard's lane.
@@ -168,7 +168,7 @@ impl Producer {
         self: &Arc<Self>,
         lane: &Lane,
         batch: QueuedBatch,
-        pending: Pending<'_>,
+        pending: PendingBatch<'_>,
         number: u64,
         trace_context: &str,
     ) {

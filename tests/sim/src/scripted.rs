@@ -73,10 +73,10 @@ impl Schedule {
     pub const fn broken_by(self) -> Option<Mutation> {
         match self {
             Self::RestMeetsMerge | Self::TwiceAcrossReshards | Self::LanesMeetInMerge => {
-                Some(Mutation::MemoryPerProducer)
+                Some(Mutation::DedupPerProducer)
             }
-            Self::StoredTwiceWithoutAnswer => Some(Mutation::MemoryNotInherited),
-            Self::GivenUpLandsLate => Some(Mutation::NoProducerMemory),
+            Self::StoredTwiceWithoutAnswer => Some(Mutation::DedupNotInherited),
+            Self::GivenUpLandsLate => Some(Mutation::NoDedup),
             Self::ChildWaitsForRetry => Some(Mutation::ChildLanesDoNotWait),
             Self::ShowsAfterEnd => Some(Mutation::WatermarkFromOwnClock),
             Self::ReadAfterEnd => Some(Mutation::FinalWithoutCoverage),

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Closing, Moment, Poll, PollId, PollSource, SequenceNumber, Timestamp,
     consume::{
-        dedup::ProducerMemory,
+        dedup::DedupTable,
         window::{ReadRecord, Selected, ShardState, Window, decide, polls_named},
     },
     mutation::{self, Mutation},
@@ -106,7 +106,7 @@ impl Consumer {
         row: ShardRow,
         stop: CancellationToken,
     ) -> Self {
-        let Progress { checkpoint, window_end, ref memory, watermark, ended: _ } = row.progress;
+        let Progress { checkpoint, window_end, ref dedup, watermark, ended: _ } = row.progress;
         let seed = |part: &str| Backoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
         let present = Present { clock: ports.clock.clone(), skew_max: config.bounds.clock_skew_max };
         let (stream, shard) = (ports.stream.clone(), row.shard.clone());
@@ -116,7 +116,7 @@ impl Consumer {
             prefetch,
             stored: (checkpoint, window_end),
             position: checkpoint,
-            state: ShardState { memory: ProducerMemory::from_stored(memory), clock: watermark },
+            state: ShardState { dedup: DedupTable::from_stored(dedup), clock: watermark },
             last: None,
             config,
             ports,
@@ -453,7 +453,7 @@ impl Consumer {
         let progress = Progress {
             checkpoint: self.position,
             window_end,
-            memory: self.state.memory.to_stored(),
+            dedup: self.state.dedup.to_stored(),
             watermark: self.state.clock,
             ended,
         };

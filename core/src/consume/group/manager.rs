@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     ShardId,
-    consume::dedup::ProducerMemory,
+    consume::dedup::DedupTable,
     mutation::{self, Mutation},
     observe::metrics::{self, LeaseChange},
     polls::cache::PollCache,
@@ -183,7 +183,7 @@ impl Manager {
         for row in rows.iter().filter(|row| !row.started) {
             let Some(parents) = ended_parents(row, shards, rows) else { continue };
             let inherited = inherit(row, &parents, &self.config);
-            if let Err(full) = ProducerMemory::from_stored(&inherited.memory).check() {
+            if let Err(full) = DedupTable::from_stored(&inherited.dedup).check() {
                 tracing::error!(shard = %row.shard, error = %full, "the shard cannot start");
                 continue;
             }
@@ -358,20 +358,20 @@ fn ended_parents<'a>(row: &ShardRow, shards: &[Shard], rows: &'a [ShardRow]) -> 
     Some(ended)
 }
 
-/// What a child starts with: its share of the parents' memory, and the later one of their clocks.
+/// What a child starts with: its share of the parents' dedup tables, and the later one of their clocks.
 fn inherit(child: &ShardRow, parents: &[&ShardRow], config: &GroupConfig) -> Progress {
-    let mut memory = ProducerMemory::default();
-    for parent in parents.iter().filter(|_| !mutation::is_active(Mutation::MemoryNotInherited)) {
-        let theirs = ProducerMemory::from_stored(&parent.progress.memory);
-        if mutation::is_active(Mutation::MemoryPerProducer) {
-            memory.absorb(&theirs);
+    let mut dedup = DedupTable::default();
+    for parent in parents.iter().filter(|_| !mutation::is_active(Mutation::DedupNotInherited)) {
+        let theirs = DedupTable::from_stored(&parent.progress.dedup);
+        if mutation::is_active(Mutation::DedupPerProducer) {
+            dedup.absorb(&theirs);
         } else {
-            memory.absorb(&theirs.clip(&parent.range).clip(&child.range));
+            dedup.absorb(&theirs.clip(&parent.range).clip(&child.range));
         }
     }
     let watermark = parents.iter().map(|parent| parent.progress.watermark).max().unwrap_or_default();
-    memory.expire(watermark, &config.bounds);
-    Progress { memory: memory.to_stored(), watermark, ..Progress::default() }
+    dedup.expire(watermark, &config.bounds);
+    Progress { dedup: dedup.to_stored(), watermark, ..Progress::default() }
 }
 
 fn task_failed(error: &JoinError) -> GroupError {

@@ -255,7 +255,7 @@ fn write_packed(tag: u32, values: impl ExactSizeIterator<Item = u64>, plain: &mu
 fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
     let is_large = plain.len() >= COMPRESSED_FROM;
     let most = if is_large { zstd::zstd_safe::compress_bound(plain.len()) } else { plain.len() };
-    let mut record = Spare::take(HEADER_BYTES + most + uuids.len());
+    let mut record = SpareBuffer::take(HEADER_BYTES + most + uuids.len());
     let bytes = &mut record.0;
     bytes.resize(HEADER_BYTES + most, 0);
     let (header, body) = bytes.split_at_mut(HEADER_BYTES);
@@ -285,7 +285,7 @@ fn compress(plain: &[u8], buffer: &mut [u8]) -> usize {
 
 /// Memory of a record, which is used again when the record is gone: the system maps and clears new memory for each record
 /// otherwise, which takes longer than filling it.
-struct Spare(Vec<u8>);
+struct SpareBuffer(Vec<u8>);
 
 /// Memory that waits for its next record.
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
@@ -293,7 +293,7 @@ static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 const SPARE_MAX: usize = 16;
 const SPARE_BYTES: Range<usize> = 8 << 10..1 << 20;
 
-impl Spare {
+impl SpareBuffer {
     /// Empty, with room for so many bytes.
     fn take(bytes: usize) -> Self {
         let spare = if bytes < SPARE_BYTES.start { None } else { SPARE.lock().pop() };
@@ -304,13 +304,13 @@ impl Spare {
     }
 }
 
-impl AsRef<[u8]> for Spare {
+impl AsRef<[u8]> for SpareBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Drop for Spare {
+impl Drop for SpareBuffer {
     fn drop(&mut self) {
         if SPARE_BYTES.contains(&self.0.capacity()) {
             let mut spare = SPARE.lock();
