@@ -136,8 +136,11 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Reads the shard map and starts a lane for each open shard. Fails if the map cannot be read in several attempts, or if
-    /// another attempt would not help.
+    /// Reads the shard map and starts a lane for each open shard.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read in several attempts, or another attempt would not help.
     pub async fn start(
         config: LaneConfig,
         stream: Arc<dyn VoteStream>,

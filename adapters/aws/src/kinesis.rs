@@ -105,7 +105,11 @@ pub struct Kinesis {
 }
 
 impl Kinesis {
-    /// Opens the stream. Fails with a clear text if it is not there, not active, or not ours to use.
+    /// Opens the stream.
+    ///
+    /// # Errors
+    ///
+    /// If the stream is not there, not active, or not ours to use.
     pub async fn connect(clients: &Clients, config: KinesisConfig) -> Result<Self, PortError> {
         let client = clients.kinesis.clone();
         let what = format!("the stream {:?}", config.stream);
@@ -144,6 +148,10 @@ impl Kinesis {
 
     /// Creates the stream with this many shards unless it is there, and waits until it can be used. For development: nothing
     /// is set but the number of shards.
+    ///
+    /// # Errors
+    ///
+    /// If Kinesis refuses, or the stream is not active within its time.
     pub async fn create_stream(clients: &Clients, stream: &str, shards: u32) -> Result<(), PortError> {
         let what = format!("CreateStream {stream:?}");
         let shards = i32::try_from(shards).map_err(|_| PortError::permanent(format!("{what}: {shards} shards")))?;

@@ -132,11 +132,19 @@ impl EmbeddedEngine {
     }
 
     /// Splits an open shard: the second child's hashes start at `at`. The parent keeps its records and takes no more.
+    ///
+    /// # Errors
+    ///
+    /// If the shard is not open, `at` is not inside it, or the log cannot be written.
     pub async fn split_shard(&self, shard: &ShardId, at: u128) -> Result<(ShardId, ShardId), PortError> {
         self.stream.split(shard, at).await
     }
 
     /// Merges two open shards whose hashes are neighbours. The parents keep their records and take no more.
+    ///
+    /// # Errors
+    ///
+    /// If a shard is not open, they are not neighbours, or the log cannot be written.
     pub async fn merge_shards(&self, first: &ShardId, second: &ShardId) -> Result<ShardId, PortError> {
         self.stream.merge(first, second).await
     }
@@ -152,6 +160,10 @@ impl EmbeddedEngine {
     }
 
     /// Makes everything that was answered durable, counts and progress included.
+    ///
+    /// # Errors
+    ///
+    /// If the disk cannot be written.
     pub fn flush(&self) -> Result<(), PortError> {
         self.store.make_durable()
     }

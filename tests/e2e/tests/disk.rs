@@ -106,7 +106,7 @@ async fn a_full_disk_acknowledges_nothing_and_loses_nothing() {
     let said = timeout(PATIENCE, said).await.unwrap().unwrap();
     let message =
         said.lines().find(|line| line.starts_with("error: cannot write to ")).unwrap_or_else(|| panic!("{said}"));
-    assert!(message.contains("disk/data") && message.contains("every vote that was acknowledged is safe"), "{message}");
+    assert!(message.contains("disk/data") && message.contains("Acknowledged votes are safe"), "{message}");
 }
 
 #[tokio::test]

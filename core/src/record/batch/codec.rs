@@ -327,6 +327,10 @@ pub fn later_version(record: &[u8]) -> Option<u8> {
 }
 
 /// Reads a record of any origin.
+///
+/// # Errors
+///
+/// If it is no record of ours, of a later version, or damaged.
 pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
     let (magic, rest) = record.split_at_checked(MAGIC.len() + 1).ok_or(DecodeError::NotOurs)?;
     if magic[..3] != MAGIC {
