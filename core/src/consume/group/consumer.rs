@@ -28,7 +28,7 @@ use crate::{
     mutation::{self, Mutation},
     observe::{metrics, trace},
     polls::cache::PollCache,
-    port::{PortError, Ports, Progress, ShardRow, WriteOutcome, backoff::Backoff},
+    port::{PortError, Ports, Progress, ShardRow, WriteOutcome, backoff::SeededBackoff},
 };
 
 /// Attempts at one progress write before the shard is given up.
@@ -84,7 +84,7 @@ pub(super) struct Consumer {
     row: ShardRow,
     /// Told to hand over.
     stop: CancellationToken,
-    backoff: Backoff,
+    backoff: SeededBackoff,
     prefetch: Prefetch,
     /// The stored (checkpoint, window_end).
     stored: (SequenceNumber, SequenceNumber),
@@ -107,7 +107,7 @@ impl Consumer {
         stop: CancellationToken,
     ) -> Self {
         let Progress { checkpoint, window_end, ref dedup, watermark, ended: _ } = row.progress;
-        let seed = |part: &str| Backoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
+        let seed = |part: &str| SeededBackoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
         let present = Present { clock: ports.clock.clone(), skew_max: config.bounds.clock_skew_max };
         let (stream, shard) = (ports.stream.clone(), row.shard.clone());
         let prefetch = Prefetch::start(stream, config.group, shard, checkpoint, seed("prefetch"), present);
