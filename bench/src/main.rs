@@ -5,6 +5,8 @@ mod aws;
 mod codec;
 mod cores;
 mod counters;
+mod cpu;
+mod engines;
 mod freshness;
 mod ingest;
 mod lanes;
