@@ -610,7 +610,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::batch::OpenBatch;
+    use crate::record::batch::{OpenBatch, encode};
 
     fn batch() -> impl Strategy<Value = Batch> {
         let uuid = "(|eu-west-1:|ü|.)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
