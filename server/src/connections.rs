@@ -36,7 +36,7 @@ pub use census::Connections;
 pub use descriptors::raise_descriptor_limit;
 pub use entry::Peer;
 
-use crate::DrainReport;
+use crate::Drain;
 use entry::Entry;
 use link::Order;
 
@@ -53,7 +53,7 @@ pub(crate) async fn serve<S>(
     connections: &Connections,
     shutdown: &CancellationToken,
     drain: Duration,
-) -> io::Result<DrainReport>
+) -> io::Result<Drain>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -84,10 +84,10 @@ where
     tracker.close();
     census.order_all(number, Order::Drain);
     if tokio::time::timeout(drain, tracker.wait()).await.is_ok() {
-        return Ok(DrainReport::Complete);
+        return Ok(Drain::Complete);
     }
     census.order_all(number, Order::End(ConnectionClosed::Shutdown));
-    Ok(DrainReport::Incomplete)
+    Ok(Drain::Incomplete)
 }
 
 #[cfg(test)]
