@@ -9,6 +9,8 @@ use std::{
 /// Which of our crates each crate may depend on. Tests may use more.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("votestream-proto", &[]),
+    // Whoever uses it gets nothing of the services.
+    ("votestream-client", &["votestream-proto"]),
     ("votestream-core", &[]),
     ("votestream-embedded", &["votestream-core"]),
     ("votestream-aws", &["votestream-core"]),
@@ -31,7 +33,14 @@ const ENGINES: &[(&str, &[&str])] = &[
     ("fjall", &["votestream-embedded"]),
     (
         "tonic",
-        &["votestream-proto", "votestream-server", "votestream-process", "votestream-ingest", "votestream-tally"],
+        &[
+            "votestream-proto",
+            "votestream-client",
+            "votestream-server",
+            "votestream-process",
+            "votestream-ingest",
+            "votestream-tally",
+        ],
     ),
 ];
 
