@@ -58,7 +58,6 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let url = url.trim_end_matches('/').to_owned();
         let uri: Uri = url.parse().map_err(|_| AddressError::NotAUrl)?;
         if uri.host().is_none_or(str::is_empty) {
             return Err(AddressError::NotAUrl);
@@ -66,7 +65,7 @@ impl FromStr for Address {
         if uri.scheme_str() != Some("http") {
             return Err(AddressError::NotHttp);
         }
-        Ok(Self(Arc::new(Parts { url, uri })))
+        Ok(Self(Arc::new(Parts { url: url.trim_end_matches('/').to_owned(), uri })))
     }
 }
 

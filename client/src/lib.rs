@@ -34,6 +34,8 @@ pub use stream::{
     COPIES_LAND_WITHIN, Ended, MessageBuilder, Observer, Outcomes, Outgoing, SOURCE_MESSAGES_MAX, StreamOptions,
     StreamOver, UNSETTLED_BYTES_MAX, UNSETTLED_VOTES_MAX, Unsettled, VOTE_BYTES_MAX, VoteSender,
 };
+/// A message of votes.
+pub use votestream_proto::VotesMessage;
 /// The generated messages of the API, for requests and answers.
 pub use votestream_proto::v1;
 pub use watch::Watch;

@@ -112,8 +112,8 @@ pub struct Unsettled<T> {
     pub tag: T,
     /// Place of the first vote whose outcome is not known; those before are settled.
     pub from: u64,
-    /// Whether it was sent. If not, none of its votes was stored.
-    pub sent: bool,
+    /// Whether the votes from there on may have been stored. If not, they certainly were not.
+    pub may_be_stored: bool,
 }
 
 /// Where messages come from.
@@ -140,7 +140,7 @@ impl IngestClient {
         if ended.failure.is_some() && ended.unsettled.is_empty() {
             let next = timeout(NEXT_MESSAGE_WAIT, source.recv()).await;
             let next = next.ok().flatten();
-            ended.unsettled.extend(next.map(|outgoing| Unsettled { tag: outgoing.tag, from: 0, sent: false }));
+            ended.unsettled.extend(next.map(|outgoing| Unsettled { tag: outgoing.tag, from: 0, may_be_stored: false }));
         }
         ended
     }
@@ -167,7 +167,8 @@ impl IngestClient {
                 LinkEnd::ByService(status) => status,
             };
             let is_settled = ledger.is_settled();
-            let unsettled = ledger.take();
+            let may_be_stored = !status.as_ref().is_some_and(is_not_stored);
+            let unsettled = ledger.take(may_be_stored);
             // Every stream that is opened anew follows one that has settled votes, so this ends.
             if is_settled && may_go_on(status.as_ref()) {
                 continue;
@@ -187,7 +188,6 @@ impl IngestClient {
                 };
                 return Ended { sent, settled, unsettled, failure: Some(failure) };
             };
-            let may_be_stored = !status.as_ref().is_some_and(is_not_stored);
             queue.again(unsettled, may_be_stored.then(Instant::now));
             sleep(pause).await;
         }

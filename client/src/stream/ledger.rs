@@ -105,15 +105,21 @@ impl<T> Ledger<T> {
         }
     }
 
-    /// Forgets the stream, and hands out what it has not settled.
-    pub(super) fn take(&mut self) -> VecDeque<Rest<T>> {
+    /// Forgets the stream, and hands out what it has not settled, which may have been stored or not.
+    pub(super) fn take(&mut self, may_be_stored: bool) -> VecDeque<Rest<T>> {
         self.settled_before += self.settled;
         let settled = self.settled;
         (self.sent, self.settled, self.bytes) = (0, 0, 0);
         let rest = |pending: Pending<T>| {
             let done = settled.saturating_sub(pending.first);
             let Rest { message, votes, before, .. } = pending.rest;
-            Rest { message: message.without_first(done), votes: votes - done, before: before + done, ..pending.rest }
+            Rest {
+                message: message.without_first(done),
+                votes: votes - done,
+                before: before + done,
+                may_be_stored: pending.rest.may_be_stored || may_be_stored,
+                ..pending.rest
+            }
         };
         self.pending.drain(..).map(rest).collect()
     }
@@ -241,7 +247,7 @@ mod tests {
         let mut ledger = ledger([("a", 3), ("b", 4), ("c", 2)]);
         let (mut seen, now) = (Seen::default(), Instant::now());
         ledger.answered(answer(5, &[4]), now, &mut seen);
-        let left = ledger.take();
+        let left = ledger.take(false);
         let shape: Vec<_> = left.iter().map(|rest| (rest.tag, rest.before, rest.votes)).collect();
         assert_eq!(shape, [("b", 2, 2), ("c", 0, 2)]);
         let mut sent = Vec::new();

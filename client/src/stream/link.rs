@@ -70,9 +70,8 @@ impl<'a, T, S: Source<T>> Queue<'a, T, S> {
     }
 
     /// Sends this again before everything else. At the given moment its stream ended without a word on whether it was stored.
-    pub(super) fn again(&mut self, mut unsettled: VecDeque<Rest<T>>, ended: Option<Instant>) {
+    pub(super) fn again(&mut self, unsettled: VecDeque<Rest<T>>, ended: Option<Instant>) {
         if let Some(ended) = ended {
-            unsettled.iter_mut().for_each(|rest| rest.may_be_stored = true);
             self.copies.note(unsettled.iter().map(|rest| &rest.message), ended);
         }
         let waiting = self.held.take().map(|(rest, _)| rest).into_iter().chain(self.again.drain(..));
@@ -83,7 +82,7 @@ impl<'a, T, S: Source<T>> Queue<'a, T, S> {
     pub(super) fn left(self, unsettled: VecDeque<Rest<T>>) -> Vec<Unsettled<T>> {
         let held = self.held.map(|(rest, _)| rest);
         let all = unsettled.into_iter().chain(held).chain(self.again);
-        all.map(|rest| Unsettled { tag: rest.tag, from: rest.before, sent: rest.sent }).collect()
+        all.map(|rest| Unsettled { tag: rest.tag, from: rest.before, may_be_stored: rest.may_be_stored }).collect()
     }
 }
 

@@ -222,15 +222,15 @@ impl Shared {
         };
         rooms.iter().for_each(|room| room.close());
         for unsettled in ended.unsettled {
-            let rest = if unsettled.sent {
+            let rest = if unsettled.may_be_stored {
                 Outcome::Unknown { reason: format!("whether the vote was stored is not known: {reason}") }
             } else {
-                Outcome::not_stored(format!("the vote was not sent: {reason}"))
+                Outcome::not_stored(reason.clone())
             };
             settler.hand_out(unsettled.tag, unsettled.from, rest);
         }
         for (_, batch) in waiting {
-            settler.hand_out(batch, 0, Outcome::not_stored(format!("the vote was not sent: {reason}")));
+            settler.hand_out(batch, 0, Outcome::not_stored(reason.clone()));
         }
     }
 }

@@ -150,7 +150,7 @@ async fn a_stream_that_ends_with_everything_settled_is_opened_anew() {
 async fn a_service_that_takes_nothing_is_asked_once() {
     let (ended, seen, received) = send(Manner::Refuse, 10, 5).await;
     assert_eq!((ended.settled, seen.settled.len(), received), (0, 0, 5));
-    assert!(ended.failure.is_some() && ended.unsettled[0].sent);
+    assert!(ended.failure.is_some() && ended.unsettled[0].may_be_stored);
     let (ended, ..) = send(Manner::Leave, 10, 5).await;
     assert!(matches!(ended.failure, Some(ClientError::Ended { .. })), "{ended:?}");
 }

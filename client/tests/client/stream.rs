@@ -104,12 +104,14 @@ async fn when_attempts_are_used_up_every_vote_has_its_outcome() {
     assert_eq!(network.connections(), 1, "a stream that ended does not end its connection");
 
     // Nothing was sent at all.
+    let (network, channel, _) = ends(Vec::new());
     network.refuse(true);
-    network.cut();
+    let client = Client::builder().ingest_over(channel);
     let (sender, outcomes) = client.stream_votes(StreamOptions { retry, ..StreamOptions::default() });
     sender.push(vote("0", "o")).await.unwrap();
     let seen: Vec<_> = outcomes.collect().await;
-    assert!(matches!(&seen[..], [(0, Outcome::Unknown { .. } | Outcome::Rejected { cause: Cause::NotStored, .. })]));
+    assert!(matches!(&seen[..], [(0, Outcome::Rejected { cause: Cause::NotStored, .. })]), "{seen:?}");
+    assert_eq!(network.connections(), 3);
 }
 
 #[tokio::test(start_paused = true)]

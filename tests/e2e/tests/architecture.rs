@@ -150,7 +150,7 @@ fn sources(folders: &[&str]) -> String {
 #[test]
 fn the_argument_names_only_what_exists() {
     let page = std::fs::read_to_string(root().join("docs/exactness.md")).unwrap();
-    let sources = sources(&["core", "adapters", "tests", "persist-svc", "tally-svc", "ingest-svc"]);
+    let sources = sources(&["core", "adapters", "tests", "persist-svc", "tally-svc", "ingest-svc", "client"]);
     let words: BTreeSet<&str> = sources.split(|c| !is_word(c)).filter(|word| !word.is_empty()).collect();
     let named = named(&page);
     assert!(named.len() > 50, "the page names {} things", named.len());
