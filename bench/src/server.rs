@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use futures::FutureExt;
 use tokio::{net::TcpListener, sync::Notify};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -20,11 +21,13 @@ use votestream_client::{Client, ResultsClient};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
+use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
+use votestream_testkit::stand_ins;
 
 use crate::{
-    aws::{self, Engines},
-    dev_aws,
+    cpu::cpu_seconds,
+    engines::{self, Engines},
     null::{self, NullConfig, VOTES_PER_RECORD},
     votes,
 };
@@ -227,39 +230,39 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
                 };
                 shutdown.run_until_cancelled(null::serve(ingest, config)).await.unwrap_or(Ok(()))
             }
-            Kind::Sdk => aws::write_by_sdk(options.engines()?, options.votes).await,
+            Kind::Sdk => engines::write_by_sdk(options.engines()?, options.votes).await,
             Kind::IngestAws => {
-                let ports = aws::ports(options.engines()?, None).await?;
+                let ports = engines::ports(options.engines()?, None).await?;
                 votestream_ingest::run(ingest_distributed(), ports, ingest, shutdown).await?;
                 Ok(())
             }
             Kind::PersistAws => {
-                let ports = aws::ports(options.engines()?, NonZeroU32::new(options.write_units)).await?;
+                let ports = engines::ports(options.engines()?, NonZeroU32::new(options.write_units)).await?;
                 votestream_persist::run(options.persist(), ports, shutdown).await?;
                 Ok(())
             }
             Kind::TallyAws => {
-                let ports = aws::ports(options.engines()?, None).await?;
+                let ports = engines::ports(options.engines()?, None).await?;
                 votestream_tally::run(options.tally(), ports, results, shutdown).await?;
                 Ok(())
             }
             Kind::DevAws => {
-                let engines =
-                    async { tokio::try_join!(dev_aws::kinesis(ingest), dev_aws::dynamodb(results)).map(drop) };
+                let engines = async {
+                    tokio::try_join!(stand_ins::serve_kinesis(ingest), stand_ins::serve_dynamodb(results)).map(drop)
+                };
                 // What they still hold is gone anyway, and consumers' connections stay open for minutes.
-                shutdown.run_until_cancelled(engines).await.unwrap_or(Ok(()))
+                Ok(shutdown.run_until_cancelled(engines).await.unwrap_or(Ok(()))?)
             }
             Kind::StackAws => {
                 let shards = u32::try_from(options.shards)?;
-                let ports = aws::create(options.engines()?, shards).await?;
-                let (ingest, persist, tally) = tokio::join!(
-                    votestream_ingest::run(ingest_distributed(), ports.clone(), ingest, shutdown.clone()),
-                    votestream_persist::run(options.persist(), ports.clone(), shutdown.clone()),
-                    votestream_tally::run(options.tally(), ports.clone(), results, shutdown.clone()),
-                );
-                ingest?;
-                persist?;
-                tally?;
+                let ports = engines::create(options.engines()?, shards).await?;
+                let config = StackConfig {
+                    ingest: ingest_distributed(),
+                    persist: options.persist(),
+                    tally: options.tally(),
+                    persist_elsewhere: None,
+                };
+                Stack::start(&ports, config, ingest, results).run_until(shutdown).await?;
                 Ok(())
             }
         }
@@ -315,29 +318,15 @@ async fn stack(
     }
     let engine = EmbeddedEngine::open(dir.path(), embedded)?;
     let ports = engine.ports();
-    let (persist_ports, stop) = (ports.clone(), shutdown.clone());
-    let tally = TallyConfig { drain: DRAIN, ..TallyConfig::one_machine() };
-    let (ingest, persist, tally) = tokio::join!(
-        votestream_ingest::run(ingest_one_machine(), ports.clone(), ingest, shutdown.clone()),
-        background("persist", move || votestream_persist::run(PersistConfig::one_machine(), persist_ports, stop)),
-        votestream_tally::run(tally, ports.clone(), results, shutdown.clone()),
-    );
-    ingest?;
-    persist??;
-    tally?;
+    let config = StackConfig {
+        ingest: ingest_one_machine(),
+        tally: TallyConfig { drain: DRAIN, ..TallyConfig::one_machine() },
+        persist_elsewhere: Some(|name, work| background(name, work).boxed()),
+        ..StackConfig::one_machine()
+    };
+    Stack::start(&ports, config, ingest, results).run_until(shutdown).await?;
     engine.close();
     Ok(())
-}
-
-/// CPU seconds that a process has taken, user and system.
-pub(crate) fn cpu_seconds(process: &str) -> anyhow::Result<f64> {
-    // proc(5): fields 14 and 15 are user and system time in clock ticks, of which Linux reports 100 a second.
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let after_name = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1;
-    let mut fields = after_name.split_whitespace().skip(11);
-    let mut ticks = || fields.next().and_then(|field| field.parse::<f64>().ok()).context("/proc/PID/stat is short");
-    Ok((ticks()? + ticks()?) / TICKS_PER_SECOND)
 }
 
 /// A server in another process.

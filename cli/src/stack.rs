@@ -1,24 +1,18 @@
-//! The whole stack in this process: the three services on the embedded engines.
+//! The whole stack on the embedded engines, in this process.
 //!
-//! Owns their composition and the order of their end: ingest first, so that no vote is accepted that nobody is left to
-//! answer for. Must never know how a service or an engine works.
+//! Owns where it stores and listens, and how its end is put into words. Must never know how a service or an engine works.
 
 use std::{
-    future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use futures::future::{BoxFuture, FutureExt, select_all};
+use futures::FutureExt;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
-use votestream_core::port::Ports;
+use tokio::net::TcpListener;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
-use votestream_ingest::IngestConfig;
-use votestream_persist::PersistConfig;
-use votestream_server::{Connections, CorsOrigins, DrainReport, Limits, ServiceError, raise_descriptor_limit};
-use votestream_tally::TallyConfig;
+use votestream_server::{Connections, CorsOrigins, Limits, raise_descriptor_limit};
+use votestream_stack::{StackConfig, StackError};
 
 use crate::{
     control::Control,
@@ -63,43 +57,15 @@ impl StackOptions {
     }
 }
 
-/// A running service.
-struct Service {
-    name: &'static str,
-    shutdown: CancellationToken,
-    task: JoinHandle<Result<DrainReport, ServiceError>>,
-}
-
-impl Service {
-    fn spawn<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
-    where
-        F: Future<Output = Result<DrainReport, ServiceError>> + Send + 'static,
-    {
-        let shutdown = CancellationToken::new();
-        Self { name, task: tokio::spawn(run(shutdown.clone())), shutdown }
-    }
-
-    /// Waits for its end; `None` if it ended well.
-    async fn ended(&mut self) -> Option<Failure> {
-        match (&mut self.task).await {
-            // What is left undone of what was acknowledged is done at the next start.
-            Ok(Ok(DrainReport::Complete | DrainReport::Incomplete)) => None,
-            Ok(Err(error)) => Some(Failure::failed(format!("the {} service: {error}", self.name))),
-            Err(error) => Some(Failure::failed(format!("the {} service broke: {error}", self.name))),
-        }
-    }
-}
-
 /// The running stack.
-pub(crate) struct Stack {
+pub(crate) struct RunningStack {
     /// Where the ingest service listens.
     pub(crate) ingest_addr: SocketAddr,
     /// Where the results and poll service listens.
     pub(crate) results_addr: SocketAddr,
     /// Where everything is stored.
     pub(crate) directory: PathBuf,
-    /// In the order in which they are stopped.
-    services: Vec<Service>,
+    services: votestream_stack::Stack,
     /// Makes backups.
     control: Option<Control>,
     /// Holds the lock on the directory until every service has ended.
@@ -107,7 +73,7 @@ pub(crate) struct Stack {
     temporary: Option<TempDir>,
 }
 
-impl Stack {
+impl RunningStack {
     /// Opens the engines, binds both addresses and starts the services.
     pub(crate) async fn start(options: StackOptions) -> Result<Self, Failure> {
         // The addresses first: a second `up` then fails on them, before it touches the directory of the first.
@@ -132,41 +98,29 @@ impl Stack {
         let engine = open(&directory, embedded).await?;
         let control = Control::listen(&directory, engine.backups());
         let ports = engine.ports();
-        let connections = Connections::new(options.limits);
-        let services = services(&ports, connections, options.cors_allow_origins, ingest_listener, results_listener);
+        let mut config = StackConfig::one_machine()
+            .with_connections(Connections::new(options.limits))
+            .with_cors(options.cors_allow_origins);
+        config.persist_elsewhere = Some(|name, work| background(name, work).boxed());
+        let services = votestream_stack::Stack::start(&ports, config, ingest_listener, results_listener);
         Ok(Self { ingest_addr, results_addr, directory, services, control, engine, temporary })
     }
 
     /// Waits until a service ends by itself, or the disk takes no more, which neither should.
     pub(crate) async fn broken(&mut self) -> Failure {
-        let ends: Vec<BoxFuture<'_, Option<Failure>>> =
-            self.services.iter_mut().map(|service| service.ended().boxed()).collect();
-        let (failure, at) = tokio::select! {
-            (failure, at, rest) = select_all(ends) => {
-                drop(rest);
-                (failure, at)
-            }
-            cause = self.engine.broken() => {
-                return Failure::failed(format!(
-                    "cannot write to {}: {cause}; every vote that was acknowledged is safe. No new votes are accepted: \
-                     mend that and start again",
-                    self.directory.display()
-                ));
-            }
-        };
-        // Its task has been waited for; a task cannot be waited for twice.
-        let service = self.services.remove(at);
-        failure.unwrap_or_else(|| Failure::failed(format!("the {} service ended by itself", service.name)))
+        tokio::select! {
+            broken = self.services.broken() => broken.into(),
+            cause = self.engine.broken() => Failure::failed(format!(
+                "cannot write to {}: {cause}. Acknowledged votes are safe. No new votes are accepted: mend that and start again",
+                self.directory.display()
+            )),
+        }
     }
 
     /// Stops the services one after the other, each of them once the one before has drained, then closes the engines.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
-        let mut first = None;
-        for mut service in self.services {
-            service.shutdown.cancel();
-            let failure = service.ended().await;
-            first = first.or(failure);
-        }
+        // What is left undone of what was acknowledged is done at the next start.
+        let first = self.services.stop().await.err().map(Failure::from);
         let (engine, temporary) = (self.engine, self.temporary);
         drop(self.control);
         // Closing flushes to disk, removing deletes many files: both block.
@@ -184,35 +138,10 @@ impl Stack {
     }
 }
 
-fn services(
-    ports: &Ports,
-    connections: Connections,
-    cors_allow_origins: CorsOrigins,
-    ingest: TcpListener,
-    results: TcpListener,
-) -> Vec<Service> {
-    let ingest = {
-        let ports = ports.clone();
-        let (connections, cors_allow_origins) = (connections.clone(), cors_allow_origins.clone());
-        let config = IngestConfig { connections, cors_allow_origins, ..IngestConfig::one_machine() };
-        Service::spawn("ingest", |shutdown| votestream_ingest::run(config, ports, ingest, shutdown))
-    };
-    let persist = {
-        let ports = ports.clone();
-        // What is stored was acknowledged already, and must not delay what comes in.
-        Service::spawn("persist", |shutdown| async {
-            let run = || votestream_persist::run(PersistConfig::one_machine(), ports, shutdown);
-            background("votestream-persist", run)
-                .await
-                .map_err(|error| ServiceError::task("persist's runtime", error))?
-        })
-    };
-    let tally = {
-        let ports = ports.clone();
-        let config = TallyConfig { connections, cors_allow_origins, ..TallyConfig::one_machine() };
-        Service::spawn("tally", |shutdown| votestream_tally::run(config, ports, results, shutdown))
-    };
-    vec![ingest, persist, tally]
+impl From<StackError> for Failure {
+    fn from(error: StackError) -> Self {
+        Self::failed(error.to_string())
+    }
 }
 
 /// Listens, or says where it could not.

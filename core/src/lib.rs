@@ -23,8 +23,6 @@ pub mod polls;
 pub mod port;
 pub mod produce;
 pub mod record;
-#[cfg(test)]
-mod testing;
 
 pub use model::{
     poll::{Closing, Poll, PollId, PollOption, PollSource},

@@ -9,12 +9,12 @@
 pub enum Mutation {
     /// A batch that was refused is overtaken by its lane's next one.
     RefusedBatchIsOvertaken = 1,
-    /// Consumers keep no producer memory.
-    NoProducerMemory,
-    /// Memory is one number per producer and shard, the larger one on a merge, instead of one per range of hashes.
-    MemoryPerProducer,
-    /// Child shards start without their parents' memory.
-    MemoryNotInherited,
+    /// Consumers keep no dedup table.
+    NoDedup,
+    /// The dedup table is one number per producer and shard, the larger one on a merge, instead of one per range of hashes.
+    DedupPerProducer,
+    /// Child shards start without their parents' dedup tables.
+    DedupNotInherited,
     /// The lane of a new shard does not wait for its parents' pending batches.
     ChildLanesDoNotWait,
     /// A window is applied before its end is stored.
@@ -48,15 +48,17 @@ pub enum Mutation {
     ClosingPollIsNotReadAgain,
     /// Windows judge votes of a poll that is between the two steps of its closing.
     ClosingPollIsNotWaitedFor,
+    /// What is left of a batch of which another shard stored a part is reported as not stored once it is given up.
+    RestIsCertain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::RefusedBatchIsOvertaken,
-        Self::NoProducerMemory,
-        Self::MemoryPerProducer,
-        Self::MemoryNotInherited,
+        Self::NoDedup,
+        Self::DedupPerProducer,
+        Self::DedupNotInherited,
         Self::ChildLanesDoNotWait,
         Self::NoIntent,
         Self::NoFence,
@@ -73,6 +75,7 @@ impl Mutation {
         Self::AgeBeforeClock,
         Self::ClosingPollIsNotReadAgain,
         Self::ClosingPollIsNotWaitedFor,
+        Self::RestIsCertain,
     ];
 }
 

@@ -1,6 +1,6 @@
 //! The ports: what the protocol asks of an engine, as traits with their contracts.
 //!
-//! Adapters implement them; the contract suite in `e2e` holds every adapter to what is written here. Must never name an
+//! Adapters implement them; the contract suite in `tests/testkit` holds every adapter to what is written here. Must never name an
 //! engine. Every method is atomic and linearizable per item unless it says otherwise, and safe to repeat after an error.
 
 pub(crate) mod backoff;

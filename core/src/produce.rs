@@ -22,11 +22,11 @@ use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::{map::LaneMap, queue::Spare, send::PendingBatches};
+use self::{map::LaneMap, queue::SpareBatches, send::PendingBatches};
 use crate::{
     Clock, PollId, TimeBounds, Timestamp, UserId,
     observe::metrics,
-    port::{PortError, VoteStream, backoff::Backoff},
+    port::{PortError, VoteStream, backoff::SeededBackoff},
 };
 
 /// How a vote ended.
@@ -115,7 +115,7 @@ const START_ATTEMPTS_MAX: u32 = 8;
 /// All lanes of one ingest process.
 pub struct Producer {
     config: LaneConfig,
-    spare: Spare,
+    spare: SpareBatches,
     stream: Arc<dyn VoteStream>,
     clock: Arc<dyn Clock>,
     /// Held for reading while votes are appended, for writing while lanes are exchanged.
@@ -136,8 +136,11 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Reads the shard map and starts a lane for each open shard. Fails if the map cannot be read in several attempts, or if
-    /// another attempt would not help.
+    /// Reads the shard map and starts a lane for each open shard.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read in several attempts, or another attempt would not help.
     pub async fn start(
         config: LaneConfig,
         stream: Arc<dyn VoteStream>,
@@ -145,7 +148,7 @@ impl Producer {
     ) -> Result<Arc<Self>, PortError> {
         let producer = Arc::new(Self {
             config,
-            spare: Spare::new(config, clock.clone()),
+            spare: SpareBatches::new(config, clock.clone()),
             stream,
             clock,
             map: RwLock::new(LaneMap::default()),
@@ -157,7 +160,7 @@ impl Producer {
             jitter: Mutex::new(StdRng::seed_from_u64(config.seed)),
             stopped: CancellationToken::new(),
         });
-        let mut backoff = Backoff::new(&config.seed.to_be_bytes());
+        let mut backoff = SeededBackoff::new(&config.seed.to_be_bytes());
         while let Err(error) = producer.refresh().await {
             let pause = backoff.pause();
             if !error.retryable || backoff.attempts() >= START_ATTEMPTS_MAX {

@@ -211,7 +211,7 @@ fn check(seed: u64, stream: &FaultyStream, outcomes: &BTreeMap<u32, Outcome>) {
     assert_eq!(outcomes.len(), VOTES as usize, "seed {seed}: every vote has an outcome");
     let state = stream.state.lock();
     let ranges: HashMap<_, _> = state.shards.iter().map(|shard| (&shard.id, shard.range)).collect();
-    // Number of the last batch per user: the producer memory of a consumer, one hash at a time.
+    // Number of the last batch per user: the dedup table of a consumer, one hash at a time.
     let mut memory = HashMap::<String, u64>::new();
     let mut counted = HashMap::<String, Vec<u32>>::new();
     for (shard, record) in &state.records {

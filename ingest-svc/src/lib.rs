@@ -90,6 +90,10 @@ impl IngestConfig {
 }
 
 /// Serves `IngestService` on the listener until shutdown; then finishes the streams, flushes the lanes, answers everybody.
+///
+/// # Errors
+///
+/// If the shard map cannot be read, the listener fails, or a task panicked.
 pub async fn run(
     config: IngestConfig,
     ports: Ports,

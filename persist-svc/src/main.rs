@@ -7,7 +7,7 @@ use votestream_persist::{
     PersistConfig,
     settings::{PROGRAM, Settings},
 };
-use votestream_process::shell::{self, Failure, Process};
+use votestream_process::shell::{self, Process, ProcessError};
 use votestream_server::Connections;
 
 #[global_allocator]
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     shell::main(&PROGRAM, Settings::read, serve)
 }
 
-async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
+async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError> {
     let Settings { listen, limits, engine, consumer, write_units_per_second, drain } = settings;
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
@@ -25,7 +25,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
         write_units_per_second,
         ..Deployment::new(engine.stream, engine.table_prefix)
     };
-    let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
+    let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;
     if let Some(addr) = listen {
         process.serve_health(addr, Connections::new(limits)).await?;
     }

@@ -27,7 +27,7 @@ use crate::{
 
 /// Why a process ends other than well. Each has its exit code.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum ProcessError {
     /// Exit code 64.
     #[error("the configuration is wrong:\n  {}", .0.join("\n  "))]
     Config(Vec<String>),
@@ -42,7 +42,7 @@ pub enum Failure {
     Incomplete(Duration),
 }
 
-impl Failure {
+impl ProcessError {
     /// Something that the service needs is not there.
     pub fn start(reason: impl Display) -> Self {
         Self::Start(reason.to_string())
@@ -82,9 +82,9 @@ impl Process {
     /// # Errors
     ///
     /// If the address cannot be had.
-    pub fn bind(&self, addr: SocketAddr) -> Result<TcpListener, Failure> {
+    pub fn bind(&self, addr: SocketAddr) -> Result<TcpListener, ProcessError> {
         let listener = votestream_server::listen(addr)
-            .map_err(|error| Failure::Start(format!("cannot listen on {addr}: {error}")))?;
+            .map_err(|error| ProcessError::Start(format!("cannot listen on {addr}: {error}")))?;
         match listener.local_addr() {
             Ok(bound) => tracing::info!(address = %bound, "listening"),
             Err(error) => tracing::warn!(%error, "cannot read the listener's address"),
@@ -98,7 +98,7 @@ impl Process {
     /// # Errors
     ///
     /// If the address cannot be had.
-    pub async fn serve_health(&self, addr: SocketAddr, connections: Connections) -> Result<(), Failure> {
+    pub async fn serve_health(&self, addr: SocketAddr, connections: Connections) -> Result<(), ProcessError> {
         let listener = self.bind(addr)?;
         let shutdown = self.shutdown();
         tokio::spawn(async move {
@@ -118,7 +118,7 @@ impl Process {
         &self,
         drain_max: Duration,
         service: impl Future<Output = Result<DrainReport, ServiceError>>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ProcessError> {
         let overdue = async {
             self.shutdown.cancelled().await;
             tokio::time::sleep(drain_max).await;
@@ -127,9 +127,9 @@ impl Process {
             ended = service => match ended? {
                 DrainReport::Complete if self.shutdown.is_cancelled() => Ok(()),
                 DrainReport::Complete => Err(ServiceError::task("the service", "it stopped without being told to").into()),
-                DrainReport::Incomplete => Err(Failure::Incomplete(drain_max)),
+                DrainReport::Incomplete => Err(ProcessError::Incomplete(drain_max)),
             },
-            () = overdue => Err(Failure::Incomplete(drain_max)),
+            () = overdue => Err(ProcessError::Incomplete(drain_max)),
         }
     }
 }
@@ -143,7 +143,7 @@ pub fn main<C, F>(
 ) -> ExitCode
 where
     C: std::fmt::Debug,
-    F: Future<Output = Result<(), Failure>>,
+    F: Future<Output = Result<(), ProcessError>>,
 {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == health::COMMAND).is_some() {
@@ -155,13 +155,13 @@ where
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return refuse(program, &Failure::start(error)),
+        Err(error) => return refuse(program, &ProcessError::start(error)),
     };
     let entered = runtime.enter();
     let telemetry = match telemetry::init(program.name, start.format, start.exports) {
         Ok(telemetry) => telemetry,
         // Its variables are configuration, too.
-        Err(error) => return refuse(program, &Failure::Config(vec![error.to_string()])),
+        Err(error) => return refuse(program, &ProcessError::Config(vec![error.to_string()])),
     };
     drop(entered);
     votestream_server::raise_descriptor_limit();
@@ -215,7 +215,7 @@ fn answer(program: &Program, refused: Refused) -> ExitCode {
             print_out(&answer);
             ExitCode::SUCCESS
         }
-        Refused::Mistakes(mistakes) => refuse(program, &Failure::Config(mistakes)),
+        Refused::Mistakes(mistakes) => refuse(program, &ProcessError::Config(mistakes)),
     }
 }
 
@@ -225,14 +225,15 @@ fn print_out(text: &str) {
 }
 
 /// There are no logs yet.
-fn refuse(program: &Program, failure: &Failure) -> ExitCode {
+fn refuse(program: &Program, failure: &ProcessError) -> ExitCode {
     note(&format!("{}: {failure}", program.name));
     ExitCode::from(failure.code())
 }
 
 /// The first SIGTERM, SIGINT or SIGHUP starts the drain; a second one ends the process at once, which costs no acknowledged vote.
-fn listen_for_signals(shutdown: CancellationToken) -> Result<(), Failure> {
-    let mut signals = Signals::new().map_err(|error| Failure::Start(format!("cannot listen for signals: {error}")))?;
+fn listen_for_signals(shutdown: CancellationToken) -> Result<(), ProcessError> {
+    let mut signals =
+        Signals::new().map_err(|error| ProcessError::Start(format!("cannot listen for signals: {error}")))?;
     tokio::spawn(async move {
         let signal = signals.next().await;
         tracing::info!(?signal, "stopping; a second signal stops at once");
@@ -281,7 +282,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_listed() {
-        let failure = Failure::Config(vec!["a: wrong".into(), "b: wrong".into()]);
+        let failure = ProcessError::Config(vec!["a: wrong".into(), "b: wrong".into()]);
         assert_eq!(
             (failure.to_string().as_str(), failure.code()),
             ("the configuration is wrong:\n  a: wrong\n  b: wrong", 64)

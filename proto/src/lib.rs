@@ -13,7 +13,7 @@ pub use frames::{FrameError, FrameReader, Frames};
 pub use votes::{MalformedMessage, ReceivedVotes, VoteBytes, VotesMessage};
 
 /// Generated from `votestream/v1/*.proto`; the documentation of every field is there.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::missing_errors_doc)]
 pub mod v1 {
     tonic::include_proto!("votestream.v1");
 }

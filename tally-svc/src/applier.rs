@@ -90,7 +90,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::testing::{Fake, poll};
+    use crate::testing::{memory, poll};
 
     fn window(end: u64, votes: &[(&str, &str)], only: Option<Vec<u32>>) -> Window {
         let mut open = OpenBatch::default();
@@ -112,19 +112,19 @@ mod tests {
 
     #[tokio::test]
     async fn every_selected_vote_is_added_once() {
-        let fake = Arc::new(Fake::default());
+        let memory = memory();
         let first = window(1, &[("p", "x"), ("p", "x"), ("q", "y"), ("p", "y")], Some(vec![0, 1, 2]));
-        let mut applier = TallyAppliers::new(fake.clone()).applier();
+        let mut applier = TallyAppliers::new(Arc::new(memory.clone())).applier();
         for failures in [1, 0] {
-            fake.fail_next(failures);
+            memory.fail_next(failures);
             let answer = applier.apply(&first).await;
             assert_eq!(answer.is_err(), failures > 0);
         }
         // Another owner, who does not know that it is in.
-        TallyAppliers::new(fake.clone()).applier().apply(&first).await.unwrap();
+        TallyAppliers::new(Arc::new(memory.clone())).applier().apply(&first).await.unwrap();
         applier.apply(&window(2, &[("p", "x")], None)).await.unwrap();
 
-        let rows = async |id| fake.read(&PollId::new(id).unwrap()).await;
+        let rows = async |id| memory.read(&PollId::new(id).unwrap()).await;
         let row = |count: &[(&str, i64)]| TallyRow {
             group: Group::Tally,
             shard: ShardId::new("s"),

@@ -9,12 +9,12 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::status::Failure;
+use crate::status::CallError;
 
 /// Most entries; callers of further keys read for themselves.
 const ENTRIES_MAX: usize = 10_000;
 
-type Answer<V> = Result<V, Arc<Failure>>;
+type Answer<V> = Result<V, Arc<CallError>>;
 
 /// How old an interim result is shown decides nothing.
 #[expect(clippy::disallowed_methods, reason = "no vote is judged by it")]
@@ -45,7 +45,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
     /// be asked by every caller in turn. `read` is given the last good answer, if it is still kept.
     pub(crate) async fn get<F>(&self, key: &K, read: impl FnOnce(Option<V>) -> F) -> Answer<V>
     where
-        F: Future<Output = Result<V, Failure>>,
+        F: Future<Output = Result<V, CallError>>,
     {
         let Some(slot) = self.slot(key) else {
             return read(None).await.map_err(Arc::new);

@@ -6,15 +6,15 @@ use prost_types::Timestamp as ProtoTimestamp;
 use votestream_core::{Closing, Poll, PollId, PollSource, Timestamp};
 use votestream_proto::v1;
 
-use crate::status::Failure;
+use crate::status::CallError;
 
 /// 9999-12-31T23:59:59Z, the last second of `google.protobuf.Timestamp`.
 const SECONDS_MAX: i64 = 253_402_300_799;
 
 /// A moment of a request, in whole milliseconds; what is finer is cut off.
-pub(crate) fn timestamp_of(field: &'static str, value: &ProtoTimestamp) -> Result<Timestamp, Failure> {
+pub(crate) fn timestamp_of(field: &'static str, value: &ProtoTimestamp) -> Result<Timestamp, CallError> {
     if !(0..=SECONDS_MAX).contains(&value.seconds) || !(0..1_000_000_000).contains(&value.nanos) {
-        return Err(Failure::field(
+        return Err(CallError::field(
             field,
             "must lie between the years 1970 and 9999, with nanos from 0 to 999,999,999",
         ));
@@ -28,7 +28,7 @@ pub(crate) fn timestamp(at: Timestamp) -> ProtoTimestamp {
 }
 
 /// The id of a request's poll.
-pub(crate) fn poll_id_of(id: &str) -> Result<PollId, Failure> {
+pub(crate) fn poll_id_of(id: &str) -> Result<PollId, CallError> {
     Ok(PollId::new(id)?)
 }
 

@@ -19,7 +19,7 @@ use votestream_core::{
     record::batch::encode_marker,
 };
 
-use crate::{convert::timestamp, status::Failure};
+use crate::{convert::timestamp, status::CallError};
 
 /// How often due polls are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -179,7 +179,7 @@ impl Finalizer {
         shutdown.run_until_cancelled(steps).await;
     }
 
-    async fn step(&self, last: &mut Last) -> Result<(), Failure> {
+    async fn step(&self, last: &mut Last) -> Result<(), CallError> {
         if last.scan.is_none_or(|at| self.since(at) >= RESCAN_INTERVAL) {
             self.scan().await?;
             last.scan = Some(self.ports.clock.instant());
@@ -233,7 +233,7 @@ impl Finalizer {
         self.ports.clock.instant().saturating_duration_since(at)
     }
 
-    async fn scan(&self) -> Result<(), Failure> {
+    async fn scan(&self) -> Result<(), CallError> {
         let mut after = None;
         loop {
             let page = self.ports.polls.list(after.as_ref(), PAGE).await?;
@@ -251,7 +251,7 @@ impl Finalizer {
     }
 
     /// Stores the final result of a poll, given that everything up to `horizon` is committed.
-    async fn finish(&self, id: &PollId, horizon: Timestamp) -> Result<(), Failure> {
+    async fn finish(&self, id: &PollId, horizon: Timestamp) -> Result<(), CallError> {
         let Some(poll) = self.ports.polls.get(id).await? else {
             self.unfinished.lock().remove(id);
             return Ok(());
@@ -284,7 +284,7 @@ impl Finalizer {
     }
 
     /// Finishes what a ClosePoll began: it has been known since this process read the poll.
-    async fn settle(&self, id: &PollId) -> Result<(), Failure> {
+    async fn settle(&self, id: &PollId) -> Result<(), CallError> {
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
         if !self.ports.clock.is_trusted() {
             // A time by this clock could cut off acknowledged votes. Another process settles it, or this one later.
@@ -298,7 +298,7 @@ impl Finalizer {
 }
 
 /// Puts a record without votes into every open shard that is wanted: its arrival is what moves the watermark of an idle shard.
-pub(crate) async fn put_markers(stream: &dyn VoteStream, wanted: impl Fn(&ShardId) -> bool) -> Result<(), Failure> {
+pub(crate) async fn put_markers(stream: &dyn VoteStream, wanted: impl Fn(&ShardId) -> bool) -> Result<(), CallError> {
     let shards = stream.list_shards().await?;
     let marker = encode_marker();
     let puts = futures::stream::iter(shards.into_iter().filter(|shard| shard.open && wanted(&shard.id)))
@@ -315,8 +315,10 @@ mod tests {
     use proptest::prelude::*;
     use votestream_core::port::PollStore;
 
+    use votestream_testkit::memory::Memory;
+
     use super::*;
-    use crate::testing::{Fake, poll, row};
+    use crate::testing::{memory, poll, row};
 
     const BOUNDS: TimeBounds = TimeBounds::ONE_MACHINE;
     const L: i64 = 6_000;
@@ -385,115 +387,115 @@ mod tests {
     }
 
     /// A finalizer over a stored poll that closed at 10 s, at the time given.
-    async fn finalizer(now: i64) -> (Arc<Fake>, Finalizer) {
-        let fake = Arc::new(Fake::default());
-        fake.set_now(now);
-        fake.create(&poll("p", 0, 10_000)).await.unwrap();
-        fake.tally("p", Group::Persist, "parent", &[("x", 5), ("y", -1)]);
-        fake.tally("p", Group::Persist, "left", &[("x", -2), ("y", 4)]);
-        fake.tally("p", Group::Tally, "left", &[("x", 99)]);
-        let finalizer = Finalizer::new(fake.ports(), BOUNDS);
-        (fake, finalizer)
+    async fn finalizer(now: i64) -> (Memory, Finalizer) {
+        let memory = memory();
+        memory.set_now(now);
+        PollStore::create(&memory, &poll("p", 0, 10_000)).await.unwrap();
+        memory.add_to_tally("p", Group::Persist, "parent", &[("x", 5), ("y", -1)]);
+        memory.add_to_tally("p", Group::Persist, "left", &[("x", -2), ("y", 4)]);
+        memory.add_to_tally("p", Group::Tally, "left", &[("x", 99)]);
+        let finalizer = Finalizer::new(memory.ports(), BOUNDS);
+        (memory, finalizer)
     }
 
     #[tokio::test(start_paused = true)]
     async fn final_only_once_due_and_covered() {
-        let (fake, finalizer) = finalizer(10_000 + L - 1).await;
+        let (memory, finalizer) = finalizer(10_000 + L - 1).await;
         let mut last = Last::default();
-        fake.set_rows(halves(10_000 + L, 10_000 + L));
+        memory.set_rows(Group::Persist, halves(10_000 + L, 10_000 + L));
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!((fake.final_result("p"), fake.markers()), (None, 0), "not due");
+        assert_eq!((memory.poll("p").final_result, memory.markers()), (None, 0), "not due");
 
-        fake.set_now(10_000 + L);
+        memory.set_now(10_000 + L);
         for rows in [halves(10_000 + L, 10_000 + L - 1), halves(99_999, 0)[..1].to_vec(), vec![]] {
-            fake.set_rows(rows);
+            memory.set_rows(Group::Persist, rows);
             finalizer.step(&mut last).await.unwrap();
-            assert_eq!(fake.final_result("p"), None);
+            assert_eq!(memory.poll("p").final_result, None);
         }
-        assert_eq!(fake.markers(), 2, "one for each open shard, and not again at once");
+        assert_eq!(memory.markers(), 2, "one for each open shard, and not again at once");
         tokio::time::advance(MARKER_INTERVAL).await;
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.markers(), 4);
+        assert_eq!(memory.markers(), 4);
 
         let mut rows = halves(10_000 + L, 10_000 + L);
         rows[0].progress.ended = true;
-        fake.set_rows(rows);
+        memory.set_rows(Group::Persist, rows);
         finalizer.step(&mut last).await.unwrap();
         let result = FinalResult { votes: vec![3, 3], finalized_at: Timestamp(10_000 + L) };
-        assert_eq!(fake.final_result("p"), Some(result.clone()));
+        assert_eq!(memory.poll("p").final_result, Some(result.clone()));
 
-        fake.tally("p", Group::Persist, "left", &[("x", 1)]);
-        fake.set_now(99_999);
+        memory.add_to_tally("p", Group::Persist, "left", &[("x", 1)]);
+        memory.set_now(99_999);
         tokio::time::advance(RESCAN_INTERVAL).await;
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.final_result("p"), Some(result), "final is final");
-        assert_eq!(fake.markers(), 4, "nothing is left to wait for");
+        assert_eq!(memory.poll("p").final_result, Some(result), "final is final");
+        assert_eq!(memory.markers(), 4, "nothing is left to wait for");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flagged_poll_waits_for_its_recount() {
-        let (fake, finalizer) = finalizer(60_000).await;
+        let (memory, finalizer) = finalizer(60_000).await;
         let id = PollId::new("p").unwrap();
-        fake.set_needs_recount(&id, true).await.unwrap();
+        memory.set_needs_recount(&id, true).await.unwrap();
         let mut last = Last::default();
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.markers(), 2, "the recount, too, waits for every shard");
-        fake.set_rows(halves(50_000, 50_000));
+        assert_eq!(memory.markers(), 2, "the recount, too, waits for every shard");
+        memory.set_rows(Group::Persist, halves(50_000, 50_000));
         finalizer.step(&mut last).await.unwrap();
         tokio::time::advance(MARKER_INTERVAL).await;
-        fake.fail_next(1);
+        memory.fail_next(1);
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.markers(), 2, "nothing is read or marked while people have yet to act");
-        fake.fail_next(0);
+        assert_eq!(memory.markers(), 2, "nothing is read or marked while people have yet to act");
+        memory.fail_next(0);
         // Flagged by another process after it was listed.
         finalizer.note(&poll("p", 0, 10_000));
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.final_result("p"), None);
+        assert_eq!(memory.poll("p").final_result, None);
 
-        fake.set_needs_recount(&id, false).await.unwrap();
+        memory.set_needs_recount(&id, false).await.unwrap();
         tokio::time::advance(RESCAN_INTERVAL).await;
         finalizer.step(&mut last).await.unwrap();
-        assert!(fake.final_result("p").is_some());
+        assert!(memory.poll("p").final_result.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn contradicting_tallies_and_failing_stores_make_nothing_final() {
-        let (fake, finalizer) = finalizer(60_000).await;
-        fake.set_rows(halves(50_000, 50_000));
-        fake.tally("p", Group::Persist, "parent", &[("x", -100)]);
+        let (memory, finalizer) = finalizer(60_000).await;
+        memory.set_rows(Group::Persist, halves(50_000, 50_000));
+        memory.add_to_tally("p", Group::Persist, "parent", &[("x", -100)]);
         let mut last = Last::default();
         finalizer.step(&mut last).await.unwrap();
-        assert_eq!(fake.final_result("p"), None);
+        assert_eq!(memory.poll("p").final_result, None);
 
-        fake.tally("p", Group::Persist, "parent", &[("x", 100)]);
+        memory.add_to_tally("p", Group::Persist, "parent", &[("x", 100)]);
         tokio::time::advance(RETRY_AFTER).await;
-        fake.fail_next(1);
+        memory.fail_next(1);
         assert!(finalizer.step(&mut last).await.is_err());
         finalizer.step(&mut last).await.unwrap();
-        assert!(fake.final_result("p").is_some());
+        assert!(memory.poll("p").final_result.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn it_runs_by_itself_and_stops_when_told() {
-        let (fake, finalizer) = finalizer(60_000).await;
+        let (memory, finalizer) = finalizer(60_000).await;
         let (finalizer, shutdown) = (Arc::new(finalizer), CancellationToken::new());
         let running = tokio::spawn({
             let (finalizer, shutdown) = (finalizer.clone(), shutdown.clone());
             async move { finalizer.run(shutdown).await }
         });
         tokio::time::sleep(TICK * 3).await;
-        assert_eq!(fake.markers(), 2);
-        fake.set_rows(halves(50_000, 50_000));
+        assert_eq!(memory.markers(), 2);
+        memory.set_rows(Group::Persist, halves(50_000, 50_000));
         tokio::time::sleep(TICK * 2).await;
-        assert!(fake.final_result("p").is_some());
+        assert!(memory.poll("p").final_result.is_some());
         shutdown.cancel();
         running.await.unwrap();
     }
 
     #[test]
     fn the_polls_in_memory_are_bounded() {
-        let fake = Arc::new(Fake::default());
-        let finalizer = Finalizer::new(fake.ports(), BOUNDS);
+        let memory = memory();
+        let finalizer = Finalizer::new(memory.ports(), BOUNDS);
         for closes_at in 1..=UNFINISHED_MAX as i64 + 3 {
             finalizer.note(&poll(&closes_at.to_string(), 0, closes_at));
         }

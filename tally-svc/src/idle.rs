@@ -14,7 +14,7 @@ use votestream_core::{
     port::{Group, Ports},
 };
 
-use crate::{finalizer::put_markers, status::Failure};
+use crate::{finalizer::put_markers, status::CallError};
 
 /// How old a shard's last record may become. Kinesis keeps records for 24 hours at the least ("Change the data retention
 /// period" in its developer guide); the rest is for consumers that are behind or down.
@@ -45,7 +45,7 @@ pub(crate) async fn run(ports: &Ports, after: Duration, shutdown: CancellationTo
 }
 
 /// Puts a marker into each open shard whose last committed record is old. Both groups read it; the rows of one say enough.
-async fn look(ports: &Ports, after: Duration) -> Result<(), Failure> {
+async fn look(ports: &Ports, after: Duration) -> Result<(), CallError> {
     let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
     let oldest = Timestamp(ports.clock.now().0.saturating_sub(after));
     let rows = ports.leases.list(Group::Persist).await?;
@@ -65,12 +65,10 @@ async fn look(ports: &Ports, after: Duration) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use votestream_core::port::ShardRow;
 
     use super::*;
-    use crate::testing::{Fake, row};
+    use crate::testing::{memory, row};
 
     const HOUR: i64 = 3_600_000;
     const HALVES: [(u128, u128); 2] = [(0, u128::MAX / 2), (u128::MAX / 2 + 1, u128::MAX)];
@@ -84,7 +82,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_open_shards_with_an_old_checkpoint_get_a_marker() {
-        let fake = Arc::new(Fake::default());
+        let memory = memory();
         let unread = row("s1", HALVES[1], 0);
         let blank = ShardRow { started: false, ..at("s1", 0) };
         let mut ended = at("s1", 0);
@@ -98,11 +96,11 @@ mod tests {
             (6 * HOUR, ended, 1),
             (6 * HOUR, at("closed", 0), 1),
         ] {
-            let before = fake.markers();
-            fake.set_now(now);
-            fake.set_rows(vec![at("s0", 0), second.clone()]);
-            look(&fake.ports(), AFTER).await.unwrap();
-            assert_eq!(fake.markers() - before, markers, "{second:?}");
+            let before = memory.markers();
+            memory.set_now(now);
+            memory.set_rows(Group::Persist, vec![at("s0", 0), second.clone()]);
+            look(&memory.ports(), AFTER).await.unwrap();
+            assert_eq!(memory.markers() - before, markers, "{second:?}");
         }
     }
 
@@ -110,9 +108,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_stream_stays_readable() {
         const DAYS: i64 = 10;
-        let fake = Arc::new(Fake::default());
-        fake.set_rows(vec![at("s0", 0), at("s1", 0)]);
-        let ports = fake.ports();
+        let memory = memory();
+        memory.set_rows(Group::Persist, vec![at("s0", 0), at("s1", 0)]);
+        let ports = memory.ports();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn({
             let shutdown = shutdown.clone();
@@ -120,23 +118,23 @@ mod tests {
         });
         let (mut last, mut markers, mut failures) = (0, 0, 0);
         for minute in 0..DAYS * 24 * 60 {
-            fake.set_now(minute * 60_000);
+            memory.set_now(minute * 60_000);
             if minute % 600 == 0 {
-                fake.fail_next(1);
+                memory.fail_next(1);
                 failures += 1;
             }
             tokio::time::sleep(Duration::from_secs(60)).await;
-            if fake.markers() > markers {
-                markers = fake.markers();
+            if memory.markers() > markers {
+                markers = memory.markers();
                 last = minute / 60;
-                fake.set_rows(vec![at("s0", last), at("s1", last)]);
+                memory.set_rows(Group::Persist, vec![at("s0", last), at("s1", last)]);
             }
             assert!(minute / 60 - last <= 8, "the last record is too old at minute {minute}");
         }
         shutdown.cancel();
         running.await.unwrap();
-        assert!(fake.failures_left() == 0 && failures > 0, "the failures took place");
+        assert!(memory.failures_left() == 0 && failures > 0, "the failures took place");
         // Two shards, four times a day, and no more.
-        assert!((2 * 3 * DAYS..=2 * 4 * DAYS).contains(&i64::from(markers)), "{markers}");
+        assert!((2 * 3 * DAYS..=2 * 4 * DAYS).contains(&(markers as i64)), "{markers}");
     }
 }

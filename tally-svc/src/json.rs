@@ -17,7 +17,7 @@ use tonic::{Request, Status};
 use votestream_proto::v1::{self, poll_service_server::PollService, results_service_server::ResultsService};
 use votestream_server::http::{failure, success};
 
-use crate::{polls::Polls, results::Results, status::Failure};
+use crate::{polls::Polls, results::Results, status::CallError};
 
 /// The routes.
 pub(crate) fn routes(polls: Arc<Polls>, results: Arc<Results>) -> Router {
@@ -31,7 +31,7 @@ pub(crate) fn routes(polls: Arc<Polls>, results: Arc<Results>) -> Router {
 type PollPath = Result<Path<String>, PathRejection>;
 
 fn poll_id_of(path: PollPath) -> Result<String, Status> {
-    path.map(|Path(poll_id)| poll_id).map_err(|_| Failure::field("poll_id", "is not valid UTF-8").into())
+    path.map(|Path(poll_id)| poll_id).map_err(|_| CallError::field("poll_id", "is not valid UTF-8").into())
 }
 
 fn answer(result: Result<impl Serialize, Status>) -> Response {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use votestream_aws::{AwsConfig, Deployment, connect, kinesis::Reading};
-use votestream_process::shell::{self, Failure, Process};
+use votestream_process::shell::{self, Process, ProcessError};
 use votestream_tally::settings::{PROGRAM, Settings};
 
 #[global_allocator]
@@ -13,14 +13,14 @@ fn main() -> ExitCode {
     shell::main(&PROGRAM, Settings::read, serve)
 }
 
-async fn serve(settings: Settings, process: Process) -> Result<(), Failure> {
+async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError> {
     let Settings { listen, engine, fan_out, tally, drain } = settings;
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
         reading: if fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
         ..Deployment::new(engine.stream, engine.table_prefix)
     };
-    let ports = connect(&AwsConfig::default(), deployment).await.map_err(Failure::start)?;
+    let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;
     let listener = process.bind(listen)?;
     process.run(drain, votestream_tally::run(tally, ports, listener, process.shutdown())).await
 }

@@ -17,7 +17,7 @@ use crate::{
     convert::{self, poll_id_of, timestamp_of},
     finalizer::Finalizer,
     snapshot::Snapshots,
-    status::Failure,
+    status::CallError,
 };
 
 /// How far ahead a poll may close.
@@ -54,11 +54,11 @@ impl Polls {
     }
 
     /// Waits in turn until so many polls may be read. Nobody closes the semaphore.
-    async fn turn(&self, polls: u32) -> Result<SemaphorePermit<'_>, Failure> {
-        self.reads.acquire_many(polls).await.map_err(|_| Failure::Internal)
+    async fn turn(&self, polls: u32) -> Result<SemaphorePermit<'_>, CallError> {
+        self.reads.acquire_many(polls).await.map_err(|_| CallError::Internal)
     }
 
-    async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, Failure> {
+    async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, CallError> {
         let now = self.ports.clock.now();
         let definition = Definition::of(request)?;
         // What depends on the present moment must not stand in the way of a repeated call.
@@ -84,37 +84,37 @@ impl Polls {
     }
 
     /// The stored poll, if the request defines the same one.
-    fn same(&self, mut poll: Poll, opens_by_default: bool, stored: Poll) -> Result<Poll, Failure> {
+    fn same(&self, mut poll: Poll, opens_by_default: bool, stored: Poll) -> Result<Poll, CallError> {
         if opens_by_default {
             poll.opens_at = stored.opens_at;
         }
         // Only ClosePoll moves `closes_at`, to an earlier time.
         let maybe_closed = stored.closes_at < poll.closes_at && stored.closing == Closing::Done;
         if !poll.same_definition(&stored) || !(poll.closes_at == stored.closes_at || maybe_closed) {
-            return Err(Failure::OtherDefinition(stored.id));
+            return Err(CallError::OtherDefinition(stored.id));
         }
         self.stored(&stored);
         Ok(stored)
     }
 
-    async fn get(&self, id: &str) -> Result<Poll, Failure> {
+    async fn get(&self, id: &str) -> Result<Poll, CallError> {
         let id = poll_id_of(id)?;
-        self.ports.polls.get(&id).await?.ok_or(Failure::PollNotFound(id))
+        self.ports.polls.get(&id).await?.ok_or(CallError::PollNotFound(id))
     }
 
-    async fn close(&self, id: &str) -> Result<Poll, Failure> {
+    async fn close(&self, id: &str) -> Result<Poll, CallError> {
         let id = poll_id_of(id)?;
-        let asked = self.ports.polls.begin_close(&id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
+        let asked = self.ports.polls.begin_close(&id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
         // Should this process end here, the finalizer of any process settles the time.
         self.stored(&asked);
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
         self.check_clock()?;
-        let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(Failure::PollNotFound(id))?;
+        let poll = self.ports.polls.close(&id, closes_at).await?.ok_or(CallError::PollNotFound(id))?;
         self.stored(&poll);
         Ok(poll)
     }
 
-    async fn list(&self, request: v1::ListPollsRequest) -> Result<v1::ListPollsResponse, Failure> {
+    async fn list(&self, request: v1::ListPollsRequest) -> Result<v1::ListPollsResponse, CallError> {
         use prost::Message;
 
         let size = match request.page_size as usize {
@@ -123,7 +123,9 @@ impl Polls {
         };
         let mut after = match request.page_token.as_str() {
             "" => None,
-            token => Some(PollId::new(token).map_err(|_| Failure::field("page_token", "is not one of this service"))?),
+            token => {
+                Some(PollId::new(token).map_err(|_| CallError::field("page_token", "is not one of this service"))?)
+            }
         };
         let (mut polls, mut bytes) = (Vec::new(), 0);
         let now = self.ports.clock.now();
@@ -155,8 +157,8 @@ impl Polls {
     }
 
     /// Times of polls must not come from a clock that the engines contradict.
-    fn check_clock(&self) -> Result<(), Failure> {
-        if self.ports.clock.is_trusted() { Ok(()) } else { Err(Failure::ClockNotTrusted) }
+    fn check_clock(&self) -> Result<(), CallError> {
+        if self.ports.clock.is_trusted() { Ok(()) } else { Err(CallError::ClockNotTrusted) }
     }
 
     fn now(&self) -> Timestamp {
@@ -176,10 +178,10 @@ struct Definition {
 }
 
 impl Definition {
-    fn of(request: v1::CreatePollRequest) -> Result<Self, Failure> {
+    fn of(request: v1::CreatePollRequest) -> Result<Self, CallError> {
         let id = poll_id_of(&request.poll_id)?;
         let source = source_of(request.source)?;
-        let closes_at = request.closes_at.as_ref().ok_or_else(|| Failure::field("closes_at", "is missing"))?;
+        let closes_at = request.closes_at.as_ref().ok_or_else(|| CallError::field("closes_at", "is missing"))?;
         let closes_at = timestamp_of("closes_at", closes_at)?;
         let opens_at = request.opens_at.as_ref().map(|at| timestamp_of("opens_at", at)).transpose()?;
         let options = request.options.into_iter();
@@ -197,17 +199,17 @@ impl Definition {
     }
 
     /// Whether a new poll may have these times at this moment.
-    fn check(&self, opens: Timestamp, now: Timestamp, bounds: &TimeBounds) -> Result<(), Failure> {
+    fn check(&self, opens: Timestamp, now: Timestamp, bounds: &TimeBounds) -> Result<(), CallError> {
         if self.closes_at <= now {
-            return Err(Failure::field("closes_at", "must be in the future"));
+            return Err(CallError::field("closes_at", "must be in the future"));
         }
         if self.closes_at > now.plus(CLOSES_WITHIN) {
-            return Err(Failure::field("closes_at", "must be within the next 366 days"));
+            return Err(CallError::field("closes_at", "must be within the next 366 days"));
         }
         if self.source == PollSource::Stream && opens < self.earliest(now, bounds) {
             let margin = bounds.close_margin().as_millis();
             let reason = format!("must be at least {margin} ms ahead for a poll that takes its votes from the stream");
-            return Err(Failure::field("opens_at", reason));
+            return Err(CallError::field("opens_at", reason));
         }
         Ok(())
     }
@@ -234,16 +236,16 @@ pub fn new_poll(request: v1::CreatePollRequest, now: Timestamp, bounds: &TimeBou
         let definition = Definition::of(request)?;
         let opens = definition.opens_at.unwrap_or_else(|| definition.earliest(now, bounds));
         definition.check(opens, now, bounds)?;
-        Ok::<_, Failure>(definition.poll(opens)?)
+        Ok::<_, CallError>(definition.poll(opens)?)
     };
     Ok(define()?)
 }
 
-fn source_of(source: i32) -> Result<PollSource, Failure> {
+fn source_of(source: i32) -> Result<PollSource, CallError> {
     match v1::PollSource::try_from(source) {
         Ok(v1::PollSource::Unspecified | v1::PollSource::Ingest) => Ok(PollSource::Ingest),
         Ok(v1::PollSource::Stream) => Ok(PollSource::Stream),
-        Err(_) => Err(Failure::field("source", "is not one of INGEST and STREAM")),
+        Err(_) => Err(CallError::field("source", "is not one of INGEST and STREAM")),
     }
 }
 
@@ -284,19 +286,21 @@ impl PollService for Polls {
 mod tests {
     use tonic::Code;
 
+    use votestream_testkit::memory::Memory;
+
     use super::*;
-    use crate::{convert::timestamp, testing::Fake};
+    use crate::{convert::timestamp, testing::memory};
 
     const NOW: i64 = 1_000_000;
     const DAY: i64 = 86_400_000;
 
-    fn service() -> (Arc<Fake>, Polls) {
-        let fake = Arc::new(Fake::default());
-        fake.set_now(NOW);
-        let (ports, bounds) = (fake.ports(), TimeBounds::ONE_MACHINE);
+    fn service() -> (Memory, Polls) {
+        let memory = memory();
+        memory.set_now(NOW);
+        let (ports, bounds) = (memory.ports(), TimeBounds::ONE_MACHINE);
         let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
         let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, Duration::from_millis(100)));
-        (fake, Polls::new(ports, bounds, finalizer, snapshots))
+        (memory, Polls::new(ports, bounds, finalizer, snapshots))
     }
 
     fn request(id: &str) -> v1::CreatePollRequest {
@@ -363,10 +367,10 @@ mod tests {
 
     #[tokio::test]
     async fn creating_again_changes_nothing() {
-        let (fake, polls) = service();
+        let (memory, polls) = service();
         let first = polls.create(request("p")).await.unwrap();
         assert_eq!((first.opens_at, first.expected_peak), (Timestamp(NOW), EXPECTED_PEAK));
-        fake.set_now(NOW + 5_000);
+        memory.set_now(NOW + 5_000);
         assert_eq!(polls.create(request("p")).await.unwrap(), first);
 
         let closes = |ms| v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(ms))), ..request("p") };
@@ -384,18 +388,18 @@ mod tests {
         // Closed early, and even after it was over.
         let closed = polls.close("p").await.unwrap();
         assert_eq!(polls.create(request("p")).await.unwrap(), closed);
-        fake.set_now(NOW + 2 * DAY);
+        memory.set_now(NOW + 2 * DAY);
         assert_eq!(polls.create(request("p")).await.unwrap(), closed);
     }
 
     #[tokio::test]
     async fn a_poll_of_before_the_rules_can_be_created_again() {
-        let (fake, polls) = service();
+        let (memory, polls) = service();
         let options = ["tea", "tea "].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
         let (id, closes) = (PollId::new("..").unwrap(), Timestamp(NOW + DAY));
         let old = Poll::defined(id, "a\nb".into(), options, Timestamp(NOW), closes, PollSource::Ingest, EXPECTED_PEAK);
         let old = old.unwrap();
-        fake.ports().polls.create(&old).await.unwrap();
+        memory.ports().polls.create(&old).await.unwrap();
         let mut again = v1::CreatePollRequest { title: "a\nb".into(), ..request("..") };
         again.options[0].option_id = "tea".into();
         again.options[1].option_id = "tea ".into();
@@ -416,28 +420,28 @@ mod tests {
 
     #[tokio::test]
     async fn no_time_of_a_poll_comes_from_a_clock_that_is_not_trusted() {
-        let (fake, polls) = service();
-        fake.set_contradicted(true);
+        let (memory, polls) = service();
+        memory.set_contradicted(true);
         let status = polls.create_poll(Request::new(request("p"))).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status}");
-        fake.set_contradicted(false);
+        memory.set_contradicted(false);
         polls.create_poll(Request::new(request("p"))).await.unwrap();
-        fake.set_contradicted(true);
+        memory.set_contradicted(true);
         let close = || v1::ClosePollRequest { poll_id: "p".into() };
         assert_eq!(polls.close_poll(Request::new(close())).await.unwrap_err().code(), Code::Unavailable);
         // It takes no more votes, and closes once the clock is trusted.
         assert_eq!(polls.get("p").await.unwrap().closing, Closing::Asked);
-        fake.set_contradicted(false);
+        memory.set_contradicted(false);
         polls.close_poll(Request::new(close())).await.unwrap();
         assert_eq!(polls.get("p").await.unwrap().closing, Closing::Done);
     }
 
     #[tokio::test]
     async fn closing_only_ever_moves_to_an_earlier_time() {
-        let (fake, polls) = service();
+        let (memory, polls) = service();
         polls.create(request("p")).await.unwrap();
         assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 500));
-        fake.set_now(NOW + 1_000);
+        memory.set_now(NOW + 1_000);
         assert_eq!(polls.close("p").await.unwrap().closes_at, Timestamp(NOW + 500));
         let soon = v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(NOW + 1_200))), ..request("q") };
         polls.create(soon).await.unwrap();

@@ -15,7 +15,7 @@ use votestream_core::{
 };
 use votestream_proto::v1;
 
-use crate::{finalizer::Finalizer, snapshot::Snapshots, status::Failure};
+use crate::{finalizer::Finalizer, snapshot::Snapshots, status::CallError};
 
 /// Recounts under way at once: each reads all votes of a poll.
 pub(crate) const RECOUNTS_MAX: usize = 2;
@@ -35,8 +35,8 @@ impl Recounts {
     }
 
     /// Recounts a poll. When the returned future is dropped, the work ends as soon as the engine lets it.
-    pub(crate) async fn run(&self, id: PollId) -> Result<v1::RecountResponse, Failure> {
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Failure::Busy("recounts"))?;
+    pub(crate) async fn run(&self, id: PollId) -> Result<v1::RecountResponse, CallError> {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| CallError::Busy("recounts"))?;
         let left = CancellationToken::new();
         let _waiting = left.clone().drop_guard();
         let recounts = self.clone();
@@ -47,21 +47,21 @@ impl Recounts {
         });
         work.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a recount broke");
-            Err(Failure::Internal)
+            Err(CallError::Internal)
         })
     }
 
-    async fn recount(&self, id: PollId, left: &CancellationToken) -> Result<v1::RecountResponse, Failure> {
-        let mut poll = self.ports.polls.get(&id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
+    async fn recount(&self, id: PollId, left: &CancellationToken) -> Result<v1::RecountResponse, CallError> {
+        let mut poll = self.ports.polls.get(&id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
         // Before the counts: once everything is committed, no later vote moves either of them.
         let complete = self.snapshots.complete(&poll).await?;
         let rows = self.ports.tallies.read(&id).await?;
         let counted = sums(&poll, Group::Persist, &rows)?;
         // Nobody is there to read the answer if the recount has ended early.
-        let recounted = self.ports.votes.recount_unless(&poll, left).await?.ok_or(Failure::Unavailable)?;
+        let recounted = self.ports.votes.recount_unless(&poll, left).await?.ok_or(CallError::Unavailable)?;
         if recounted.len() != poll.options.len() {
             tracing::error!(poll_id = %id, "the recount does not have one number for each option");
-            return Err(Failure::Internal);
+            return Err(CallError::Internal);
         }
         let matches = counted == recounted && poll.final_result.as_ref().is_none_or(|result| result.votes == recounted);
         if poll.needs_recount && complete && matches {
@@ -70,7 +70,7 @@ impl Recounts {
             self.finalizer.note(&poll);
             self.snapshots.forget(&id);
         }
-        let progress = self.snapshots.progress(&poll).await.map_err(|_| Failure::Unavailable)?;
+        let progress = self.snapshots.progress(&poll).await.map_err(|_| CallError::Unavailable)?;
         Ok(response(&poll, counted, recounted, matches, progress))
     }
 }

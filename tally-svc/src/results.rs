@@ -16,7 +16,7 @@ use crate::{
     finalizer::Finalizer,
     recount::Recounts,
     snapshot::{Snapshot, Snapshots},
-    status::{Failure, shared},
+    status::{CallError, shared},
 };
 
 /// How often a watched or awaited poll is looked at; the cache shares the reads.
@@ -55,7 +55,7 @@ impl Results {
                     }
                     if !wait {
                         let progress = self.snapshots.progress(&snapshot.poll).await.map_err(shared)?;
-                        return Err(Failure::NotFinal(progress).into());
+                        return Err(CallError::NotFinal(progress).into());
                     }
                 }
                 Err(failure) => {
@@ -71,15 +71,15 @@ impl Results {
 }
 
 /// Whether a failure may pass while a call waits.
-fn may_pass(failure: &Failure) -> bool {
-    matches!(failure, Failure::Unavailable)
+fn may_pass(failure: &CallError) -> bool {
+    matches!(failure, CallError::Unavailable)
 }
 
 /// Waits until it is time to look again.
-async fn pause(shutdown: &CancellationToken) -> Result<(), Failure> {
+async fn pause(shutdown: &CancellationToken) -> Result<(), CallError> {
     match shutdown.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await {
         Some(()) => Ok(()),
-        None => Err(Failure::ShuttingDown),
+        None => Err(CallError::ShuttingDown),
     }
 }
 
@@ -234,23 +234,25 @@ mod tests {
         port::{Group, PollStore, ShardRow},
     };
 
+    use votestream_testkit::memory::Memory;
+
     use super::*;
     use crate::{
         recount::RECOUNTS_MAX,
-        testing::{Fake, poll, row},
+        testing::{memory, poll, row},
     };
 
-    async fn service() -> (Arc<Fake>, Results) {
-        let fake = Arc::new(Fake::default());
-        fake.set_now(5_000);
-        fake.create(&poll("p", 0, 10_000)).await.unwrap();
-        fake.tally("p", Group::Persist, "a", &[("x", 5), ("y", -1)]);
-        fake.tally("p", Group::Persist, "b", &[("y", 3)]);
-        fake.tally("p", Group::Tally, "a", &[("x", 8), ("y", 2)]);
-        let (ports, bounds) = (fake.ports(), TimeBounds::ONE_MACHINE);
+    async fn service() -> (Memory, Results) {
+        let memory = memory();
+        memory.set_now(5_000);
+        PollStore::create(&memory, &poll("p", 0, 10_000)).await.unwrap();
+        memory.add_to_tally("p", Group::Persist, "a", &[("x", 5), ("y", -1)]);
+        memory.add_to_tally("p", Group::Persist, "b", &[("y", 3)]);
+        memory.add_to_tally("p", Group::Tally, "a", &[("x", 8), ("y", 2)]);
+        let (ports, bounds) = (memory.ports(), TimeBounds::ONE_MACHINE);
         let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
         let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, Duration::from_millis(100)));
-        (fake, Results::new(ports, finalizer, snapshots, CancellationToken::new()))
+        (memory, Results::new(ports, finalizer, snapshots, CancellationToken::new()))
     }
 
     fn all(watermark: i64) -> Vec<ShardRow> {
@@ -271,7 +273,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn interim_results_are_the_sums_of_both_groups() {
-        let (fake, results) = service().await;
+        let (memory, results) = service().await;
         let response = results.get_interim_results(interim("p")).await.unwrap().into_inner();
         let option = |id: &str, submitted, counted| v1::InterimOption { option_id: id.into(), submitted, counted };
         let expected = v1::GetInterimResultsResponse {
@@ -285,18 +287,18 @@ mod tests {
         for _ in 0..1_000 {
             results.get_interim_results(interim("p")).await.unwrap();
         }
-        assert_eq!(fake.tally_reads(), 1);
+        assert_eq!(memory.tally_reads(), 1);
         assert_eq!(results.get_interim_results(interim("q")).await.unwrap_err().code(), Code::NotFound);
         assert_eq!(results.get_interim_results(interim("")).await.unwrap_err().code(), Code::InvalidArgument);
 
-        fake.tally("p", Group::Persist, "b", &[("y", -3)]);
+        memory.add_to_tally("p", Group::Persist, "b", &[("y", -3)]);
         tokio::time::advance(Duration::from_millis(100)).await;
         assert_eq!(results.get_interim_results(interim("p")).await.unwrap_err().code(), Code::Internal);
     }
 
     #[tokio::test(start_paused = true)]
     async fn final_results_wait_and_never_change() {
-        let (fake, results) = service().await;
+        let (memory, results) = service().await;
         let ask = |wait| Request::new(v1::GetFinalResultsRequest { poll_id: "p".into(), wait });
         let early = results.get_final_results(ask(false)).await.unwrap_err();
         assert_eq!(early.code(), Code::FailedPrecondition);
@@ -305,12 +307,12 @@ mod tests {
         let waiting = results.get_final_results(ask(true));
         tokio::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending());
-        fake.finish(&id(), &result(&[5, 2])).await.unwrap();
+        memory.finish(&id(), &result(&[5, 2])).await.unwrap();
         let response = waiting.await.unwrap().into_inner();
         assert_eq!(response.options.iter().map(|option| option.votes).collect::<Vec<_>>(), [5, 2]);
         assert_eq!((response.total_votes, response.finalized_at), (7, Some(timestamp(Timestamp(17_000)))));
 
-        fake.tally("p", Group::Persist, "b", &[("y", 9)]);
+        memory.add_to_tally("p", Group::Persist, "b", &[("y", 9)]);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(results.get_final_results(ask(false)).await.unwrap().into_inner(), response);
     }
@@ -325,7 +327,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn watching_sends_changes_and_ends_with_the_final_counts() {
-        let (fake, results) = service().await;
+        let (memory, results) = service().await;
         let watch = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
         let mut watch = results.watch_interim_results(watch).await.unwrap().into_inner();
         assert_eq!(watch.next().await.unwrap().unwrap().total_submitted, 10);
@@ -333,50 +335,50 @@ mod tests {
             let quiet = tokio::time::timeout(Duration::from_secs(3), watch.next());
             assert!(quiet.await.is_err(), "nothing has changed");
         }
-        fake.tally("p", Group::Tally, "b", &[("x", 1)]);
+        memory.add_to_tally("p", Group::Tally, "b", &[("x", 1)]);
         assert_eq!(watch.next().await.unwrap().unwrap().total_submitted, 11);
 
         // A store that is away for a moment does not end the call.
-        fake.fail_next(3);
-        fake.tally("p", Group::Persist, "b", &[("x", 1)]);
+        memory.fail_next(3);
+        memory.add_to_tally("p", Group::Persist, "b", &[("x", 1)]);
         assert_eq!(watch.next().await.unwrap().unwrap().total_counted, 8);
 
-        fake.tally("p", Group::Persist, "b", &[("x", 1)]);
-        fake.finish(&id(), &result(&[7, 2])).await.unwrap();
+        memory.add_to_tally("p", Group::Persist, "b", &[("x", 1)]);
+        memory.finish(&id(), &result(&[7, 2])).await.unwrap();
         assert_eq!(watch.next().await.unwrap().unwrap().total_counted, 9);
         assert!(watch.next().await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn watching_ends_with_its_client() {
-        let (fake, results) = service().await;
+        let (memory, results) = service().await;
         // One that reads again after half a minute is told to call again, and one that reads in time is not.
         for (pause, ends) in [(29, false), (30, true)] {
             let request = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
             let mut watch = results.watch_interim_results(request).await.unwrap().into_inner();
             assert!(watch.next().await.unwrap().is_ok());
             tokio::time::advance(Duration::from_secs(pause)).await;
-            fake.tally("p", Group::Tally, "b", &[("x", 1)]);
+            memory.add_to_tally("p", Group::Tally, "b", &[("x", 1)]);
             assert_eq!(watch.next().await.unwrap().is_err(), ends, "{pause}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_recount_keeps_its_permit_until_its_work_has_ended() {
-        let (fake, results) = service().await;
-        fake.set_recount(&[5, 2]);
-        let finish = fake.hold_recounts();
+        let (memory, results) = service().await;
+        memory.set_votes("p", &[("x", 5), ("y", 2)]);
+        let finish = memory.hold_recounts();
         for round in 0..100 {
             // Begun, and cancelled at once.
             let recount = results.recounts.run(id());
             let begun = tokio::time::timeout(Duration::from_millis(1), recount).await;
             assert_eq!(begun.is_err(), round < RECOUNTS_MAX, "{round}");
         }
-        assert_eq!(fake.recounts_begun() as usize, RECOUNTS_MAX);
-        assert!(matches!(results.recounts.run(id()).await, Err(Failure::Busy(_))));
+        assert_eq!(memory.recounts_begun() as usize, RECOUNTS_MAX);
+        assert!(matches!(results.recounts.run(id()).await, Err(CallError::Busy(_))));
         drop(finish);
         let again = async {
-            while matches!(results.recounts.run(id()).await, Err(Failure::Busy(_))) {
+            while matches!(results.recounts.run(id()).await, Err(CallError::Busy(_))) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -385,7 +387,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn counted_never_exceeds_submitted() {
-        let (fake, results) = service().await;
+        let (memory, results) = service().await;
         let shown = || async {
             tokio::time::advance(Duration::from_millis(100)).await;
             let response = results.get_interim_results(interim("p")).await.unwrap().into_inner();
@@ -399,21 +401,21 @@ mod tests {
         };
         assert_eq!(shown().await, [8, 2]);
         // Ten votes for y: persist has committed them, tally has not.
-        fake.tally("p", Group::Persist, "c", &[("y", 10)]);
+        memory.add_to_tally("p", Group::Persist, "c", &[("y", 10)]);
         assert_eq!(shown().await, [8, 12]);
         // Their users change their minds: what was submitted stays submitted.
-        fake.tally("p", Group::Persist, "c", &[("y", -9), ("x", 9)]);
+        memory.add_to_tally("p", Group::Persist, "c", &[("y", -9), ("x", 9)]);
         assert_eq!(shown().await, [14, 12]);
         results.snapshots.forget(&id());
-        fake.fail_next(1);
+        memory.fail_next(1);
         tokio::time::advance(Duration::from_millis(100)).await;
         assert!(results.get_interim_results(interim("p")).await.is_err());
         assert_eq!(shown().await, [14, 12]);
         // Tally catches up, and then the shown numbers are its own again.
-        fake.tally("p", Group::Tally, "c", &[("y", 10), ("x", 9)]);
+        memory.add_to_tally("p", Group::Tally, "c", &[("y", 10), ("x", 9)]);
         assert_eq!(shown().await, [17, 12]);
         // The other order: tally first.
-        fake.tally("p", Group::Tally, "c", &[("x", 100)]);
+        memory.add_to_tally("p", Group::Tally, "c", &[("x", 100)]);
         assert_eq!(shown().await, [117, 12]);
     }
 
@@ -430,16 +432,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_recount_clears_the_flag_only_if_it_proves_the_tallies() {
-        let (fake, results) = service().await;
-        fake.set_needs_recount(&id(), true).await.unwrap();
-        fake.set_now(20_000);
-        let flagged = || async { fake.get(&id()).await.unwrap().unwrap().needs_recount };
+        let (memory, results) = service().await;
+        memory.set_needs_recount(&id(), true).await.unwrap();
+        memory.set_now(20_000);
+        let flagged = || async { PollStore::get(&memory, &id()).await.unwrap().unwrap().needs_recount };
         // Not committed far enough; committed, but another count; both.
         for (watermark, recount, matches, cleared) in
             [(15_999, [5, 2], true, false), (16_000, [5, 3], false, false), (16_000, [5, 2], true, true)]
         {
-            fake.set_rows(all(watermark));
-            fake.set_recount(&recount);
+            memory.set_rows(Group::Persist, all(watermark));
+            memory.set_votes("p", &[("x", recount[0]), ("y", recount[1])]);
             tokio::time::advance(Duration::from_secs(1)).await;
             let response = results.recounts.run(id()).await.unwrap();
             assert_eq!((response.matches, response.r#final), (matches, false));
@@ -450,7 +452,7 @@ mod tests {
             );
             assert_eq!(!flagged().await, cleared, "{watermark} {recount:?}");
         }
-        fake.finish(&id(), &result(&[5, 2])).await.unwrap();
+        memory.finish(&id(), &result(&[5, 2])).await.unwrap();
         let response = results.recounts.run(id()).await.unwrap();
         assert!(response.r#final && response.matches && response.progress.is_empty());
     }

@@ -11,7 +11,7 @@ use votestream_core::{
     port::{Group, Ports, ShardRow},
 };
 
-use crate::{cache::Cache, finalizer, status::Failure};
+use crate::{cache::Cache, finalizer, status::CallError};
 
 /// A poll and its sums at one moment, in the poll's order of options.
 #[derive(Debug)]
@@ -47,15 +47,15 @@ impl Snapshots {
     }
 
     /// The poll and its sums, no older than the life of the cache.
-    pub(crate) async fn get(&self, id: &PollId) -> Result<Arc<Snapshot>, Arc<Failure>> {
+    pub(crate) async fn get(&self, id: &PollId) -> Result<Arc<Snapshot>, Arc<CallError>> {
         self.polls.get(id, |before| self.read(id, before)).await
     }
 
     /// The same, read now. `before` is what was shown last.
-    async fn read(&self, id: &PollId, before: Option<Arc<Snapshot>>) -> Result<Arc<Snapshot>, Failure> {
+    async fn read(&self, id: &PollId, before: Option<Arc<Snapshot>>) -> Result<Arc<Snapshot>, CallError> {
         let as_of = self.ports.clock.now();
         // The poll before the tallies: if it is final, the sums read afterwards are.
-        let poll = self.ports.polls.get(id).await?.ok_or_else(|| Failure::PollNotFound(id.clone()))?;
+        let poll = self.ports.polls.get(id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
         let rows = self.ports.tallies.read(id).await?;
         let counted = sums(&poll, Group::Persist, &rows)?;
         let shown = before.as_ref().map_or(&[][..], |before| &before.submitted);
@@ -69,7 +69,7 @@ impl Snapshots {
     }
 
     /// What is missing before the poll can become final; empty if it is final.
-    pub(crate) async fn progress(&self, poll: &Poll) -> Result<String, Arc<Failure>> {
+    pub(crate) async fn progress(&self, poll: &Poll) -> Result<String, Arc<CallError>> {
         if poll.final_result.is_some() {
             return Ok(String::new());
         }
@@ -79,7 +79,7 @@ impl Snapshots {
     }
 
     /// Whether everything that can count for the poll has been committed.
-    pub(crate) async fn complete(&self, poll: &Poll) -> Result<bool, Failure> {
+    pub(crate) async fn complete(&self, poll: &Poll) -> Result<bool, CallError> {
         let rows = self.ports.leases.list(Group::Persist).await?;
         let required = poll.closes_at.plus(self.bounds.late_after());
         Ok(finalizer::horizon(&rows).is_some_and(|horizon| horizon >= required))

@@ -9,7 +9,7 @@ use votestream_core::{PollId, consume::tally::InconsistentTallies, model::poll::
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum CallError {
     /// A field breaks a limit of the domain.
     #[error(transparent)]
     Invalid(#[from] InvalidField),
@@ -42,7 +42,7 @@ pub(crate) enum Failure {
     Internal,
 }
 
-impl Failure {
+impl CallError {
     pub(crate) fn field(field: &'static str, reason: impl Into<String>) -> Self {
         Self::Field { field, reason: reason.into() }
     }
@@ -74,7 +74,7 @@ impl Failure {
     }
 }
 
-impl From<PortError> for Failure {
+impl From<PortError> for CallError {
     fn from(error: PortError) -> Self {
         // Every call of these services may be repeated, so whether it took effect makes no difference to the client.
         if error.retryable {
@@ -87,15 +87,15 @@ impl From<PortError> for Failure {
     }
 }
 
-impl From<InconsistentTallies> for Failure {
+impl From<InconsistentTallies> for CallError {
     fn from(error: InconsistentTallies) -> Self {
         tracing::error!(%error, "stored tallies contradict the protocol");
         Self::Internal
     }
 }
 
-impl From<&Failure> for Status {
-    fn from(failure: &Failure) -> Self {
+impl From<&CallError> for Status {
+    fn from(failure: &CallError) -> Self {
         match failure.field_at_fault() {
             Some(field) => votestream_server::http::status_of_field(failure.code(), field, failure.to_string()),
             None => Self::new(failure.code(), failure.to_string()),
@@ -103,14 +103,14 @@ impl From<&Failure> for Status {
     }
 }
 
-impl From<Failure> for Status {
-    fn from(failure: Failure) -> Self {
+impl From<CallError> for Status {
+    fn from(failure: CallError) -> Self {
         (&failure).into()
     }
 }
 
 /// A failure that several callers share.
-pub(crate) fn shared(failure: Arc<Failure>) -> Status {
+pub(crate) fn shared(failure: Arc<CallError>) -> Status {
     (&*failure).into()
 }
 
@@ -124,14 +124,14 @@ mod tests {
     fn every_row_of_the_map() {
         let id = || PollId::new("p").unwrap();
         let negative = InconsistentTallies::Negative { group: Group::Persist, option: "secret".into(), sum: -1 };
-        let rows: Vec<(Failure, Code, &str)> = vec![
+        let rows: Vec<(CallError, Code, &str)> = vec![
             (InvalidField::Empty("poll_id").into(), Code::InvalidArgument, "poll_id is empty"),
-            (Failure::field("closes_at", "is missing"), Code::InvalidArgument, "closes_at is missing"),
-            (Failure::PollNotFound(id()), Code::NotFound, "there is no poll \"p\""),
-            (Failure::OtherDefinition(id()), Code::AlreadyExists, "another poll is stored under the id \"p\""),
-            (Failure::NotFinal("closes at 7".into()), Code::FailedPrecondition, "closes at 7"),
-            (Failure::Busy("recounts"), Code::ResourceExhausted, "too many recounts are under way, try again later"),
-            (Failure::ShuttingDown, Code::Unavailable, "this server is shutting down, call again"),
+            (CallError::field("closes_at", "is missing"), Code::InvalidArgument, "closes_at is missing"),
+            (CallError::PollNotFound(id()), Code::NotFound, "there is no poll \"p\""),
+            (CallError::OtherDefinition(id()), Code::AlreadyExists, "another poll is stored under the id \"p\""),
+            (CallError::NotFinal("closes at 7".into()), Code::FailedPrecondition, "closes at 7"),
+            (CallError::Busy("recounts"), Code::ResourceExhausted, "too many recounts are under way, try again later"),
+            (CallError::ShuttingDown, Code::Unavailable, "this server is shutting down, call again"),
             (PortError::unknown("secret").into(), Code::Unavailable, "a store did not answer, call again"),
             (PortError::refused("secret").into(), Code::Unavailable, "a store did not answer, call again"),
             (PortError::permanent("secret").into(), Code::Internal, "internal error, see the log of the server"),

@@ -13,13 +13,13 @@
 
 mod budget;
 mod item;
+mod known_voters;
 mod meter;
 mod polls;
 mod retry;
 mod shards;
 mod tables;
 mod tallies;
-mod voters;
 mod votes;
 
 use std::{num::NonZeroU32, sync::Arc};
@@ -30,9 +30,9 @@ use tokio::sync::Semaphore;
 pub use self::meter::{StoreMetrics, TableMetrics};
 use self::{
     budget::WriteBudget,
+    known_voters::KnownVoters,
     meter::Meters,
     tables::TableNames,
-    voters::Voters,
     votes::{CALLS_IN_FLIGHT, Statements},
 };
 
@@ -65,7 +65,7 @@ struct Inner {
     statements: Statements,
     meters: Meters,
     budget: WriteBudget,
-    voters: Voters,
+    voters: KnownVoters,
     /// Permits for calls on the table of votes, so that many windows at once do not open a connection each.
     calls: Semaphore,
 }
@@ -80,7 +80,7 @@ impl DynamoStore {
             tables,
             meters: Meters::new(),
             budget: WriteBudget::new(config.write_units_per_second),
-            voters: Voters::new(config.voters_remembered),
+            voters: KnownVoters::new(config.voters_remembered),
             calls: Semaphore::new(CALLS_IN_FLIGHT),
         };
         Self { inner: Arc::new(inner) }

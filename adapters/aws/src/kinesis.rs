@@ -26,10 +26,10 @@ mod producer;
 mod shards;
 
 use cursor::Cursor;
-use fanout::{Consumer, FanOutReader};
+use fanout::{FanOutReader, RegisteredConsumer};
 use pace::Pace;
 use polling::PollingReader;
-use producer::Producer;
+use producer::RecordPuts;
 
 /// How long a record waits for others to share its call, unless configured. Short against the ten milliseconds of a call.
 const LINGER: Duration = Duration::from_millis(3);
@@ -94,9 +94,9 @@ pub struct Kinesis {
     client: Client,
     stream: Arc<str>,
     reading: Reading,
-    consumers: [Arc<Consumer>; GROUPS as usize],
+    consumers: [Arc<RegisteredConsumer>; GROUPS as usize],
     custom_http_client: Option<SharedHttpClient>,
-    producer: Producer,
+    producer: RecordPuts,
     pace: Arc<Pace>,
     /// Shards that an answer named and no shard map showed yet.
     unlisted: Mutex<BTreeSet<ShardId>>,
@@ -105,7 +105,11 @@ pub struct Kinesis {
 }
 
 impl Kinesis {
-    /// Opens the stream. Fails with a clear text if it is not there, not active, or not ours to use.
+    /// Opens the stream.
+    ///
+    /// # Errors
+    ///
+    /// If the stream is not there, not active, or not ours to use.
     pub async fn connect(clients: &Clients, config: KinesisConfig) -> Result<Self, PortError> {
         let client = clients.kinesis.clone();
         let what = format!("the stream {:?}", config.stream);
@@ -125,11 +129,11 @@ impl Kinesis {
             Reading::EnhancedFanOut { consumer, .. } => consumer.as_str(),
             Reading::Polling { .. } => "",
         };
-        let consumer = |group| Arc::new(Consumer::new(client.clone(), arn.clone(), prefix, group));
+        let consumer = |group| Arc::new(RegisteredConsumer::new(client.clone(), arn.clone(), prefix, group));
         let pace = Arc::new(Pace::new(config.writers));
         let kinesis = Self {
             consumers: [consumer(Group::Persist), consumer(Group::Tally)],
-            producer: Producer::start(client.clone(), stream.clone(), pace.clone(), config.linger),
+            producer: RecordPuts::start(client.clone(), stream.clone(), pace.clone(), config.linger),
             client,
             stream,
             reading: config.reading,
@@ -144,6 +148,10 @@ impl Kinesis {
 
     /// Creates the stream with this many shards unless it is there, and waits until it can be used. For development: nothing
     /// is set but the number of shards.
+    ///
+    /// # Errors
+    ///
+    /// If Kinesis refuses, or the stream is not active within its time.
     pub async fn create_stream(clients: &Clients, stream: &str, shards: u32) -> Result<(), PortError> {
         let what = format!("CreateStream {stream:?}");
         let shards = i32::try_from(shards).map_err(|_| PortError::permanent(format!("{what}: {shards} shards")))?;

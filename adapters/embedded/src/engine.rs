@@ -3,7 +3,7 @@
 //! Owns the order of creating, opening and closing. Must never open a database without the lock on its directory, never release
 //! the lock before both halves are closed, and never change anything before both were found to belong together.
 
-use std::{fs::File, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use votestream_core::{
     ShardId, TimeBounds, Timestamp,
@@ -13,7 +13,7 @@ use votestream_core::{
 
 use crate::{
     backup::{self, Backups},
-    directory::{self, Format, OpenError},
+    directory::{self, DirectoryLock, Format, OpenError},
     log::{self, EmbeddedStream, Found, LogOptions},
     pairing,
     store::{EmbeddedStore, Identity},
@@ -132,11 +132,19 @@ impl EmbeddedEngine {
     }
 
     /// Splits an open shard: the second child's hashes start at `at`. The parent keeps its records and takes no more.
+    ///
+    /// # Errors
+    ///
+    /// If the shard is not open, `at` is not inside it, or the log cannot be written.
     pub async fn split_shard(&self, shard: &ShardId, at: u128) -> Result<(ShardId, ShardId), PortError> {
         self.stream.split(shard, at).await
     }
 
     /// Merges two open shards whose hashes are neighbours. The parents keep their records and take no more.
+    ///
+    /// # Errors
+    ///
+    /// If a shard is not open, they are not neighbours, or the log cannot be written.
     pub async fn merge_shards(&self, first: &ShardId, second: &ShardId) -> Result<ShardId, PortError> {
         self.stream.merge(first, second).await
     }
@@ -152,6 +160,10 @@ impl EmbeddedEngine {
     }
 
     /// Makes everything that was answered durable, counts and progress included.
+    ///
+    /// # Errors
+    ///
+    /// If the disk cannot be written.
     pub fn flush(&self) -> Result<(), PortError> {
         self.store.make_durable()
     }
@@ -170,9 +182,6 @@ impl Drop for EmbeddedEngine {
         }
     }
 }
-
-/// The lock on the data directory, shared by both databases. Declared last in them, so that it is dropped last.
-pub(crate) type DirectoryLock = Arc<File>;
 
 /// Makes both halves of a new directory, or makes them again if that was interrupted.
 fn create(

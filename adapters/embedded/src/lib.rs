@@ -22,7 +22,7 @@
 //! It moves the keyspace's memtable into a table first (`tree/ingest.rs`), so the journal is synced before it begins.
 //!
 //! Votes, tallies and progress are decided in memory and flushed as of one moment, see `store/flush.rs`. A crash takes the store
-//! back to the last flush: it then stands as it once stood, with the votes, tallies, epochs and producer memory of that moment,
+//! back to the last flush: it then stands as it once stood, with the votes, tallies, epochs and dedup table of that moment,
 //! and the groups process the records after its checkpoints again, which the log still has: it deletes only what a flushed
 //! checkpoint covers.
 

@@ -18,18 +18,18 @@
 //! | `flushes` | `redone` | see `flush.rs` |
 //! | `flushes` | `identity` | see `pairing.rs` |
 
+mod dictionary;
 mod flush;
+mod hot_votes;
 mod leases;
 mod migration;
 mod moments;
-mod numbers;
+mod new_voter_filter;
 mod pairing;
-mod pending;
 mod polls;
-mod recent;
 mod staging;
 mod tallies;
-mod voters;
+mod unflushed;
 mod votes;
 
 use std::{
@@ -49,16 +49,16 @@ use votestream_core::port::PortError;
 
 pub(crate) use self::pairing::{Identity, Reached};
 use self::{
+    dictionary::Dictionary,
     flush::{FLUSH_EVERY, FlushSoon, Flusher, Flushing, RedoError},
     leases::Rows,
-    numbers::Numbers,
-    pending::KeyHash,
+    unflushed::KeyHash,
     votes::Deciding,
 };
 use crate::{
     background::{TABLE_WRITERS, giving_way},
+    directory::DirectoryLock,
     directory::{Format, OpenError},
-    engine::DirectoryLock,
     files::cached_files_max,
     fjall_journal::{self, Synced},
     write_failed,
@@ -98,7 +98,7 @@ struct Inner {
     flush_soon: FlushSoon,
     hashing: KeyHash,
     polls_lock: Mutex<()>,
-    numbers: RwLock<Numbers>,
+    numbers: RwLock<Dictionary>,
     numbers_stored: Keyspace,
     votes: Keyspace,
     tallies: Keyspace,
@@ -157,9 +157,9 @@ impl EmbeddedStore {
         let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
         let numbers_stored = keyspace("numbers")?;
         let load_numbers = |stored: &Keyspace| {
-            Numbers::load(stored).map_err(|error| match error {
-                numbers::LoadError::Database(source) => failed(source),
-                numbers::LoadError::Damaged(reason) => damaged(reason),
+            Dictionary::load(stored).map_err(|error| match error {
+                dictionary::LoadError::Database(source) => failed(source),
+                dictionary::LoadError::Damaged(reason) => damaged(reason),
             })
         };
         let numbers = load_numbers(&numbers_stored)?;

@@ -23,7 +23,7 @@ use crate::{
     failure::{Answer, Failure, Outcome},
     generate::{Plan, Votes},
     json, output,
-    stack::{Stack, StackOptions},
+    stack::{RunningStack, StackOptions},
 };
 
 const POLL_ID: &str = "demo";
@@ -97,7 +97,7 @@ impl Report {
 }
 
 pub(super) async fn run(global: &Global, args: DemoArgs, mut signals: Signals) -> Outcome {
-    let mut stack = Stack::start(StackOptions::ephemeral(args.shards)).await?;
+    let mut stack = RunningStack::start(StackOptions::ephemeral(args.shards)).await?;
     let address =
         |bound: SocketAddr| bound.to_string().parse::<Address>().map_err(|error| Failure::failed(error.to_string()));
     let services =

@@ -12,7 +12,7 @@ use crate::{
     args::{Global, UpArgs},
     failure::{Answer, Failure, Outcome},
     output,
-    stack::{Stack, StackOptions, Storage},
+    stack::{RunningStack, StackOptions, Storage},
 };
 
 /// Where the services are, for scripts.
@@ -61,8 +61,8 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
 
 /// Starts the stack. The first signal is heeded once it has started, the second one at once: a directory that is half open is
 /// one that `kill -9` has left.
-async fn start(options: StackOptions, signals: &mut Signals) -> Result<Stack, Failure> {
-    let mut starting = std::pin::pin!(Stack::start(options));
+async fn start(options: StackOptions, signals: &mut Signals) -> Result<RunningStack, Failure> {
+    let mut starting = std::pin::pin!(RunningStack::start(options));
     let signal = tokio::select! {
         started = &mut starting => return started,
         signal = signals.next() => signal,
@@ -76,7 +76,7 @@ async fn start(options: StackOptions, signals: &mut Signals) -> Result<Stack, Fa
 }
 
 /// Says where the services are.
-fn announce(global: &Global, stack: &Stack, ephemeral: bool) -> Result<(), Failure> {
+fn announce(global: &Global, stack: &RunningStack, ephemeral: bool) -> Result<(), Failure> {
     let addresses = Addresses {
         ingest: format!("http://{}", stack.ingest_addr),
         results: format!("http://{}", stack.results_addr),

@@ -54,7 +54,7 @@ pub(super) const MEMORY_GB_PER_VCPU: u64 = 2;
 pub(super) const TASKS_MIN: u64 = 2;
 /// Share of a task's CPU that is planned for. The rest is for TLS, telemetry, deployments, a slower core than the measured one.
 pub(super) const CPU_SHARE: f64 = 0.6;
-/// Most ingest tasks: each shard's memory holds 6,000 producers (`MEMORY_ENTRIES_MAX` in `core/src/consume/dedup.rs`), and while all
+/// Most ingest tasks: each shard's dedup table holds 6,000 producers (`DEDUP_ENTRIES_MAX` in `core/src/consume/dedup.rs`), and while all
 /// are replaced there are two of each.
 pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
 
@@ -89,7 +89,7 @@ pub(super) const TALLY_FLUSHES_PER_SECOND: f64 = 1.0;
 pub(super) const RENEWALS_PER_SECOND: f64 = 1.0 / 3.0;
 /// Write units of a tally row: up to 1 KB, which holds some thirty options.
 pub(super) const UNITS_PER_TALLY_ROW: u64 = 1;
-/// Bytes of a shard row without its producer memory. Estimated.
+/// Bytes of a shard row without its dedup table. Estimated.
 pub(super) const SHARD_ROW_BYTES: u64 = 500;
 /// Bytes of one producer in it (`ENTRY_BYTES` in `adapters/aws`).
 pub(super) const PRODUCER_BYTES: u64 = 36;

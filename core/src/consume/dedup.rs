@@ -1,4 +1,4 @@
-//! Producer memory: the last batch number of each producer, per range of hashes, which makes a second copy of a batch
+//! Dedup table: the last batch number of each producer, per range of hashes, which makes a second copy of a batch
 //! recognisable.
 //!
 //! Owns what counts as a duplicate. Must never forget an entry before the shard clock is 2 L past its arrival, not even to
@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// Most entries of one shard: they are stored in the shard row, an entry takes about 60 bytes, and a DynamoDB item holds 400 KB.
-pub const MEMORY_ENTRIES_MAX: usize = 6_000;
+pub const DEDUP_ENTRIES_MAX: usize = 6_000;
 
-/// The memory would not fit into the shard row. Stop and alarm: evicting would count votes twice.
+/// The table would not fit into the shard row. Stop and alarm: evicting would count votes twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("producer memory holds {0} entries, the limit is {MEMORY_ENTRIES_MAX}")]
-pub struct MemoryFull(pub usize);
+#[error("dedup table holds {0} entries, the limit is {DEDUP_ENTRIES_MAX}")]
+pub struct DedupTableFull(pub usize);
 
 /// The number kept for a range of hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,8 @@ struct Entry {
 
 /// What one shard remembers of the batches it has processed.
 #[derive(Clone, Debug, Default)]
-pub struct ProducerMemory {
-    /// Per producer, disjoint entries in ascending order. Ordered, so that the stored form is the same for the same memory.
+pub struct DedupTable {
+    /// Per producer, disjoint entries in ascending order. Ordered, so that the stored form is the same for the same table.
     producers: BTreeMap<u128, Vec<Entry>>,
     /// Number of entries of all producers.
     entries: usize,
@@ -40,15 +40,15 @@ pub struct ProducerMemory {
     oldest: Timestamp,
 }
 
-impl PartialEq for ProducerMemory {
+impl PartialEq for DedupTable {
     fn eq(&self, other: &Self) -> bool {
         self.producers == other.producers
     }
 }
 
-impl Eq for ProducerMemory {}
+impl Eq for DedupTable {}
 
-impl ProducerMemory {
+impl DedupTable {
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.entries
@@ -61,7 +61,7 @@ impl ProducerMemory {
 
     /// Whether a vote of this hash, in this batch of the producer, was processed before or was overtaken by a later batch.
     pub fn is_duplicate(&self, producer: u128, hash: u128, number: u64) -> bool {
-        if mutation::is_active(Mutation::NoProducerMemory) {
+        if mutation::is_active(Mutation::NoDedup) {
             return false;
         }
         let Some(entries) = self.producers.get(&producer) else { return false };
@@ -79,7 +79,7 @@ impl ProducerMemory {
     /// expires and then checks.
     pub fn record(&mut self, producer: u128, ranges: &HashRanges, number: u64, clock: Timestamp) {
         let whole = [HashRange::ALL];
-        let per_producer = mutation::is_active(Mutation::MemoryPerProducer);
+        let per_producer = mutation::is_active(Mutation::DedupPerProducer);
         for &range in if per_producer { &whole } else { ranges.as_slice() } {
             // Renewing the arrival even where the number stays: that is what the model does.
             self.merge(producer, Entry { range, number, arrived_at: clock }, |old, new| Entry {
@@ -90,7 +90,7 @@ impl ProducerMemory {
         }
     }
 
-    /// The memory as a child of this range inherits it.
+    /// The table as a child of this range inherits it.
     pub fn clip(&self, range: &HashRange) -> Self {
         let mut clipped = Self { oldest: self.oldest, ..Self::default() };
         for (&producer, entries) in &self.producers {
@@ -106,7 +106,7 @@ impl ProducerMemory {
         clipped
     }
 
-    /// Adds the memory of another parent. Parents own different hashes, so that no entry meets another.
+    /// Adds the table of another parent. Parents own different hashes, so that no entry meets another.
     pub fn absorb(&mut self, other: &Self) {
         for (&producer, entries) in &other.producers {
             for &entry in entries {
@@ -132,13 +132,13 @@ impl ProducerMemory {
         (self.entries, self.oldest) = (kept, oldest);
     }
 
-    /// Whether the memory fits into a shard row.
+    /// Whether the table fits into a shard row.
     ///
     /// # Errors
     ///
     /// If it does not.
-    pub fn check(&self) -> Result<(), MemoryFull> {
-        if self.entries > MEMORY_ENTRIES_MAX { Err(MemoryFull(self.entries)) } else { Ok(()) }
+    pub fn check(&self) -> Result<(), DedupTableFull> {
+        if self.entries > DEDUP_ENTRIES_MAX { Err(DedupTableFull(self.entries)) } else { Ok(()) }
     }
 
     /// The stored form.
@@ -157,13 +157,13 @@ impl ProducerMemory {
 
     /// Reverses [`Self::to_stored`].
     pub fn from_stored(stored: &[StoredProducer]) -> Self {
-        let mut memory = Self::default();
+        let mut dedup = Self::default();
         for &StoredProducer { producer, range, number, arrived_at } in stored {
             if range.start <= range.end {
-                memory.merge(producer, Entry { range, number, arrived_at }, higher);
+                dedup.merge(producer, Entry { range, number, arrived_at }, higher);
             }
         }
-        memory
+        dedup
     }
 
     /// Lays a new entry over those of the producer; where both hold a hash, `both(old, new)` says what is kept (its range is
@@ -257,14 +257,14 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_memory_per_hash(ops in prop::collection::vec(op(), 1..30)) {
-            let mut memory = ProducerMemory::default();
+            let mut dedup = DedupTable::default();
             let mut model: HashMap<(u128, u128), (u64, Timestamp)> = HashMap::new();
             let mut clock = Timestamp(1_000);
             for op in ops {
                 match op {
                     Op::Record(producer, ranges, number) => {
                         let ranges = HashRanges::union_of(ranges);
-                        memory.record(producer, &ranges, number, clock);
+                        dedup.record(producer, &ranges, number, clock);
                         for hash in all_hashes().filter(|&hash| ranges.contains(hash)) {
                             let kept = model.entry((producer, hash)).or_insert((0, clock));
                             *kept = (kept.0.max(number), clock);
@@ -272,39 +272,39 @@ mod tests {
                     }
                     Op::Expire(passed) => {
                         clock = Timestamp(clock.0 + passed);
-                        memory.expire(clock, &BOUNDS);
+                        dedup.expire(clock, &BOUNDS);
                         model.retain(|_, kept| kept.1.plus(BOUNDS.memory_life()) >= clock);
                     }
                     Op::Clip(range) => {
-                        memory = memory.clip(&range);
+                        dedup = dedup.clip(&range);
                         model.retain(|(_, hash), _| range.contains(*hash));
                     }
                     Op::Merge(at) => {
                         // Split into two children, then merge them again: nothing may change.
-                        let mut left = memory.clip(&HashRange { start: 0, end: hash(at) - 1 });
-                        left.absorb(&memory.clip(&HashRange { start: hash(at), end: u128::MAX }));
-                        prop_assert_eq!(&left, &memory);
-                        memory = left;
+                        let mut left = dedup.clip(&HashRange { start: 0, end: hash(at) - 1 });
+                        left.absorb(&dedup.clip(&HashRange { start: hash(at), end: u128::MAX }));
+                        prop_assert_eq!(&left, &dedup);
+                        dedup = left;
                     }
                     Op::Store => {
-                        let stored = memory.to_stored();
-                        let again = ProducerMemory::from_stored(&stored);
-                        prop_assert_eq!(&again, &memory);
+                        let stored = dedup.to_stored();
+                        let again = DedupTable::from_stored(&stored);
+                        prop_assert_eq!(&again, &dedup);
                         prop_assert_eq!(again.len(), stored.len());
-                        memory = again;
+                        dedup = again;
                     }
                 }
-                prop_assert_eq!(memory.len(), memory.to_stored().len());
+                prop_assert_eq!(dedup.len(), dedup.to_stored().len());
                 for producer in 0..3 {
                     for number in 1..10 {
                         let mut any = false;
                         for hash in all_hashes() {
                             let expected = model.get(&(producer, hash)).is_some_and(|kept| kept.0 >= number);
-                            prop_assert_eq!(memory.is_duplicate(producer, hash, number), expected);
+                            prop_assert_eq!(dedup.is_duplicate(producer, hash, number), expected);
                             any |= expected;
                         }
                         if any {
-                            prop_assert!(memory.may_hold_duplicate(producer, &HashRange::ALL.into(), number));
+                            prop_assert!(dedup.may_hold_duplicate(producer, &HashRange::ALL.into(), number));
                         }
                     }
                 }
@@ -314,24 +314,24 @@ mod tests {
 
     #[test]
     fn neighbours_that_are_equal_become_one() {
-        let mut memory = ProducerMemory::default();
+        let mut dedup = DedupTable::default();
         for range in HashRange::split_evenly(8) {
-            memory.record(1, &range.into(), 7, Timestamp(5));
+            dedup.record(1, &range.into(), 7, Timestamp(5));
         }
-        assert_eq!(memory.len(), 1);
-        assert!(!memory.may_hold_duplicate(1, &HashRange::ALL.into(), 8));
-        assert!(memory.may_hold_duplicate(1, &HashRange::ALL.into(), 7));
+        assert_eq!(dedup.len(), 1);
+        assert!(!dedup.may_hold_duplicate(1, &HashRange::ALL.into(), 8));
+        assert!(dedup.may_hold_duplicate(1, &HashRange::ALL.into(), 7));
     }
 
     #[test]
     fn at_the_bound_it_is_an_error_and_nothing_is_forgotten() {
-        let mut memory = ProducerMemory::default();
-        for producer in 0..MEMORY_ENTRIES_MAX as u128 {
-            memory.record(producer, &HashRange::ALL.into(), 1, Timestamp(5));
+        let mut dedup = DedupTable::default();
+        for producer in 0..DEDUP_ENTRIES_MAX as u128 {
+            dedup.record(producer, &HashRange::ALL.into(), 1, Timestamp(5));
         }
-        assert_eq!(memory.check(), Ok(()));
-        memory.record(u128::MAX, &HashRange::ALL.into(), 1, Timestamp(5));
-        assert_eq!(memory.check(), Err(MemoryFull(MEMORY_ENTRIES_MAX + 1)));
-        assert!(memory.is_duplicate(0, 0, 1));
+        assert_eq!(dedup.check(), Ok(()));
+        dedup.record(u128::MAX, &HashRange::ALL.into(), 1, Timestamp(5));
+        assert_eq!(dedup.check(), Err(DedupTableFull(DEDUP_ENTRIES_MAX + 1)));
+        assert!(dedup.is_duplicate(0, 0, 1));
     }
 }

@@ -6,8 +6,6 @@
 mod consumer;
 mod manager;
 mod prefetch;
-#[cfg(test)]
-mod tests;
 
 use std::{sync::Arc, time::Duration};
 

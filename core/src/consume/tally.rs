@@ -185,6 +185,10 @@ pub enum InconsistentTallies {
 }
 
 /// Sums of a group over all shards, in the poll's order of options. Single tallies may be negative, sums never are.
+///
+/// # Errors
+///
+/// If a tally names an option that the poll does not have, or a sum is negative.
 pub fn sums(poll: &Poll, group: Group, rows: &[TallyRow]) -> Result<Vec<u64>, InconsistentTallies> {
     let index: HashMap<&str, usize> = poll.options.iter().map(|option| &*option.id).zip(0..).collect();
     let mut sums = vec![0i128; poll.options.len()];

@@ -1,6 +1,6 @@
 //! A window: a run of consecutive records of one shard, and which of its votes count.
 //!
-//! Owns the decision about each vote. Must never look at the time of processing: the same records, producer memory, shard
+//! Owns the decision about each vote. Must never look at the time of processing: the same records, dedup table, shard
 //! clock and polls always give the same decision, in both groups and after any crash.
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     HashRange, Poll, PollId, PollSource, SequenceNumber, ShardId, TimeBounds, Timestamp,
-    consume::dedup::{MemoryFull, ProducerMemory},
+    consume::dedup::{DedupTable, DedupTableFull},
     mutation::{self, Mutation},
     port::Record,
     record::{
@@ -231,8 +231,8 @@ impl ReadRecord {
 /// What a shard's decisions depend on beside the stream: its state at a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardState {
-    /// Producer memory.
-    pub memory: ProducerMemory,
+    /// Dedup table.
+    pub dedup: DedupTable,
     /// Shard clock: the largest arrival timestamp so far.
     pub clock: Timestamp,
 }
@@ -267,14 +267,14 @@ pub fn polls_named(records: &[ReadRecord]) -> BTreeSet<&PollId> {
 ///
 /// # Errors
 ///
-/// If the producer memory would exceed its bound: the shard must stop.
+/// If the dedup table would exceed its bound: the shard must stop.
 pub fn decide(
     records: &[ReadRecord],
     mut state: ShardState,
     range: &HashRange,
     polls: &BTreeMap<PollId, Arc<Poll>>,
     bounds: &TimeBounds,
-) -> Result<Decision, MemoryFull> {
+) -> Result<Decision, DedupTableFull> {
     let mut selected = Vec::new();
     let mut touched: BTreeMap<&PollId, &Arc<Poll>> = BTreeMap::new();
     let mut discards = Discards::default();
@@ -296,7 +296,7 @@ pub fn decide(
                     selected.push(choices);
                 }
                 let covered = batch.ranges.intersection(range);
-                state.memory.record(batch.id.producer, &covered, batch.id.number, state.clock);
+                state.dedup.record(batch.id.producer, &covered, batch.id.number, state.clock);
             }
             Content::Foreign(votes) => {
                 if let Some(only) = select_foreign(votes, state.clock, range, polls, bounds, &mut discards) {
@@ -307,8 +307,8 @@ pub fn decide(
             }
         }
         // Before the bound is checked: what has expired does not count.
-        state.memory.expire(state.clock, bounds);
-        state.memory.check()?;
+        state.dedup.expire(state.clock, bounds);
+        state.dedup.check()?;
     }
     let polls = touched.into_values().cloned().collect();
     Ok(Decision { selected, polls, discards, early_records, state })
@@ -355,7 +355,7 @@ fn select(
     let entries = entries(batch, PollSource::Ingest, polls);
     let BatchId { producer, number } = batch.id;
     let check_range = !batch.ranges.within(range);
-    let check_duplicate = state.memory.may_hold_duplicate(producer, &batch.ranges, number);
+    let check_duplicate = state.dedup.may_hold_duplicate(producer, &batch.ranges, number);
     if !check_range && !check_duplicate && all_count(batch, &entries, state.clock, bounds) {
         return Some(None);
     }
@@ -368,7 +368,7 @@ fn select(
             if !range.contains(hash) {
                 return Err(Discard::WrongShard);
             }
-            if state.memory.is_duplicate(producer, hash, number) {
+            if state.dedup.is_duplicate(producer, hash, number) {
                 return Err(Discard::DuplicateOrSuperseded);
             }
         }
@@ -377,7 +377,7 @@ fn select(
     judge_each(batch.len(), judge, discards)
 }
 
-/// The votes of another producer that count, as [`select`] says. There is no producer memory: a record that is in the
+/// The votes of another producer that count, as [`select`] says. There is no dedup table: a record that is in the
 /// stream twice has two positions, and is two votes.
 #[expect(clippy::option_option, reason = "the inner one is the field of `Selected`")]
 fn select_foreign(
@@ -438,7 +438,7 @@ fn in_time(
         return Err(Discard::Closed);
     }
     // Neither long after it was accepted nor, by a clock that was wrong, long before: copies of a record that count lie within
-    // 2 L of each other, for which producer memory is kept.
+    // 2 L of each other, for which the dedup table is kept.
     if clock > accepted_at.plus(late_after) || accepted_at > clock.plus(late_after) {
         return Err(Discard::Late);
     }
@@ -620,15 +620,15 @@ mod tests {
         ReadRecord { sequence: SequenceNumber::from_u64(sequence), arrived_at: Timestamp(now), content }
     }
 
-    /// One vote after the other, with a memory per hash, as in the model of the protocol. Hashes that occur are those of
-    /// the users; others need no memory.
+    /// One vote after the other, with a number per hash, as in the model of the protocol. Hashes that occur are those of
+    /// the users; others need none.
     fn naive(
         records: &[ReadRecord],
         kinds: &[Kind],
         range: &HashRange,
     ) -> (Vec<(SequenceNumber, u32)>, HashMap<Discard, u64>) {
         let (polls, mut clock) = (polls(), Timestamp::ZERO);
-        let mut memory: HashMap<(u128, u128), (u64, Timestamp)> = HashMap::new();
+        let mut dedup: HashMap<(u128, u128), (u64, Timestamp)> = HashMap::new();
         let hashes: Vec<u128> =
             POLLS.iter().flat_map(|poll| (0..20).map(move |user| vote_hash(poll, format!("user {user}")))).collect();
         let (mut counting, mut discards) = (Vec::new(), HashMap::new());
@@ -686,7 +686,7 @@ mod tests {
                         let hash = vote_hash(poll.as_str(), batch.user_id(index));
                         if !range.contains(hash) {
                             discard(Discard::WrongShard);
-                        } else if memory.get(&(producer, hash)).is_some_and(|kept| kept.0 >= number) {
+                        } else if dedup.get(&(producer, hash)).is_some_and(|kept| kept.0 >= number) {
                             discard(Discard::DuplicateOrSuperseded);
                         } else if let Some(poll) = polls.get(poll) {
                             if poll.source == PollSource::Stream {
@@ -705,12 +705,12 @@ mod tests {
                         }
                     }
                     for &hash in hashes.iter().filter(|&&hash| range.contains(hash) && batch.ranges.contains(hash)) {
-                        let kept = memory.entry((producer, hash)).or_insert((0, clock));
+                        let kept = dedup.entry((producer, hash)).or_insert((0, clock));
                         *kept = (kept.0.max(number), clock);
                     }
                 }
             }
-            memory.retain(|_, kept| kept.1.plus(BOUNDS.memory_life()) >= clock);
+            dedup.retain(|_, kept| kept.1.plus(BOUNDS.memory_life()) >= clock);
         }
         (counting, discards)
     }
@@ -749,8 +749,8 @@ mod tests {
                 for reason in Discard::ALL {
                     discards.add(reason, decision.discards.get(reason));
                 }
-                let memory = ProducerMemory::from_stored(&decision.state.memory.to_stored());
-                state = ShardState { memory, clock: decision.state.clock };
+                let dedup = DedupTable::from_stored(&decision.state.dedup.to_stored());
+                state = ShardState { dedup, clock: decision.state.clock };
             }
             prop_assert_eq!(counting, expected);
             for reason in Discard::ALL {
@@ -793,7 +793,7 @@ mod tests {
         let counting: Vec<_> = decision.selected.iter().map(|votes| (votes.sequence, votes.only.clone())).collect();
         assert_eq!(counting, [(SequenceNumber::from_u64(1), None), (SequenceNumber::from_u64(2), None)]);
         assert_eq!((decision.discards.get(Discard::Closed), decision.discards.get(Discard::Unreadable)), (1, 1));
-        assert_eq!(decision.state.memory, ProducerMemory::default());
+        assert_eq!(decision.state.dedup, DedupTable::default());
     }
 
     #[test]

@@ -113,6 +113,10 @@ impl InvalidField {
 }
 
 /// Checks an id that may hold any text: not empty, within `max` bytes, UTF-8, no control characters.
+///
+/// # Errors
+///
+/// What is wrong, and with which field.
 #[inline]
 pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Result<&'a str, InvalidField> {
     if bytes.is_empty() {
@@ -132,12 +136,20 @@ pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Resul
 
 /// Checks a user id. It is whatever another system calls a person, and nobody reads it: how it looks is not judged, and blanks
 /// at its ends belong to it, since to cut them off could make one user of two.
+///
+/// # Errors
+///
+/// As [`check_text`].
 #[inline]
 pub fn check_user_id(bytes: &[u8]) -> Result<&str, InvalidField> {
     check_text("user_id", bytes, USER_ID_BYTES_MAX)
 }
 
 /// Checks the option id of a vote, and of a stored poll. A new poll's options are checked further, see [`crate::model::text`].
+///
+/// # Errors
+///
+/// As [`check_text`].
 pub fn check_option_id(bytes: &[u8]) -> Result<&str, InvalidField> {
     check_text("option_id", bytes, OPTION_ID_BYTES_MAX)
 }
@@ -148,11 +160,19 @@ pub struct PollId(Arc<str>);
 
 impl PollId {
     /// Checks the id.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::check`].
     pub fn new(id: &str) -> Result<Self, InvalidField> {
         Self::check(id.as_bytes()).map(|id| Self(id.into()))
     }
 
     /// Checks the bytes of an id without keeping them.
+    ///
+    /// # Errors
+    ///
+    /// If it is empty, too long, or holds a character that ids may not.
     pub fn check(bytes: &[u8]) -> Result<&str, InvalidField> {
         let id = check_text("poll_id", bytes, POLL_ID_BYTES_MAX)?;
         if !bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte)) {

@@ -134,7 +134,7 @@ impl TimeBounds {
         self.answer_deadline.saturating_add(self.clock_skew_max.saturating_mul(2)).saturating_add(ARRIVAL_JITTER)
     }
 
-    /// How long producer memory is kept: 2 L.
+    /// How long entries of the dedup table are kept: 2 L.
     pub const fn memory_life(&self) -> Duration {
         self.late_after().saturating_mul(2)
     }

@@ -27,6 +27,10 @@ pub enum UserId<'a> {
 
 impl<'a> UserId<'a> {
     /// Checks an id, as [`check_user_id`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`check_user_id`].
     #[inline(always)]
     pub fn check(bytes: &'a [u8]) -> Result<Self, InvalidField> {
         // A UUID alone is valid, whatever else there is to check.

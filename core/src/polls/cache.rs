@@ -79,14 +79,14 @@ impl ReadState {
     }
 }
 
-type Answer = Result<Option<Arc<Poll>>, Failure>;
+type Answer = Result<Option<Arc<Poll>>, SharedError>;
 
 /// A [`PortError`] that several callers receive.
 #[derive(Clone)]
-struct Failure(Arc<PortError>);
+struct SharedError(Arc<PortError>);
 
-impl From<Failure> for PortError {
-    fn from(Failure(error): Failure) -> Self {
+impl From<SharedError> for PortError {
+    fn from(SharedError(error): SharedError) -> Self {
         Self { retryable: error.retryable, effect: error.effect, message: error.message.clone() }
     }
 }
@@ -212,8 +212,8 @@ impl ReadTask {
     async fn run(self) {
         let answer = match timeout(READ_TIMEOUT, self.inner.store.get(&self.id)).await {
             Ok(Ok(poll)) => Ok(poll.map(Arc::new)),
-            Ok(Err(error)) => Err(Failure(Arc::new(error))),
-            Err(_) => Err(Failure(Arc::new(PortError::refused("reading the poll timed out")))),
+            Ok(Err(error)) => Err(SharedError(Arc::new(error))),
+            Err(_) => Err(SharedError(Arc::new(PortError::refused("reading the poll timed out")))),
         };
         match &answer {
             Ok(Some(poll)) => self.inner.keep(&self.id, poll, self.read.started),
@@ -270,12 +270,23 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use async_trait::async_trait;
-    use tokio::time::{advance, sleep};
+    use tokio::time::{Instant, advance, sleep};
 
     use super::*;
-    use crate::{PollOption, PollSource, Timestamp, model::poll::FinalResult, port::Created, testing::clock};
+    use crate::{PollOption, PollSource, Timestamp, model::poll::FinalResult, port::Created};
 
     const LIFE: Duration = Duration::from_millis(500);
+
+    /// tokio's clock, which the tests pause.
+    fn clock() -> Arc<dyn Clock> {
+        struct Paused(Instant);
+        impl Clock for Paused {
+            fn now(&self) -> Timestamp {
+                Timestamp(1_700_000_000_000).plus(self.0.elapsed())
+            }
+        }
+        Arc::new(Paused(Instant::now()))
+    }
 
     /// Answers after `delay`, with the number of the read as title.
     #[derive(Default)]

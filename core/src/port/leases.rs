@@ -25,8 +25,8 @@ pub struct Progress {
     pub checkpoint: SequenceNumber,
     /// End of the window that is being applied; equal to `checkpoint` if none is.
     pub window_end: SequenceNumber,
-    /// Producer memory at the checkpoint.
-    pub memory: Vec<StoredProducer>,
+    /// Dedup table at the checkpoint.
+    pub dedup: Vec<StoredProducer>,
     /// Shard clock at the checkpoint, which is also the watermark: the largest arrival timestamp up to it.
     pub watermark: Timestamp,
     /// The shard is closed and everything in it is committed.

@@ -40,7 +40,7 @@ const TRACES_MAX: usize = 16;
 
 /// The lanes' settings and their clock, and batches that were settled: their memory is used again, which saves the system from mapping and
 /// clearing it for every batch.
-pub(super) struct Spare {
+pub(super) struct SpareBatches {
     pub(super) config: LaneConfig,
     clock: Arc<dyn Clock>,
     batches: Mutex<Vec<QueuedBatch>>,
@@ -49,7 +49,7 @@ pub(super) struct Spare {
 /// Most batches that are kept.
 const SPARE_BATCHES_MAX: usize = 16;
 
-impl Spare {
+impl SpareBatches {
     pub(super) fn new(config: LaneConfig, clock: Arc<dyn Clock>) -> Self {
         Self { config, clock, batches: Mutex::default() }
     }
@@ -96,7 +96,7 @@ impl Lane {
     /// Appends votes of one message.
     pub(super) fn append<'a>(
         &self,
-        spare: &Spare,
+        spare: &SpareBatches,
         message: &Arc<dyn Settle>,
         votes: impl Iterator<Item = &'a AcceptedVote<'a>>,
         accepted_at: Timestamp,
@@ -143,7 +143,7 @@ impl QueuedBatch {
     }
 
     /// Moves every vote, in order, to where `lane_of` says.
-    pub(super) fn move_to<'a>(&self, spare: &Spare, lane_of: impl Fn(u128) -> &'a Lane) {
+    pub(super) fn move_to<'a>(&self, spare: &SpareBatches, lane_of: impl Fn(u128) -> &'a Lane) {
         for ((message, index), vote) in self.parts.iter().zip(self.votes.votes()) {
             let (poll_id, option_id) = vote.choice;
             let accepted = AcceptedVote { poll_id, option_id, user_id: vote.user_id, hash: vote.hash, index };

@@ -13,7 +13,7 @@ use std::{
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{Failure, answer, print_out};
+use super::{ProcessError, answer, print_out};
 use crate::config::{Program, Refused, socket_addr};
 
 /// First argument that asks instead of serving.
@@ -38,7 +38,7 @@ pub(super) fn main(program: &Program, arguments: impl Iterator<Item = OsString>)
         }
         Err(reason) => {
             print_out(&format!("{} at {addr}: {reason}\n", program.name));
-            ExitCode::from(Failure::start(reason).code())
+            ExitCode::from(ProcessError::start(reason).code())
         }
     }
 }

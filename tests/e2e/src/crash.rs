@@ -28,11 +28,11 @@ use tokio::{
 use votestream_aws::dynamodb::DynamoConfig;
 
 use crate::{
-    audit::Answer,
     aws,
     hostile::{Attack, Target},
     voters::{Election, PATIENCE, Places, Voters},
 };
+use votestream_testkit::audit::Answer;
 
 /// Lines of its output that are kept of each process.
 const LOG_LINES_MAX: usize = 60;

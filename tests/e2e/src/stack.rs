@@ -2,12 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use futures::FutureExt;
+use tokio::net::TcpListener;
 use tonic::transport::Channel;
 use votestream_core::{TimeBounds, port::Ports};
-use votestream_ingest::IngestConfig;
-use votestream_persist::PersistConfig;
 use votestream_proto::{
     VotesMessage,
     v1::{
@@ -16,8 +14,7 @@ use votestream_proto::{
         results_service_client::ResultsServiceClient,
     },
 };
-use votestream_server::ServiceError;
-use votestream_tally::TallyConfig;
+use votestream_stack::StackConfig;
 
 /// Short enough for tests, long enough for a busy machine.
 pub const TEST_BOUNDS: TimeBounds = TimeBounds {
@@ -32,50 +29,27 @@ pub struct Stack {
     pub ingest: SocketAddr,
     /// Address of `ResultsService` and `PollService`.
     pub results: SocketAddr,
-    shutdown: CancellationToken,
-    tasks: Vec<JoinHandle<Result<(), ServiceError>>>,
+    services: votestream_stack::Stack,
 }
 
 impl Stack {
     /// Starts the services as on one machine.
     pub async fn start(ports: Ports, bounds: TimeBounds) -> Self {
-        Self::start_with(ports, bounds, |_, _| ()).await
+        Self::start_with(ports, bounds, |_| ()).await
     }
 
-    /// Starts the services with other settings of their groups.
-    pub async fn start_with(
-        ports: Ports,
-        bounds: TimeBounds,
-        change: impl FnOnce(&mut PersistConfig, &mut TallyConfig),
-    ) -> Self {
-        let shutdown = CancellationToken::new();
+    /// Starts the services with other settings.
+    pub async fn start_with(ports: Ports, bounds: TimeBounds, change: impl FnOnce(&mut StackConfig)) -> Self {
         let (ingest, results) = (listener().await, listener().await);
         let (ingest_addr, results_addr) = (ingest.local_addr().unwrap(), results.local_addr().unwrap());
-        let mut ingest_config = IngestConfig::one_machine();
-        ingest_config.bounds = bounds;
-        ingest_config.lanes.bounds = bounds;
-        let mut persist_config = PersistConfig::one_machine();
-        persist_config.group.bounds = bounds;
-        let mut tally_config = TallyConfig::one_machine();
-        tally_config.group.bounds = bounds;
-        change(&mut persist_config, &mut tally_config);
-        let stop = || shutdown.clone();
-        let (persist_ports, tally_ports) = (ports.clone(), ports.clone());
-        let tasks = vec![
-            tokio::spawn({
-                let stop = stop();
-                async move { votestream_ingest::run(ingest_config, ports, ingest, stop).await.map(drop) }
-            }),
-            tokio::spawn({
-                let stop = stop();
-                async move { votestream_persist::run(persist_config, persist_ports, stop).await.map(drop) }
-            }),
-            tokio::spawn({
-                let stop = stop();
-                async move { votestream_tally::run(tally_config, tally_ports, results, stop).await.map(drop) }
-            }),
-        ];
-        Self { ingest: ingest_addr, results: results_addr, shutdown, tasks }
+        let mut config = StackConfig::one_machine();
+        config.ingest.bounds = bounds;
+        config.ingest.lanes.bounds = bounds;
+        config.persist.group.bounds = bounds;
+        config.tally.group.bounds = bounds;
+        change(&mut config);
+        let services = votestream_stack::Stack::start(&ports, config, ingest, results);
+        Self { ingest: ingest_addr, results: results_addr, services }
     }
 
     /// Checks that every service still runs.
@@ -84,17 +58,18 @@ impl Stack {
     ///
     /// If one has ended by itself; says why.
     pub async fn check(&mut self) {
-        if let Some(ended) = self.tasks.iter_mut().find(|task| task.is_finished()) {
-            panic!("a service ended by itself: {:?}", ended.await);
+        if let Some(broken) = self.services.broken().now_or_never() {
+            panic!("{broken}");
         }
     }
 
     /// Stops the services in good order.
+    ///
+    /// # Panics
+    ///
+    /// If one of them fails.
     pub async fn stop(self) {
-        self.shutdown.cancel();
-        for task in self.tasks {
-            task.await.unwrap().unwrap();
-        }
+        self.services.stop().await.unwrap();
     }
 
     /// A new connection to `IngestService`.

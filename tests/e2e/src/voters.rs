@@ -30,7 +30,7 @@ use votestream_proto::{
     },
 };
 
-use crate::audit::{Answer, Log, SentVote, Shown, judge};
+use votestream_testkit::audit::{Answer, Log, SentVote, Shown, judge};
 
 /// Longest time that anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -6,42 +6,58 @@ use std::{
     process::Command,
 };
 
-/// Which of our crates each crate may depend on. Tests may use more.
-const ALLOWED: &[(&str, &[&str])] = &[
-    ("votestream-proto", &[]),
-    // Whoever uses it gets nothing of the services.
-    ("votestream-client", &["votestream-proto"]),
-    ("votestream-core", &[]),
-    ("votestream-embedded", &["votestream-core"]),
-    ("votestream-aws", &["votestream-core"]),
-    ("votestream-server", &["votestream-core", "votestream-proto"]),
-    ("votestream-process", &["votestream-core", "votestream-server"]),
-    ("votestream-ingest", &["votestream-core", "votestream-process", "votestream-proto", "votestream-server"]),
-    ("votestream-persist", &["votestream-core", "votestream-process", "votestream-server"]),
-    ("votestream-tally", &["votestream-core", "votestream-process", "votestream-proto", "votestream-server"]),
+/// Which of our crates each crate depends on: these and no others. Their tests may use more.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("proto", &[]),
+    ("client", &["proto"]),
+    ("core", &[]),
+    ("embedded", &["core"]),
+    ("aws", &["core"]),
+    ("server", &["core", "proto"]),
+    ("process", &["core", "server"]),
+    ("ingest", &["core", "process", "proto", "server"]),
+    ("persist", &["core", "process", "server"]),
+    ("tally", &["core", "process", "proto", "server"]),
+    ("stack", &["core", "ingest", "persist", "server", "tally"]),
+    ("", &["client", "core", "embedded", "process", "server", "stack"]),
+    ("testkit", &["core"]),
+    ("sim", &["core", "ingest", "persist", "proto", "tally"]),
+    (
+        "e2e",
+        &[
+            "aws", "client", "core", "embedded", "ingest", "persist", "process", "proto", "server", "stack", "tally",
+            "testkit",
+        ],
+    ),
+    (
+        "bench",
+        &["aws", "client", "core", "embedded", "ingest", "persist", "proto", "server", "stack", "tally", "testkit"],
+    ),
 ];
 
-/// Which of our crates only a binary of the crate may use, behind a feature that is off by default.
-const FOR_BINARIES: &[(&str, &[&str])] = &[
-    ("votestream-ingest", &["votestream-aws"]),
-    ("votestream-persist", &["votestream-aws"]),
-    ("votestream-tally", &["votestream-aws"]),
+/// Arrows behind a feature that is off by default: the binaries of the services, and the stand-ins of `votestream dev-aws`.
+const ARROWS_OF_FEATURES: &[(&str, &[&str])] =
+    &[("ingest", &["aws"]), ("persist", &["aws"]), ("tally", &["aws"]), ("", &["testkit"])];
+
+/// The rooms of `core`, and which others each names. Top to bottom: a room names those before it only.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("mutation", &[]),
+    ("model", &[]),
+    ("record", &["model"]),
+    ("port", &["model"]),
+    ("observe", &["model", "port"]),
+    ("clock", &["model", "mutation", "observe"]),
+    ("polls", &["model", "port"]),
+    ("produce", &["model", "mutation", "observe", "port", "record"]),
+    ("consume", &["model", "mutation", "observe", "polls", "port", "record"]),
 ];
 
 /// Crates of engines and transports that `core` must never reach, and engines that only their adapter may name.
 const ENGINES: &[(&str, &[&str])] = &[
-    ("fjall", &["votestream-embedded"]),
-    (
-        "tonic",
-        &[
-            "votestream-proto",
-            "votestream-client",
-            "votestream-server",
-            "votestream-process",
-            "votestream-ingest",
-            "votestream-tally",
-        ],
-    ),
+    ("fjall", &["embedded"]),
+    ("aws-sdk-kinesis", &["aws"]),
+    ("aws-sdk-dynamodb", &["aws", "bench"]),
+    ("tonic", &["proto", "client", "server", "process", "ingest", "tally", "", "e2e", "bench"]),
 ];
 
 fn metadata(arguments: &[&str]) -> serde_json::Value {
@@ -65,27 +81,79 @@ fn dependencies(optional: bool) -> BTreeMap<String, Vec<String>> {
         let normal = all
             .iter()
             .filter(|dependency| dependency["kind"].is_null() && dependency["optional"].as_bool() == Some(optional));
-        normal.map(|dependency| dependency["name"].as_str().unwrap().to_owned()).collect()
+        normal.map(|dependency| short(dependency["name"].as_str().unwrap())).collect()
     };
-    packages.iter().map(|package| (package["name"].as_str().unwrap().to_owned(), of(package))).collect()
+    packages.iter().map(|package| (short(package["name"].as_str().unwrap()), of(package))).collect()
+}
+
+/// A crate of ours without the name of the project; the command's is empty.
+fn short(name: &str) -> String {
+    let ours = name.strip_prefix("votestream").map(|rest| rest.trim_start_matches('-'));
+    ours.unwrap_or(name).to_owned()
 }
 
 #[test]
-fn crates_depend_only_on_what_the_architecture_says() {
-    let (dependencies, for_binaries) = (dependencies(false), dependencies(true));
-    for (name, allowed) in ALLOWED {
-        let ours = dependencies[*name].iter().filter(|dependency| dependency.starts_with("votestream"));
-        for dependency in ours {
-            assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+fn crates_depend_on_what_the_architecture_says_and_on_nothing_else() {
+    for (optional, drawn) in [(false, ARROWS), (true, ARROWS_OF_FEATURES)] {
+        let dependencies = dependencies(optional);
+        for (name, found) in &dependencies {
+            let found: BTreeSet<&str> =
+                found.iter().map(String::as_str).filter(|name| dependencies.contains_key(*name)).collect();
+            let expected = drawn.iter().find(|(of, _)| of == name).map(|(_, to)| to.iter().copied().collect());
+            assert!(optional || expected.is_some(), "{name:?} has no place in the architecture");
+            assert_eq!(found, expected.unwrap_or_default(), "arrows of {name:?}");
         }
-        let allowed = FOR_BINARIES.iter().find(|(of, _)| of == name).map_or(&[][..], |(_, allowed)| allowed);
-        let ours = for_binaries[*name].iter().filter(|dependency| dependency.starts_with("votestream"));
-        for dependency in ours {
-            assert!(
-                allowed.contains(&dependency.as_str()),
-                "{name} must not depend on {dependency}, even for a binary"
-            );
+    }
+}
+
+/// Names after `crate::` in a source, without its comments and unit tests.
+fn named_in_crate(source: &str) -> BTreeSet<String> {
+    let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let source: String = source.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let mut names = BTreeSet::new();
+    for rest in source.split("crate::").skip(1) {
+        let Some(group) = rest.strip_prefix('{') else {
+            names.insert(rest.split(|c| !is_word(c)).next().unwrap().to_owned());
+            continue;
+        };
+        // The first word of each branch of the group.
+        let (mut depth, mut branch) = (0, String::new());
+        for c in group.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if c == ',' && depth == 0 {
+                names.insert(std::mem::take(&mut branch));
+            } else if depth == 0 && !c.is_whitespace() {
+                branch.push(c);
+            }
         }
+        names.insert(branch);
+    }
+    let first_word = |name: String| name.split(|c| !is_word(c)).next().unwrap().to_owned();
+    names.into_iter().map(first_word).filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn the_rooms_of_core_name_those_below_them_only() {
+    let lib = std::fs::read_to_string(root().join("core/src/lib.rs")).unwrap();
+    let rooms: BTreeSet<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
+    let declared: BTreeSet<&str> =
+        lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    assert_eq!(declared, rooms, "rooms of core/src/lib.rs");
+    for (at, (room, expected)) in ROOMS.iter().enumerate() {
+        let below: BTreeSet<&str> = ROOMS[..at].iter().map(|(below, _)| *below).collect();
+        assert!(expected.iter().all(|named| below.contains(named)), "{room} names a room that is not below it");
+        let files = files(&[&format!("core/src/{room}"), &format!("core/src/{room}.rs")]);
+        let named = files.iter().flat_map(|file| named_in_crate(file));
+        // What the crate shows at its root is of the model.
+        let named = named.map(|name| if rooms.contains(&*name) { name } else { "model".to_owned() });
+        let named: BTreeSet<String> = named.filter(|name| name != room).collect();
+        let expected: BTreeSet<String> = expected.iter().map(|&name| name.to_owned()).collect();
+        assert_eq!(named, expected, "what {room} names");
     }
 }
 
@@ -93,7 +161,7 @@ fn crates_depend_only_on_what_the_architecture_says() {
 fn engines_stay_behind_their_adapters() {
     let dependencies = dependencies(false);
     for (engine, may_name_it) in ENGINES {
-        for (name, _) in ALLOWED.iter().filter(|(name, _)| !may_name_it.contains(name)) {
+        for (name, _) in ARROWS.iter().filter(|(name, _)| !may_name_it.contains(name)) {
             assert!(
                 !dependencies[*name].iter().any(|dependency| dependency == engine),
                 "{name} must not name {engine}"
@@ -129,21 +197,23 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// All Rust sources of these folders.
-fn sources(folders: &[&str]) -> String {
-    let mut folders: Vec<_> = folders.iter().map(|folder| root().join(folder)).collect();
-    let mut sources = String::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                sources += &std::fs::read_to_string(&path).unwrap();
-            }
+/// All Rust sources of these folders and files; what does not exist has none.
+fn files(paths: &[&str]) -> Vec<String> {
+    let mut paths: Vec<_> = paths.iter().map(|path| root().join(path)).collect();
+    let mut files = Vec::new();
+    while let Some(path) = paths.pop() {
+        if let Ok(entries) = std::fs::read_dir(&path) {
+            paths.extend(entries.map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") && path.exists() {
+            files.push(std::fs::read_to_string(&path).unwrap());
         }
     }
-    sources
+    files
+}
+
+/// The same as one text.
+fn sources(paths: &[&str]) -> String {
+    files(paths).concat()
 }
 
 /// Every test, mutation, schedule and file that docs/exactness.md names exists: as a whole word in some source, or as a path.

@@ -30,11 +30,9 @@ use votestream_core::{
     Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
     port::{Effect, Group, PollStore, Ports, TallyDelta, TallyStore, VoteOutcome, VoteStore, VoteWrite},
 };
-use votestream_e2e::{
-    aws::{Server, dynamo_store, dynamodb, serve},
-    contract,
-};
+use votestream_e2e::aws::{Server, dynamo_store, dynamodb, serve};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+use votestream_testkit::contract;
 
 async fn store_at(endpoint: &str, config: &DynamoConfig) -> DynamoStore {
     let store = dynamo_store(endpoint, config).await;

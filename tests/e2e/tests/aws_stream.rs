@@ -20,10 +20,10 @@ use votestream_core::{
 };
 use votestream_e2e::{
     aws::{STREAM, kinesis, kinesis_clients, kinesis_with},
-    contract,
     reshard::{self, PATIENCE, put, read},
 };
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+use votestream_testkit::contract;
 
 fn polling() -> Reading {
     Reading::Polling { pause: Duration::from_millis(5) }

@@ -17,10 +17,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 use votestream_e2e::{
-    audit::{Answer, SentVote, as_copied},
     power::{Crowd, judge_crowd},
     voters::{Election, PATIENCE, Voters, wait_until},
 };
+use votestream_testkit::audit::{Answer, SentVote, as_copied};
 
 const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 const BACKUPS: usize = 6;

@@ -20,12 +20,12 @@ use tokio::{
 };
 use tonic::{Code, transport::Channel};
 use votestream_e2e::{
-    audit::Answer,
     cluster::{Binaries, Cluster, Process, eventually},
     stack::connect,
     voters::{Election, PATIENCE, Voters, wait_until},
 };
 use votestream_proto::{VotesMessage, v1::ingest_service_client::IngestServiceClient};
+use votestream_testkit::audit::Answer;
 
 const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 const BINARIES: Binaries = Binaries {

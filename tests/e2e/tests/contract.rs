@@ -3,8 +3,8 @@
 use std::future::Future;
 
 use votestream_core::port::Ports;
-use votestream_e2e::contract;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
+use votestream_testkit::contract;
 
 async fn embedded<F: Future<Output = ()>>(check: impl FnOnce(Ports) -> F) {
     let dir = tempfile::tempdir().unwrap();

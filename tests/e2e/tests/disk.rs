@@ -14,10 +14,8 @@ use tokio::{
     process::Command,
     time::timeout,
 };
-use votestream_e2e::{
-    audit::Answer,
-    voters::{Election, PATIENCE, Voters, wait_until},
-};
+use votestream_e2e::voters::{Election, PATIENCE, Voters, wait_until};
+use votestream_testkit::audit::Answer;
 
 const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 
@@ -108,7 +106,7 @@ async fn a_full_disk_acknowledges_nothing_and_loses_nothing() {
     let said = timeout(PATIENCE, said).await.unwrap().unwrap();
     let message =
         said.lines().find(|line| line.starts_with("error: cannot write to ")).unwrap_or_else(|| panic!("{said}"));
-    assert!(message.contains("disk/data") && message.contains("every vote that was acknowledged is safe"), "{message}");
+    assert!(message.contains("disk/data") && message.contains("Acknowledged votes are safe"), "{message}");
 }
 
 #[tokio::test]

@@ -26,11 +26,12 @@ use votestream_aws::{
     kinesis::{Kinesis, KinesisConfig, Reading},
 };
 use votestream_core::{TimeBounds, clock::SystemClock, port::Ports};
-use votestream_e2e::{contract, reshard, stack::Stack};
+use votestream_e2e::{reshard, stack::Stack};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::v1::{
     CreatePollRequest, GetInterimResultsRequest, GetPollRequest, PollOption, PollSource, PollState, RecountRequest,
 };
+use votestream_testkit::contract;
 
 /// What is tested, separated by commas. Without it nothing is, wherever the AWS variables lead: it may cost money.
 const WANTED: &str = "VOTESTREAM_TEST_AWS";

@@ -355,7 +355,7 @@ async fn stored_items_are_read_and_changed() {
             for row in rows {
                 assert!(row.started && !row.progress.ended && row.progress.watermark > Timestamp(0), "{row:?}");
                 assert_eq!(row.progress.checkpoint, row.progress.window_end, "everything was committed");
-                assert!(!row.progress.memory.is_empty(), "batches are remembered: {row:?}");
+                assert!(!row.progress.dedup.is_empty(), "batches are remembered: {row:?}");
                 let taken = store.take(group, &row.shard, &row.lease, "now").await.unwrap().unwrap();
                 assert_eq!((taken.lease.epoch, &taken.progress), (row.lease.epoch + 1, &row.progress));
             }

@@ -20,12 +20,12 @@ use votestream_core::{
     record::batch::{self, RecordBody},
 };
 use votestream_e2e::{
-    audit::Answer,
     aws,
     http_faults::{FaultyClient, HttpFault},
     stack::{Stack, TEST_BOUNDS},
     voters::{Election, PATIENCE, Voters, wait_until},
 };
+use votestream_testkit::audit::Answer;
 
 /// Votes after which the faults may end, if each kind has happened, and each kind of answer was given.
 const VOTES: usize = 1_500;
@@ -65,8 +65,8 @@ async fn the_sdk_path_is_exact_under_faults() {
         let client = FaultyClient::new(seed * 100 + host);
         let shared = aws_smithy_runtime_api::client::http::SharedHttpClient::new(client.clone());
         let ports = connect(&config(Some(shared)), deployment()).await.unwrap();
-        let stack = Stack::start_with(ports, TEST_BOUNDS, |persist, tally| {
-            for group in [&mut persist.group, &mut tally.group] {
+        let stack = Stack::start_with(ports, TEST_BOUNDS, |config| {
+            for group in [&mut config.persist.group, &mut config.tally.group] {
                 (group.failover, group.renew_every) = (FAILOVER, FAILOVER / 6);
             }
         });

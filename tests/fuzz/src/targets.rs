@@ -107,7 +107,7 @@ fn decide(data: &[u8]) {
     let read = [ReadRecord::decode(&record)];
     let (polls, range) = (polls(), HashRange { start: 0, end: u128::MAX / 2 });
     let decide = |state: ShardState| {
-        window::decide(&read, state, &range, &polls, &TimeBounds::DISTRIBUTED).expect("one record fills no memory")
+        window::decide(&read, state, &range, &polls, &TimeBounds::DISTRIBUTED).expect("one record fills no dedup table")
     };
     let first = decide(ShardState::default());
     let count = |decision: &window::Decision| decision.selected.iter().map(window::Selected::len).sum::<usize>() as u64;

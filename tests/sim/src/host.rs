@@ -347,7 +347,12 @@ impl VoteStore for Host {
 
     async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
         let poll = poll.clone();
-        self.call("recount", move |state| recount(state, &poll)).await
+        let counts = self.call("recount", move |state| {
+            let mut votes = state.votes.iter().filter(|((id, _), _)| *id == poll.id);
+            let known = votes.all(|(_, vote)| poll.option_index(&vote.option).is_some());
+            known.then(|| recount(state, &poll))
+        });
+        counts.await?.ok_or_else(|| PortError::permanent("a vote is for an option that the poll does not have"))
     }
 }
 
@@ -531,5 +536,47 @@ impl LeaseStore for Host {
             WriteOutcome::Stored
         })
         .await
+    }
+}
+
+/// With the faults off, the engines of the simulation keep what the ports promise: what it finds out holds for others that do.
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use votestream_testkit::contract;
+
+    use super::*;
+    use crate::world::Faults;
+
+    async fn holds<F: Future<Output = ()>>(check: impl FnOnce(Ports) -> F) {
+        let world = World::new(1, 3, Arc::<Faults>::default(), false);
+        world.calm.store(true, Ordering::Relaxed);
+        check(Host::new(world, Arc::default(), 0).ports()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_the_stream() {
+        holds(contract::check_stream).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_votes() {
+        holds(contract::check_votes).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_tallies() {
+        holds(contract::check_tallies).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_polls() {
+        holds(contract::check_polls).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_leases() {
+        holds(contract::check_leases).await;
     }
 }

@@ -157,6 +157,8 @@ pub(super) struct ScriptedPut {
     pub(super) invisible: Duration,
     /// What happens to the shards just after it has landed.
     pub(super) after: Vec<Reshard>,
+    /// How long after that it lands once more.
+    pub(super) copy: Option<Duration>,
 }
 
 /// What the caller of a scripted put is told, and whether that is true.
@@ -424,6 +426,7 @@ impl World {
             (jitter, Duration::from_millis(rng.random_range(0..=VISIBLE_MS_MAX)))
         });
         let calm = self.is_calm();
+        let jitter = if calm { 0 } else { jitter };
         let (plan, visible) = match self.script.lock().pop_front() {
             Some(put) => {
                 let visible = visible.max(put.invisible);
@@ -541,6 +544,7 @@ impl Plan {
             lost: put.fate == Fate::AnswerLost,
             before_effect: put.before,
             after_effect: put.after,
+            copy: put.copy,
             ..self
         }
     }

@@ -13,7 +13,7 @@ const SEEDS: u64 = 4;
 fn breaks_are_seen() {
     for mutation in [
         Mutation::RefusedBatchIsOvertaken,
-        Mutation::NoProducerMemory,
+        Mutation::NoDedup,
         Mutation::NoTallyCondition,
         Mutation::NoPreviousOption,
         Mutation::ChildrenBeforeParents,

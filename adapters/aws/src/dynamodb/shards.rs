@@ -3,9 +3,9 @@
 //! Owns their encoding and the condition of each write. Must never write the lease counter together with anything but a
 //! take-over, nor progress without its epoch, its predecessor and `ended` in the condition.
 //!
-//! Absent attributes: `owner` and `wanted_by`, if nobody is. The producer memory is one binary attribute, see `memory.rs`.
+//! Absent attributes: `owner` and `wanted_by`, if nobody is. The dedup table is one binary attribute, see `dedup.rs`.
 
-mod memory;
+mod dedup;
 
 use std::collections::HashMap;
 
@@ -67,11 +67,11 @@ fn encode(group: Group, row: &ShardRow) -> Result<Item, PortError> {
 }
 
 fn encode_progress(progress: &Progress) -> Result<[(&'static str, AttributeValue); 5], PortError> {
-    let Progress { checkpoint, window_end, memory, watermark, ended } = progress;
+    let Progress { checkpoint, window_end, dedup, watermark, ended } = progress;
     Ok([
         (CHECKPOINT, sequence(*checkpoint)),
         (WINDOW_END, sequence(*window_end)),
-        (MEMORY, binary(memory::encode(memory)?)),
+        (MEMORY, binary(dedup::encode(dedup)?)),
         (WATERMARK, time(*watermark)),
         (ENDED, AttributeValue::Bool(*ended)),
     ])
@@ -99,7 +99,7 @@ fn decode(item: &Item) -> Result<ShardRow, Damaged> {
         progress: Progress {
             checkpoint: reader.sequence(CHECKPOINT)?,
             window_end: reader.sequence(WINDOW_END)?,
-            memory: memory::decode(reader.binary(MEMORY)?).ok_or_else(|| Damaged::at(MEMORY))?,
+            dedup: dedup::decode(reader.binary(MEMORY)?).ok_or_else(|| Damaged::at(MEMORY))?,
             watermark: reader.time(WATERMARK)?,
             ended: reader.bool(ENDED)?,
         },
@@ -394,7 +394,7 @@ mod tests {
         fn what_is_written_is_what_is_read(
             shard in ".{1,40}", range: (u128, u128), parents in prop::collection::vec(".{1,40}", 0..3),
             flags: (bool, bool), owner in prop::option::of(".{1,20}"), wanted_by in prop::option::of(".{1,20}"),
-            numbers: (u64, u64, u64, u64, i64), memory in memory::tests::memory(),
+            numbers: (u64, u64, u64, u64, i64), dedup in dedup::tests::dedup(),
         ) {
             let (counter, epoch, checkpoint, window_end, watermark) = numbers;
             let row = ShardRow {
@@ -406,7 +406,7 @@ mod tests {
                 progress: Progress {
                     checkpoint: SequenceNumber::from_u64(checkpoint),
                     window_end: SequenceNumber::from_u64(window_end),
-                    memory,
+                    dedup,
                     watermark: Timestamp(watermark),
                     ended: flags.1,
                 },

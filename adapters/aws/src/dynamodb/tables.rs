@@ -145,12 +145,20 @@ fn all_of(results: Vec<Result<(), PortError>>) -> Result<(), PortError> {
 
 impl DynamoStore {
     /// Creates the tables that do not exist, on demand billing, and waits until they serve. For development.
+    ///
+    /// # Errors
+    ///
+    /// If DynamoDB refuses, or a table does not serve within its time.
     pub async fn create_tables(&self) -> Result<(), PortError> {
         let tables = self.inner.tables.all();
         all_of(join_all(tables.iter().map(|table| self.inner.create(table))).await)
     }
 
     /// Checks that every table exists, has its keys, and may be described. Reports all mistakes at once.
+    ///
+    /// # Errors
+    ///
+    /// If a table is missing, has other keys, or cannot be described; `retryable` if every mistake may be one of the moment.
     pub async fn check_tables(&self) -> Result<(), PortError> {
         let tables = self.inner.tables.all();
         all_of(join_all(tables.iter().map(|table| self.inner.check(table))).await)

@@ -32,7 +32,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 const REGISTRATION_WAIT: (u32, Duration) = (120, Duration::from_millis(500));
 
 /// One group as a registered consumer of the stream.
-pub(super) struct Consumer {
+pub(super) struct RegisteredConsumer {
     client: Client,
     stream_arn: Arc<str>,
     name: String,
@@ -40,7 +40,7 @@ pub(super) struct Consumer {
     arn: Mutex<Option<String>>,
 }
 
-impl Consumer {
+impl RegisteredConsumer {
     pub(super) fn new(client: Client, stream_arn: Arc<str>, prefix: &str, group: Group) -> Self {
         Self { client, stream_arn, name: format!("{prefix}-{}", group.as_str()), arn: Mutex::default() }
     }
@@ -101,7 +101,7 @@ pub(super) struct FanOutReader {
     client: Client,
     /// A pool of its own: records that wait to be taken fill a shared connection's window, and every other call with it.
     http_client: SharedHttpClient,
-    consumer: Arc<Consumer>,
+    consumer: Arc<RegisteredConsumer>,
     shard: ShardId,
     cursor: Cursor,
     /// Where Kinesis says to go on, also when no record came.
@@ -116,7 +116,7 @@ impl FanOutReader {
     pub(super) fn new(
         client: Client,
         http_client: SharedHttpClient,
-        consumer: Arc<Consumer>,
+        consumer: Arc<RegisteredConsumer>,
         shard: ShardId,
         cursor: Cursor,
         pause: Duration,

@@ -61,14 +61,14 @@ impl Entry {
 }
 
 /// Where records enter.
-pub(super) struct Producer {
+pub(super) struct RecordPuts {
     queue: mpsc::Sender<Entry>,
     places: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     pace: Arc<Pace>,
 }
 
-impl Producer {
+impl RecordPuts {
     /// Starts the task that gathers records into calls. It ends with the producer.
     pub(super) fn start(client: Client, stream: Arc<str>, pace: Arc<Pace>, linger: Duration) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_RECORDS_MAX);

@@ -28,7 +28,7 @@ use votestream_core::port::PortError;
 use super::{
     Inner,
     moments::{self, MomentError},
-    pending::Pending,
+    unflushed::Unflushed,
 };
 use crate::{
     background::give_way,
@@ -62,7 +62,7 @@ const REDONE_KEY: &str = "redone";
 pub(super) enum Target {
     Tallies = 0,
     Leases = 1,
-    Numbers = 2,
+    Dictionary = 2,
     Flushes = 3,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Change {
 /// Everything that was decided up to one moment and is not written.
 struct Moment {
     number: u64,
-    votes: Arc<Pending>,
+    votes: Arc<Unflushed>,
     changes: Vec<Change>,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct Flushing {
     /// Number of the last flush.
     moment: u64,
     /// An emptied one, for its memory.
-    spare: Option<Pending>,
+    spare: Option<Unflushed>,
 }
 
 impl Flushing {
@@ -113,7 +113,7 @@ fn decode_redo(value: &[u8]) -> Result<(u64, Vec<Change>), Corrupt> {
         let target = match value.u8()? {
             0 => Target::Tallies,
             1 => Target::Leases,
-            2 => Target::Numbers,
+            2 => Target::Dictionary,
             3 => Target::Flushes,
             _ => return Err(Corrupt),
         };
@@ -244,7 +244,7 @@ impl Inner {
             let keyspace = match target {
                 Target::Tallies => &self.tallies,
                 Target::Leases => &self.leases,
-                Target::Numbers => &self.numbers_stored,
+                Target::Dictionary => &self.numbers_stored,
                 Target::Flushes => &self.flushes,
             };
             batch.insert(keyspace, &**key, &**value);
@@ -261,7 +261,7 @@ impl Inner {
         flushing.moment = moment.number;
         self.last_flush.store(moment.number, Ordering::SeqCst);
         // Nobody else holds it now.
-        flushing.spare = Arc::into_inner(moment.votes).map(Pending::emptied);
+        flushing.spare = Arc::into_inner(moment.votes).map(Unflushed::emptied);
     }
 
     fn wait_for_merges(&self) {

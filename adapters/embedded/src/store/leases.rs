@@ -3,7 +3,7 @@
 //! Owns their encoding, and all of them in memory: the lock on the directory proves that nobody else writes. Must never be
 //! read from the disk but at the start: `flush.rs` writes rows together with the votes and tallies that their progress speaks of.
 //!
-//! A row is stored under two keys, so that a sign of life does not write the producer memory: kind 0 holds what the
+//! A row is stored under two keys, so that a sign of life does not write the dedup table: kind 0 holds what the
 //! shard is and how far it has come, kind 1 the lease. Both are in the flush that first writes the row.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
@@ -60,15 +60,15 @@ fn decode_lease(value: &[u8]) -> Result<Lease, Corrupt> {
 
 fn encode_state(row: &ShardRow) -> Vec<u8> {
     let ShardRow { shard: _, range, parents, started, lease: _, progress } = row;
-    let Progress { checkpoint, window_end, memory, watermark, ended } = progress;
-    let mut value = Encoder(Vec::with_capacity(128 + memory.len() * 64));
+    let Progress { checkpoint, window_end, dedup, watermark, ended } = progress;
+    let mut value = Encoder(Vec::with_capacity(128 + dedup.len() * 64));
     value.u128(range.start).u128(range.end).u32(parents.len() as u32);
     for parent in parents {
         value.text(parent.as_str());
     }
     value.bool(*started).sequence(*checkpoint).sequence(*window_end).time(*watermark).bool(*ended);
-    value.u32(memory.len() as u32);
-    for StoredProducer { producer, range, number, arrived_at } in memory {
+    value.u32(dedup.len() as u32);
+    for StoredProducer { producer, range, number, arrived_at } in dedup {
         value.u128(*producer).u128(range.start).u128(range.end).u64(*number).time(*arrived_at);
     }
     value.0
@@ -85,7 +85,7 @@ fn decode_state(shard: ShardId, value: &[u8]) -> Result<ShardRow, Corrupt> {
     let parents = value.list(|value| Ok(ShardId::new(value.text()?)))?;
     let (started, checkpoint, window_end) = (value.bool()?, value.sequence()?, value.sequence()?);
     let (watermark, ended) = (value.time()?, value.bool()?);
-    let memory = value.list(|value| {
+    let dedup = value.list(|value| {
         Ok(StoredProducer {
             producer: value.u128()?,
             range: decode_range(value)?,
@@ -94,7 +94,7 @@ fn decode_state(shard: ShardId, value: &[u8]) -> Result<ShardRow, Corrupt> {
         })
     })?;
     value.end()?;
-    let progress = Progress { checkpoint, window_end, memory, watermark, ended };
+    let progress = Progress { checkpoint, window_end, dedup, watermark, ended };
     Ok(ShardRow { shard, range, parents, started, lease: Lease::default(), progress })
 }
 

@@ -43,7 +43,7 @@ pub(super) fn value(number: u64, flush: u64) -> Vec<u8> {
 /// The marks of a flush in those keyspaces that it writes by changes.
 pub(super) fn changes(number: u64) -> impl Iterator<Item = Change> {
     let mark = move |target| Change { target, key: key(number).to_vec(), value: value(number, number) };
-    [Target::Tallies, Target::Leases, Target::Numbers, Target::Flushes].into_iter().map(mark)
+    [Target::Tallies, Target::Leases, Target::Dictionary, Target::Flushes].into_iter().map(mark)
 }
 
 /// Why marks could not be compared, or do not fit.

@@ -28,10 +28,10 @@ use votestream_core::{
 
 use super::{
     EmbeddedStore, Inner,
-    numbers::Numbers,
-    pending::{KeyHash, Pending},
-    recent::Recent,
-    voters::Voters,
+    dictionary::Dictionary,
+    hot_votes::HotVotes,
+    new_voter_filter::NewVoterFilter,
+    unflushed::{KeyHash, Unflushed},
 };
 use crate::{
     blocking,
@@ -129,19 +129,19 @@ struct Encoded {
 /// Decided votes, wherever in memory they are, and who votes.
 pub(super) struct Deciding {
     hashing: KeyHash,
-    recent: Recent,
-    voters: Voters,
+    recent: HotVotes,
+    voters: NewVoterFilter,
     /// What the next flush writes.
-    pub(super) pending: Pending,
+    pub(super) pending: Unflushed,
     /// What is being written.
-    pub(super) flushing: Option<Arc<Pending>>,
+    pub(super) flushing: Option<Arc<Unflushed>>,
 }
 
 impl Deciding {
     /// Polls from `first_poll` on have no votes.
     pub(super) fn new(hashing: KeyHash, first_poll: u32) -> Self {
-        let (recent, pending) = (Recent::default(), Pending::default());
-        Self { hashing, recent, voters: Voters::new(first_poll), pending, flushing: None }
+        let (recent, pending) = (HotVotes::default(), Unflushed::default());
+        Self { hashing, recent, voters: NewVoterFilter::new(first_poll), pending, flushing: None }
     }
 
     fn unflushed(&self, key: &[u8], key_hash: u64) -> Option<&[u8]> {
@@ -155,7 +155,12 @@ impl Deciding {
     }
 
     /// Decides about a vote, and stores it if it is the user's last.
-    fn decide(&mut self, new: &mut Encoded, stored: Option<Vote>, numbers: &Numbers) -> Result<VoteOutcome, PortError> {
+    fn decide(
+        &mut self,
+        new: &mut Encoded,
+        stored: Option<Vote>,
+        numbers: &Dictionary,
+    ) -> Result<VoteOutcome, PortError> {
         let outcome = match stored {
             None => VoteOutcome::Inserted,
             Some(stored) => {
@@ -181,7 +186,7 @@ impl Deciding {
 impl Inner {
     /// Encodes votes, and numbers their polls and options.
     fn encode_votes(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<Encoded>, PortError> {
-        fn find(numbers: &Numbers, poll: &PollId, option: &Arc<str>) -> Option<(u32, u16)> {
+        fn find(numbers: &Dictionary, poll: &PollId, option: &Arc<str>) -> Option<(u32, u16)> {
             let poll = numbers.poll(poll)?;
             Some((poll, numbers.options(poll).ok()?.number(option)?))
         }
@@ -339,7 +344,7 @@ impl<'a> Version1<'a> {
     }
 
     /// The same vote as it is stored now. Its poll and options are numbered.
-    pub(super) fn convert(&self, numbers: &Numbers) -> Result<(Slice, Slice), PortError> {
+    pub(super) fn convert(&self, numbers: &Dictionary) -> Result<(Slice, Slice), PortError> {
         let missing = || Corrupt.in_a("vote: its poll or option has no number");
         let poll = numbers.poll(&self.poll).ok_or_else(missing)?;
         let options = numbers.options(poll)?;

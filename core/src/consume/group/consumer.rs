@@ -22,13 +22,13 @@ use super::{
 use crate::{
     Closing, Moment, Poll, PollId, PollSource, SequenceNumber, Timestamp,
     consume::{
-        dedup::ProducerMemory,
+        dedup::DedupTable,
         window::{ReadRecord, Selected, ShardState, Window, decide, polls_named},
     },
     mutation::{self, Mutation},
     observe::{metrics, trace},
     polls::cache::PollCache,
-    port::{PortError, Ports, Progress, ShardRow, WriteOutcome, backoff::Backoff},
+    port::{PortError, Ports, Progress, ShardRow, WriteOutcome, backoff::SeededBackoff},
 };
 
 /// Attempts at one progress write before the shard is given up.
@@ -84,7 +84,7 @@ pub(super) struct Consumer {
     row: ShardRow,
     /// Told to hand over.
     stop: CancellationToken,
-    backoff: Backoff,
+    backoff: SeededBackoff,
     prefetch: Prefetch,
     /// The stored (checkpoint, window_end).
     stored: (SequenceNumber, SequenceNumber),
@@ -106,8 +106,8 @@ impl Consumer {
         row: ShardRow,
         stop: CancellationToken,
     ) -> Self {
-        let Progress { checkpoint, window_end, ref memory, watermark, ended: _ } = row.progress;
-        let seed = |part: &str| Backoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
+        let Progress { checkpoint, window_end, ref dedup, watermark, ended: _ } = row.progress;
+        let seed = |part: &str| SeededBackoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
         let present = Present { clock: ports.clock.clone(), skew_max: config.bounds.clock_skew_max };
         let (stream, shard) = (ports.stream.clone(), row.shard.clone());
         let prefetch = Prefetch::start(stream, config.group, shard, checkpoint, seed("prefetch"), present);
@@ -116,7 +116,7 @@ impl Consumer {
             prefetch,
             stored: (checkpoint, window_end),
             position: checkpoint,
-            state: ShardState { memory: ProducerMemory::from_stored(memory), clock: watermark },
+            state: ShardState { dedup: DedupTable::from_stored(dedup), clock: watermark },
             last: None,
             config,
             ports,
@@ -453,7 +453,7 @@ impl Consumer {
         let progress = Progress {
             checkpoint: self.position,
             window_end,
-            memory: self.state.memory.to_stored(),
+            dedup: self.state.dedup.to_stored(),
             watermark: self.state.clock,
             ended,
         };

@@ -21,11 +21,11 @@ use super::{
 };
 use crate::{
     ShardId,
-    consume::dedup::ProducerMemory,
+    consume::dedup::DedupTable,
     mutation::{self, Mutation},
     observe::metrics::{self, LeaseChange},
     polls::cache::PollCache,
-    port::{Lease, PortError, Ports, Progress, Shard, ShardRow, backoff::Backoff},
+    port::{Lease, PortError, Ports, Progress, Shard, ShardRow, backoff::SeededBackoff},
 };
 
 /// Longest time of one look at shards and rows.
@@ -183,7 +183,7 @@ impl Manager {
         for row in rows.iter().filter(|row| !row.started) {
             let Some(parents) = ended_parents(row, shards, rows) else { continue };
             let inherited = inherit(row, &parents, &self.config);
-            if let Err(full) = ProducerMemory::from_stored(&inherited.memory).check() {
+            if let Err(full) = DedupTable::from_stored(&inherited.dedup).check() {
                 tracing::error!(shard = %row.shard, error = %full, "the shard cannot start");
                 continue;
             }
@@ -308,7 +308,7 @@ async fn supervise(
     stop: CancellationToken,
 ) -> (ShardId, Stopped) {
     let (shard, epoch) = (row.shard.clone(), row.lease.epoch);
-    let mut backoff = Backoff::new(format!("{} {shard} release", config.worker_id).as_bytes());
+    let mut backoff = SeededBackoff::new(format!("{} {shard} release", config.worker_id).as_bytes());
     // A task of its own: a long computation of the consumer must not cost the lease.
     let renewal = renew(config.clone(), ports.clone(), row.clone(), stop.clone());
     let mut renewal = AbortOnDropHandle::new(tokio::spawn(renewal));
@@ -358,20 +358,20 @@ fn ended_parents<'a>(row: &ShardRow, shards: &[Shard], rows: &'a [ShardRow]) -> 
     Some(ended)
 }
 
-/// What a child starts with: its share of the parents' memory, and the later one of their clocks.
+/// What a child starts with: its share of the parents' dedup tables, and the later one of their clocks.
 fn inherit(child: &ShardRow, parents: &[&ShardRow], config: &GroupConfig) -> Progress {
-    let mut memory = ProducerMemory::default();
-    for parent in parents.iter().filter(|_| !mutation::is_active(Mutation::MemoryNotInherited)) {
-        let theirs = ProducerMemory::from_stored(&parent.progress.memory);
-        if mutation::is_active(Mutation::MemoryPerProducer) {
-            memory.absorb(&theirs);
+    let mut dedup = DedupTable::default();
+    for parent in parents.iter().filter(|_| !mutation::is_active(Mutation::DedupNotInherited)) {
+        let theirs = DedupTable::from_stored(&parent.progress.dedup);
+        if mutation::is_active(Mutation::DedupPerProducer) {
+            dedup.absorb(&theirs);
         } else {
-            memory.absorb(&theirs.clip(&parent.range).clip(&child.range));
+            dedup.absorb(&theirs.clip(&parent.range).clip(&child.range));
         }
     }
     let watermark = parents.iter().map(|parent| parent.progress.watermark).max().unwrap_or_default();
-    memory.expire(watermark, &config.bounds);
-    Progress { memory: memory.to_stored(), watermark, ..Progress::default() }
+    dedup.expire(watermark, &config.bounds);
+    Progress { dedup: dedup.to_stored(), watermark, ..Progress::default() }
 }
 
 fn task_failed(error: &JoinError) -> GroupError {

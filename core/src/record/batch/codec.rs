@@ -18,7 +18,7 @@ use prost::{
 };
 use rustc_hash::FxHashMap;
 
-use super::{Batch, BatchId, OpenBatch, RecordBody, open::Runs};
+use super::{Batch, BatchId, RecordBody, runs::Runs};
 use crate::{
     HashRange, HashRanges, PollId, Timestamp,
     model::{
@@ -147,11 +147,6 @@ pub(super) struct Columns<'a> {
     pub(super) uuids: &'a [[u8; 16]],
 }
 
-/// The record of a batch.
-pub fn encode(batch: &Batch) -> Bytes {
-    OpenBatch::of(batch).seal(batch.id, &batch.ranges, &batch.trace_context)
-}
-
 /// Writes the message field by field, straight from the columns: going through [`VoteBatch`] would copy each of them. That
 /// both write the same bytes is tested.
 pub(super) fn encode_columns(batch: Columns<'_>) -> Bytes {
@@ -255,7 +250,7 @@ fn write_packed(tag: u32, values: impl ExactSizeIterator<Item = u64>, plain: &mu
 fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
     let is_large = plain.len() >= COMPRESSED_FROM;
     let most = if is_large { zstd::zstd_safe::compress_bound(plain.len()) } else { plain.len() };
-    let mut record = Spare::take(HEADER_BYTES + most + uuids.len());
+    let mut record = SpareBuffer::take(HEADER_BYTES + most + uuids.len());
     let bytes = &mut record.0;
     bytes.resize(HEADER_BYTES + most, 0);
     let (header, body) = bytes.split_at_mut(HEADER_BYTES);
@@ -285,7 +280,7 @@ fn compress(plain: &[u8], buffer: &mut [u8]) -> usize {
 
 /// Memory of a record, which is used again when the record is gone: the system maps and clears new memory for each record
 /// otherwise, which takes longer than filling it.
-struct Spare(Vec<u8>);
+struct SpareBuffer(Vec<u8>);
 
 /// Memory that waits for its next record.
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
@@ -293,7 +288,7 @@ static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 const SPARE_MAX: usize = 16;
 const SPARE_BYTES: Range<usize> = 8 << 10..1 << 20;
 
-impl Spare {
+impl SpareBuffer {
     /// Empty, with room for so many bytes.
     fn take(bytes: usize) -> Self {
         let spare = if bytes < SPARE_BYTES.start { None } else { SPARE.lock().pop() };
@@ -304,13 +299,13 @@ impl Spare {
     }
 }
 
-impl AsRef<[u8]> for Spare {
+impl AsRef<[u8]> for SpareBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Drop for Spare {
+impl Drop for SpareBuffer {
     fn drop(&mut self) {
         if SPARE_BYTES.contains(&self.0.capacity()) {
             let mut spare = SPARE.lock();
@@ -327,6 +322,10 @@ pub fn later_version(record: &[u8]) -> Option<u8> {
 }
 
 /// Reads a record of any origin.
+///
+/// # Errors
+///
+/// If it is no record of ours, of a later version, or damaged.
 pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
     let (magic, rest) = record.split_at_checked(MAGIC.len() + 1).ok_or(DecodeError::NotOurs)?;
     if magic[..3] != MAGIC {
@@ -611,7 +610,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::batch::OpenBatch;
+    use crate::record::batch::{OpenBatch, encode};
 
     fn batch() -> impl Strategy<Value = Batch> {
         let uuid = "(|eu-west-1:|ü|.)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";

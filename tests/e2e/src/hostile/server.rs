@@ -16,10 +16,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{
-    audit::Answer,
-    voters::{Election, PATIENCE, Voters},
-};
+use crate::voters::{Election, PATIENCE, Voters};
+use votestream_testkit::audit::Answer;
 
 /// Clock ticks of `/proc` a second, on every Linux that there is.
 const TICKS: u64 = 100;

@@ -13,10 +13,8 @@ use super::{
     site::{Running, Site},
     volume::Kind,
 };
-use crate::{
-    audit::Answer,
-    voters::{Voters, wait_until},
-};
+use crate::voters::{Voters, wait_until};
+use votestream_testkit::audit::Answer;
 
 /// Clients that vote at once, beside the crowd.
 const CLIENTS: u64 = 2;

@@ -17,7 +17,9 @@ use super::{
     site::{Running, Site},
     volume::Kind,
 };
-use crate::{audit::Answer, voters::Voters};
+use votestream_testkit::audit::Answer;
+
+use crate::voters::Voters;
 
 /// Clients that vote at once, beside the crowd.
 const CLIENTS: u64 = 4;

@@ -599,7 +599,7 @@ fn progress(checkpoint: u64, window_end: u64) -> Progress {
     Progress {
         checkpoint: SequenceNumber::from_u64(checkpoint),
         window_end: SequenceNumber::from_u64(window_end),
-        memory: (0..checkpoint.min(500)).map(producer).collect(),
+        dedup: (0..checkpoint.min(500)).map(producer).collect(),
         watermark: Timestamp(checkpoint as i64 * 10),
         ended: false,
     }

@@ -1,18 +1,21 @@
 //! What a group must survive, on a paused clock and engines in memory.
 
-use std::sync::Arc;
+#![allow(clippy::disallowed_methods, reason = "tests read the clocks of their own")]
+
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::*;
-use crate::{
+use async_trait::async_trait;
+use votestream_core::{
     HashRange, Poll, PollId, PollSource, Position, SequenceNumber, Timestamp,
+    consume::{group::*, window::Window},
     observe::metrics,
-    port::PollStore,
-    record::{batch::BatchId, foreign::tests as foreign_tests},
-    testing::{Appliers, Memory},
+    port::{Group, PollStore},
+    record::batch::BatchId,
 };
+use votestream_testkit::memory::{Appliers, Memory};
 
 const GROUP: Group = Group::Persist;
 
@@ -180,7 +183,7 @@ async fn a_window_waits_while_its_poll_is_being_closed_and_not_longer() {
     let poll = Poll { id: PollId::new("s").unwrap(), source: PollSource::Stream, ..poll };
     memory.create(&poll).await.unwrap();
     memory.begin_close(&poll.id).await.unwrap();
-    memory.append(0, foreign_tests::json("s", "u", "x").into(), 1_000);
+    memory.append(0, br#"{"cognitoid": "u", "voteid": "s", "option": "x"}"#.as_slice().into(), 1_000);
     let worker = Worker::start(&memory, "a");
     tokio::time::sleep(Duration::from_secs(5)).await;
     let row = memory.row(GROUP, "s0").unwrap();
@@ -232,7 +235,7 @@ async fn children_wait_for_their_parents_and_inherit_their_memory() {
     for child in ["s2", "s3", "s4"] {
         let row = memory.row(GROUP, child).unwrap();
         assert!(!row.started, "{child}");
-        assert_eq!(row.progress, crate::port::Progress::default());
+        assert_eq!(row.progress, votestream_core::port::Progress::default());
     }
     worker.gate.send_replace(true);
     memory.until_committed(GROUP).await;

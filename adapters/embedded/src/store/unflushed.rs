@@ -28,9 +28,9 @@ impl KeyHash {
 
 /// Votes by their keys, encoded as they will be stored.
 #[derive(Default)]
-pub(super) struct Pending(HashTable<(Slice, Slice)>);
+pub(super) struct Unflushed(HashTable<(Slice, Slice)>);
 
-impl Pending {
+impl Unflushed {
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn the_last_value_of_each_key_in_order() {
         let hashing = KeyHash::default();
-        let (mut pending, mut model) = (Pending::default(), BTreeMap::new());
+        let (mut pending, mut model) = (Unflushed::default(), BTreeMap::new());
         let keys = |number: u32| {
             let long = [&[7; 17][..], &number.to_le_bytes()].concat();
             [number.to_le_bytes().to_vec(), long, vec![0; number as usize % 40]]

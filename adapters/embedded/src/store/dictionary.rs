@@ -25,7 +25,7 @@ const POLL_MAX: u32 = (u32::MAX >> 1) - 1;
 
 /// What is numbered.
 #[derive(Default)]
-pub(super) struct Numbers {
+pub(super) struct Dictionary {
     polls: HashMap<Arc<str>, u32>,
     /// Options of each numbered poll.
     options: HashMap<u32, Options>,
@@ -57,7 +57,7 @@ impl Options {
     }
 }
 
-impl Numbers {
+impl Dictionary {
     /// Reads all numbers.
     pub(super) fn load(numbers: &Keyspace) -> Result<Self, LoadError> {
         let mut loaded = Self::default();
@@ -83,7 +83,7 @@ impl Numbers {
         let change = |poll: Arc<str>| {
             let number = *self.polls.get(&poll)?;
             let value = encode(number, &self.options.get(&number)?.list);
-            Some(Change { target: Target::Numbers, key: poll.as_bytes().to_vec(), value })
+            Some(Change { target: Target::Dictionary, key: poll.as_bytes().to_vec(), value })
         };
         changed.into_iter().filter_map(change).collect()
     }
@@ -128,7 +128,7 @@ fn decode(value: &[u8]) -> Result<(u32, Options), Corrupt> {
 }
 
 impl Inner {
-    /// Numbers a poll and one of its options, unless they are numbered.
+    /// Dictionary a poll and one of its options, unless they are numbered.
     pub(super) fn number(&self, poll: &PollId, option: &Arc<str>) -> Result<(), PortError> {
         let mut numbers = self.numbers.write();
         let number = match numbers.poll(poll) {

@@ -1,8 +1,14 @@
-//! The ports in memory, with faults on request, for the tests of this crate.
+//! All ports in memory, with faults on request.
+//!
+//! It passes the contract suite; whatever a test finds out on it holds on every engine that does. Clones share one memory. Tests
+//! look at it and into it: what is stored can be set and read past the ports.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,11 +17,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, timeout},
 };
-
-use crate::{
+use votestream_core::{
     Clock, Closing, HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
     consume::{
         group::{Applier, ApplierFactory, ApplyError},
@@ -27,6 +32,16 @@ use crate::{
     record::batch::{self, BatchId, OpenBatch},
     vote_hash,
 };
+
+/// Records that one read returns at the most: few, so that readers go on in the middle.
+const READ_RECORDS_MAX: usize = 3;
+/// How long a read waits for a record.
+const READ_WAIT: Duration = Duration::from_millis(100);
+/// How often a condition is looked at, and how long it may take: on a paused clock that is no time.
+const LOOK_EVERY: Duration = Duration::from_millis(7);
+const PATIENCE: Duration = Duration::from_secs(3_600);
+/// When tokio's clock begins, unless a test sets the time itself.
+const EPOCH: Timestamp = Timestamp(1_700_000_000_000);
 
 /// Position, option, previous option.
 type StoredVote = (Position, Arc<str>, Option<Arc<str>>);
@@ -43,37 +58,63 @@ struct State {
     rows: BTreeMap<(Group, ShardId), ShardRow>,
 }
 
-/// A clock that stands still with tokio's.
-pub(crate) fn clock() -> Arc<dyn Clock> {
-    struct Paused(Instant);
-    impl Clock for Paused {
-        fn now(&self) -> Timestamp {
-            Timestamp(1_700_000_000_000).plus(self.0.elapsed())
-        }
-    }
-    Arc::new(Paused(Instant::now()))
-}
-
 /// All engines. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Memory {
+pub struct Memory {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
+    controls: Arc<Controls>,
+}
+
+/// What a test decides, and what it counts.
+struct Controls {
     /// Chance that a call fails, with or without effect.
-    faults: Arc<Mutex<(StdRng, f64)>>,
+    faults: Mutex<(StdRng, f64)>,
+    /// How many of the next calls that [`Memory::fail_next`] speaks of fail.
+    failures: AtomicU32,
+    started: Instant,
+    /// The time, if a test has set it.
+    now: Mutex<Option<Timestamp>>,
+    contradicted: AtomicBool,
+    /// While its sender is alive, recounts do not end.
+    hold: Mutex<Option<watch::Receiver<()>>>,
+    recounts_begun: AtomicU32,
+    tally_reads: AtomicU32,
+}
+
+impl Clock for Memory {
+    fn now(&self) -> Timestamp {
+        let set = *self.controls.now.lock();
+        set.unwrap_or_else(|| EPOCH.plus(self.controls.started.elapsed()))
+    }
+
+    fn is_trusted(&self) -> bool {
+        !self.controls.contradicted.load(Ordering::Relaxed)
+    }
 }
 
 impl Memory {
-    pub(crate) fn new(shards: u32) -> Self {
+    /// Empty, with so many shards, which are called `s0`, `s1` and so on. Its clock is tokio's.
+    pub fn new(shards: u32) -> Self {
         let shards = HashRange::split_evenly(shards).into_iter().zip(0..).map(|(range, n)| {
             (Shard { id: ShardId::new(format!("s{n}")), range, parents: vec![], open: true }, Vec::new())
         });
         let state = State { shards: shards.collect(), ..State::default() };
-        let faults = Mutex::new((StdRng::seed_from_u64(1), 0.0));
-        Self { state: Arc::new(Mutex::new(state)), changed: Arc::default(), faults: Arc::new(faults) }
+        let controls = Controls {
+            faults: Mutex::new((StdRng::seed_from_u64(1), 0.0)),
+            failures: AtomicU32::new(0),
+            started: Instant::now(),
+            now: Mutex::new(None),
+            contradicted: AtomicBool::new(false),
+            hold: Mutex::new(None),
+            recounts_begun: AtomicU32::new(0),
+            tally_reads: AtomicU32::new(0),
+        };
+        Self { state: Arc::new(Mutex::new(state)), changed: Arc::default(), controls: Arc::new(controls) }
     }
 
-    pub(crate) fn ports(&self) -> Ports {
+    /// All ports.
+    pub fn ports(&self) -> Ports {
         let this = Arc::new(self.clone());
         Ports {
             stream: this.clone(),
@@ -81,18 +122,103 @@ impl Memory {
             votes: this.clone(),
             tallies: this.clone(),
             leases: this.clone(),
-            clock: clock(),
+            clock: this,
         }
     }
 
-    pub(crate) fn set_faults(&self, seed: u64, chance: f64) {
-        *self.faults.lock() = (StdRng::seed_from_u64(seed), chance);
+    /// Sets the time, which then stands still, in milliseconds since the Unix epoch.
+    pub fn set_now(&self, now: i64) {
+        *self.controls.now.lock() = Some(Timestamp(now));
+    }
+
+    /// The engines contradict the clock, or not any more.
+    pub fn set_contradicted(&self, contradicted: bool) {
+        self.controls.contradicted.store(contradicted, Ordering::Relaxed);
+    }
+
+    /// Lets so many of the next calls fail that add to or read tallies, or list rows. An addition takes place all the same.
+    pub fn fail_next(&self, calls: u32) {
+        self.controls.failures.store(calls, Ordering::Relaxed);
+    }
+
+    /// How many of those are still to come.
+    pub fn failures_left(&self) -> u32 {
+        self.controls.failures.load(Ordering::Relaxed)
+    }
+
+    fn fail(&self) -> Result<(), PortError> {
+        let failures = &self.controls.failures;
+        let failed = failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        failed.map_or(Ok(()), |_| Err(PortError::unknown("told to fail")))
+    }
+
+    /// Recounts that begin from now on do not end until what is returned is dropped.
+    pub fn hold_recounts(&self) -> watch::Sender<()> {
+        let (hold, held) = watch::channel(());
+        *self.controls.hold.lock() = Some(held);
+        hold
+    }
+
+    /// How many recounts have begun.
+    pub fn recounts_begun(&self) -> u32 {
+        self.controls.recounts_begun.load(Ordering::Relaxed)
+    }
+
+    /// How often tallies were read.
+    pub fn tally_reads(&self) -> u32 {
+        self.controls.tally_reads.load(Ordering::Relaxed)
+    }
+
+    /// Markers in the stream.
+    pub fn markers(&self) -> usize {
+        let state = self.state.lock();
+        let records = state.shards.iter().flat_map(|(_, records)| records);
+        records.filter(|record| record.data == batch::encode_marker()).count()
+    }
+
+    /// Replaces all rows of a group.
+    pub fn set_rows(&self, group: Group, rows: impl IntoIterator<Item = ShardRow>) {
+        let mut state = self.state.lock();
+        state.rows.retain(|(of, _), _| *of != group);
+        state.rows.extend(rows.into_iter().map(|row| ((group, row.shard.clone()), row)));
+    }
+
+    /// Replaces all votes of a poll by so many for each option.
+    pub fn set_votes(&self, poll: &str, counts: &[(&str, u64)]) {
+        let mut state = self.state.lock();
+        state.votes.retain(|(id, _), _| id.as_str() != poll);
+        for (option, count) in counts {
+            for voter in 0..*count {
+                let key = (PollId::new(poll).unwrap(), format!("{option} {voter}").into());
+                state.votes.insert(key, (Position::default(), (*option).into(), None));
+            }
+        }
+    }
+
+    /// Adds to a tally whatever its position.
+    pub fn add_to_tally(&self, poll: &str, group: Group, shard: &str, counts: &[(&str, i64)]) {
+        let mut state = self.state.lock();
+        let (_, sums) = state.tallies.entry((PollId::new(poll).unwrap(), group, ShardId::new(shard))).or_default();
+        for (option, count) in counts {
+            *sums.entry((*option).into()).or_default() += count;
+        }
+    }
+
+    /// Adds a shard that takes no records any more.
+    pub fn add_closed_shard(&self, id: &str, range: HashRange) {
+        let shard = Shard { id: ShardId::new(id), range, parents: Vec::new(), open: false };
+        self.state.lock().shards.push((shard, Vec::new()));
+    }
+
+    /// Lets each call fail with this chance before it takes place, and again with the same that its answer is lost.
+    pub fn set_faults(&self, seed: u64, chance: f64) {
+        *self.controls.faults.lock() = (StdRng::seed_from_u64(seed), chance);
     }
 
     /// Runs `call`; at times it fails before, at times its answer is lost.
     fn faulty<T>(&self, call: impl FnOnce(&mut State) -> T) -> Result<T, PortError> {
         let (before, after) = {
-            let (rng, chance) = &mut *self.faults.lock();
+            let (rng, chance) = &mut *self.controls.faults.lock();
             (rng.random_bool(*chance), rng.random_bool(*chance))
         };
         if before {
@@ -102,7 +228,8 @@ impl Memory {
         if after { Err(PortError::unknown("the answer was lost")) } else { Ok(answer) }
     }
 
-    pub(crate) fn add_poll(&self, id: &str, options: &[&str]) -> Poll {
+    /// Stores a poll that is open for ever.
+    pub fn add_poll(&self, id: &str, options: &[&str]) -> Poll {
         let options = options.iter().map(|id| PollOption { id: (*id).into(), title: String::new() }).collect();
         let (opens, closes) = (Timestamp(0), Timestamp(i64::MAX));
         let poll =
@@ -112,7 +239,7 @@ impl Memory {
     }
 
     /// Stores one batch a shard that owns any of the votes, under the same id.
-    pub(crate) fn vote(&self, id: BatchId, poll: &str, votes: &[(&str, &str)], at: i64) {
+    pub fn vote(&self, id: BatchId, poll: &str, votes: &[(&str, &str)], at: i64) {
         let shards: Vec<Shard> = self.open_shards();
         for shard in shards {
             let mut open = OpenBatch::default();
@@ -127,13 +254,15 @@ impl Memory {
         }
     }
 
-    pub(crate) fn mark(&self, at: i64) {
+    /// Puts a marker into every open shard.
+    pub fn mark(&self, at: i64) {
         for shard in self.open_shards() {
             self.append(shard.range.start, batch::encode_marker(), at);
         }
     }
 
-    pub(crate) fn append(&self, hash: u128, data: Bytes, at: i64) -> Stored {
+    /// Stores a record as of `at`, in the shard that owns the hash.
+    pub fn append(&self, hash: u128, data: Bytes, at: i64) -> Stored {
         let mut state = self.state.lock();
         state.sequence += 1;
         let sequence = SequenceNumber::from_u64(state.sequence);
@@ -146,12 +275,13 @@ impl Memory {
         stored
     }
 
-    pub(crate) fn open_shards(&self) -> Vec<Shard> {
+    /// Shards that take records.
+    pub fn open_shards(&self) -> Vec<Shard> {
         self.state.lock().shards.iter().map(|(shard, _)| shard.clone()).filter(|shard| shard.open).collect()
     }
 
     /// Closes shards, and opens one for each range.
-    pub(crate) fn reshard(&self, parents: &[&str], ranges: &[HashRange]) {
+    pub fn reshard(&self, parents: &[&str], ranges: &[HashRange]) {
         let mut state = self.state.lock();
         for (shard, _) in &mut state.shards {
             shard.open &= !parents.contains(&shard.id.as_str());
@@ -166,7 +296,7 @@ impl Memory {
     }
 
     /// The stream forgets a shard's records.
-    pub(crate) fn expire(&self, shard: &str) {
+    pub fn expire(&self, shard: &str) {
         self.state
             .lock()
             .shards
@@ -175,27 +305,30 @@ impl Memory {
             .for_each(|(_, r)| r.clear());
     }
 
-    pub(crate) fn rows(&self, group: Group) -> Vec<ShardRow> {
+    /// All rows of a group.
+    pub fn rows(&self, group: Group) -> Vec<ShardRow> {
         let state = self.state.lock();
         state.rows.iter().filter(|((of, _), _)| *of == group).map(|(_, row)| row.clone()).collect()
     }
 
-    pub(crate) fn row(&self, group: Group, shard: &str) -> Option<ShardRow> {
+    /// One row.
+    pub fn row(&self, group: Group, shard: &str) -> Option<ShardRow> {
         self.state.lock().rows.get(&(group, ShardId::new(shard))).cloned()
     }
 
-    pub(crate) fn poll(&self, id: &str) -> Poll {
+    /// A poll as it is stored.
+    pub fn poll(&self, id: &str) -> Poll {
         self.state.lock().polls[&PollId::new(id).unwrap()].clone()
     }
 
-    /// Stored vote of a user: position, option.
-    pub(crate) fn set_vote(&self, poll: &str, user: &str, position: Position, option: &str) {
+    /// Stores a vote whatever is there.
+    pub fn set_vote(&self, poll: &str, user: &str, position: Position, option: &str) {
         let key = (PollId::new(poll).unwrap(), user.into());
         self.state.lock().votes.insert(key, (position, option.into(), None));
     }
 
     /// Sums per option, as tallied and as stored.
-    pub(crate) fn counts(&self, poll: &str) -> (BTreeMap<Arc<str>, i64>, BTreeMap<Arc<str>, i64>) {
+    pub fn counts(&self, poll: &str) -> (BTreeMap<Arc<str>, i64>, BTreeMap<Arc<str>, i64>) {
         let state = self.state.lock();
         let (mut tallied, mut stored) = (BTreeMap::new(), BTreeMap::new());
         for ((id, _, _), (_, counts)) in &state.tallies {
@@ -213,17 +346,17 @@ impl Memory {
     }
 
     /// Waits until the condition holds. Panics after an hour, which on a paused clock is no time.
-    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+    pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let met = async {
             while !condition(self) {
-                tokio::time::sleep(Duration::from_millis(7)).await;
+                tokio::time::sleep(LOOK_EVERY).await;
             }
         };
-        assert!(timeout(Duration::from_secs(3_600), met).await.is_ok(), "never came true: {what}");
+        assert!(timeout(PATIENCE, met).await.is_ok(), "never came true: {what}");
     }
 
     /// Waits until every open shard's row is committed at its last record, and every closed one has ended.
-    pub(crate) async fn until_committed(&self, group: Group) {
+    pub async fn until_committed(&self, group: Group) {
         let committed = |memory: &Self| {
             let state = memory.state.lock();
             state.shards.iter().all(|(shard, records)| {
@@ -254,7 +387,7 @@ impl RecordReader for Reader {
         let found = self.memory.faulty(|state| {
             let (shard, records) = state.shards.iter().find(|(shard, _)| shard.id == self.shard)?;
             let new: Vec<Record> =
-                records.iter().filter(|record| record.sequence > self.after).take(3).cloned().collect();
+                records.iter().filter(|record| record.sequence > self.after).take(READ_RECORDS_MAX).cloned().collect();
             let expired = records.last().is_none_or(|last| last.sequence < self.after);
             match new.last() {
                 None if expired && self.after > SequenceNumber::ZERO => Some(ReadOutcome::Expired),
@@ -269,7 +402,7 @@ impl RecordReader for Reader {
             }
             return Ok(found);
         }
-        timeout(Duration::from_millis(100), changed).await.ok();
+        timeout(READ_WAIT, changed).await.ok();
         Ok(ReadOutcome::Records(Vec::new()))
     }
 }
@@ -310,14 +443,19 @@ impl PollStore for Memory {
         self.faulty(|state| state.polls.get(id).cloned())
     }
 
-    async fn list(&self, _: Option<&PollId>, _: usize) -> Result<Vec<Poll>, PortError> {
-        self.faulty(|state| state.polls.values().cloned().collect())
+    async fn list(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError> {
+        self.faulty(|state| {
+            let later = state.polls.values().filter(|poll| after.is_none_or(|after| poll.id > *after));
+            later.take(limit).cloned().collect()
+        })
     }
 
     async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
         self.faulty(|state| {
             let poll = state.polls.get_mut(id)?;
-            poll.closing = Closing::Asked;
+            if poll.closing == Closing::No && poll.final_result.is_none() {
+                poll.closing = Closing::Asked;
+            }
             Some(poll.clone())
         })
     }
@@ -325,14 +463,22 @@ impl PollStore for Memory {
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
         self.faulty(|state| {
             let poll = state.polls.get_mut(id)?;
-            poll.closes_at = poll.closes_at.min(closes_at);
-            poll.closing = Closing::Done;
+            if poll.closing == Closing::Asked {
+                poll.closes_at = poll.closes_at.min(closes_at);
+                poll.closing = Closing::Done;
+            }
             Some(poll.clone())
         })
     }
 
-    async fn finish(&self, id: &PollId, _: &FinalResult) -> Result<Option<Poll>, PortError> {
-        self.get(id).await
+    async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
+        self.faulty(|state| {
+            let poll = state.polls.get_mut(id)?;
+            if poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked {
+                poll.final_result = Some(result.clone());
+            }
+            Some(poll.clone())
+        })
     }
 
     async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError> {
@@ -364,8 +510,22 @@ impl VoteStore for Memory {
         Ok(outcomes)
     }
 
-    async fn recount(&self, _: &Poll) -> Result<Vec<u64>, PortError> {
-        Err(PortError::permanent("not needed here"))
+    async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError> {
+        self.controls.recounts_begun.fetch_add(1, Ordering::Relaxed);
+        let held = self.controls.hold.lock().clone();
+        if let Some(mut held) = held {
+            while held.changed().await.is_ok() {}
+        }
+        let counts = self.faulty(|state| {
+            let mut counts = vec![0; poll.options.len()];
+            for ((id, _), (_, option, _)) in &state.votes {
+                if *id == poll.id {
+                    counts[poll.option_index(option)?] += 1;
+                }
+            }
+            Some(counts)
+        })?;
+        counts.ok_or_else(|| PortError::permanent("a vote is for an option that the poll does not have"))
     }
 }
 
@@ -390,17 +550,29 @@ impl TallyStore for Memory {
                 }
             })?;
         }
-        Ok(())
+        self.fail()
     }
 
-    async fn read(&self, _: &PollId) -> Result<Vec<TallyRow>, PortError> {
-        Err(PortError::permanent("not needed here"))
+    async fn read(&self, poll_id: &PollId) -> Result<Vec<TallyRow>, PortError> {
+        self.controls.tally_reads.fetch_add(1, Ordering::Relaxed);
+        self.fail()?;
+        self.faulty(|state| {
+            let rows = state.tallies.iter().filter(|((id, ..), _)| id == poll_id);
+            rows.map(|((_, group, shard), (position, counts))| TallyRow {
+                group: *group,
+                shard: shard.clone(),
+                counts: counts.iter().map(|(option, count)| (option.clone(), *count)).collect(),
+                position: *position,
+            })
+            .collect()
+        })
     }
 }
 
 #[async_trait]
 impl LeaseStore for Memory {
     async fn list(&self, group: Group) -> Result<Vec<ShardRow>, PortError> {
+        self.fail()?;
         self.faulty(|_| ())?;
         Ok(self.rows(group))
     }
@@ -479,11 +651,13 @@ impl LeaseStore for Memory {
 }
 
 /// Applies windows as persist-svc does; `gate` holds up every application between the votes and the tallies.
-pub(crate) struct Appliers {
-    pub(crate) memory: Memory,
-    pub(crate) gate: tokio::sync::watch::Receiver<bool>,
+pub struct Appliers {
+    /// The stores.
+    pub memory: Memory,
+    /// Open while it holds `true`.
+    pub gate: watch::Receiver<bool>,
     /// End and epoch of the window of which votes were superseded.
-    pub(crate) superseded: Option<(SequenceNumber, u64)>,
+    pub superseded: Option<(SequenceNumber, u64)>,
 }
 
 impl ApplierFactory for Appliers {
@@ -508,5 +682,36 @@ impl Applier for Appliers {
         let deltas = counted.into_deltas();
         self.memory.add(Group::Persist, &window.shard, window.end, window.epoch, &deltas).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_the_stream() {
+        contract::check_stream(Memory::new(3).ports()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_votes() {
+        contract::check_votes(Memory::new(1).ports()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_tallies() {
+        contract::check_tallies(Memory::new(1).ports()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_polls() {
+        contract::check_polls(Memory::new(1).ports()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_of_leases() {
+        contract::check_leases(Memory::new(1).ports()).await;
     }
 }

@@ -1,6 +1,6 @@
-//! Producer memory in bytes: one binary attribute of a shard row.
+//! Dedup table in bytes: one binary attribute of a shard row.
 //!
-//! Owns the form and its bound. Must never drop an entry to save space: a memory that does not fit stops the shard, loudly.
+//! Owns the form and its bound. Must never drop an entry to save space: a table that does not fit stops the shard, loudly.
 //!
 //! Version u8, number of ranges u32, each range (start u128, end u128), number of entries u32, then each entry: producer
 //! u128, index of its range u32, number u64, arrival i64. Big-endian. Producers share a few ranges, so these come first.
@@ -20,20 +20,20 @@ const ENTRY_BYTES: usize = 16 + 4 + 8 + 8;
 /// What the other attributes of a row leave.
 const MEMORY_BYTES_MAX: usize = ITEM_BYTES_MAX - 16_000;
 
-pub(super) fn encode(memory: &[StoredProducer]) -> Result<Vec<u8>, PortError> {
+pub(super) fn encode(dedup: &[StoredProducer]) -> Result<Vec<u8>, PortError> {
     let mut ranges = Vec::new();
     let mut indices = HashMap::new();
-    for entry in memory {
+    for entry in dedup {
         indices.entry(entry.range).or_insert_with(|| {
             ranges.push(entry.range);
             ranges.len() as u32 - 1
         });
     }
-    let len = 1 + 4 + ranges.len() * RANGE_BYTES + 4 + memory.len() * ENTRY_BYTES;
+    let len = 1 + 4 + ranges.len() * RANGE_BYTES + 4 + dedup.len() * ENTRY_BYTES;
     if len > MEMORY_BYTES_MAX {
         return Err(PortError::permanent(format!(
             "{} producers in {} ranges do not fit into a shard row: {len} bytes of {MEMORY_BYTES_MAX}",
-            memory.len(),
+            dedup.len(),
             ranges.len()
         )));
     }
@@ -44,8 +44,8 @@ pub(super) fn encode(memory: &[StoredProducer]) -> Result<Vec<u8>, PortError> {
         bytes.extend_from_slice(&range.start.to_be_bytes());
         bytes.extend_from_slice(&range.end.to_be_bytes());
     }
-    bytes.extend_from_slice(&(memory.len() as u32).to_be_bytes());
-    for StoredProducer { producer, range, number, arrived_at } in memory {
+    bytes.extend_from_slice(&(dedup.len() as u32).to_be_bytes());
+    for StoredProducer { producer, range, number, arrived_at } in dedup {
         bytes.extend_from_slice(&producer.to_be_bytes());
         bytes.extend_from_slice(&indices[range].to_be_bytes());
         bytes.extend_from_slice(&number.to_be_bytes());
@@ -63,7 +63,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Vec<StoredProducer>> {
         Some(HashRange { start: u128::from_be_bytes(take(&mut rest)?), end: u128::from_be_bytes(take(&mut rest)?) })
     });
     let ranges: Vec<HashRange> = ranges.collect::<Option<_>>()?;
-    let memory = (0..u32::from_be_bytes(take(&mut rest)?)).map(|_| {
+    let dedup = (0..u32::from_be_bytes(take(&mut rest)?)).map(|_| {
         Some(StoredProducer {
             producer: u128::from_be_bytes(take(&mut rest)?),
             range: *ranges.get(u32::from_be_bytes(take(&mut rest)?) as usize)?,
@@ -71,8 +71,8 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Vec<StoredProducer>> {
             arrived_at: Timestamp(i64::from_be_bytes(take(&mut rest)?)),
         })
     });
-    let memory = memory.collect::<Option<_>>()?;
-    rest.is_empty().then_some(memory)
+    let dedup = dedup.collect::<Option<_>>()?;
+    rest.is_empty().then_some(dedup)
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
@@ -87,7 +87,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    pub(in crate::dynamodb::shards) fn memory() -> impl Strategy<Value = Vec<StoredProducer>> {
+    pub(in crate::dynamodb::shards) fn dedup() -> impl Strategy<Value = Vec<StoredProducer>> {
         // Few ranges, so that entries share them.
         let range =
             prop_oneof![Just(HashRange::ALL), (0u128..4, 4u128..6).prop_map(|(start, end)| HashRange { start, end })];
@@ -103,9 +103,9 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_what_is_read(memory in memory()) {
-            let bytes = encode(&memory).unwrap();
-            prop_assert_eq!(decode(&bytes), Some(memory));
+        fn what_is_written_is_what_is_read(dedup in dedup()) {
+            let bytes = encode(&dedup).unwrap();
+            prop_assert_eq!(decode(&bytes), Some(dedup));
             prop_assert!((0..bytes.len()).all(|len| decode(&bytes[..len]).is_none()));
             prop_assert_eq!(decode(&[&bytes[..], &[0]].concat()), None);
         }
@@ -113,8 +113,8 @@ pub(super) mod tests {
         #[test]
         fn foreign_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             // Must not panic, nor take memory that the bytes do not justify.
-            if let Some(memory) = decode(&bytes) {
-                prop_assert!(memory.len() * ENTRY_BYTES <= bytes.len());
+            if let Some(dedup) = decode(&bytes) {
+                prop_assert!(dedup.len() * ENTRY_BYTES <= bytes.len());
             }
         }
     }
@@ -122,9 +122,9 @@ pub(super) mod tests {
     #[test]
     fn what_does_not_fit_is_an_error() {
         let entry = |producer| StoredProducer { producer, range: HashRange::ALL, number: 1, arrived_at: Timestamp(1) };
-        let memory: Vec<_> = (0..10_000).map(entry).collect();
-        assert!(encode(&memory).is_ok());
-        let memory: Vec<_> = (0..11_000).map(entry).collect();
-        assert!(!encode(&memory).unwrap_err().retryable);
+        let dedup: Vec<_> = (0..10_000).map(entry).collect();
+        assert!(encode(&dedup).is_ok());
+        let dedup: Vec<_> = (0..11_000).map(entry).collect();
+        assert!(!encode(&dedup).unwrap_err().retryable);
     }
 }

@@ -10,11 +10,11 @@ use votestream_core::vote_hash;
 /// Fingerprints in a row.
 const WAYS: usize = 4;
 
-pub(super) struct Voters {
+pub(super) struct KnownVoters {
     rows: Vec<[AtomicU32; WAYS]>,
 }
 
-impl Voters {
+impl KnownVoters {
     pub(super) fn new(voters: usize) -> Self {
         let rows = voters.div_ceil(WAYS);
         Self { rows: std::iter::repeat_with(Default::default).take(rows).collect() }
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn remembers_most_of_what_fits_and_invents_nobody() {
-        let voters = Voters::new(4_096);
+        let voters = KnownVoters::new(4_096);
         let user = |at: u32| format!("user-{at}");
         (0..2_000).for_each(|at| voters.insert("p", &user(at)));
         let seen = (0..2_000).filter(|at| voters.contains("p", &user(*at))).count();
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn without_room_nothing_is_remembered() {
-        let voters = Voters::new(0);
+        let voters = KnownVoters::new(0);
         voters.insert("p", "u");
         assert!(!voters.contains("p", "u"));
     }

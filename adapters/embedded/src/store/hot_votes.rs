@@ -16,9 +16,9 @@ const WAYS: usize = 4;
 type Place = [u8; KEY_BYTES + 1 + VALUE_BYTES];
 
 /// Each key belongs into one set of places, by its hash, together with others.
-pub(super) struct Recent(Vec<[Place; WAYS]>);
+pub(super) struct HotVotes(Vec<[Place; WAYS]>);
 
-impl Default for Recent {
+impl Default for HotVotes {
     fn default() -> Self {
         // Zeroed memory, which costs nothing until it is written.
         Self(vec![[[0; _]; WAYS]; PLACES / WAYS])
@@ -29,7 +29,7 @@ fn is_of(place: &Place, key: &[u8; KEY_BYTES]) -> bool {
     place[KEY_BYTES] > 0 && place[..KEY_BYTES] == *key
 }
 
-impl Recent {
+impl HotVotes {
     fn set(key_hash: u64) -> usize {
         (key_hash >> (64 - (PLACES / WAYS).ilog2())) as usize
     }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_last_value_of_a_key_or_nothing() {
-        let mut recent = Recent::default();
+        let mut recent = HotVotes::default();
         assert_eq!(recent.get(&key(0), 1), None);
         recent.put(&key(0), 1, &[1, 2]);
         recent.put(&key(0), 1, &[3]);
@@ -85,13 +85,13 @@ mod tests {
 
     #[test]
     fn keys_of_a_full_set_displace_one_another() {
-        let mut recent = Recent::default();
+        let mut recent = HotVotes::default();
         let ways = WAYS as u32;
         // The first bits are the same, the last ones name the place that a full set gives up.
         (0..ways).for_each(|number| recent.put(&key(number), number.into(), &[number as u8]));
         assert!((0..ways).all(|number| recent.get(&key(number), number.into()) == Some(&[number as u8][..])));
         recent.put(&key(9), 1, &[9]);
-        let here = |recent: &Recent, number: u32| recent.get(&key(number), number.into()).is_some();
+        let here = |recent: &HotVotes, number: u32| recent.get(&key(number), number.into()).is_some();
         assert_eq!((0..ways).map(|number| here(&recent, number)).collect::<Vec<_>>(), [true, false, true, true]);
         assert_eq!(recent.get(&key(9), 1), Some(&[9][..]));
         // A place that was given up is taken before another is.

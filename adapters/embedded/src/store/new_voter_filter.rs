@@ -12,14 +12,14 @@ const BITS: usize = 1 << 28;
 const BITS_PER_VOTE: u32 = 4;
 
 /// The filter.
-pub(super) struct Voters {
+pub(super) struct NewVoterFilter {
     /// Made at the first vote.
     filter: Option<BloomFilter>,
     /// Number of the first poll for which it answers.
     first_poll: u32,
 }
 
-impl Voters {
+impl NewVoterFilter {
     /// For polls from this number on, which have no votes yet.
     pub(super) fn new(first_poll: u32) -> Self {
         Self { filter: None, first_poll }
@@ -36,11 +36,11 @@ impl Voters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::pending::KeyHash;
+    use crate::store::unflushed::KeyHash;
 
     #[test]
     fn nobody_is_new_twice_nor_in_an_older_poll() {
-        let (mut voters, hashing) = (Voters::new(3), KeyHash::default());
+        let (mut voters, hashing) = (NewVoterFilter::new(3), KeyHash::default());
         let hash = |number: u32| hashing.of(&number.to_be_bytes());
         let new = (0..10_000).filter(|&number| voters.votes(3, hash(number))).count();
         assert!(new > 9_990, "{new}");

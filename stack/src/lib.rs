@@ -1,0 +1,233 @@
+//! The three services in one process, over any engines.
+//!
+//! Owns their composition and the order of their end: ingest first, so that no vote is accepted that nobody is left to answer
+//! for. Must never know how a service or an engine works, nor open an engine: whoever has the ports closes it afterwards.
+
+use std::{future::Future, io};
+
+use futures::future::{BoxFuture, FutureExt, select_all};
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinHandle},
+};
+use tokio_util::sync::CancellationToken;
+use votestream_core::port::Ports;
+use votestream_ingest::IngestConfig;
+use votestream_persist::PersistConfig;
+use votestream_server::{Connections, CorsOrigins, DrainReport, ServiceError};
+use votestream_tally::TallyConfig;
+
+/// How a service ended.
+pub type Ended = Result<DrainReport, ServiceError>;
+
+/// A service that has not been started.
+pub type Work = Box<dyn FnOnce() -> BoxFuture<'static, Ended> + Send>;
+
+/// Runs a service, named by its first argument, on threads of its own.
+pub type Elsewhere = fn(&'static str, Work) -> BoxFuture<'static, io::Result<Ended>>;
+
+/// Settings of the three services.
+#[derive(Clone, Debug)]
+pub struct StackConfig {
+    /// Of ingest.
+    pub ingest: IngestConfig,
+    /// Of persist.
+    pub persist: PersistConfig,
+    /// Of tally.
+    pub tally: TallyConfig,
+    /// Where persist runs, if not on the runtime of the others. What it stores was acknowledged long ago, and must not delay
+    /// what comes in.
+    pub persist_elsewhere: Option<Elsewhere>,
+}
+
+impl StackConfig {
+    /// For engines on this machine.
+    pub fn one_machine() -> Self {
+        Self {
+            ingest: IngestConfig::one_machine(),
+            persist: PersistConfig::one_machine(),
+            tally: TallyConfig::one_machine(),
+            persist_elsewhere: None,
+        }
+    }
+
+    /// Counts the clients of both listeners together.
+    #[must_use]
+    pub fn with_connections(mut self, connections: Connections) -> Self {
+        self.ingest.connections = connections.clone();
+        self.tally.connections = connections;
+        self
+    }
+
+    /// Lets pages of these origins call both listeners.
+    #[must_use]
+    pub fn with_cors(mut self, origins: CorsOrigins) -> Self {
+        self.ingest.cors_allow_origins = origins.clone();
+        self.tally.cors_allow_origins = origins;
+        self
+    }
+}
+
+/// Why a service of the stack ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// It failed.
+    #[error("the {0} service: {1}")]
+    Failed(&'static str, #[source] ServiceError),
+    /// It panicked.
+    #[error("the {0} service broke: {1}")]
+    Broke(&'static str, #[source] JoinError),
+    /// It ended without a reason.
+    #[error("the {0} service ended by itself")]
+    ByItself(&'static str),
+}
+
+struct Service {
+    name: &'static str,
+    shutdown: CancellationToken,
+    task: JoinHandle<Ended>,
+}
+
+impl Service {
+    fn spawn<F>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = Ended> + Send + 'static,
+    {
+        let shutdown = CancellationToken::new();
+        Self { name, task: tokio::spawn(run(shutdown.clone())), shutdown }
+    }
+
+    async fn ended(&mut self) -> Result<DrainReport, StackError> {
+        match (&mut self.task).await {
+            Ok(Ok(report)) => Ok(report),
+            Ok(Err(error)) => Err(StackError::Failed(self.name, error)),
+            Err(error) => Err(StackError::Broke(self.name, error)),
+        }
+    }
+}
+
+/// The running services. Dropped without [`Self::stop`], they go on until their runtime ends.
+pub struct Stack {
+    /// In the order in which they are stopped.
+    services: Vec<Service>,
+}
+
+impl Stack {
+    /// Starts the services: ingest on the first listener, results and polls on the second.
+    pub fn start(ports: &Ports, config: StackConfig, ingest: TcpListener, results: TcpListener) -> Self {
+        let StackConfig { ingest: ingest_config, persist: persist_config, tally: tally_config, persist_elsewhere } =
+            config;
+        let services = vec![
+            Service::spawn("ingest", |shutdown| votestream_ingest::run(ingest_config, ports.clone(), ingest, shutdown)),
+            Service::spawn("persist", |shutdown| {
+                let run = votestream_persist::run;
+                let ports = ports.clone();
+                match persist_elsewhere {
+                    None => run(persist_config, ports, shutdown).boxed(),
+                    Some(elsewhere) => {
+                        let work: Work = Box::new(move || run(persist_config, ports, shutdown).boxed());
+                        async move {
+                            let ended = elsewhere("votestream-persist", work).await;
+                            ended.map_err(|error| ServiceError::task("persist's runtime", error))?
+                        }
+                        .boxed()
+                    }
+                }
+            }),
+            Service::spawn("tally", |shutdown| votestream_tally::run(tally_config, ports.clone(), results, shutdown)),
+        ];
+        Self { services }
+    }
+
+    /// Waits until a service ends by itself, which none should. The others go on; [`Self::stop`] ends them.
+    pub async fn broken(&mut self) -> StackError {
+        let ends: Vec<_> = self.services.iter_mut().map(|service| service.ended().boxed()).collect();
+        if ends.is_empty() {
+            return std::future::pending().await;
+        }
+        let (ended, at, others) = select_all(ends).await;
+        drop(others);
+        // A task cannot be waited for twice.
+        let service = self.services.remove(at);
+        ended.map_or_else(|error| error, |_| StackError::ByItself(service.name))
+    }
+
+    /// Stops the services, each of them once the one before has drained. `Incomplete` if one of them could not finish in its
+    /// time; what is left undone of what was acknowledged is done at the next start.
+    ///
+    /// # Errors
+    ///
+    /// The first failure. The other services are stopped all the same.
+    pub async fn stop(self) -> Result<DrainReport, StackError> {
+        let mut stopped = Ok(DrainReport::Complete);
+        for mut service in self.services {
+            service.shutdown.cancel();
+            stopped = match (stopped, service.ended().await) {
+                (Ok(before), Ok(report)) => Ok(before.and(report)),
+                (Err(first), _) | (Ok(_), Err(first)) => Err(first),
+            };
+        }
+        stopped
+    }
+
+    /// Runs until `shutdown` is cancelled, then stops.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::stop`], and if a service ends by itself.
+    pub async fn run_until(mut self, shutdown: CancellationToken) -> Result<DrainReport, StackError> {
+        let broken = tokio::select! {
+            broken = self.broken() => Some(broken),
+            () = shutdown.cancelled() => None,
+        };
+        let stopped = self.stop().await;
+        broken.map_or(stopped, Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &'static str, run: impl Future<Output = Ended> + Send + 'static) -> Service {
+        Service::spawn(name, |_| run)
+    }
+
+    fn until_told(name: &'static str, ended: impl FnOnce() -> Ended + Send + 'static) -> Service {
+        Service::spawn(name, |shutdown| async move {
+            shutdown.cancelled().await;
+            ended()
+        })
+    }
+
+    #[tokio::test]
+    async fn who_ends_first_is_named_and_the_others_can_be_stopped() {
+        let mut stack = Stack {
+            services: vec![
+                until_told("one", || Ok(DrainReport::Incomplete)),
+                service("two", async { Ok(DrainReport::Complete) }),
+                until_told("three", || Ok(DrainReport::Complete)),
+            ],
+        };
+        assert_eq!(stack.broken().await.to_string(), "the two service ended by itself");
+        assert!(matches!(stack.stop().await, Ok(DrainReport::Incomplete)));
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_is_reported_after_all_have_stopped() {
+        let (all, mut last) = tokio::sync::oneshot::channel();
+        let stack = Stack {
+            services: vec![
+                until_told("one", || Err(ServiceError::task("its task", "no reason"))),
+                until_told("two", || panic!("on purpose")),
+                until_told("three", || {
+                    assert!(all.send(()).is_ok());
+                    Ok(DrainReport::Complete)
+                }),
+            ],
+        };
+        let Err(error) = stack.stop().await else { panic!("stopped well") };
+        assert_eq!(error.to_string(), "the one service: its task ended: no reason");
+        assert!(last.try_recv().is_ok(), "the last service was not stopped");
+    }
+}

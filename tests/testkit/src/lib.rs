@@ -1,0 +1,10 @@
+//! What tests share.
+//!
+//! Owns the contract of the ports as a suite, engines in memory that pass it, the auditor that judges what clients saw, and
+//! stand-ins for AWS. Must never be used outside tests and development, nor know a service.
+
+pub mod audit;
+pub mod contract;
+pub mod memory;
+#[cfg(feature = "stand-ins")]
+pub mod stand_ins;
