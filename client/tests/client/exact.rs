@@ -89,7 +89,7 @@ async fn take(
     log: Log,
     network: Network,
 ) -> Option<Status> {
-    let mut count = 0;
+    let (mut count, end) = (0, rng.random_range(0..6));
     let patience = if is_good { u32::MAX } else { rng.random_range(0..4) };
     for _ in 0..patience {
         let Ok(Some(message)) = messages.message().await else { return None };
@@ -102,14 +102,16 @@ async fn take(
             reason: "no such option".into(),
         };
         let bad = (first..).zip(&votes).filter(|(_, vote)| is_bad(vote)).map(rejection).collect::<Vec<_>>();
-        log.lock().unwrap().extend(votes.iter().filter(|vote| !is_bad(vote)).cloned());
+        let store = |votes: &[Stored]| log.lock().unwrap().extend(votes.iter().filter(|vote| !is_bad(vote)).cloned());
         if !is_good && rng.random_ratio(1, 3) {
-            // A part of what is stored is answered, if any.
+            // A part is answered, if any. More is stored, unless the stream ends with the word that it was not accepted.
             let through = rng.random_range(first..=count);
+            store(if end < 2 { &votes[..(through - first) as usize] } else { &votes });
             let rejections = bad.into_iter().filter(|rejection| rejection.index < through).collect();
             answers.send(Ok(StreamVotesResponse { durable_through: through, rejections })).await.ok()?;
             break;
         }
+        store(&votes);
         answers.send(Ok(StreamVotesResponse { durable_through: count, rejections: bad })).await.ok()?;
     }
     // What else has come was not accepted, or is stored behind our back.
@@ -118,7 +120,7 @@ async fn take(
         Ok(Ok(None) | Err(_)) | Err(_) => Vec::new(),
     };
     let retry = ErrorDetails::with_retry_info(Some(Duration::from_millis(700)));
-    match rng.random_range(0..6) {
+    match end {
         0 => Some(Status::unavailable("it stops; what came after durable_through was not accepted")),
         1 => Some(Status::with_error_details(tonic::Code::ResourceExhausted, "full", retry)),
         2 => None,
