@@ -3,7 +3,7 @@
 //! A few probes, each with a poll of its own, cast one vote and ask until it shows. Must never infer from totals of the load
 //! that one vote is visible.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use rand::{SeedableRng, rngs::StdRng};
@@ -12,8 +12,8 @@ use tonic::transport::Channel;
 use votestream_proto::{
     VotesMessage,
     v1::{
-        CreatePollRequest, GetInterimResultsRequest, PollOption, ingest_service_client::IngestServiceClient,
-        poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
+        GetInterimResultsRequest, ingest_service_client::IngestServiceClient,
+        results_service_client::ResultsServiceClient,
     },
 };
 
@@ -108,17 +108,9 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
 }
 
 async fn create_probes(server: &Server) -> anyhow::Result<()> {
-    let mut polls = PollServiceClient::connect(format!("http://{}", server.results)).await?;
+    let polls = server.connect_results().await?;
     for probe in 0..PROBES {
-        let options = votes::OPTIONS.iter();
-        polls
-            .create_poll(CreatePollRequest {
-                poll_id: poll_of(probe),
-                options: options.map(|&id| PollOption { option_id: id.into(), title: String::new() }).collect(),
-                closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
-                ..CreatePollRequest::default()
-            })
-            .await?;
+        polls.create_poll(votes::create_request(&poll_of(probe))).await?;
     }
     Ok(())
 }

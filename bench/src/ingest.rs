@@ -1,17 +1,11 @@
 //! Ingest against the bare server: the same client, the same messages, alternating.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use clap::ValueEnum;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use rand::{SeedableRng, rngs::StdRng};
-use votestream_proto::{
-    VotesMessage,
-    v1::{
-        CreatePollRequest, PollOption, ingest_service_client::IngestServiceClient,
-        poll_service_client::PollServiceClient,
-    },
-};
+use votestream_proto::{VotesMessage, v1::ingest_service_client::IngestServiceClient};
 
 use crate::{
     cores::Cores,
@@ -233,18 +227,7 @@ fn measure((kind, votes): (Kind, Votes), total: usize, form: Form, quick: bool) 
 
 /// Creates the poll, open for an hour.
 pub(crate) async fn create_poll(server: &Server) -> anyhow::Result<()> {
-    let mut polls = PollServiceClient::connect(format!("http://{}", server.results)).await?;
-    polls
-        .create_poll(CreatePollRequest {
-            poll_id: votes::POLL.into(),
-            options: votes::OPTIONS
-                .iter()
-                .map(|&option| PollOption { option_id: option.into(), title: String::new() })
-                .collect(),
-            closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
-            ..CreatePollRequest::default()
-        })
-        .await?;
+    server.connect_results().await?.create_poll(votes::create_request(votes::POLL)).await?;
     Ok(())
 }
 

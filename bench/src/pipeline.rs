@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use votestream_proto::v1::{GetInterimResultsRequest, results_service_client::ResultsServiceClient};
-
 use crate::{
     ingest::{cast, create_poll, median},
     report::{Chart, Report, Series, none, number},
@@ -92,10 +90,9 @@ fn measure(server: &Server, engines: Option<&Server>, votes: usize) -> anyhow::R
         let count = cast(server, votes, VOTES_PER_MESSAGE, STREAMS).await?;
         anyhow::ensure!(count == votes as u64, "{count} of {votes} votes were accepted");
         let acknowledged = votes as f64 / start.elapsed().as_secs_f64();
-        let mut results = ResultsServiceClient::connect(format!("http://{}", server.results)).await?;
+        let results = server.connect_results().await?;
         loop {
-            let request = GetInterimResultsRequest { poll_id: votes::POLL.into() };
-            let shown = results.get_interim_results(request).await?.into_inner();
+            let shown = results.interim_results(votes::POLL).await?;
             // There are no more votes than prepared ones, so each is of another voter.
             if shown.total_submitted == votes as u64 && shown.total_counted == votes as u64 {
                 break;

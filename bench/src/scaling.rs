@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
@@ -13,13 +13,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
-use votestream_proto::{
-    VotesMessage,
-    v1::{
-        CreatePollRequest, GetInterimResultsRequest, PollOption, ingest_service_client::IngestServiceClient,
-        poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
-    },
-};
+use votestream_proto::{VotesMessage, v1::ingest_service_client::IngestServiceClient};
 
 use crate::{
     report::{Chart, Report, Series, number},
@@ -262,16 +256,9 @@ async fn store(
 }
 
 async fn create(server: &Server, polls: &[String]) -> anyhow::Result<()> {
-    let client = PollServiceClient::connect(format!("http://{}", server.results)).await?;
+    let client = server.connect_results().await?;
     let calls = polls.iter().map(|poll| {
-        let mut client = client.clone();
-        let options = votes::OPTIONS.iter().map(|&id| PollOption { option_id: id.into(), title: String::new() });
-        let request = CreatePollRequest {
-            poll_id: poll.clone(),
-            options: options.collect(),
-            closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
-            ..CreatePollRequest::default()
-        };
+        let (client, request) = (client.clone(), votes::create_request(poll));
         async move { client.create_poll(request).await.map(drop) }
     });
     Ok(stream::iter(calls).buffer_unordered(CREATE_CALLS).try_collect().await?)
@@ -279,7 +266,7 @@ async fn create(server: &Server, polls: &[String]) -> anyhow::Result<()> {
 
 /// Waits until the server has nothing left to do and shows every vote. Returns its CPU seconds before it was asked.
 async fn settle(server: &Server, polls: &[String], submitted: &[u64]) -> anyhow::Result<f64> {
-    let mut results = ResultsServiceClient::connect(format!("http://{}", server.results)).await?;
+    let results = server.connect_results().await?;
     let start = Instant::now();
     loop {
         let before = server.cpu_seconds()?;
@@ -288,8 +275,7 @@ async fn settle(server: &Server, polls: &[String], submitted: &[u64]) -> anyhow:
         if now - before <= IDLE_CPU_SECONDS {
             let mut missing = 0;
             for (poll, &submitted) in polls.iter().zip(submitted) {
-                let request = GetInterimResultsRequest { poll_id: poll.clone() };
-                let shown = results.get_interim_results(request).await?.into_inner().total_submitted;
+                let shown = results.interim_results(poll).await?.total_submitted;
                 missing += submitted - shown.min(submitted);
             }
             if missing == 0 {

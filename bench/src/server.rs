@@ -17,6 +17,7 @@ use tokio::{net::TcpListener, sync::Notify};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use votestream_client::{Client, ResultsClient};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
@@ -338,6 +339,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// A new connection for polls and results, which are not what is measured.
+    pub(crate) async fn connect_results(&self) -> anyhow::Result<ResultsClient> {
+        let address = self.results.to_string().parse()?;
+        Ok(Client::builder().results_address(address).connect_results().await?)
+    }
+
     /// Starts one.
     pub(crate) fn start(kind: Kind) -> anyhow::Result<Self> {
         Self::start_with(kind, Options::default())

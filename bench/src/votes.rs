@@ -1,6 +1,9 @@
 //! Votes to measure with: 36-character UUID user ids, five options.
 
+use std::time::{Duration, SystemTime};
+
 use rand::{RngExt, rngs::StdRng};
+use votestream_client::v1;
 use votestream_core::{Clock, Poll, PollId, PollOption, PollSource, Timestamp, clock::SystemClock};
 use votestream_proto::VotesMessage;
 
@@ -11,6 +14,17 @@ pub(crate) const OPTIONS: [&str; 5] = ["option-0", "option-1", "option-2", "opti
 
 /// Its expected peak, in votes a second.
 const PEAK: u64 = 1_000_000;
+
+/// A poll with these options, open for an hour.
+pub(crate) fn create_request(poll_id: &str) -> v1::CreatePollRequest {
+    let option = |&id: &&str| v1::PollOption { option_id: id.into(), title: String::new() };
+    v1::CreatePollRequest {
+        poll_id: poll_id.into(),
+        options: OPTIONS.iter().map(option).collect(),
+        closes_at: Some((SystemTime::now() + Duration::from_secs(3_600)).into()),
+        ..v1::CreatePollRequest::default()
+    }
+}
 
 /// A random user id.
 pub(crate) fn user(rng: &mut StdRng) -> String {

@@ -7,11 +7,12 @@ mod time;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use votestream_client::Address;
 use votestream_process::config::socket_addr;
 use votestream_server::{CorsOrigins, Limits};
 
 use self::time::{parse_duration, parse_time};
-use crate::{connect::Target, plan::Clients};
+use crate::plan::Clients;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -44,7 +45,7 @@ pub(crate) struct Global {
         env = "VOTESTREAM_INGEST",
         default_value = "http://127.0.0.1:50051"
     )]
-    pub(crate) ingest: Target,
+    pub(crate) ingest: Address,
     /// Results and poll service.
     #[arg(
         long,
@@ -53,7 +54,7 @@ pub(crate) struct Global {
         env = "VOTESTREAM_RESULTS",
         default_value = "http://127.0.0.1:50052"
     )]
-    pub(crate) results: Target,
+    pub(crate) results: Address,
     /// Print one JSON object on stdout, with the field names of the API; everything else goes to stderr.
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 use tonic::Status;
+use votestream_client::ClientError;
 use votestream_process::terminal::Signal;
 use votestream_server::http::name_of;
 
@@ -76,8 +77,25 @@ impl Failure {
         }
     }
 
+    /// What was done over a connection failed.
+    pub(crate) fn client(what: &str, error: ClientError) -> Self {
+        match error {
+            ClientError::Unreachable { service, address, source } => Self::Failed(format!(
+                "cannot reach the {service} service at {address}: {} (start one with `votestream up`)",
+                innermost(&source)
+            )),
+            ClientError::Call { address, status } => Self::rpc(what, address.url(), &status),
+            ClientError::Ended { .. } | ClientError::Incomplete { .. } => Self::Failed(one_line(&error.to_string())),
+        }
+    }
+
+    /// No connection came about.
+    pub(crate) fn connecting(error: ClientError) -> Self {
+        Self::client("connecting", error)
+    }
+
     /// A call that was answered with a status other than OK.
-    pub(crate) fn rpc(what: &str, url: &str, status: &Status) -> Self {
+    fn rpc(what: &str, url: &str, status: &Status) -> Self {
         // Broken connections surface as UNAVAILABLE or UNKNOWN with a source; the innermost source is the reason.
         if let Some(cause) = std::error::Error::source(status) {
             return Self::Failed(format!("{what} failed, the connection to {url} broke: {}", innermost(cause)));
@@ -101,11 +119,27 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use votestream_client::Client;
+
     use super::*;
 
     #[test]
     fn a_failed_call_is_one_line_with_its_code() {
         let failure = Failure::rpc("reading the poll", "http://x", &Status::not_found("no poll\n\"p\""));
         assert_eq!(failure, Failure::Failed("reading the poll failed: no poll \"p\" (NOT_FOUND)".into()));
+    }
+
+    #[tokio::test]
+    async fn an_absent_service_is_named_with_its_url() {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}").parse().unwrap();
+        let connected = Client::builder().ingest_address(address).connect_ingest().await;
+        let Err(Failure::Failed(message)) = connected.map_err(Failure::connecting) else {
+            panic!("connected to nothing")
+        };
+        assert!(message.contains(&format!("http://127.0.0.1:{port}")), "{message}");
+        assert!(message.contains("votestream up"), "{message}");
+        assert!(message.contains("refused"), "{message}");
     }
 }

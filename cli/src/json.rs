@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use votestream_proto::v1;
+use votestream_client::v1;
 
 /// `Poll`.
 #[derive(Debug, Serialize)]

@@ -16,7 +16,6 @@ mod generate;
 mod json;
 mod output;
 mod plan;
-mod sender;
 mod stack;
 mod vote_file;
 

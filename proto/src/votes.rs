@@ -86,6 +86,31 @@ impl VotesMessage {
         }
     }
 
+    /// The same message, of which copies share the bytes: for one that may have to be sent again.
+    pub fn shared(mut self) -> Self {
+        if self.received.is_empty() {
+            self.received = self.built.split().freeze();
+        } else if !self.built.is_empty() {
+            self.received = [&self.received[..], &self.built].concat().into();
+            self.built.clear();
+        }
+        self
+    }
+
+    /// The message without its first `votes` votes, which shares its bytes.
+    pub fn without_first(self, votes: u64) -> Self {
+        let shared = self.shared();
+        let mut rest = Votes::of(&shared.received);
+        // Whether they can be read is not asked here.
+        for _ in 0..votes {
+            if rest.next().is_none() {
+                break;
+            }
+        }
+        let left = shared.received.len() - rest.rest.len();
+        Self { received: shared.received.slice(left..), built: BytesMut::new() }
+    }
+
     /// Whether nothing was received and nothing pushed. A message of unknown fields is not empty, though it holds no vote.
     pub fn is_empty(&self) -> bool {
         self.wire_len() == 0
@@ -291,6 +316,20 @@ mod tests {
         fn never_panics_and_always_ends(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             let message = VotesMessage::decode(&bytes[..]).unwrap();
             prop_assert!(message.votes().count() <= bytes.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_are_the_votes_behind_the_first(received in 0_u64..5, pushed in 0_u64..5, skipped in 0_u64..12) {
+            let mut message = VotesMessage::default();
+            (0..received).for_each(|at| message.push("p", &at.to_string(), "o"));
+            message = VotesMessage::decode(&message.encode_to_vec()[..]).unwrap();
+            (received..received + pushed).for_each(|at| message.push("p", &at.to_string(), "o"));
+            let all = read(&message);
+            let left = message.without_first(skipped);
+            prop_assert_eq!(&read(&left)[..], all.get(skipped as usize..).unwrap_or_default());
+            prop_assert_eq!(left.clone().shared(), left);
         }
     }
 

@@ -5,11 +5,9 @@
 use std::time::Duration;
 
 use indicatif::HumanCount;
-use votestream_proto::v1;
 
 use crate::{
     args::{AuditArgs, Global},
-    connect::{self, request},
     failure::{Answer, Failure, Outcome},
     json, output,
 };
@@ -18,12 +16,9 @@ use crate::{
 pub(super) const RECOUNT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 pub(super) async fn run(global: &Global, args: AuditArgs) -> Outcome {
-    let (mut results, _) = connect::results(&global.results).await?;
-    let response = results
-        .recount(request(v1::RecountRequest { poll_id: args.poll }, RECOUNT_TIMEOUT))
-        .await
-        .map_err(|status| Failure::rpc("the recount", global.results.url(), &status))?;
-    let recount = json::Recount::from(response.into_inner());
+    let results = global.connect_results().await?;
+    let response = results.recount(&args.poll, RECOUNT_TIMEOUT).await;
+    let recount = json::Recount::from(response.map_err(|error| Failure::client("the recount", error))?);
     if global.json {
         output::json(&recount)?;
     } else {

@@ -18,19 +18,17 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use votestream_process::terminal::{Signal, Signals};
-use votestream_proto::{
-    VotesMessage,
+use votestream_client::{
+    Ended, MessageBuilder, Observer, SOURCE_MESSAGES_MAX, StreamOptions, Vote,
     v1::{Rejection, RejectionCode},
 };
+use votestream_process::terminal::{Signal, Signals};
 
 use self::batch::{Batcher, Read as BatchRead};
 use crate::{
     args::{CastArgs, Global},
-    connect::{self, CALL_TIMEOUT, request},
     failure::{Answer, Failure, Outcome},
     output,
-    sender::{self, Ended, Observer, SOURCE_MESSAGES_MAX},
 };
 
 /// Rejections that are shown and kept.
@@ -112,15 +110,11 @@ pub(super) async fn run(global: &Global, args: CastArgs, mut signals: Signals) -
 
 /// One vote. CastVotes rather than CastVote, since it names the kind of a rejection.
 async fn cast_one(global: &Global, poll: &str, user: &str, option: &str) -> Outcome {
-    let url = global.ingest.url();
-    let mut client = connect::ingest(&global.ingest).await?;
-    let mut message = VotesMessage::default();
-    message.push(poll, user, option);
-    let response = client
-        .cast_votes(request(tokio_stream::once(message), CALL_TIMEOUT))
-        .await
-        .map_err(|status| Failure::rpc("casting the vote", url, &status))?
-        .into_inner();
+    let client = global.connect_ingest().await?;
+    let mut builder = MessageBuilder::new(1);
+    builder.push(Vote { poll_id: poll, user_id: user, option_id: option });
+    let response = client.cast_votes(vec![builder.finish(None, ()).message]).await;
+    let response = response.map_err(|error| Failure::client("casting the vote", error))?;
     let mut report = Report { accepted: response.accepted, ..Report::default() };
     for rejection in response.rejections {
         let code = rejection.code();
@@ -136,8 +130,8 @@ async fn cast_file(global: &Global, path: &Path, from_line: u64, mut signals: Si
     } else {
         Box::new(File::open(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?)
     };
-    let channel = tokio::select! {
-        channel = connect::connect("ingest", &global.ingest) => channel?,
+    let client = tokio::select! {
+        client = global.connect_ingest() => client?,
         signal = signals.next() => return Err(Failure::Interrupted(signal)),
     };
     let progress = ProgressBar::new_spinner();
@@ -157,7 +151,9 @@ async fn cast_file(global: &Global, path: &Path, from_line: u64, mut signals: Si
     });
 
     let mut observer = FileObserver { report: report.clone(), progress: progress.clone(), refused: 0 };
-    let streaming = sender::stream_votes(channel, global.ingest.url(), source, &mut observer);
+    // Whoever goes on with --from-line decides what is cast again.
+    let options = StreamOptions { resume: false, ..StreamOptions::default() };
+    let streaming = client.stream_messages(options, source, &mut observer);
     let (ended, signal) = until_settled(streaming, &stop, &mut signals).await?;
     // What is left is not read any more.
     stop.cancel();
@@ -208,7 +204,8 @@ fn finish(
     if not_shown > 0 && report.rejections.len() >= REJECTIONS_SHOWN {
         output::note(&format!("and {} more rejections", HumanCount(not_shown)));
     }
-    let broken_at = ended.unknown_from.and_then(|(lines, place)| lines.get(usize::try_from(place).ok()?).copied());
+    let first = ended.unsettled.first();
+    let broken_at = first.and_then(|first| first.tag.get(usize::try_from(first.from).ok()?).copied());
     report.from_line = broken_at.or(read.unsent_line);
     if let Some(line) = report.from_line {
         let known = match report.unknown {
@@ -221,7 +218,7 @@ fn finish(
     let answer = report.finish(global);
     // The failure is the cause, whatever had been rejected by then.
     match (ended.failure, read.failure, signal) {
-        (Some(failure), ..) => answer.and(Err(failure)),
+        (Some(failure), ..) => answer.and(Err(Failure::client("casting votes", failure))),
         (None, Some(error), _) => answer.and(Err(Failure::usage(format!("{}: {error}", path.display())))),
         (None, None, Some(signal)) => answer.and(Err(Failure::Interrupted(signal))),
         (None, None, None) => answer,
@@ -250,7 +247,7 @@ impl Observer<Lines> for FileObserver {
         show(&self.progress, shown);
     }
 
-    fn settled(&mut self, _lines: &Lines, votes: u64, _latency: std::time::Duration) {
+    fn settled(&mut self, _lines: Lines, votes: u64, _latency: std::time::Duration) {
         self.progress.inc(votes);
     }
 }

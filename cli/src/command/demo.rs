@@ -3,30 +3,26 @@
 //! Owns the comparison of four counts that come about independently: the demo's own model, the interim tallies, the final
 //! result and a recount of the stored votes. Must never call a run exact that it has not checked in full.
 
-use std::{collections::BTreeMap, future::Future, time::Duration};
+use std::{collections::BTreeMap, future::Future, net::SocketAddr, time::Duration};
 
 use console::Term;
 use indicatif::HumanCount;
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
-use tonic::transport::Channel;
+use votestream_client::{
+    Address, Client, ClientBuilder, MessageBuilder, Observer, Outgoing, ResultsClient, SOURCE_MESSAGES_MAX,
+    StreamOptions, Vote,
+    v1::{self, Rejection},
+};
 use votestream_process::terminal::Signals;
-use votestream_proto::v1::{
-    self, Rejection, poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
-};
 
-use super::{
-    audit::RECOUNT_TIMEOUT,
-    results::{Labels, wait_for_final},
-};
+use super::{audit::RECOUNT_TIMEOUT, results::Labels};
 use crate::{
     args::{DemoArgs, Global},
     bars::Canvas,
-    connect::{self, CALL_TIMEOUT, Target, request},
     failure::{Answer, Failure, Outcome},
     generate::{Plan, Votes},
     json, output,
-    sender::{self, Builder, Observer, Outgoing, SOURCE_MESSAGES_MAX},
     stack::{RunningStack, StackOptions},
 };
 
@@ -102,10 +98,12 @@ impl Report {
 
 pub(super) async fn run(global: &Global, args: DemoArgs, mut signals: Signals) -> Outcome {
     let mut stack = RunningStack::start(StackOptions::ephemeral(args.shards)).await?;
-    let ingest: Target = stack.ingest_addr.to_string().parse().map_err(Failure::Failed)?;
-    let results: Target = stack.results_addr.to_string().parse().map_err(Failure::Failed)?;
+    let address =
+        |bound: SocketAddr| bound.to_string().parse::<Address>().map_err(|error| Failure::failed(error.to_string()));
+    let services =
+        Client::builder().ingest_address(address(stack.ingest_addr)?).results_address(address(stack.results_addr)?);
     let ran = tokio::select! {
-        ran = cast_and_prove(&args, &ingest, &results) => ran,
+        ran = cast_and_prove(&args, &services) => ran,
         failure = stack.broken() => Err(failure),
         // An interrupted demo removes its directory.
         signal = signals.next() => Err(Failure::Interrupted(signal)),
@@ -124,9 +122,9 @@ pub(super) async fn run(global: &Global, args: DemoArgs, mut signals: Signals) -
     Ok(Answer::yes_if(report.exact))
 }
 
-async fn cast_and_prove(args: &DemoArgs, ingest: &Target, results: &Target) -> Result<Report, Failure> {
-    let (mut results_client, mut polls) = connect::results(results).await?;
-    create_poll(&mut polls, results).await?;
+async fn cast_and_prove(args: &DemoArgs, services: &ClientBuilder) -> Result<Report, Failure> {
+    let results = services.connect_results().await.map_err(Failure::connecting)?;
+    create_poll(&results).await?;
     let voters = args.voters.min(args.votes);
     let streams = u32::try_from(voters).unwrap_or(u32::MAX).min(CONNECTIONS);
     let plan = Plan { votes: args.votes, voters, options: OPTIONS.len(), streams, seed: args.seed };
@@ -137,30 +135,25 @@ async fn cast_and_prove(args: &DemoArgs, ingest: &Target, results: &Target) -> R
         args.shards
     ));
 
-    let mut live = Live::new(results_client.clone(), Labels::read(&mut polls, POLL_ID).await);
+    let mut live = Live::new(results.clone(), Labels::read(&results, POLL_ID).await);
     let start = Instant::now();
-    let cast = live.during(cast(plan, ingest)).await?;
+    let cast = live.during(cast(plan, services)).await?;
     let cast_done = Instant::now();
     for reason in &cast.reasons {
         output::note(&format!("rejected: {}", output::printable(reason)));
     }
-    let interim = live.during(all_counted(&mut results_client, results, args.votes, voters)).await?;
+    let interim = live.during(all_counted(&results, args.votes, voters)).await?;
     let counted_done = Instant::now();
 
-    polls
-        .close_poll(request(v1::ClosePollRequest { poll_id: POLL_ID.into() }, CALL_TIMEOUT))
-        .await
-        .map_err(|status| Failure::rpc("closing the poll", results.url(), &status))?;
+    results.close_poll(POLL_ID).await.map_err(|error| Failure::client("closing the poll", error))?;
     output::note("closed; waiting until no vote can be on its way any more");
-    let last = wait_for_final(&mut results_client, POLL_ID, Some(counted_done + FINAL_MAX))
+    let last = results
+        .wait_for_final_results(POLL_ID, Some(FINAL_MAX))
         .await
-        .map_err(|status| Failure::rpc("waiting for the final result", results.url(), &status))?;
+        .map_err(|error| Failure::client("waiting for the final result", error))?;
     let final_done = Instant::now();
-    let recount = results_client
-        .recount(request(v1::RecountRequest { poll_id: POLL_ID.into() }, RECOUNT_TIMEOUT))
-        .await
-        .map_err(|status| Failure::rpc("the recount", results.url(), &status))?
-        .into_inner();
+    let recount =
+        results.recount(POLL_ID, RECOUNT_TIMEOUT).await.map_err(|error| Failure::client("the recount", error))?;
     let done = Instant::now();
 
     let seconds = Seconds {
@@ -191,7 +184,7 @@ async fn cast_and_prove(args: &DemoArgs, ingest: &Target, results: &Target) -> R
     Ok(report)
 }
 
-async fn create_poll(polls: &mut PollServiceClient<Channel>, results: &Target) -> Result<(), Failure> {
+async fn create_poll(results: &ResultsClient) -> Result<(), Failure> {
     let closes_at =
         jiff::Timestamp::now().checked_add(OPEN_FOR).map_err(|error| Failure::failed(format!("clock: {error}")))?;
     let message = v1::CreatePollRequest {
@@ -204,11 +197,7 @@ async fn create_poll(polls: &mut PollServiceClient<Channel>, results: &Target) -
         closes_at: Some(json::to_proto(closes_at)),
         ..v1::CreatePollRequest::default()
     };
-    polls
-        .create_poll(request(message, CALL_TIMEOUT))
-        .await
-        .map(drop)
-        .map_err(|status| Failure::rpc("creating the poll", results.url(), &status))
+    results.create_poll(message).await.map(drop).map_err(|error| Failure::client("creating the poll", error))
 }
 
 /// What the streams did, and what the result must be.
@@ -221,18 +210,19 @@ struct Cast {
 }
 
 /// Casts the plan's votes over all streams.
-async fn cast(plan: Plan, ingest: &Target) -> Result<Cast, Failure> {
+async fn cast(plan: Plan, services: &ClientBuilder) -> Result<Cast, Failure> {
     let mut streams = JoinSet::new();
     for stream in 0..plan.streams {
-        let channel = connect::connect("ingest", ingest).await?;
+        let client = services.connect_ingest().await.map_err(Failure::connecting)?;
         let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
         let feeding = tokio::spawn(feed(plan.stream(stream), to_stream));
-        let url = ingest.url().to_owned();
         streams.spawn(async move {
             let mut rejections = Rejections::default();
-            let ended = sender::stream_votes(channel, &url, source, &mut rejections).await;
+            // The proof counts every vote that was submitted, and a vote that is sent again may be two.
+            let options = StreamOptions { resume: false, ..StreamOptions::default() };
+            let ended = client.stream_messages(options, source, &mut rejections).await;
             match ended.failure {
-                Some(failure) => Err(failure),
+                Some(failure) => Err(Failure::client("casting votes", failure)),
                 None => {
                     let model = feeding.await.map_err(|error| Failure::failed(format!("a task broke: {error}")))?;
                     Ok((ended.settled.saturating_sub(rejections.count), model, rejections.first))
@@ -255,7 +245,7 @@ async fn cast(plan: Plan, ingest: &Target) -> Result<Cast, Failure> {
 async fn feed(mut votes: Votes, to_stream: mpsc::Sender<Outgoing<()>>) -> [u64; OPTIONS.len()] {
     let mut last: Vec<u8> = Vec::new();
     loop {
-        let mut builder = Builder::new(VOTES_PER_MESSAGE);
+        let mut builder = MessageBuilder::new(VOTES_PER_MESSAGE);
         for vote in votes.by_ref().take(VOTES_PER_MESSAGE) {
             let voter = vote.voter as usize;
             if voter == last.len() {
@@ -263,7 +253,8 @@ async fn feed(mut votes: Votes, to_stream: mpsc::Sender<Outgoing<()>>) -> [u64; 
             } else {
                 last[voter] = vote.option as u8;
             }
-            builder.push(POLL_ID, vote.user_id.as_str(), OPTIONS[vote.option].0);
+            let (user_id, option_id) = (vote.user_id.as_str(), OPTIONS[vote.option].0);
+            builder.push(Vote { poll_id: POLL_ID, user_id, option_id });
         }
         // A closed channel means that the stream has broken, which its own task reports.
         if builder.votes() == 0 || to_stream.send(builder.finish(None, ())).await.is_err() {
@@ -287,25 +278,17 @@ impl Observer<()> for Rejections {
         self.first.get_or_insert(rejection.reason);
     }
 
-    fn settled(&mut self, (): &(), _votes: u64, _latency: Duration) {}
+    fn settled(&mut self, (): (), _votes: u64, _latency: Duration) {}
 }
 
-async fn interim(
-    client: &mut ResultsServiceClient<Channel>,
-    url: &str,
-) -> Result<v1::GetInterimResultsResponse, Failure> {
-    client
-        .get_interim_results(request(v1::GetInterimResultsRequest { poll_id: POLL_ID.into() }, CALL_TIMEOUT))
-        .await
-        .map(tonic::Response::into_inner)
-        .map_err(|status| Failure::rpc("reading the results", url, &status))
+async fn interim(results: &ResultsClient) -> Result<v1::GetInterimResultsResponse, Failure> {
+    results.interim_results(POLL_ID).await.map_err(|error| Failure::client("reading the results", error))
 }
 
 /// Waits until the interim results show every vote. If they stop changing before, returns what they show: the comparison
 /// will say what is wrong.
 async fn all_counted(
-    client: &mut ResultsServiceClient<Channel>,
-    results: &Target,
+    results: &ResultsClient,
     votes: u64,
     voters: u64,
 ) -> Result<v1::GetInterimResultsResponse, Failure> {
@@ -313,7 +296,7 @@ async fn all_counted(
     let mut changed = Instant::now();
     loop {
         let asked = Instant::now();
-        let interim = interim(client, results.url()).await?;
+        let interim = interim(results).await?;
         let now = (interim.total_submitted, interim.total_counted);
         if now != seen {
             (seen, changed) = (now, Instant::now());
@@ -327,14 +310,14 @@ async fn all_counted(
 
 /// Bars that move while something runs; nothing if stderr is not a terminal.
 struct Live {
-    client: ResultsServiceClient<Channel>,
+    results: ResultsClient,
     labels: Labels,
     canvas: Canvas,
 }
 
 impl Live {
-    fn new(client: ResultsServiceClient<Channel>, labels: Labels) -> Self {
-        Self { client, labels, canvas: Canvas::new(Term::stderr()) }
+    fn new(results: ResultsClient, labels: Labels) -> Self {
+        Self { results, labels, canvas: Canvas::new(Term::stderr()) }
     }
 
     /// Draws until `work` is done, and once more then.
@@ -363,7 +346,7 @@ impl Live {
     }
 
     async fn draw(&mut self) -> Result<(), Failure> {
-        let shown = json::Interim::from(interim(&mut self.client, "the results service").await?);
+        let shown = json::Interim::from(interim(&self.results).await?);
         let lines = self.labels.interim(&shown, self.canvas.size());
         // The run goes on without its picture.
         drop(self.canvas.draw(&lines));

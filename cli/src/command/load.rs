@@ -10,17 +10,16 @@ use indicatif::{HumanCount, ProgressBar};
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use votestream_client::{
+    IngestClient, MessageBuilder, Observer, Outgoing, SOURCE_MESSAGES_MAX, StreamOptions, Vote, v1::Rejection,
+};
 use votestream_process::terminal::Signals;
-use votestream_proto::v1::{self, Rejection};
 
 use crate::{
     args::{Global, LoadArgs},
-    connect::{self, CALL_TIMEOUT, request},
     failure::{Answer, Failure, Outcome},
     generate::{Plan, Votes},
     output,
-    sender::{self, Builder, Observer, Outgoing, SOURCE_MESSAGES_MAX},
 };
 
 /// Longest time that is told apart, in microseconds.
@@ -70,7 +69,7 @@ pub(super) async fn run(global: &Global, args: LoadArgs, mut signals: Signals) -
         signal = signals.next() => return Err(Failure::Interrupted(signal)),
     };
     let stop = CancellationToken::new();
-    let mut casting = std::pin::pin!(cast(global, &args, prepared, &stop));
+    let mut casting = std::pin::pin!(cast(&args, prepared, &stop));
     let (measured, signal) = tokio::select! {
         measured = &mut casting => (measured?, None),
         signal = signals.next() => {
@@ -95,7 +94,7 @@ pub(super) async fn run(global: &Global, args: LoadArgs, mut signals: Signals) -
 struct Prepared {
     plan: Plan,
     options: Arc<[String]>,
-    channels: Vec<Channel>,
+    clients: Vec<IngestClient>,
 }
 
 async fn prepare(global: &Global, args: &LoadArgs) -> Result<Prepared, Failure> {
@@ -103,18 +102,17 @@ async fn prepare(global: &Global, args: &LoadArgs) -> Result<Prepared, Failure> 
     let voters = args.voters.unwrap_or_else(|| first_votes(args.votes, args.revote_share)).clamp(1, args.votes);
     let streams = u32::try_from(voters).unwrap_or(u32::MAX).min(args.connections);
     let plan = Plan { votes: args.votes, voters, options: options.len(), streams, seed: args.seed };
-    let mut channels = Vec::new();
+    let mut clients = Vec::new();
     for _ in 0..streams {
-        channels.push(connect::connect("ingest", &global.ingest).await?);
+        clients.push(global.connect_ingest().await?);
     }
-    Ok(Prepared { plan, options, channels })
+    Ok(Prepared { plan, options, clients })
 }
 
 /// Casts the votes, until they are all settled or it is told to stop.
 async fn cast(
-    global: &Global,
     args: &LoadArgs,
-    Prepared { plan, options, channels }: Prepared,
+    Prepared { plan, options, clients }: Prepared,
     stop: &CancellationToken,
 ) -> Result<(Report, Option<Failure>), Failure> {
     let poll: Arc<str> = args.poll.as_str().into();
@@ -122,16 +120,17 @@ async fn cast(
     output::show_progress(&progress, "{bar:40} {human_pos} of {human_len} votes, {per_sec}, {eta} left");
     let start = Instant::now();
     let mut tasks = JoinSet::new();
-    for (stream, channel) in (0..plan.streams).zip(channels) {
+    for (stream, client) in (0..plan.streams).zip(clients) {
         let pace = Pace::new(start, args.rate, args.votes_per_message, plan.streams, stream);
         let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
         let feed = feed(plan.stream(stream), poll.clone(), options.clone(), args.votes_per_message, pace, to_stream);
         // When it stops, the stream is closed, and what was sent is settled.
         tokio::spawn(stop.clone().run_until_cancelled_owned(feed));
-        let (url, progress) = (global.ingest.url().to_owned(), progress.clone());
-        let mut measured = Measured::new(progress)?;
+        let mut measured = Measured::new(progress.clone())?;
+        // A break is a result of the measurement.
+        let stream_options = StreamOptions { resume: false, ..StreamOptions::default() };
         tasks.spawn(async move {
-            let ended = sender::stream_votes(channel, &url, source, &mut measured).await;
+            let ended = client.stream_messages(stream_options, source, &mut measured).await;
             (ended, measured)
         });
     }
@@ -141,7 +140,7 @@ async fn cast(
         let (ended, measured) = ended.map_err(|error| Failure::failed(format!("a stream's task broke: {error}")))?;
         sent += ended.sent;
         settled += ended.settled;
-        failure = failure.or(ended.failure);
+        failure = failure.or(ended.failure.map(|error| Failure::client("casting votes", error)));
         total.add(measured);
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -170,18 +169,11 @@ fn first_votes(votes: u64, revote_share: f64) -> u64 {
 }
 
 async fn options_of(global: &Global, poll: &str) -> Result<Arc<[String]>, Failure> {
-    let url = global.results.url();
-    let (_, mut polls) = connect::results(&global.results).await?;
-    let poll = polls
-        .get_poll(request(v1::GetPollRequest { poll_id: poll.to_owned() }, CALL_TIMEOUT))
-        .await
-        .map_err(|status| Failure::rpc("reading the poll", url, &status))?
-        .into_inner()
-        .poll;
-    let options: Arc<[String]> =
-        poll.map(|poll| poll.options.into_iter().map(|option| option.option_id).collect()).unwrap_or_default();
+    let poll = global.connect_results().await?.get_poll(poll).await;
+    let poll = poll.map_err(|error| Failure::client("reading the poll", error))?;
+    let options: Arc<[String]> = poll.options.into_iter().map(|option| option.option_id).collect();
     if options.is_empty() {
-        return Err(Failure::failed(format!("{url} answered with a poll without options")));
+        return Err(Failure::failed(format!("{} answered with a poll without options", global.results)));
     }
     Ok(options)
 }
@@ -215,9 +207,10 @@ async fn feed(
 ) {
     let mut due = pace.first;
     loop {
-        let mut builder = Builder::new(votes_per_message as usize);
+        let mut builder = MessageBuilder::new(votes_per_message as usize);
         for vote in votes.by_ref().take(votes_per_message as usize) {
-            builder.push(&poll, vote.user_id.as_str(), &options[vote.option]);
+            let (user_id, option_id) = (vote.user_id.as_str(), &options[vote.option]);
+            builder.push(Vote { poll_id: &poll, user_id, option_id });
         }
         if builder.votes() == 0 {
             return;
@@ -273,7 +266,7 @@ impl Observer<()> for Measured {
         self.keep_reason(rejection.reason);
     }
 
-    fn settled(&mut self, (): &(), votes: u64, latency: Duration) {
+    fn settled(&mut self, (): (), votes: u64, latency: Duration) {
         let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         self.micros.saturating_record_n(micros, votes);
         self.progress.inc(votes);

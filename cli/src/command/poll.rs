@@ -2,61 +2,28 @@
 //!
 //! Owns how polls are shown. Must never check a poll's definition: the service does, with the same words for every client.
 
-use votestream_proto::v1;
+use futures::TryStreamExt;
+use votestream_client::v1;
 
 use crate::{
     args::{Global, PollCommand, PollCreateArgs, Source},
-    connect::{self, CALL_TIMEOUT, request},
     failure::{Answer, Failure, Outcome},
     json, output,
 };
 
-/// Polls of a page when all are listed.
-const PAGE_SIZE: u32 = 1_000;
-/// Pages that are read at the most: a service whose pages never end is broken.
-const PAGES_MAX: usize = 10_000;
-
 pub(super) async fn run(global: &Global, command: PollCommand) -> Outcome {
-    let url = global.results.url();
-    let (_, mut polls) = connect::results(&global.results).await?;
-    let poll = match command {
-        PollCommand::Create(args) => {
-            let message = create_request(args)?;
-            polls
-                .create_poll(request(message, CALL_TIMEOUT))
-                .await
-                .map(|response| response.into_inner().poll)
-                .map_err(|status| Failure::rpc("creating the poll", url, &status))?
-        }
-        PollCommand::Get { poll } => polls
-            .get_poll(request(v1::GetPollRequest { poll_id: poll }, CALL_TIMEOUT))
-            .await
-            .map(|response| response.into_inner().poll)
-            .map_err(|status| Failure::rpc("reading the poll", url, &status))?,
-        PollCommand::Close { poll } => polls
-            .close_poll(request(v1::ClosePollRequest { poll_id: poll }, CALL_TIMEOUT))
-            .await
-            .map(|response| response.into_inner().poll)
-            .map_err(|status| Failure::rpc("closing the poll", url, &status))?,
+    let polls = global.connect_results().await?;
+    let (what, answer) = match command {
+        PollCommand::Create(args) => ("creating the poll", polls.create_poll(create_request(args)?).await),
+        PollCommand::Get { poll } => ("reading the poll", polls.get_poll(&poll).await),
+        PollCommand::Close { poll } => ("closing the poll", polls.close_poll(&poll).await),
         PollCommand::List => {
-            let mut all = Vec::new();
-            let mut page_token = String::new();
-            for _ in 0..PAGES_MAX {
-                let page = polls
-                    .list_polls(request(v1::ListPollsRequest { page_size: PAGE_SIZE, page_token }, CALL_TIMEOUT))
-                    .await
-                    .map_err(|status| Failure::rpc("listing polls", url, &status))?
-                    .into_inner();
-                all.extend(page.polls.into_iter().map(json::Poll::from));
-                page_token = page.next_page_token;
-                if page_token.is_empty() {
-                    break;
-                }
-            }
-            return show_list(global, all);
+            let pages: Result<Vec<_>, _> = polls.all_polls().try_collect().await;
+            let all = pages.map_err(|error| Failure::client("listing polls", error))?;
+            return show_list(global, all.into_iter().flatten().map(json::Poll::from).collect());
         }
     };
-    let poll = json::Poll::from(poll.ok_or_else(|| Failure::failed(format!("{url} answered without a poll")))?);
+    let poll = json::Poll::from(answer.map_err(|error| Failure::client(what, error))?);
     if global.json {
         output::json(&json::PollResponse { poll })?;
     } else {

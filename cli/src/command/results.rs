@@ -1,131 +1,78 @@
 //! `votestream results`: interim results, once or as they change, and the final result.
 //!
-//! Owns waiting for the final result. Must never show interim counts as final.
+//! Owns how results are shown. Must never show interim counts as final.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use console::Term;
 use indicatif::HumanCount;
-use tokio::time::Instant;
-use tonic::{Code, transport::Channel};
-use votestream_proto::v1::{
-    self, poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
-};
+use votestream_client::ResultsClient;
 
 use crate::{
     args::{Global, ResultsArgs},
     bars::{self, Canvas, Row, Size},
-    connect::{self, CALL_TIMEOUT, request},
     failure::{Answer, Failure, Outcome},
     json, output,
 };
 
-/// One waiting call; then the next one, so that no proxy's time limit ends the wait.
-const WAIT_CALL: Duration = Duration::from_secs(60);
-/// Pause after a waiting call that came back early.
-const WAIT_PAUSE: Duration = Duration::from_secs(1);
 /// Width when the output is not a terminal.
 const PLAIN_COLUMNS: usize = 80;
 
 pub(super) async fn run(global: &Global, args: ResultsArgs) -> Outcome {
-    let (mut results, mut polls) = connect::results(&global.results).await?;
+    let results = global.connect_results().await?;
     if args.is_final {
-        return show_final(global, args, &mut results, &mut polls).await;
+        return show_final(global, args, &results).await;
     }
     if args.watch {
-        return watch(global, args.poll, &mut results, &mut polls).await;
+        return watch(global, &args.poll, &results).await;
     }
-    let response = results
-        .get_interim_results(request(v1::GetInterimResultsRequest { poll_id: args.poll }, CALL_TIMEOUT))
-        .await
-        .map_err(|status| Failure::rpc("reading the results", global.results.url(), &status))?;
-    let interim = json::Interim::from(response.into_inner());
+    let response = results.interim_results(&args.poll).await;
+    let interim = json::Interim::from(response.map_err(|error| Failure::client("reading the results", error))?);
     if global.json {
         output::json(&interim)?;
     } else {
-        let labels = Labels::read(&mut polls, &interim.poll_id).await;
+        let labels = Labels::read(&results, &interim.poll_id).await;
         output::lines(&labels.interim(&interim, room()))?;
     }
     Ok(Answer::Yes)
 }
 
-async fn show_final(
-    global: &Global,
-    args: ResultsArgs,
-    results: &mut ResultsServiceClient<Channel>,
-    polls: &mut PollServiceClient<Channel>,
-) -> Outcome {
-    let url = global.results.url();
+async fn show_final(global: &Global, args: ResultsArgs, results: &ResultsClient) -> Outcome {
     let response = if args.wait {
-        let limit = args.timeout.map(|timeout| Instant::now() + timeout);
-        wait_for_final(results, &args.poll, limit).await
+        results.wait_for_final_results(&args.poll, args.timeout).await
     } else {
-        let message = v1::GetFinalResultsRequest { poll_id: args.poll, wait: false };
-        results.get_final_results(request(message, CALL_TIMEOUT)).await.map(tonic::Response::into_inner)
+        results.final_results(&args.poll).await
     };
     let response = match response {
         Ok(response) => json::Final::from(response),
-        Err(status) if is_not_final(status.code()) => {
-            output::note(&format!("not final: {}", output::printable(status.message())));
+        Err(error) if error.is_not_final() => {
+            let message = error.status().map(tonic::Status::message).unwrap_or_default();
+            output::note(&format!("not final: {}", output::printable(message)));
             return Ok(Answer::No);
         }
-        Err(status) => return Err(Failure::rpc("reading the final result", url, &status)),
+        Err(error) => return Err(Failure::client("reading the final result", error)),
     };
     if global.json {
         output::json(&response)?;
     } else {
-        let labels = Labels::read(polls, &response.poll_id).await;
+        let labels = Labels::read(results, &response.poll_id).await;
         output::lines(&labels.last(&response, room()))?;
     }
     Ok(Answer::Yes)
 }
 
-/// What a service answers while a result is not final, or tonic itself once the deadline of the call has passed.
-fn is_not_final(code: Code) -> bool {
-    matches!(code, Code::FailedPrecondition | Code::DeadlineExceeded | Code::Cancelled)
-}
-
-/// Waits for the final result, with one call after the other until the limit.
-pub(super) async fn wait_for_final(
-    results: &mut ResultsServiceClient<Channel>,
-    poll_id: &str,
-    limit: Option<Instant>,
-) -> Result<v1::GetFinalResultsResponse, tonic::Status> {
-    loop {
-        let left = limit.map_or(WAIT_CALL, |limit| limit.saturating_duration_since(Instant::now()));
-        let started = Instant::now();
-        let message = v1::GetFinalResultsRequest { poll_id: poll_id.to_owned(), wait: true };
-        let status = match results.get_final_results(request(message, left.min(WAIT_CALL))).await {
-            Ok(response) => return Ok(response.into_inner()),
-            Err(status) => status,
-        };
-        if !is_not_final(status.code()) || limit.is_some_and(|limit| Instant::now() + WAIT_PAUSE >= limit) {
-            return Err(status);
-        }
-        tokio::time::sleep_until(started + WAIT_PAUSE).await;
-    }
-}
-
-async fn watch(
-    global: &Global,
-    poll_id: String,
-    results: &mut ResultsServiceClient<Channel>,
-    polls: &mut PollServiceClient<Channel>,
-) -> Outcome {
-    let failed = |status| Failure::rpc("watching the results", global.results.url(), &status);
-    let labels = Labels::read(polls, &poll_id).await;
-    // No deadline: a poll may be open for days. Keep-alive notices a service that is gone.
-    let message = v1::WatchInterimResultsRequest { poll_id };
-    let mut updates = results.watch_interim_results(message).await.map_err(failed)?.into_inner();
+async fn watch(global: &Global, poll_id: &str, results: &ResultsClient) -> Outcome {
+    let labels = Labels::read(results, poll_id).await;
+    let mut updates = results.watch_results(poll_id);
     let mut canvas = Canvas::new(Term::stdout());
     let mut closed = std::pin::pin!(output::until_closed());
     loop {
         let update = tokio::select! {
-            update = updates.message() => update.map_err(failed)?,
+            update = updates.next() => update,
             () = &mut closed => return Ok(Answer::Yes),
         };
         let Some(update) = update else { break };
-        let interim = json::Interim::from(update);
+        let interim = json::Interim::from(update.map_err(|error| Failure::client("watching the results", error))?);
         if global.json {
             output::json(&interim)?;
         } else if canvas.can_redraw() {
@@ -168,13 +115,9 @@ pub(super) struct Labels {
 
 impl Labels {
     /// Reads them; results are shown without titles if that fails.
-    pub(super) async fn read(polls: &mut PollServiceClient<Channel>, poll_id: &str) -> Self {
-        let message = v1::GetPollRequest { poll_id: poll_id.to_owned() };
-        let poll = match polls.get_poll(request(message, CALL_TIMEOUT)).await {
-            Ok(response) => response.into_inner().poll,
-            Err(_) => None,
-        };
-        Self::new(poll_id, poll.map(json::Poll::from))
+    pub(super) async fn read(results: &ResultsClient, poll_id: &str) -> Self {
+        let poll = results.get_poll(poll_id).await;
+        Self::new(poll_id, poll.ok().map(json::Poll::from))
     }
 
     fn new(poll_id: &str, poll: Option<json::Poll>) -> Self {

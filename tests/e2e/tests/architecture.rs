@@ -9,6 +9,7 @@ use std::{
 /// Which of our crates each crate depends on: these and no others. Their tests may use more.
 const ARROWS: &[(&str, &[&str])] = &[
     ("proto", &[]),
+    ("client", &["proto"]),
     ("core", &[]),
     ("embedded", &["core"]),
     ("aws", &["core"]),
@@ -18,14 +19,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("persist", &["core", "process", "server"]),
     ("tally", &["core", "process", "proto", "server"]),
     ("stack", &["core", "ingest", "persist", "server", "tally"]),
-    ("", &["core", "embedded", "process", "proto", "server", "stack"]),
+    ("", &["client", "core", "embedded", "process", "server", "stack"]),
     ("testkit", &["core"]),
     ("sim", &["core", "ingest", "persist", "proto", "tally"]),
     (
         "e2e",
-        &["aws", "core", "embedded", "ingest", "persist", "process", "proto", "server", "stack", "tally", "testkit"],
+        &[
+            "aws", "client", "core", "embedded", "ingest", "persist", "process", "proto", "server", "stack", "tally",
+            "testkit",
+        ],
     ),
-    ("bench", &["aws", "core", "embedded", "ingest", "persist", "proto", "server", "stack", "tally", "testkit"]),
+    (
+        "bench",
+        &["aws", "client", "core", "embedded", "ingest", "persist", "proto", "server", "stack", "tally", "testkit"],
+    ),
 ];
 
 /// Arrows behind a feature that is off by default: the binaries of the services, and the stand-ins of `votestream dev-aws`.
@@ -50,7 +57,7 @@ const ENGINES: &[(&str, &[&str])] = &[
     ("fjall", &["embedded"]),
     ("aws-sdk-kinesis", &["aws"]),
     ("aws-sdk-dynamodb", &["aws", "bench"]),
-    ("tonic", &["proto", "server", "process", "ingest", "tally", "", "e2e", "bench"]),
+    ("tonic", &["proto", "client", "server", "process", "ingest", "tally", "", "e2e", "bench"]),
 ];
 
 fn metadata(arguments: &[&str]) -> serde_json::Value {
@@ -213,7 +220,7 @@ fn sources(paths: &[&str]) -> String {
 #[test]
 fn the_argument_names_only_what_exists() {
     let page = std::fs::read_to_string(root().join("docs/exactness.md")).unwrap();
-    let sources = sources(&["core", "adapters", "tests", "persist-svc", "tally-svc", "ingest-svc"]);
+    let sources = sources(&["core", "adapters", "tests", "persist-svc", "tally-svc", "ingest-svc", "client"]);
     let words: BTreeSet<&str> = sources.split(|c| !is_word(c)).filter(|word| !word.is_empty()).collect();
     let named = named(&page);
     assert!(named.len() > 50, "the page names {} things", named.len());

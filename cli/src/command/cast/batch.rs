@@ -13,12 +13,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use votestream_proto::v1::RejectionCode;
+use votestream_client::{MessageBuilder, Outgoing, Vote, v1::RejectionCode};
 
 use super::{Lines, Report, show};
 use crate::{
     failure::Failure,
-    sender::{Builder, Outgoing},
     vote_file::{BadLine, Row, VoteFile},
 };
 
@@ -93,7 +92,7 @@ pub(super) struct Batcher {
 
 /// A message that is being filled, with the line of each of its votes.
 struct Open {
-    builder: Builder,
+    builder: MessageBuilder,
     lines: Lines,
     /// When it is sent however few votes it has.
     due: Instant,
@@ -101,7 +100,11 @@ struct Open {
 
 impl Open {
     fn new() -> Self {
-        Self { builder: Builder::new(VOTES_PER_MESSAGE as usize), lines: Vec::new(), due: Instant::now() + LINGER }
+        Self {
+            builder: MessageBuilder::new(VOTES_PER_MESSAGE as usize),
+            lines: Vec::new(),
+            due: Instant::now() + LINGER,
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -162,7 +165,8 @@ impl Batcher {
             match row {
                 Ok(row) => {
                     let message = open.get_or_insert_with(Open::new);
-                    message.builder.push(&row.poll_id, &row.user_id, &row.option_id);
+                    let Row { poll_id, user_id, option_id } = &row;
+                    message.builder.push(Vote { poll_id, user_id, option_id });
                     message.lines.push(line);
                     if message.is_full() {
                         self.send(open, stop).await?;

@@ -1,0 +1,257 @@
+//! Connections to the services, and their settings.
+//!
+//! Owns time-outs of connections and of short calls. Must never send anything twice by itself: what may be repeated is decided
+//! where it is called.
+
+use std::{future::Future, time::Duration};
+
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
+use votestream_proto::{
+    VotesMessage,
+    v1::{
+        CastVotesResponse, ingest_service_client::IngestServiceClient, poll_service_client::PollServiceClient,
+        results_service_client::ResultsServiceClient,
+    },
+};
+
+use crate::{Address, ClientError, Retry, Service};
+
+/// How long to wait for a connection, unless told otherwise.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for an answer to a short call, unless told otherwise.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a connection with calls that is silent is tried, unless told otherwise, so that a vanished host is noticed.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How much longer than its deadline a call is waited for: the service's own words come at the deadline.
+const DEADLINE_SLACK: Duration = Duration::from_secs(1);
+/// Where `votestream up` listens.
+const INGEST_PORT: u16 = 50_051;
+const RESULTS_PORT: u16 = 50_052;
+
+/// Settings of a client. By default it finds what `votestream up` has started on this machine.
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    ingest: Address,
+    results: Address,
+    connect_timeout: Duration,
+    keep_alive: Duration,
+    call_timeout: Duration,
+    retry: Retry,
+}
+
+impl Default for ClientBuilder {
+    fn default() -> Self {
+        Self {
+            ingest: Address::local(INGEST_PORT),
+            results: Address::local(RESULTS_PORT),
+            connect_timeout: CONNECT_TIMEOUT,
+            keep_alive: KEEP_ALIVE,
+            call_timeout: CALL_TIMEOUT,
+            retry: Retry::DEFAULT,
+        }
+    }
+}
+
+impl ClientBuilder {
+    /// One address for both services, such as that of a proxy.
+    pub fn address(mut self, address: Address) -> Self {
+        self.ingest = address.clone();
+        self.results = address;
+        self
+    }
+
+    /// Where votes are cast.
+    pub fn ingest_address(mut self, address: Address) -> Self {
+        self.ingest = address;
+        self
+    }
+
+    /// Where polls and results are.
+    pub fn results_address(mut self, address: Address) -> Self {
+        self.results = address;
+        self
+    }
+
+    /// How long to wait for a connection.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How often a connection with calls that is silent is tried, so that a vanished host is noticed.
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.keep_alive = interval;
+        self
+    }
+
+    /// Longest time for the answer to a short call. Streams, recounts and waits for a final result are longer.
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout;
+        self
+    }
+
+    /// Bounds of repeated attempts to cast a vote, and to watch results. Streams of votes have their own.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Connects to both services.
+    ///
+    /// # Errors
+    ///
+    /// If one of them cannot be reached.
+    pub async fn connect(&self) -> Result<Client, ClientError> {
+        Ok(Client { ingest: self.connect_ingest().await?, results: self.connect_results().await? })
+    }
+
+    /// Connects to the ingest service alone.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be reached.
+    pub async fn connect_ingest(&self) -> Result<IngestClient, ClientError> {
+        Ok(self.ingest_over(self.channel(Service::Ingest, &self.ingest).await?))
+    }
+
+    /// Connects to the results service alone.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be reached.
+    pub async fn connect_results(&self) -> Result<ResultsClient, ClientError> {
+        Ok(self.results_over(self.channel(Service::Results, &self.results).await?))
+    }
+
+    /// A client over a connection of the caller's, such as one with TLS. Its time-outs are the caller's, too.
+    pub fn ingest_over(&self, channel: Channel) -> IngestClient {
+        IngestClient { grpc: IngestServiceClient::new(channel), wire: self.wire(&self.ingest) }
+    }
+
+    /// A client over a connection of the caller's, such as one with TLS. Its time-outs are the caller's, too.
+    pub fn results_over(&self, channel: Channel) -> ResultsClient {
+        let results = ResultsServiceClient::new(channel.clone());
+        ResultsClient { results, polls: PollServiceClient::new(channel), wire: self.wire(&self.results) }
+    }
+
+    fn wire(&self, address: &Address) -> Wire {
+        Wire { address: address.clone(), call_timeout: self.call_timeout, retry: self.retry }
+    }
+
+    async fn channel(&self, service: Service, address: &Address) -> Result<Channel, ClientError> {
+        let endpoint = Endpoint::from(address.uri())
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(self.keep_alive);
+        let unreachable = |source| ClientError::Unreachable { service, address: address.clone(), source };
+        endpoint.connect().await.map_err(unreachable)
+    }
+}
+
+/// Connections to both services. Copies share them.
+#[derive(Clone, Debug)]
+pub struct Client {
+    ingest: IngestClient,
+    results: ResultsClient,
+}
+
+impl Client {
+    /// Settings to change before connecting.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    /// Where votes are cast.
+    pub fn ingest(&self) -> &IngestClient {
+        &self.ingest
+    }
+
+    /// Where polls and results are.
+    pub fn results(&self) -> &ResultsClient {
+        &self.results
+    }
+}
+
+/// A connection to the ingest service. Copies share it. A connection that breaks is opened again by the next call.
+#[derive(Clone, Debug)]
+pub struct IngestClient {
+    pub(crate) grpc: IngestServiceClient<Channel>,
+    pub(crate) wire: Wire,
+}
+
+impl IngestClient {
+    /// Where the service is.
+    pub fn address(&self) -> &Address {
+        &self.wire.address
+    }
+
+    /// Casts the votes of these messages, and returns one answer for all of them.
+    ///
+    /// # Errors
+    ///
+    /// If the call fails. Its status says how many votes were read before, unless the connection broke.
+    pub async fn cast_votes(&self, messages: Vec<VotesMessage>) -> Result<CastVotesResponse, ClientError> {
+        let mut grpc = self.grpc.clone();
+        let call = |messages| async move { grpc.cast_votes(messages).await };
+        self.wire.call(tokio_stream::iter(messages), self.wire.call_timeout, call).await
+    }
+}
+
+/// A connection to the results and the poll service. Copies share it. A connection that breaks is opened again by the next
+/// call.
+#[derive(Clone, Debug)]
+pub struct ResultsClient {
+    pub(crate) results: ResultsServiceClient<Channel>,
+    pub(crate) polls: PollServiceClient<Channel>,
+    pub(crate) wire: Wire,
+}
+
+impl ResultsClient {
+    /// Where the service is.
+    pub fn address(&self) -> &Address {
+        &self.wire.address
+    }
+}
+
+/// What all calls over a connection share.
+#[derive(Clone, Debug)]
+pub(crate) struct Wire {
+    pub(crate) address: Address,
+    pub(crate) call_timeout: Duration,
+    pub(crate) retry: Retry,
+}
+
+impl Wire {
+    /// A call with one answer, and a deadline.
+    pub(crate) async fn call<M, R, F>(
+        &self,
+        message: M,
+        timeout: Duration,
+        call: impl FnOnce(Request<M>) -> F,
+    ) -> Result<R, ClientError>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let answer = with_deadline(message, timeout, call).await;
+        answer.map_err(|status| ClientError::call(&self.address, status))
+    }
+}
+
+/// Makes a call whose answer comes within this time, or not at all.
+pub(crate) async fn with_deadline<M, R, F>(
+    message: M,
+    timeout: Duration,
+    call: impl FnOnce(Request<M>) -> F,
+) -> Result<R, Status>
+where
+    F: Future<Output = Result<Response<R>, Status>>,
+{
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    // The library's own deadline ends with the headers of the answer; its message and its end may take for ever.
+    let answer = tokio::time::timeout(timeout.saturating_add(DEADLINE_SLACK), call(request)).await;
+    answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer came in time"))).map(Response::into_inner)
+}

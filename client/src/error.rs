@@ -1,0 +1,102 @@
+//! Why a call failed.
+
+use std::{
+    error::Error,
+    fmt::{self, Display, Formatter},
+};
+
+use tonic::{Code, Status};
+
+use crate::Address;
+
+/// One of the two services that a client talks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// It takes votes.
+    Ingest,
+    /// It has polls and results.
+    Results,
+}
+
+impl Display for Service {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingest => "ingest",
+            Self::Results => "results",
+        })
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection came about. Nothing was sent.
+    #[error("cannot reach the {service} service at {address}: {}", innermost(.source))]
+    Unreachable {
+        /// The service that was looked for.
+        service: Service,
+        /// Where it was looked for.
+        address: Address,
+        /// What the connection said.
+        source: tonic::transport::Error,
+    },
+    /// The call ended with a status other than OK: the service's own, or that of a connection that broke.
+    #[error("{}", describe(.address, .status))]
+    Call {
+        /// Where the service is.
+        address: Address,
+        /// How the call ended.
+        status: Box<Status>,
+    },
+    /// The service ended a stream before it had settled every vote, and gave no reason.
+    #[error("{address} ended the stream before every vote was settled")]
+    Ended {
+        /// Where the service is.
+        address: Address,
+    },
+    /// An answer lacks a field that every answer has.
+    #[error("{address} answered without {what}")]
+    Incomplete {
+        /// Where the service is.
+        address: Address,
+        /// What is missing, with its article.
+        what: &'static str,
+    },
+}
+
+impl ClientError {
+    pub(crate) fn call(address: &Address, status: Status) -> Self {
+        Self::Call { address: address.clone(), status: Box::new(status) }
+    }
+
+    /// The status that ended the call, if one did.
+    pub fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Call { status, .. } => Some(status),
+            Self::Unreachable { .. } | Self::Ended { .. } | Self::Incomplete { .. } => None,
+        }
+    }
+
+    /// Whether the answer to a question for a final result was that there is none yet.
+    pub fn is_not_final(&self) -> bool {
+        // The library itself says CANCELLED once the deadline of a call has passed.
+        let codes = [Code::FailedPrecondition, Code::DeadlineExceeded, Code::Cancelled];
+        self.status().is_some_and(|status| codes.contains(&status.code()))
+    }
+}
+
+fn describe(address: &Address, status: &Status) -> String {
+    match Error::source(status) {
+        Some(cause) => format!("the connection to {address} broke: {}", innermost(cause)),
+        None => format!("{} ({:?})", status.message(), status.code()),
+    }
+}
+
+/// The innermost cause of an error: the ones around it only say "transport error".
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
