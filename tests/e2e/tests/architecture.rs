@@ -256,3 +256,21 @@ fn every_promise_names_a_test_that_attacks_it() {
         assert!(root().join(path).exists(), "docs/promises.md names {path}, which does not exist");
     }
 }
+
+/// The walk in ARCHITECTURE.md names every file once, by its whole path, and every path of the page exists.
+#[test]
+fn the_way_of_a_vote_leads_through_files_that_exist() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let title = "\n## A vote from the socket to the stored item\n";
+    let walk = page.split(title).nth(1).expect("the walk is there").split("\n## ").next().unwrap();
+    let files: Vec<_> = named(walk).into_iter().filter(|name| name.ends_with(".rs")).collect();
+    assert!(files.len() > 50, "the walk names {} files", files.len());
+    let mut seen = BTreeSet::new();
+    for file in files {
+        assert!(root().join(file).is_file(), "the walk leads to {file}, which does not exist");
+        assert!(seen.insert(file), "the walk comes to {file} twice");
+    }
+    for path in named(&page).into_iter().filter(|name| name.contains('/') && !name.contains(' ')) {
+        assert!(root().join(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
+    }
+}
