@@ -106,7 +106,7 @@ fn what_people_are_told_to_run_exists() {
                 mistakes.extend(missing.map(|word| format!("{page}: {part}: there is no {word}")));
                 let variables = part.split_whitespace().filter_map(|word| word.split_once('=')).map(|(name, _)| name);
                 let unknown = variables.filter(|name| name.ends_with(|c: char| c.is_ascii_uppercase()));
-                let unknown = unknown.filter(|name| !sources.iter().any(|text| text.contains(*name)));
+                let unknown = unknown.filter(|name| !sources.iter().any(|text| text.contains(&format!("\"{name}\""))));
                 mistakes.extend(unknown.map(|name| format!("{page}: {part}: nothing reads {name}")));
             }
         }
