@@ -13,8 +13,8 @@ use votestream_core::{
 };
 
 use crate::{
+    cpu::cpu_seconds,
     report::{Chart, Report, Series, number},
-    server::cpu_seconds,
     votes,
 };
 

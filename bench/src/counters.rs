@@ -19,9 +19,9 @@ use votestream_core::{
 use votestream_tally::TallyAppliers;
 
 use crate::{
+    cpu::cpu_seconds,
     ingest::median,
     report::{Chart, Report, Series, number},
-    server::cpu_seconds,
     votes,
 };
 

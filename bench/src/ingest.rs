@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use clap::ValueEnum;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use rand::{SeedableRng, rngs::StdRng};
 use votestream_proto::{
@@ -35,6 +36,19 @@ const CPU_SECONDS: f64 = 1.5;
 /// Most times that the votes are sent for that.
 const REPEATS_MAX: usize = 20;
 
+/// Which rows, when not all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Streams of messages.
+    Messages,
+    /// One call a vote.
+    Calls,
+    /// One connection a vote.
+    Connections,
+    /// Refused votes against accepted ones.
+    Refused,
+}
+
 /// How votes are sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -46,6 +60,8 @@ enum Form {
     LateCalls,
     /// One connection a vote.
     Connections,
+    /// The same, and the bare server answers after [`LATE_MS`].
+    LateConnections,
     /// As `Messages`, and every message is answered.
     Answered(usize),
 }
@@ -78,7 +94,17 @@ struct Run {
 }
 
 /// Fills the table.
-pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
+    if part != Some(Part::Refused) {
+        against_bare(report, part)?;
+    }
+    if part.is_none_or(|part| part == Part::Refused) {
+        refused_against_accepted(report)?;
+    }
+    Ok(())
+}
+
+fn against_bare(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
     let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
     let note = "ingest-svc with the embedded stream, every vote synced to disk before it is acknowledged, against tonic as \
         generated, which decodes the same messages into strings and drops them. Both with mimalloc, alternating, on one core \
@@ -99,18 +125,23 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         &servers,
     ));
     let forms = [
-        Form::Messages(1),
-        Form::Messages(100),
-        Form::Messages(1_000),
-        Form::Calls,
-        Form::LateCalls,
-        Form::Connections,
+        (Part::Messages, Form::Messages(1)),
+        (Part::Messages, Form::Messages(100)),
+        (Part::Messages, Form::Messages(1_000)),
+        (Part::Calls, Form::Calls),
+        (Part::Calls, Form::LateCalls),
+        (Part::Connections, Form::Connections),
+        (Part::Connections, Form::LateConnections),
     ];
-    for form in forms {
+    for (_, form) in forms.into_iter().filter(|&(of, _)| part.is_none_or(|part| part == of)) {
         let (bare, ours) = ((Kind::Bare, Votes::Good), (Kind::Ingest, Votes::Good));
         table.row(compare(bare, ours, form, rounds, quick)?);
     }
+    Ok(())
+}
 
+fn refused_against_accepted(report: &mut Report) -> anyhow::Result<()> {
+    let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
     let note = "ingest-svc with the embedded stream: votes that it takes, and votes for an option that the poll does not have, \
         alternating; the ratio is the median of three. In StreamVotes each refused vote is answered with its index and its \
         reason, in CastVotes the first 100 of a call.";
@@ -144,6 +175,7 @@ fn compare(
         Form::Calls => ("one vote a call".to_owned(), 100_000),
         Form::LateCalls => (format!("one vote a call, bare answers after {LATE_MS} ms"), 100_000),
         Form::Connections => ("one vote a connection".to_owned(), 10_000),
+        Form::LateConnections => (format!("one vote a connection, bare answers after {LATE_MS} ms"), 10_000),
     };
     let total = if quick { total / 50 } else { total };
     let (mut before, mut after, mut ratios) = (vec![], vec![], vec![]);
@@ -172,7 +204,8 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 /// Sends `total` votes, and unless it is to be quick as often as many as take a time that can be measured.
 fn measure((kind, votes): (Kind, Votes), total: usize, form: Form, quick: bool) -> anyhow::Result<Run> {
-    let delay_ms = if form == Form::LateCalls { LATE_MS } else { 0 };
+    let is_late = matches!(form, Form::LateCalls | Form::LateConnections);
+    let delay_ms = if is_late { LATE_MS } else { 0 };
     let cores = Cores::new()?;
     let server = cores.start(|| Server::start_with(kind, Options { delay_ms, ..Options::default() }))??;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -180,7 +213,7 @@ fn measure((kind, votes): (Kind, Votes), total: usize, form: Form, quick: bool) 
         Form::Messages(per_message) => cast_kind(&server, total, per_message, STREAMS, votes).await,
         Form::Answered(per_message) => stream(&server, total, per_message, votes).await,
         Form::Calls | Form::LateCalls => call(&server, total, votes).await,
-        Form::Connections => connect_and_call(&server, total, votes).await,
+        Form::Connections | Form::LateConnections => connect_and_call(&server, total, votes).await,
     };
     // Until memory is mapped and caches are filled. The second half tells how many votes the measurement takes.
     runtime.block_on(send(total / 2))?;

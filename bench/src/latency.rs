@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    cpu::cpu_seconds,
     ingest::create_poll,
     load::{PER_MESSAGE, TOP_VOTES, milliseconds, open_loop, own_core, top_rate},
     report::{Chart, Report, Series, number},
-    server::{Kind, Server, cpu_seconds},
+    server::{Kind, Server},
 };
 
 /// How long each rate is kept up.

@@ -12,8 +12,9 @@ use tokio::{task::JoinSet, time::sleep_until};
 use votestream_proto::{VotesMessage, v1::ingest_service_client::IngestServiceClient};
 
 use crate::{
+    cpu::cpu_seconds,
     ingest::{cast, create_poll},
-    server::{Kind, Server, cpu_seconds},
+    server::{Kind, Server},
     votes,
 };
 

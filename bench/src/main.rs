@@ -5,6 +5,8 @@ mod aws;
 mod codec;
 mod cores;
 mod counters;
+mod cpu;
+mod engines;
 mod freshness;
 mod ingest;
 mod lanes;
@@ -67,7 +69,10 @@ enum Bench {
         voters: Option<usize>,
     },
     /// Ingest against a bare tonic server that decodes the same messages and drops them
-    Ingest,
+    Ingest {
+        /// One of messages, calls, connections, refused; all of them unless named
+        part: Option<ingest::Part>,
+    },
     /// persist-svc, tally-svc and ingest-svc against a null Kinesis and a null DynamoDB
     Aws {
         /// One of persist, tally, ingest, shard; all of them unless named
@@ -104,7 +109,7 @@ const ALL: [Bench; 13] = [
     Bench::Windows,
     Bench::Store,
     Bench::Memory { voters: None },
-    Bench::Ingest,
+    Bench::Ingest { part: None },
     Bench::Aws { part: None },
     Bench::Pipeline,
     Bench::Latency,
@@ -133,7 +138,7 @@ fn run(bench: Bench, report: &mut Report) -> anyhow::Result<()> {
         Bench::Windows => report.part("windows", windows::run),
         Bench::Memory { voters } => memory::run(report, voters),
         Bench::Sample => sample::run(report),
-        Bench::Ingest => report.part("ingest", ingest::run),
+        Bench::Ingest { part } => report.part("ingest", |report| ingest::run(report, part)),
         Bench::Aws { part } => aws::run(report, part),
         Bench::Pipeline => report.part("pipeline", pipeline::run),
         Bench::Latency => report.part("latency", latency::run),

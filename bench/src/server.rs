@@ -25,7 +25,8 @@ use votestream_tally::TallyConfig;
 use votestream_testkit::stand_ins;
 
 use crate::{
-    aws::{self, Engines},
+    cpu::cpu_seconds,
+    engines::{self, Engines},
     null::{self, NullConfig, VOTES_PER_RECORD},
     votes,
 };
@@ -228,19 +229,19 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
                 };
                 shutdown.run_until_cancelled(null::serve(ingest, config)).await.unwrap_or(Ok(()))
             }
-            Kind::Sdk => aws::write_by_sdk(options.engines()?, options.votes).await,
+            Kind::Sdk => engines::write_by_sdk(options.engines()?, options.votes).await,
             Kind::IngestAws => {
-                let ports = aws::ports(options.engines()?, None).await?;
+                let ports = engines::ports(options.engines()?, None).await?;
                 votestream_ingest::run(ingest_distributed(), ports, ingest, shutdown).await?;
                 Ok(())
             }
             Kind::PersistAws => {
-                let ports = aws::ports(options.engines()?, NonZeroU32::new(options.write_units)).await?;
+                let ports = engines::ports(options.engines()?, NonZeroU32::new(options.write_units)).await?;
                 votestream_persist::run(options.persist(), ports, shutdown).await?;
                 Ok(())
             }
             Kind::TallyAws => {
-                let ports = aws::ports(options.engines()?, None).await?;
+                let ports = engines::ports(options.engines()?, None).await?;
                 votestream_tally::run(options.tally(), ports, results, shutdown).await?;
                 Ok(())
             }
@@ -253,7 +254,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
             }
             Kind::StackAws => {
                 let shards = u32::try_from(options.shards)?;
-                let ports = aws::create(options.engines()?, shards).await?;
+                let ports = engines::create(options.engines()?, shards).await?;
                 let config = StackConfig {
                     ingest: ingest_distributed(),
                     persist: options.persist(),
@@ -325,17 +326,6 @@ async fn stack(
     Stack::start(&ports, config, ingest, results).run_until(shutdown).await?;
     engine.close();
     Ok(())
-}
-
-/// CPU seconds that a process has taken, user and system.
-pub(crate) fn cpu_seconds(process: &str) -> anyhow::Result<f64> {
-    // proc(5): fields 14 and 15 are user and system time in clock ticks, of which Linux reports 100 a second.
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let after_name = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1;
-    let mut fields = after_name.split_whitespace().skip(11);
-    let mut ticks = || fields.next().and_then(|field| field.parse::<f64>().ok()).context("/proc/PID/stat is short");
-    Ok((ticks()? + ticks()?) / TICKS_PER_SECOND)
 }
 
 /// A server in another process.

@@ -17,9 +17,9 @@ use votestream_core::{
 };
 
 use crate::{
+    cpu::cpu_seconds,
     ingest::median,
     report::{Chart, Report, Series, number},
-    server::cpu_seconds,
     votes,
 };
 

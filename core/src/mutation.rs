@@ -48,11 +48,13 @@ pub enum Mutation {
     ClosingPollIsNotReadAgain,
     /// Windows judge votes of a poll that is between the two steps of its closing.
     ClosingPollIsNotWaitedFor,
+    /// What is left of a batch of which another shard stored a part is reported as not stored once it is given up.
+    RestIsCertain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::RefusedBatchIsOvertaken,
         Self::NoDedup,
         Self::DedupPerProducer,
@@ -73,6 +75,7 @@ impl Mutation {
         Self::AgeBeforeClock,
         Self::ClosingPollIsNotReadAgain,
         Self::ClosingPollIsNotWaitedFor,
+        Self::RestIsCertain,
     ];
 }
 

@@ -12,7 +12,7 @@ mod votes;
 
 use std::sync::Arc;
 
-pub use leases::{Lease, LeaseStore, Progress, ShardRow, StoredProducer, WriteOutcome};
+pub use leases::{Lease, LeaseStore, Progress, ShardRow, Span, StoredProducer, WriteOutcome};
 pub use polls::{Created, PollStore};
 pub use stream::{ReadOutcome, Record, RecordReader, Shard, Stored, VoteStream};
 pub use tallies::{TallyDelta, TallyRow, TallyStore};

@@ -26,7 +26,7 @@ use self::{map::LaneMap, queue::SpareBatches, send::PendingBatches};
 use crate::{
     Clock, PollId, TimeBounds, Timestamp, UserId,
     observe::metrics,
-    port::{PortError, VoteStream, backoff::Backoff},
+    port::{PortError, VoteStream, backoff::SeededBackoff},
 };
 
 /// How a vote ended.
@@ -161,7 +161,7 @@ impl Producer {
             jitter: Mutex::new(StdRng::seed_from_u64(config.seed)),
             stopped: CancellationToken::new(),
         });
-        let mut backoff = Backoff::new(&config.seed.to_be_bytes());
+        let mut backoff = SeededBackoff::new(&config.seed.to_be_bytes());
         while let Err(error) = producer.refresh().await {
             let pause = backoff.pause();
             if !error.retryable || backoff.attempts() >= START_ATTEMPTS_MAX {

@@ -28,7 +28,7 @@ export function build(app: App, env: Environment): Stacks {
     env, config, data, registry, description: 'Votestream: network, load balancer and the three services',
   });
   Tags.of(app).add('application', config.name);
-  acknowledge({ data, registry, service });
+  acknowledge(service);
   Aspects.of(app).add(new AwsSolutionsChecks());
   return { data, registry, service };
 }

@@ -1,8 +1,8 @@
 /**
  * Findings of cdk-nag that are accepted, each on the resource that it is about, with the reason.
  */
+import type { Stack } from 'aws-cdk-lib';
 import { NagSuppressions } from 'cdk-nag';
-import type { Stacks } from './app';
 import { SERVICES } from './permissions';
 
 /** Statements that AWS accepts for all resources only: the actions have no resource to name. */
@@ -12,7 +12,7 @@ export const WILDCARD_ACTIONS: Readonly<Record<string, string>> = {
   'xray:PutTraceSegments': 'X-Ray has no resource to name',
 };
 
-export function acknowledge({ service }: Stacks): void {
+export function acknowledge(service: Stack): void {
   const root = `/${service.stackName}`;
   const wildcard = (...actions: string[]): string =>
     actions.map((action) => `${action}: ${WILDCARD_ACTIONS[action]}`).join('; ');

@@ -226,7 +226,7 @@ impl Admission {
         let judge = Judge { now, moment: *moment, is_trusted: self.clock.is_trusted(), first: *first };
         let Judged { accepted, refused, votes, stop } = judge.judge(walk, polls, *bytes, ledger.refused_max());
         metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
-        refused.iter().for_each(|refused| refusal::count(&refused.refusal));
+        refusal::count(&refused);
         let (permit, rest) = match stop {
             None => (permit, None),
             // Nothing was judged yet.
@@ -344,14 +344,14 @@ impl Judge {
         let mut accepted = ACCEPTED.take();
         accepted.reserve((bytes / VOTE_WIRE_BYTES + 1).min(TOGETHER_VOTES_MAX));
         let (mut refused, mut votes) = (Vec::new(), 0);
-        let (mut last_poll, mut unhashed) = (None, Unhashed::new());
+        let (mut last_poll, mut last_missing, mut unhashed) = (None, None, Unhashed::new());
         let stop = walk.try_for_each(|vote| {
             if votes == TOGETHER_VOTES_MAX || refused.len() == refused_max {
                 return ControlFlow::Break(Stop::Full);
             }
             let refusal = match vote {
                 Ok(vote) => match polls.find(vote.poll_id, self.moment, &mut last_poll) {
-                    Ok(poll) => match self.check(vote, poll) {
+                    Ok(poll) => match self.check(vote, poll, &mut last_missing) {
                         Ok((option_id, user_id)) => {
                             // Hashed before anybody sees it.
                             let hash = unhashed.add(poll, vote.user_id, &mut accepted).unwrap_or_default();
@@ -377,9 +377,42 @@ impl Judge {
 
     /// Judges one vote; if it is good, returns its option and its user.
     #[inline(always)]
-    fn check<'a>(&self, vote: &VoteBytes<'a>, poll: &'a IndexedPoll) -> Result<(&'a Arc<str>, UserId<'a>), Refusal> {
+    fn check<'a, 'v: 'a>(
+        &self,
+        vote: &VoteBytes<'v>,
+        poll: &'a IndexedPoll,
+        last_missing: &mut Option<Missed<'a>>,
+    ) -> Result<(&'a Arc<str>, UserId<'v>), Refusal> {
         let user_id = UserId::check(vote.user_id)?;
-        let option_id = poll.admits(vote.option_id, self.now)?;
-        if self.is_trusted { Ok((option_id, user_id)) } else { Err(Refusal::ClockContradicted) }
+        if let Some(missed) = last_missing
+            && missed.is(poll, vote.option_id)
+        {
+            return Err(missed.refusal.clone());
+        }
+        match poll.admits(vote.option_id, self.now) {
+            Ok(option_id) if self.is_trusted => Ok((option_id, user_id)),
+            Ok(_) => Err(Refusal::ClockContradicted),
+            Err(refusal) => {
+                if let Refusal::NoSuchOption(_) = &refusal {
+                    *last_missing = Some(Missed { poll, option_id: vote.option_id, refusal: refusal.clone() });
+                }
+                Err(refusal)
+            }
+        }
+    }
+}
+
+/// The option that the last vote named whose poll has no such option. Whoever has it wrong mostly has it wrong in many votes: they
+/// share what was found out about it.
+struct Missed<'a> {
+    poll: &'a IndexedPoll,
+    option_id: &'a [u8],
+    refusal: Refusal,
+}
+
+impl Missed<'_> {
+    #[inline]
+    fn is(&self, poll: &IndexedPoll, option_id: &[u8]) -> bool {
+        std::ptr::eq(self.poll, poll) && self.option_id == option_id
     }
 }

@@ -4,6 +4,7 @@
 //! connection asks for more bytes: what a client does not read waits in the session, which is bounded.
 
 use std::{
+    fmt::Write as _,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -11,7 +12,10 @@ use std::{
 };
 
 use http_body::{Body as HttpBody, Frame};
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint, uint64},
+};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
     Status,
@@ -23,7 +27,7 @@ use tonic::{
     metadata::GRPC_CONTENT_TYPE,
 };
 use votestream_core::model::limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX};
-use votestream_proto::v1::StreamVotesResponse;
+use votestream_proto::v1::Rejection;
 
 use crate::session::{Session, Settled};
 
@@ -117,7 +121,7 @@ impl HttpBody for Answers {
             return Poll::Ready(None);
         }
         if let Some(settled) = ready!(self.session.poll_settled(cx, REFUSED_A_RESPONSE_MAX)) {
-            return Poll::Ready(Some(Ok(Frame::data(framed(&response(settled))))));
+            return Poll::Ready(Some(Ok(Frame::data(response(&settled)))));
         }
         let ended = ready!(Pin::new(&mut self.reader).poll(cx)).unwrap_or_else(|error| {
             tracing::error!(%error, "the task that reads a client's stream failed");
@@ -140,9 +144,78 @@ impl HttpBody for Answers {
     }
 }
 
-fn response(settled: Settled) -> StreamVotesResponse {
-    StreamVotesResponse {
-        durable_through: settled.through,
-        rejections: settled.refused.into_iter().map(Into::into).collect(),
+/// Fields of [`StreamVotesResponse`] and of [`Rejection`].
+///
+/// [`StreamVotesResponse`]: votestream_proto::v1::StreamVotesResponse
+const DURABLE_THROUGH: u32 = 1;
+const REJECTIONS: u32 = 2;
+const INDEX: u32 = 1;
+/// About what a refused vote takes in a response, for sizing it.
+const REJECTION_BYTES: usize = 96;
+
+/// A StreamVotesResponse in its frame, written field by field: votes that are refused for the same reason share its text.
+fn response(settled: &Settled) -> Bytes {
+    let mut bytes = Vec::with_capacity(2 * HEADER_BYTES + 8 + settled.refused.len() * REJECTION_BYTES);
+    bytes.extend_from_slice(EMPTY_MESSAGE);
+    if settled.through > 0 {
+        uint64::encode(DURABLE_THROUGH, &settled.through, &mut bytes);
+    }
+    let (mut last, mut rejection, mut why) = (None, Rejection::default(), Vec::new());
+    for refused in &settled.refused {
+        if last.replace(&refused.refusal) != Some(&refused.refusal) {
+            rejection.code = refused.code().into();
+            rejection.reason.clear();
+            // A string takes everything.
+            write!(rejection.reason, "{}", refused.refusal).ok();
+            why.clear();
+            rejection.encode_raw(&mut why);
+        }
+        // The index comes first, and is left out if it is 0.
+        let index_len = if refused.index > 0 { uint64::encoded_len(INDEX, &refused.index) } else { 0 };
+        encode_key(REJECTIONS, WireType::LengthDelimited, &mut bytes);
+        encode_varint((index_len + why.len()) as u64, &mut bytes);
+        if refused.index > 0 {
+            uint64::encode(INDEX, &refused.index, &mut bytes);
+        }
+        bytes.extend_from_slice(&why);
+    }
+    let len = u32::try_from(bytes.len() - HEADER_BYTES).unwrap_or(u32::MAX);
+    bytes[1..HEADER_BYTES].copy_from_slice(&len.to_be_bytes());
+    bytes.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use votestream_core::{PollId, Refusal};
+    use votestream_proto::v1::StreamVotesResponse;
+
+    use super::*;
+    use crate::refusal::Refused;
+
+    #[test]
+    fn a_response_is_what_the_generated_code_makes_of_it() {
+        let poll = || PollId::new("p").unwrap();
+        let refusals = [
+            vec![],
+            vec![Refusal::Unreadable],
+            vec![Refusal::Closed(poll()), Refusal::Closed(poll()), Refusal::NoSuchPoll(poll()), Refusal::NotStored],
+            vec![Refusal::NotOpen(poll()); 200],
+        ];
+        for refusals in refusals {
+            for first in [0, 1, 127, 1 << 40] {
+                let refused: VecDeque<_> = (first..)
+                    .zip(&refusals)
+                    .map(|(index, refusal)| Refused { index, refusal: refusal.clone() })
+                    .collect();
+                let expected = StreamVotesResponse {
+                    durable_through: first,
+                    rejections: refused.iter().cloned().map(Into::into).collect(),
+                };
+                let settled = Settled { through: first, refused, ..Settled::default() };
+                assert_eq!(response(&settled), framed(&expected), "{} from {first}", refusals.len());
+            }
+        }
     }
 }

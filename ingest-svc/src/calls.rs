@@ -28,8 +28,8 @@ use crate::{
     IngestConfig,
     admission::Admission,
     answer,
-    inbound::{Inbound, Limits, Unreadable},
-    inflight::Permit,
+    inbound::{Inbound, Limits, Received, Unreadable},
+    inflight::{Permit, WaitingPermit},
     ledger::SingleVote,
     refusal::status_of,
     session::Session,
@@ -164,14 +164,17 @@ impl Calls {
     }
 
     async fn read_all(&self, session: &Arc<Session>, mut inbound: Inbound) -> Result<(), Status> {
-        let (mut first, mut received) = (0, Vec::new());
+        let (mut first, mut received) = (0, Together::default());
         loop {
             let end = receive(&mut inbound, &mut received).await;
-            if !received.is_empty() {
-                let permit = self.admission.acquire(&received).await;
-                let admitted = self.admission.admit(session, first, &received, permit).await;
+            let Together { messages, waiting } = &mut received;
+            if !messages.is_empty() {
+                let permit = self.admission.acquire(messages).await;
+                // From here on their bytes are counted as bytes in flight.
+                waiting.clear();
+                let admitted = self.admission.admit(session, first, messages, permit).await;
                 first += admitted.map_err(|crowded| overloaded(&crowded.to_string()))?;
-                received.clear();
+                messages.clear();
             }
             match end {
                 Ok(false) => {}
@@ -191,15 +194,24 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
+/// Messages that are admitted together.
+#[derive(Default)]
+struct Together {
+    messages: Vec<Frames>,
+    /// Room that they hold until they are in flight.
+    waiting: Vec<WaitingPermit>,
+}
+
 /// Waits for messages and takes all that have arrived: what arrived together is admitted together, so that a message of one vote
 /// costs little more than a vote. Returns whether the end has come.
-async fn receive(inbound: &mut Inbound, received: &mut Vec<Frames>) -> Result<bool, Unreadable> {
+async fn receive(inbound: &mut Inbound, received: &mut Together) -> Result<bool, Unreadable> {
     let mut next = inbound.next().await?;
     let mut bytes = 0;
-    while let Some(frames) = next {
+    while let Some(Received { frames, permit }) = next {
         bytes += frames.wire_len();
-        received.push(frames);
-        if bytes >= TOGETHER_BYTES_MAX || received.len() >= TOGETHER_PIECES_MAX {
+        received.messages.push(frames);
+        received.waiting.extend(permit);
+        if bytes >= TOGETHER_BYTES_MAX || received.messages.len() >= TOGETHER_PIECES_MAX {
             return Ok(false);
         }
         match inbound.next().now_or_never() {
@@ -214,7 +226,8 @@ async fn receive(inbound: &mut Inbound, received: &mut Vec<Frames>) -> Result<bo
 async fn single(mut inbound: Inbound) -> Result<Frames, Status> {
     let failed = |unreadable: Unreadable| unreadable.status(&"the message");
     let message = inbound.next().await.map_err(failed)?;
-    let message = message.ok_or_else(|| malformed(1, "vote is missing"))?;
+    // A vote alone is so small that it needs no room.
+    let message = message.ok_or_else(|| malformed(1, "vote is missing"))?.frames;
     if !message.is_one() || (!inbound.has_ended() && inbound.next().await.map_err(failed)?.is_some()) {
         return Err(malformed(1, "the call takes one message"));
     }
@@ -230,4 +243,42 @@ fn overloaded(reason: &str) -> Status {
 fn malformed(votes: usize, reason: &str) -> Status {
     metrics::rejected(Rejected::Malformed, votes as u64);
     Status::invalid_argument(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use tonic::codegen::Bytes;
+    use votestream_proto::VotesMessage;
+
+    use super::*;
+    use crate::inflight::WaitingBytes;
+
+    #[tokio::test]
+    async fn what_arrived_together_is_counted_until_it_is_in_flight() {
+        let mut message = VotesMessage::default();
+        while message.wire_len() < 4 * SINGLE_VOTE_BYTES_MAX {
+            message.push("poll", "user", "option");
+        }
+        let len = message.wire_len();
+        let mut framed = [&[0][..], &(len as u32).to_be_bytes()].concat();
+        prost::Message::encode(&message, &mut framed).unwrap();
+        // Two messages that come in parts, and a small one behind them.
+        let pieces = [&framed[..9], &framed[9..], &framed[..99], &framed[99..], &[0; 5]];
+        let pieces = pieces.map(|piece| Ok::<_, Status>(Bytes::copy_from_slice(piece)));
+        let body = Body::new(axum::body::Body::from_stream(stream::iter(pieces)));
+        let limits = Limits {
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            message_time_max: Duration::from_secs(1),
+            first_message_max: Duration::from_secs(1),
+            silence_max: Duration::from_secs(1),
+        };
+        let room = WaitingBytes::new(3 * len);
+        let (mut inbound, mut received) = (Inbound::new(body, limits, room.clone()), Together::default());
+        assert!(receive(&mut inbound, &mut received).await.unwrap());
+        assert_eq!((received.messages.len(), received.waiting.len()), (3, 2));
+        assert!(room.try_acquire(len + 1).is_none());
+        received.waiting.clear();
+        assert!(room.try_acquire(3 * len).is_some());
+    }
 }

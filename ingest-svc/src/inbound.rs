@@ -100,14 +100,22 @@ impl Unreadable {
     }
 }
 
+/// Messages that arrived in one piece.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) frames: Frames,
+    /// Room for the first of them, if a part of it had to wait for the rest. Whoever has the messages keeps it until they have room
+    /// in flight: until then they are counted nowhere else.
+    pub(crate) permit: Option<WaitingPermit>,
+}
+
 /// Messages of one call.
 pub(crate) struct Inbound {
     body: Body,
     frames: FrameReader,
     limits: Limits,
     room: WaitingBytes,
-    /// Room for the message of which a part is here; once it is whole, until the next one is asked for, so that it is counted
-    /// while it waits for room in flight.
+    /// Room for the message of which a part is here.
     permit: Option<WaitingPermit>,
     /// When the service began to wait for what it waits for.
     since: Option<Instant>,
@@ -130,16 +138,13 @@ impl Inbound {
 
     /// The next messages, as many as arrived in one piece; `None` at the end. Whoever drops the future before it is ready loses
     /// nothing.
-    pub(crate) async fn next(&mut self) -> Result<Option<Frames>, Unreadable> {
-        if self.frames.is_between_messages() {
-            self.permit = None;
-        }
+    pub(crate) async fn next(&mut self) -> Result<Option<Received>, Unreadable> {
         loop {
             match self.frames.next() {
                 Ok(None) => {}
-                Ok(frames) => {
+                Ok(Some(frames)) => {
                     (self.since, self.any) = (None, true);
-                    return Ok(frames);
+                    return Ok(Some(Received { frames, permit: self.permit.take() }));
                 }
                 Err(FrameError::TooLong(_)) => return Err(Unreadable::TooLong(self.limits.message_bytes_max)),
                 Err(error @ FrameError::Flag(_)) => return Err(Unreadable::Frame(error)),
@@ -166,10 +171,8 @@ impl Inbound {
     /// Makes room for the rest of a message, before more of it is kept.
     async fn make_room(&mut self) -> Result<(), Unreadable> {
         if let Some(bytes) = self.frames.declared().filter(|&bytes| bytes > PART_FREE)
-            && self.permit.as_ref().is_none_or(|permit| permit.bytes() < bytes)
+            && self.permit.is_none()
         {
-            // That of the message before is given back first.
-            self.permit = None;
             let deadline = self.since() + self.limits.message_time_max;
             let permit = timeout_at(deadline, self.room.acquire(bytes)).await.map_err(|_| Unreadable::Crowded)?;
             self.permit = Some(permit);
@@ -255,7 +258,7 @@ mod tests {
         let (mut inbound, mut votes) = (inbound_with(body, MESSAGE_BYTES_MAX), 0);
         loop {
             match inbound.next().await {
-                Ok(Some(frames)) => votes += frames.votes().count(),
+                Ok(Some(received)) => votes += received.frames.votes().count(),
                 Ok(None) => return (votes, Ok(())),
                 Err(error) => return (votes, Err(error)),
             }

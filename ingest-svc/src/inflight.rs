@@ -102,17 +102,8 @@ pub(crate) struct WaitingBytes {
 }
 
 /// Share of [`WaitingBytes`], given back when it is dropped.
-pub(crate) struct WaitingPermit {
-    _permit: OwnedSemaphorePermit,
-    bytes: usize,
-}
-
-impl WaitingPermit {
-    /// What it was taken for.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
+#[derive(Debug)]
+pub(crate) struct WaitingPermit(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
 
 impl WaitingBytes {
     /// For at most so many bytes.
@@ -123,13 +114,12 @@ impl WaitingBytes {
 
     /// Waits for room for so many bytes.
     pub(crate) async fn acquire(&self, bytes: usize) -> WaitingPermit {
-        WaitingPermit { _permit: take(&self.free, self.permits(bytes)).await, bytes }
+        WaitingPermit(take(&self.free, self.permits(bytes)).await)
     }
 
     /// Room for so many bytes, if there is any now.
     pub(crate) fn try_acquire(&self, bytes: usize) -> Option<WaitingPermit> {
-        let permit = self.free.clone().try_acquire_many_owned(self.permits(bytes)).ok()?;
-        Some(WaitingPermit { _permit: permit, bytes })
+        self.free.clone().try_acquire_many_owned(self.permits(bytes)).ok().map(WaitingPermit)
     }
 
     fn permits(&self, bytes: usize) -> u32 {

@@ -34,7 +34,7 @@ use votestream_core::{
     produce::{LaneConfig, Producer},
 };
 use votestream_proto::v1::ingest_service_server;
-use votestream_server::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
+use votestream_server::{Connections, CorsOrigins, Drain, ServiceError, Surface};
 
 /// Settings of the ingest service.
 #[derive(Clone, Debug)]
@@ -99,7 +99,7 @@ pub async fn run(
     ports: Ports,
     listener: TcpListener,
     shutdown: CancellationToken,
-) -> Result<DrainReport, ServiceError> {
+) -> Result<Drain, ServiceError> {
     let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;

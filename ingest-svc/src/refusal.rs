@@ -53,7 +53,7 @@ fn code_of(refusal: &Refusal) -> RejectionCode {
     match refusal {
         Refusal::Unreadable | Refusal::Invalid(_) => RejectionCode::Malformed,
         Refusal::NoSuchPoll(_) => RejectionCode::PollNotFound,
-        Refusal::NoSuchOption { .. } => RejectionCode::OptionNotFound,
+        Refusal::NoSuchOption(_) => RejectionCode::OptionNotFound,
         Refusal::NotOpen(_) => RejectionCode::PollNotOpen,
         Refusal::Closed(_) => RejectionCode::PollClosed,
         Refusal::WrongSource(_) => RejectionCode::WrongSource,
@@ -65,7 +65,7 @@ fn code_of(refusal: &Refusal) -> RejectionCode {
 /// The status of a call with one vote.
 pub(crate) fn status_of(refusal: &Refusal) -> Status {
     let code = match refusal {
-        Refusal::Unreadable | Refusal::Invalid(_) | Refusal::NoSuchOption { .. } => Code::InvalidArgument,
+        Refusal::Unreadable | Refusal::Invalid(_) | Refusal::NoSuchOption(_) => Code::InvalidArgument,
         Refusal::NoSuchPoll(_) => Code::NotFound,
         Refusal::NotOpen(_) | Refusal::Closed(_) | Refusal::WrongSource(_) => Code::FailedPrecondition,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => Code::Unavailable,
@@ -85,20 +85,30 @@ pub(crate) fn not_stored(reason: String) -> Status {
     Status::with_error_details(Code::Unavailable, reason, details)
 }
 
-/// Counts a vote that was refused before it reached a lane.
-pub(crate) fn count(refusal: &Refusal) {
+/// Counts votes that were refused before they reached a lane.
+pub(crate) fn count(refused: &[Refused]) {
+    // Votes in a row are mostly refused for one reason, and are counted together.
+    for row in refused.chunk_by(|one, next| reason_of(&one.refusal) == reason_of(&next.refusal)) {
+        if let Some(reason) = row.first().and_then(|refused| reason_of(&refused.refusal)) {
+            metrics::rejected(reason, row.len() as u64);
+        }
+    }
+}
+
+/// The label that a refusal is counted under.
+fn reason_of(refusal: &Refusal) -> Option<Rejected> {
     let reason = match refusal {
         Refusal::Unreadable | Refusal::Invalid(_) => Rejected::Malformed,
         Refusal::NoSuchPoll(_) => Rejected::PollNotFound,
-        Refusal::NoSuchOption { .. } => Rejected::OptionNotFound,
+        Refusal::NoSuchOption(_) => Rejected::OptionNotFound,
         Refusal::NotOpen(_) => Rejected::PollNotOpen,
         Refusal::Closed(_) => Rejected::PollClosed,
         Refusal::WrongSource(_) => Rejected::WrongSource,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted => Rejected::Unavailable,
         // These are outcomes of lanes, which count them.
-        Refusal::NotStored | Refusal::OutcomeUnknown => return,
+        Refusal::NotStored | Refusal::OutcomeUnknown => return None,
     };
-    metrics::rejected(reason, 1);
+    Some(reason)
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ pub struct Settled {
     /// These votes, in index order.
     pub refused: VecDeque<Refused>,
     /// Held for those among them that a lane refused.
-    held: Vec<Permit>,
+    pub(crate) held: Vec<Permit>,
 }
 
 impl Session {

@@ -15,7 +15,7 @@ use votestream_core::{
     consume::group::{self, GroupConfig},
     port::{Group, Ports},
 };
-use votestream_server::{DrainReport, ServiceError};
+use votestream_server::{Drain, ServiceError};
 
 pub use applier::{PersistApplier, PersistAppliers};
 
@@ -43,15 +43,11 @@ impl PersistConfig {
 /// # Errors
 ///
 /// If the group cannot go on, for example because a shard's checkpoint has left the stream's retention.
-pub async fn run(
-    config: PersistConfig,
-    ports: Ports,
-    shutdown: CancellationToken,
-) -> Result<DrainReport, ServiceError> {
+pub async fn run(config: PersistConfig, ports: Ports, shutdown: CancellationToken) -> Result<Drain, ServiceError> {
     let appliers = Arc::new(PersistAppliers::new(ports.votes.clone(), ports.tallies.clone()));
     let ended = group::run(config.group, ports, appliers, shutdown.clone()).await;
     match ended {
-        Ok(drain) if shutdown.is_cancelled() => Ok(drain.into()),
+        Ok(drain) if shutdown.is_cancelled() => Ok(drain),
         Ok(_) => Err(ServiceError::task("the persist group", "it stopped without being told to")),
         Err(error) => Err(ServiceError::task("the persist group", error)),
     }

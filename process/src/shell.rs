@@ -17,7 +17,7 @@ use std::{
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use votestream_server::{Connections, DrainReport, ServiceError};
+use votestream_server::{Connections, Drain, ServiceError};
 
 use crate::{
     config::{Program, Refused, Values, one_of},
@@ -117,7 +117,7 @@ impl Process {
     pub async fn run(
         &self,
         drain_max: Duration,
-        service: impl Future<Output = Result<DrainReport, ServiceError>>,
+        service: impl Future<Output = Result<Drain, ServiceError>>,
     ) -> Result<(), ProcessError> {
         let overdue = async {
             self.shutdown.cancelled().await;
@@ -125,9 +125,9 @@ impl Process {
         };
         tokio::select! {
             ended = service => match ended? {
-                DrainReport::Complete if self.shutdown.is_cancelled() => Ok(()),
-                DrainReport::Complete => Err(ServiceError::task("the service", "it stopped without being told to").into()),
-                DrainReport::Incomplete => Err(ProcessError::Incomplete(drain_max)),
+                Drain::Complete if self.shutdown.is_cancelled() => Ok(()),
+                Drain::Complete => Err(ServiceError::task("the service", "it stopped without being told to").into()),
+                Drain::Incomplete => Err(ProcessError::Incomplete(drain_max)),
             },
             () = overdue => Err(ProcessError::Incomplete(drain_max)),
         }
@@ -257,7 +257,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_service_that_ends_by_itself_is_a_failure() {
-        let ended = process().run(BUDGET, async { Ok(DrainReport::Complete) }).await;
+        let ended = process().run(BUDGET, async { Ok(Drain::Complete) }).await;
         assert_eq!(ended.unwrap_err().code(), 2);
     }
 
@@ -265,8 +265,8 @@ mod tests {
     async fn a_drain_is_complete_cut_short_or_overdue() {
         let process = process();
         process.shutdown.cancel();
-        assert!(process.run(BUDGET, async { Ok(DrainReport::Complete) }).await.is_ok());
-        let cut = process.run(BUDGET, async { Ok(DrainReport::Incomplete) }).await;
+        assert!(process.run(BUDGET, async { Ok(Drain::Complete) }).await.is_ok());
+        let cut = process.run(BUDGET, async { Ok(Drain::Incomplete) }).await;
         assert_eq!(cut.unwrap_err().code(), 3);
         let overdue = process.run(BUDGET, std::future::pending()).await;
         assert_eq!(overdue.unwrap_err().code(), 3);

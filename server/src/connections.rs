@@ -24,7 +24,10 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tonic::body::Body;
 use tower::Service;
 use votestream_core::observe::metrics::ConnectionClosed;
@@ -33,7 +36,7 @@ pub use census::Connections;
 pub use descriptors::raise_descriptor_limit;
 pub use entry::Peer;
 
-use crate::DrainReport;
+use crate::Drain;
 use entry::Entry;
 use link::Order;
 
@@ -50,27 +53,41 @@ pub(crate) async fn serve<S>(
     connections: &Connections,
     shutdown: &CancellationToken,
     drain: Duration,
-) -> io::Result<DrainReport>
+) -> io::Result<Drain>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
     let is_loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
+    // Acknowledgements are small and must not wait for the client's system.
+    if let Err(error) = rustix::net::sockopt::set_tcp_nodelay(&listener, true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
     let census = &connections.0;
     let number = census.listener();
     let tracker = TaskTracker::new();
-    accept::accept(listener, census, number, shutdown, |socket, place| {
-        let entry = Entry { services: services.clone(), link: place.link.clone(), is_loopback, single: single.clone() };
-        tracker.spawn(connection::run(socket, entry, place));
-    })
-    .await;
+    let serve = {
+        let tracker = tracker.clone();
+        move |socket, place: census::Place| {
+            let entry =
+                Entry { services: services.clone(), link: place.link.clone(), is_loopback, single: single.clone() };
+            tracker.spawn(connection::run(socket, entry, place));
+        }
+    };
+    // In a task of its own: whoever calls this may be no thread of the runtime's, which would be woken for every connection.
+    let accepting = tokio::spawn(accept::accept(listener, census.clone(), number, shutdown.clone(), serve));
+    if let Err(error) = AbortOnDropHandle::new(accepting).await
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
+    }
     tracker.close();
     census.order_all(number, Order::Drain);
     if tokio::time::timeout(drain, tracker.wait()).await.is_ok() {
-        return Ok(DrainReport::Complete);
+        return Ok(Drain::Complete);
     }
     census.order_all(number, Order::End(ConnectionClosed::Shutdown));
-    Ok(DrainReport::Incomplete)
+    Ok(Drain::Incomplete)
 }
 
 #[cfg(test)]

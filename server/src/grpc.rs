@@ -45,35 +45,6 @@ pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(CONNECTIONS_WAITING_MAX)
 }
 
-/// How a service ended that was told to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DrainReport {
-    /// Every call was answered, and everything that was begun is finished.
-    Complete,
-    /// Calls were cut off, or work was left to the next owner.
-    Incomplete,
-}
-
-impl DrainReport {
-    /// Of two parts of a service.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        match self {
-            Self::Complete => other,
-            Self::Incomplete => Self::Incomplete,
-        }
-    }
-}
-
-impl From<Drain> for DrainReport {
-    fn from(drain: Drain) -> Self {
-        match drain {
-            Drain::Complete => Self::Complete,
-            Drain::Incomplete => Self::Incomplete,
-        }
-    }
-}
-
 /// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until `shutdown`; then
 /// reports NOT_SERVING, takes no new connection, and gives the calls under way `drain` to end. Handlers that wait watch the same
 /// token and finish by themselves. `front` is the one of the services that most calls are for. All listeners of a process share
@@ -90,7 +61,7 @@ pub async fn serve<F>(
     connections: &Connections,
     shutdown: CancellationToken,
     drain: Duration,
-) -> Result<DrainReport, ServiceError>
+) -> Result<Drain, ServiceError>
 where
     F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
     F::Future: Send,
@@ -108,7 +79,7 @@ pub async fn serve_health(
     connections: &Connections,
     shutdown: CancellationToken,
     drain: Duration,
-) -> Result<DrainReport, ServiceError> {
+) -> Result<Drain, ServiceError> {
     serve_behind(&[], Routes::default().into(), |health| health, listener, connections, shutdown, drain).await
 }
 
@@ -121,7 +92,7 @@ async fn serve_behind<F>(
     connections: &Connections,
     shutdown: CancellationToken,
     drain: Duration,
-) -> Result<DrainReport, ServiceError>
+) -> Result<Drain, ServiceError>
 where
     F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
     F::Future: Send,
@@ -154,7 +125,7 @@ where
     };
     let serving = connections::serve(listener, services, single_messages(), connections, &shutdown, drain);
     let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
-    if report == DrainReport::Incomplete {
+    if report == Drain::Incomplete {
         tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
     }
     Ok(report)
@@ -255,6 +226,6 @@ mod tests {
 
         drop((client, answers));
         shutdown.cancel();
-        assert_eq!(server.await.unwrap().unwrap(), DrainReport::Complete);
+        assert_eq!(server.await.unwrap().unwrap(), Drain::Complete);
     }
 }

@@ -15,9 +15,12 @@ pub mod http;
 mod limits;
 
 pub use connections::{Connections, Peer, raise_descriptor_limit};
-pub use grpc::{DrainReport, listen, serve, serve_health};
+pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 pub use limits::Limits;
+
+/// How a service ended that was told to.
+pub use votestream_core::consume::group::Drain;
 
 /// Why a service ended other than by being told to.
 #[derive(Debug, thiserror::Error)]

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use votestream_core::port::Ports;
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::{Connections, CorsOrigins, DrainReport, ServiceError};
+use votestream_server::{Connections, CorsOrigins, Drain, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// How a service ended.
-pub type Ended = Result<DrainReport, ServiceError>;
+pub type Ended = Result<Drain, ServiceError>;
 
 /// A service that has not been started.
 pub type Work = Box<dyn FnOnce() -> BoxFuture<'static, Ended> + Send>;
@@ -97,7 +97,7 @@ impl Service {
         Self { name, task: tokio::spawn(run(shutdown.clone())), shutdown }
     }
 
-    async fn ended(&mut self) -> Result<DrainReport, StackError> {
+    async fn ended(&mut self) -> Result<Drain, StackError> {
         match (&mut self.task).await {
             Ok(Ok(report)) => Ok(report),
             Ok(Err(error)) => Err(StackError::Failed(self.name, error)),
@@ -158,8 +158,8 @@ impl Stack {
     /// # Errors
     ///
     /// The first failure. The other services are stopped all the same.
-    pub async fn stop(self) -> Result<DrainReport, StackError> {
-        let mut stopped = Ok(DrainReport::Complete);
+    pub async fn stop(self) -> Result<Drain, StackError> {
+        let mut stopped = Ok(Drain::Complete);
         for mut service in self.services {
             service.shutdown.cancel();
             stopped = match (stopped, service.ended().await) {
@@ -175,7 +175,7 @@ impl Stack {
     /// # Errors
     ///
     /// As [`Self::stop`], and if a service ends by itself.
-    pub async fn run_until(mut self, shutdown: CancellationToken) -> Result<DrainReport, StackError> {
+    pub async fn run_until(mut self, shutdown: CancellationToken) -> Result<Drain, StackError> {
         let broken = tokio::select! {
             broken = self.broken() => Some(broken),
             () = shutdown.cancelled() => None,
@@ -204,13 +204,13 @@ mod tests {
     async fn who_ends_first_is_named_and_the_others_can_be_stopped() {
         let mut stack = Stack {
             services: vec![
-                until_told("one", || Ok(DrainReport::Incomplete)),
-                service("two", async { Ok(DrainReport::Complete) }),
-                until_told("three", || Ok(DrainReport::Complete)),
+                until_told("one", || Ok(Drain::Incomplete)),
+                service("two", async { Ok(Drain::Complete) }),
+                until_told("three", || Ok(Drain::Complete)),
             ],
         };
         assert_eq!(stack.broken().await.to_string(), "the two service ended by itself");
-        assert!(matches!(stack.stop().await, Ok(DrainReport::Incomplete)));
+        assert!(matches!(stack.stop().await, Ok(Drain::Incomplete)));
     }
 
     #[tokio::test]
@@ -222,7 +222,7 @@ mod tests {
                 until_told("two", || panic!("on purpose")),
                 until_told("three", || {
                     assert!(all.send(()).is_ok());
-                    Ok(DrainReport::Complete)
+                    Ok(Drain::Complete)
                 }),
             ],
         };

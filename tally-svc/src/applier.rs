@@ -2,75 +2,51 @@
 //!
 //! Must never mix two windows: the sums of one are written, or dropped and counted anew, before the next is looked at.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use dashmap::DashMap;
 use tracing::{Instrument, info_span};
 use votestream_core::{
-    PollId,
     consume::{
         group::{Applier, ApplierFactory, ApplyError},
-        tally::{sorted_deltas, submitted},
         window::Window,
     },
     observe::trace,
-    port::{Group, TallyDelta, TallyStore},
+    port::{Group, TallyStore},
 };
+
+use crate::counters::Counters;
 
 /// Makes the appliers of the `tally` group.
 pub struct TallyAppliers {
     tallies: Arc<dyn TallyStore>,
+    counters: Arc<Counters>,
 }
 
 impl TallyAppliers {
     /// Appliers that write to this store.
     pub fn new(tallies: Arc<dyn TallyStore>) -> Self {
-        Self { tallies }
+        Self { tallies, counters: Arc::default() }
     }
 }
 
 impl ApplierFactory for TallyAppliers {
     fn applier(&self) -> Box<dyn Applier> {
-        Box::new(TallyApplier { tallies: self.tallies.clone(), sums: DashMap::new() })
+        Box::new(TallyApplier { tallies: self.tallies.clone(), counters: self.counters.clone() })
     }
 }
 
 /// Applies the windows of one shard.
-pub struct TallyApplier {
+struct TallyApplier {
     tallies: Arc<dyn TallyStore>,
-    /// Sums of the window at hand, per poll and option; kept between windows only for their memory.
-    sums: DashMap<PollId, HashMap<Arc<str>, i64>>,
-}
-
-impl TallyApplier {
-    fn count(&self, window: &Window) {
-        // What is left of an attempt that failed.
-        self.sums.clear();
-        for poll in &window.polls {
-            self.sums.entry(poll.id.clone()).or_default();
-        }
-        for selected in &window.selected {
-            let counts = submitted(selected);
-            for ((poll, option), count) in selected.batch.dictionary.iter().zip(counts) {
-                if count > 0 {
-                    let mut sums = self.sums.entry(poll.clone()).or_default();
-                    *sums.entry(option.clone()).or_default() += count;
-                }
-            }
-        }
-    }
-
-    fn deltas(&self) -> Vec<TallyDelta> {
-        sorted_deltas(self.sums.iter().map(|poll| (poll.key().clone(), poll.value().clone())))
-    }
+    counters: Arc<Counters>,
 }
 
 #[async_trait]
 impl Applier for TallyApplier {
     async fn apply(&mut self, window: &Window) -> Result<(), ApplyError> {
-        self.count(window);
-        let deltas = self.deltas();
+        self.counters.count(window);
+        let deltas = self.counters.drain(&window.shard);
         let span = trace::inner(
             || info_span!(target: trace::TARGET, "write tallies", otel.kind = "client", polls = deltas.len()),
         );
@@ -83,7 +59,7 @@ impl Applier for TallyApplier {
 #[cfg(test)]
 mod tests {
     use votestream_core::{
-        HashRange, SequenceNumber, ShardId, Timestamp,
+        HashRange, PollId, SequenceNumber, ShardId, Timestamp,
         consume::window::Selected,
         port::TallyRow,
         record::batch::{BatchId, OpenBatch},
@@ -108,6 +84,28 @@ mod tests {
             selected: vec![Selected { sequence: end, batch, only }],
             polls: ["p", "q"].map(|id| Arc::new(poll(id, 0, 9))).to_vec(),
         }
+    }
+
+    /// The appliers of a process share their counters.
+    #[tokio::test]
+    async fn shards_do_not_mix_and_a_failure_of_one_keeps_nothing_of_it() {
+        let memory = memory();
+        let appliers = TallyAppliers::new(Arc::new(memory.clone()));
+        let (mut one, mut other) = (appliers.applier(), appliers.applier());
+        let first = window(1, &[("p", "x"), ("p", "x")], None);
+        let second = Window { shard: ShardId::new("t"), ..window(1, &[("p", "x"), ("q", "y")], None) };
+        memory.fail_next(1);
+        assert!(one.apply(&first).await.is_err());
+        let (first, second) = tokio::join!(one.apply(&first), other.apply(&second));
+        first.unwrap();
+        second.unwrap();
+        let sums = async |id| {
+            let rows = memory.read(&PollId::new(id).unwrap()).await.unwrap();
+            rows.into_iter().map(|row| (row.shard.to_string(), row.counts)).collect::<Vec<_>>()
+        };
+        let counts = |option: &str, count| vec![(Arc::from(option), count)];
+        assert_eq!(sums("p").await, [("s".into(), counts("x", 2)), ("t".into(), counts("x", 1))]);
+        assert_eq!(sums("q").await[1], ("t".into(), counts("y", 1)));
     }
 
     #[tokio::test]

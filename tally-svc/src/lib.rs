@@ -8,6 +8,7 @@
 mod applier;
 mod cache;
 mod convert;
+mod counters;
 mod finalizer;
 mod idle;
 mod json;
@@ -33,9 +34,9 @@ use votestream_proto::v1::{
     poll_service_server::{self, PollServiceServer},
     results_service_server::{self, ResultsServiceServer},
 };
-use votestream_server::{Connections, CorsOrigins, DrainReport, ServiceError, Surface};
+use votestream_server::{Connections, CorsOrigins, Drain, ServiceError, Surface};
 
-pub use applier::{TallyApplier, TallyAppliers};
+pub use applier::TallyAppliers;
 pub use finalizer::Finalizer;
 pub use polls::new_poll;
 
@@ -106,7 +107,7 @@ pub async fn run(
     ports: Ports,
     listener: TcpListener,
     shutdown: CancellationToken,
-) -> Result<DrainReport, ServiceError> {
+) -> Result<Drain, ServiceError> {
     let mut group = config.group;
     group.window.linger = config.flush_interval;
     let bounds = group.bounds;
@@ -128,7 +129,6 @@ pub async fn run(
         essential("the tally group", &stop, async {
             group::run(group, ports, appliers, stop.clone())
                 .await
-                .map(DrainReport::from)
                 .map_err(|error| ServiceError::task("the tally group", error))
         }),
         essential("the gRPC server", &stop, async {
@@ -146,11 +146,11 @@ pub async fn run(
         }),
         essential("the finalizer", &stop, async {
             finalizer.run(stop.clone()).await;
-            Ok(DrainReport::Complete)
+            Ok(Drain::Complete)
         }),
         essential("the care of idle shards", &stop, async {
             idle::run(&idle_ports, idle_after, stop.clone()).await;
-            Ok(DrainReport::Complete)
+            Ok(Drain::Complete)
         }),
     );
     Ok(grouped?.and(served?).and(finalized?).and(kept?))
@@ -160,8 +160,8 @@ pub async fn run(
 async fn essential(
     name: &'static str,
     stop: &CancellationToken,
-    task: impl Future<Output = Result<DrainReport, ServiceError>>,
-) -> Result<DrainReport, ServiceError> {
+    task: impl Future<Output = Result<Drain, ServiceError>>,
+) -> Result<Drain, ServiceError> {
     let ended = task.await;
     if stop.is_cancelled() {
         return ended;

@@ -5,7 +5,6 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use votestream_core::{Poll, PollId, model::poll::FinalResult, port::Ports};
@@ -23,9 +22,6 @@ use crate::{
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks in a row that may fail before a watching or waiting call ends with the failure.
 const FAILURES_MAX: u32 = 20;
-/// How long a watcher may leave a response unread. Then it is taken for one that has forgotten us.
-const UNREAD_MAX: Duration = Duration::from_secs(30);
-
 /// The service.
 pub(crate) struct Results {
     snapshots: Arc<Snapshots>,
@@ -124,24 +120,10 @@ struct Watch {
     snapshots: Arc<Snapshots>,
     shutdown: CancellationToken,
     sent: Option<(Vec<u64>, Vec<u64>)>,
-    /// When the last response was handed out.
-    handed: Option<Instant>,
     ended: bool,
 }
 
 impl Watch {
-    /// The next response, unless the client has forgotten us. A response is asked for once the one before is on its way.
-    #[expect(clippy::disallowed_methods, reason = "a wait for a client is measured, no vote is judged by it")]
-    async fn next_in_time(&mut self) -> Result<Option<v1::WatchInterimResultsResponse>, Status> {
-        if self.handed.is_some_and(|handed| handed.elapsed() >= UNREAD_MAX) {
-            let seconds = UNREAD_MAX.as_secs();
-            return Err(Status::resource_exhausted(format!("no response was read for {seconds} s, call again")));
-        }
-        let next = self.next().await;
-        self.handed = Some(Instant::now());
-        next
-    }
-
     /// The next response, or `None` after the final counts have been sent.
     async fn next(&mut self) -> Result<Option<v1::WatchInterimResultsResponse>, Status> {
         let mut failures = 0;
@@ -177,7 +159,7 @@ impl Watch {
 
     fn into_stream(self) -> impl Stream<Item = Result<v1::WatchInterimResultsResponse, Status>> {
         stream::unfold(self, |mut watch| async move {
-            let item = watch.next_in_time().await.transpose()?;
+            let item = watch.next().await.transpose()?;
             watch.ended |= item.is_err();
             Some((item, watch))
         })
@@ -206,7 +188,7 @@ impl ResultsService for Results {
         // A poll that does not exist is the call's own error, not the first item's.
         self.snapshots.get(&id).await.map_err(shared)?;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
-        let watch = Watch { id, snapshots, shutdown, sent: None, handed: None, ended: false };
+        let watch = Watch { id, snapshots, shutdown, sent: None, ended: false };
         Ok(Response::new(Box::pin(watch.into_stream())))
     }
 
@@ -347,20 +329,6 @@ mod tests {
         memory.finish(&id(), &result(&[7, 2])).await.unwrap();
         assert_eq!(watch.next().await.unwrap().unwrap().total_counted, 9);
         assert!(watch.next().await.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn watching_ends_with_its_client() {
-        let (memory, results) = service().await;
-        // One that reads again after half a minute is told to call again, and one that reads in time is not.
-        for (pause, ends) in [(29, false), (30, true)] {
-            let request = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
-            let mut watch = results.watch_interim_results(request).await.unwrap().into_inner();
-            assert!(watch.next().await.unwrap().is_ok());
-            tokio::time::advance(Duration::from_secs(pause)).await;
-            memory.add_to_tally("p", Group::Tally, "b", &[("x", 1)]);
-            assert_eq!(watch.next().await.unwrap().is_err(), ends, "{pause}");
-        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -35,8 +35,15 @@ use producer::RecordPuts;
 const LINGER: Duration = Duration::from_millis(3);
 /// Groups that share a shard's reads.
 const GROUPS: u32 = 2;
-/// How often and how long a new stream is waited for. Kinesis takes some ten seconds.
-const CREATION_WAIT: (u32, Duration) = (240, Duration::from_millis(250));
+/// How long a new stream is waited for. Kinesis takes some ten seconds.
+const CREATION_WAIT: Attempts = Attempts { times: 240, pause: Duration::from_millis(250) };
+
+/// How often something is looked at again, and after which pause each.
+#[derive(Clone, Copy)]
+struct Attempts {
+    times: u32,
+    pause: Duration,
+}
 
 /// How the shards are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,8 +168,8 @@ impl Kinesis {
         {
             return Err(port_error(&what, &error));
         }
-        let (tries, pause) = CREATION_WAIT;
-        for _ in 0..tries {
+        let Attempts { times, pause } = CREATION_WAIT;
+        for _ in 0..times {
             let described = clients.kinesis.describe_stream_summary().stream_name(stream).send().await;
             let described = described.map_err(|error| port_error(&what, &error))?;
             if described.stream_description_summary.is_some_and(|found| found.stream_status == StreamStatus::Active) {
@@ -182,8 +189,8 @@ impl Kinesis {
 #[async_trait]
 impl VoteStream for Kinesis {
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
-        let (reads, pause) = shards::MISSING_SHARD_READS;
-        for read in 0..reads {
+        let Attempts { times, pause } = shards::MISSING_SHARD_READS;
+        for read in 0..times {
             if read > 0 {
                 sleep(pause).await;
             }

@@ -10,6 +10,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -161,6 +162,9 @@ pub enum OpenError {
         log: Timestamp,
     },
 }
+
+/// The lock on the data directory, shared by both databases. Declared last in them, so that it is dropped last.
+pub(crate) type DirectoryLock = Arc<File>;
 
 /// Creates the directory if need be and locks it. The lock lasts as long as the file is open.
 pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {

@@ -3,7 +3,7 @@
 //! Owns the order of creating, opening and closing. Must never open a database without the lock on its directory, never release
 //! the lock before both halves are closed, and never change anything before both were found to belong together.
 
-use std::{fs::File, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use votestream_core::{
     ShardId, TimeBounds, Timestamp,
@@ -13,7 +13,7 @@ use votestream_core::{
 
 use crate::{
     backup::{self, Backups},
-    directory::{self, Format, OpenError},
+    directory::{self, DirectoryLock, Format, OpenError},
     log::{self, EmbeddedStream, Found, LogOptions},
     pairing,
     store::{EmbeddedStore, Identity},
@@ -182,9 +182,6 @@ impl Drop for EmbeddedEngine {
         }
     }
 }
-
-/// The lock on the data directory, shared by both databases. Declared last in them, so that it is dropped last.
-pub(crate) type DirectoryLock = Arc<File>;
 
 /// Makes both halves of a new directory, or makes them again if that was interrupted.
 fn create(

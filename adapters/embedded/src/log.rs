@@ -57,8 +57,8 @@ pub(crate) use self::{
     table::Lives,
 };
 use crate::{
+    directory::DirectoryLock,
     directory::{OpenError, sync_directory},
-    engine::DirectoryLock,
     store::EmbeddedStore,
 };
 

@@ -57,8 +57,8 @@ use self::{
 };
 use crate::{
     background::{TABLE_WRITERS, giving_way},
+    directory::DirectoryLock,
     directory::{Format, OpenError},
-    engine::DirectoryLock,
     files::cached_files_max,
     fjall_journal::{self, Synced},
     write_failed,

@@ -127,13 +127,24 @@ fn random_worker_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// How a group ended that was told to.
+/// How a group, or a whole service, ended that was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
-    /// Every window that was begun is applied and committed.
+    /// Everything that was begun is finished: calls are answered, windows are applied and committed.
     Complete,
-    /// At least one is not: its consumer was cut off, or could not finish. The next owner applies it.
+    /// Calls were cut off, or a window was left to the next owner of its shard.
     Incomplete,
+}
+
+impl Drain {
+    /// Combines the reports of two parts: incomplete if either is.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match self {
+            Self::Complete => other,
+            Self::Incomplete => Self::Incomplete,
+        }
+    }
 }
 
 /// Why a group stopped.

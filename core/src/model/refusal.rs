@@ -16,15 +16,8 @@ pub enum Refusal {
     Invalid(InvalidField),
     /// There is no such poll.
     NoSuchPoll(PollId),
-    /// The poll has no such option.
-    NoSuchOption {
-        /// The poll.
-        poll: PollId,
-        /// What the vote names.
-        option: Box<str>,
-        /// The option that looks like it, if there is one.
-        look_alike: Option<Arc<str>>,
-    },
+    /// The poll has no such option. Shared, since votes that name the same one often come together.
+    NoSuchOption(Arc<NoSuchOption>),
     /// The poll is not open yet.
     NotOpen(PollId),
     /// The poll is closed, or is being closed.
@@ -41,12 +34,23 @@ pub enum Refusal {
     OutcomeUnknown,
 }
 
+/// An option that a poll does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoSuchOption {
+    /// The poll.
+    pub poll: PollId,
+    /// What the vote names.
+    pub option: Box<str>,
+    /// The option that looks like it, if there is one.
+    pub look_alike: Option<Arc<str>>,
+}
+
 impl Refusal {
     /// The field at fault, as the .proto files name it, if it is one.
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::Invalid(invalid) => Some(invalid.field()),
-            Self::NoSuchOption { .. } => Some("option_id"),
+            Self::NoSuchOption(_) => Some("option_id"),
             Self::NoSuchPoll(_) | Self::NotOpen(_) | Self::Closed(_) | Self::WrongSource(_) => Some("poll_id"),
             Self::Unreadable
             | Self::PollUnreadable(_)
@@ -74,7 +78,8 @@ impl fmt::Display for Refusal {
             Self::Unreadable => f.write_str("vote: not a valid protobuf message"),
             Self::Invalid(invalid) => invalid.fmt(f),
             Self::NoSuchPoll(poll) => write!(f, "poll_id: there is no poll \"{poll}\""),
-            Self::NoSuchOption { poll, option, look_alike } => {
+            Self::NoSuchOption(missing) => {
+                let NoSuchOption { poll, option, look_alike } = &**missing;
                 write!(f, "option_id: poll \"{poll}\" has no option {option:?}")?;
                 match look_alike {
                     // With their code points, since nobody can see what is different.
@@ -110,7 +115,7 @@ mod tests {
         let refusals = [
             Refusal::Invalid(InvalidField::Empty("user_id")),
             Refusal::NoSuchPoll(poll()),
-            Refusal::NoSuchOption { poll: poll(), option: "soup".into(), look_alike: None },
+            Refusal::NoSuchOption(NoSuchOption { poll: poll(), option: "soup".into(), look_alike: None }.into()),
         ];
         for refusal in refusals {
             let field = refusal.field().unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Closing, Poll, PollHasher, PollId, PollSource, Refusal, Timestamp,
-    model::{poll::check_option_id, text},
+    model::{poll::check_option_id, refusal::NoSuchOption, text},
 };
 
 /// A poll, and its options in a form that is fast to search.
@@ -73,9 +73,7 @@ impl IndexedPoll {
     pub fn admits(&self, option_id: &[u8], now: Timestamp) -> Result<&Arc<str>, Refusal> {
         let poll = &*self.poll;
         let Some(option) = self.option(option_id) else {
-            let option: Box<str> = check_option_id(option_id)?.into();
-            let look_alike = self.look_alike(&option).cloned();
-            return Err(Refusal::NoSuchOption { poll: poll.id.clone(), option, look_alike });
+            return Err(self.refuse(option_id));
         };
         if poll.source != PollSource::Ingest {
             Err(Refusal::WrongSource(poll.id.clone()))
@@ -86,6 +84,18 @@ impl IndexedPoll {
         } else {
             Ok(option)
         }
+    }
+
+    /// Why a vote for an option that is none is refused.
+    #[cold]
+    fn refuse(&self, option_id: &[u8]) -> Refusal {
+        let option = match check_option_id(option_id) {
+            Ok(option) => option,
+            Err(invalid) => return invalid.into(),
+        };
+        let look_alike = self.look_alike(option).cloned();
+        let missing = NoSuchOption { poll: self.poll.id.clone(), option: option.into(), look_alike };
+        Refusal::NoSuchOption(missing.into())
     }
 
     /// The option of this id.

@@ -1,33 +1,28 @@
 //! Pauses between attempts: doubling, with jitter, bounded.
 //!
-//! Owns how long a retry waits. Seeded, so that a simulation on a paused clock takes the same course every time.
+//! Owns how long a retry waits. Whoever waits brings the random numbers, so that a simulation takes the same course every time.
 
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-/// First pause.
-const FIRST: Duration = Duration::from_millis(20);
-/// Longest pause.
-const LONGEST: Duration = Duration::from_secs(2);
-
 /// The pauses of one thing that is tried again and again.
 pub(crate) struct Backoff {
-    rng: StdRng,
+    first: Duration,
+    longest: Duration,
     next: Duration,
     attempts: u32,
 }
 
 impl Backoff {
-    /// Pauses whose jitter depends on the seed only.
-    pub(crate) fn new(seed: &[u8]) -> Self {
-        let rng = StdRng::seed_from_u64(xxhash_rust::xxh3::xxh3_64(seed));
-        Self { rng, next: FIRST, attempts: 0 }
+    /// Pauses from `first` on, each up to twice as long as the one before, and none longer than `longest`.
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, next: first, attempts: 0 }
     }
 
     /// Starts over after a success.
     pub(crate) fn reset(&mut self) {
-        (self.next, self.attempts) = (FIRST, 0);
+        (self.next, self.attempts) = (self.first, 0);
     }
 
     /// Failures since the last success, the one that is being waited for included.
@@ -35,11 +30,45 @@ impl Backoff {
         self.attempts
     }
 
-    /// The next pause.
-    pub(crate) fn pause(&mut self) -> Duration {
+    /// The next pause: between a half of its length and all of it, so that many do not try again at the same moment.
+    pub(crate) fn pause(&mut self, rng: &mut StdRng) -> Duration {
         self.attempts = self.attempts.saturating_add(1);
-        let pause = self.next.mul_f64(self.rng.random_range(0.5..=1.0));
-        self.next = (self.next * 2).min(LONGEST);
+        let pause = self.next.mul_f64(rng.random_range(0.5..=1.0));
+        self.next = (self.next * 2).min(self.longest);
         pause
+    }
+}
+
+/// [`Backoff`] with random numbers of its own, which depend on a seed only.
+pub(crate) struct SeededBackoff {
+    pauses: Backoff,
+    rng: StdRng,
+}
+
+impl SeededBackoff {
+    /// First pause.
+    const FIRST: Duration = Duration::from_millis(20);
+    /// Longest pause.
+    const LONGEST: Duration = Duration::from_secs(2);
+
+    /// Pauses of consumers, from 20 ms to 2 s.
+    pub(crate) fn new(seed: &[u8]) -> Self {
+        let rng = StdRng::seed_from_u64(xxhash_rust::xxh3::xxh3_64(seed));
+        Self { pauses: Backoff::new(Self::FIRST, Self::LONGEST), rng }
+    }
+
+    /// As [`Backoff::reset`].
+    pub(crate) fn reset(&mut self) {
+        self.pauses.reset();
+    }
+
+    /// As [`Backoff::attempts`].
+    pub(crate) fn attempts(&self) -> u32 {
+        self.pauses.attempts()
+    }
+
+    /// As [`Backoff::pause`].
+    pub(crate) fn pause(&mut self) -> Duration {
+        self.pauses.pause(&mut self.rng)
     }
 }

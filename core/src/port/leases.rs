@@ -18,6 +18,27 @@ pub struct StoredProducer {
     pub arrived_at: Timestamp,
 }
 
+/// How far a shard's consumer has come: what every write of progress has in its condition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// End of the last window that is committed.
+    pub checkpoint: SequenceNumber,
+    /// End of the window that is being applied; equal to `checkpoint` if none is.
+    pub window_end: SequenceNumber,
+}
+
+impl Span {
+    /// Nothing is being applied behind this number.
+    pub const fn committed(checkpoint: SequenceNumber) -> Self {
+        Self { checkpoint, window_end: checkpoint }
+    }
+
+    /// Whether a window is being applied.
+    pub fn is_open(&self) -> bool {
+        self.window_end > self.checkpoint
+    }
+}
+
 /// How far a shard has been processed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -31,6 +52,13 @@ pub struct Progress {
     pub watermark: Timestamp,
     /// The shard is closed and everything in it is committed.
     pub ended: bool,
+}
+
+impl Progress {
+    /// The two ends.
+    pub fn span(&self) -> Span {
+        Span { checkpoint: self.checkpoint, window_end: self.window_end }
+    }
 }
 
 /// Ownership of a shard in a group.
@@ -135,14 +163,14 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Sets `wanted_by`, on the condition that the epoch is this one and nobody else has asked.
     async fn request(&self, group: Group, shard: &ShardId, epoch: u64, by: &str) -> Result<(), PortError>;
 
-    /// Writes progress, on the condition that the epoch is this one, the stored (checkpoint, window_end) are `previous`, and
+    /// Writes progress, on the condition that the epoch is this one, the stored span is `previous`, and
     /// the shard has not ended.
     async fn write_progress(
         &self,
         group: Group,
         shard: &ShardId,
         epoch: u64,
-        previous: (SequenceNumber, SequenceNumber),
+        previous: Span,
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError>;
 }

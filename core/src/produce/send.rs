@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use rand::RngExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
@@ -22,12 +22,14 @@ use crate::{
     HashRange, HashRanges, ShardId, Timestamp,
     mutation::{self, Mutation},
     observe::{metrics, trace},
-    port::Effect,
+    port::{Effect, PortError, Stored, backoff::Backoff},
     record::batch::BatchId,
 };
 
-/// First and longest pause before a retry. Each pause is drawn between half of its length and its whole length.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// First pause before a retry.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Longest pause before a retry.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long a lane sleeps when nothing wakes it.
 const WAKE_AT_LATEST: Duration = Duration::from_secs(3_600);
@@ -91,10 +93,10 @@ pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped:
                 let changed = producer.pending.changed.notified();
                 if producer.pending.overlaps(&lane.range) {
                     tokio::select! {
-                    biased;
-                                () = stopped.cancelled() => return,
-                                () = changed => {}
-                            }
+                        biased;
+                        () = stopped.cancelled() => return,
+                        () = changed => {}
+                    }
                 }
                 continue;
             }
@@ -162,6 +164,24 @@ impl Lane {
     }
 }
 
+/// The record of a batch.
+fn seal(batch: &QueuedBatch, id: BatchId, ranges: &HashRanges, trace_context: &str) -> Bytes {
+    let record = batch.votes.seal(id, ranges, trace_context);
+    metrics::BATCH_VOTES.record(batch.votes.len() as f64, &[]);
+    metrics::BATCH_BYTES.record(record.len() as f64, &[]);
+    record
+}
+
+/// How one put ended.
+enum PutEnd {
+    /// The record is durable.
+    Stored(Stored),
+    /// The engine answered with an error.
+    Failed(PortError),
+    /// No answer came in time.
+    Unanswered,
+}
+
 impl Producer {
     /// Sends one sealed batch until every vote of it is settled.
     async fn send(
@@ -175,82 +195,44 @@ impl Producer {
         let after_deadline = mutation::is_active(Mutation::AcknowledgedAfterDeadline);
         let deadline = if after_deadline { Duration::from_secs(3_600) } else { self.config.bounds.answer_deadline };
         let id = BatchId { producer: self.config.producer, number };
-
-        // Votes that waited too long in the queue were certainly never sent.
-        let now = self.clock.now();
-        let is_expired = |accepted_at: Timestamp| now.since(accepted_at) >= deadline;
-        let mut left = if batch.votes.oldest().is_some_and(is_expired) {
-            let accepted_at = batch.votes.accepted_at();
-            let expired = |at: usize| is_expired(accepted_at[at]);
-            self.settle(&batch.parts, |at| expired(at).then_some(Outcome::NotStored));
-            batch.retain(|at| !expired(at))
-        } else {
-            batch
-        };
-
+        let mut left = self.settle_expired(batch, deadline);
         let mut ranges = HashRanges::from(lane.range);
         let mut record = None;
         let mut outcome_if_given_up = Outcome::NotStored;
-        let mut pause = BACKOFF.0;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         while let Some(oldest) = left.votes.oldest() {
             let time_left = deadline.saturating_sub(self.clock.now().since(oldest));
             if time_left.is_zero() {
                 break;
             }
-            let seal = || {
-                let record = left.votes.seal(id, &ranges, trace_context);
-                metrics::BATCH_VOTES.record(left.votes.len() as f64, &[]);
-                metrics::BATCH_BYTES.record(record.len() as f64, &[]);
-                record
-            };
-            let data = record.get_or_insert_with(seal).clone();
-            let hash = left.votes.hashes()[0];
-            let started = self.clock.instant();
-            let put = tokio::time::timeout(time_left, self.stream.put(hash, data)).await;
-            let labels = match &put {
-                Ok(Ok(_)) => metrics::PUT_STORED,
-                Ok(Err(error)) if error.effect == Effect::None => metrics::PUT_REFUSED,
-                Ok(Err(_)) | Err(_) => metrics::PUT_UNKNOWN,
-            };
-            let took = self.clock.instant().saturating_duration_since(started);
-            metrics::PUT_DURATION.record(took.as_secs_f64(), labels);
-            match put {
-                Ok(Ok(stored)) => {
+            let data = record.get_or_insert_with(|| seal(&left, id, &ranges, trace_context)).clone();
+            match self.put_once(left.votes.hashes()[0], data, time_left).await {
+                PutEnd::Stored(stored) => {
                     let Some(range) = self.range_of(&stored.shard, time_left).await else {
                         outcome_if_given_up = Outcome::Unknown;
                         break;
                     };
-                    let now = self.clock.now();
-                    // A clock that the engines contradict may have stamped the votes wrongly. A put's own answer proves it in time
-                    // to keep a promise from being made: see docs/exactness.md.
-                    let is_trusted = self.clock.is_trusted();
-                    let is_in_time = |accepted_at| is_trusted && now.since(accepted_at) < deadline;
-                    // The lane's shard has the hashes of all of its votes.
                     let is_whole =
                         stored.shard == lane.shard || left.votes.hashes().iter().all(|&hash| range.contains(hash));
-                    if is_whole && is_in_time(oldest) {
-                        self.settled(left.parts.settle_all(Outcome::Durable));
-                    } else {
-                        let accepted_at = left.votes.accepted_at();
-                        let outcome = |at: usize| {
-                            let outcome = if is_in_time(accepted_at[at]) { Outcome::Durable } else { Outcome::Unknown };
-                            range.contains(left.votes.hashes()[at]).then_some(outcome)
-                        };
-                        self.settle(&left.parts, outcome);
-                    }
+                    self.settle_stored(&left, is_whole.then_some(oldest), &range, deadline);
                     if is_whole {
                         self.spare.keep(left);
                         return;
                     }
-                    ranges = ranges.without(&range);
                     // Stored by a shard that took over a part of the lane's hashes: the other votes are sent again, as the
                     // same batch with the range that is left.
+                    ranges = ranges.without(&range);
                     left = left.retain(|at| !range.contains(left.votes.hashes()[at]));
                     pending.narrow(&ranges);
                     record = None;
+                    // The record that was stored holds the rest as well, in a shard that does not own it. A copy of the request
+                    // may land when that shard has merged with the one that does.
+                    if !mutation::is_active(Mutation::RestIsCertain) {
+                        outcome_if_given_up = Outcome::Unknown;
+                    }
                     continue;
                 }
-                Ok(Err(error)) => {
+                PutEnd::Failed(error) => {
                     if error.effect == Effect::Unknown {
                         outcome_if_given_up = Outcome::Unknown;
                     }
@@ -267,19 +249,75 @@ impl Producer {
                         }
                     }
                 }
-                Err(_) => {
+                PutEnd::Unanswered => {
                     outcome_if_given_up = Outcome::Unknown;
                     break;
                 }
             }
-            let jitter = self.jitter.lock().random_range(0.5..=1.0);
-            tokio::time::sleep(pause.mul_f64(jitter)).await;
-            pause = (pause * 2).min(BACKOFF.1);
+            let pause = backoff.pause(&mut self.jitter.lock());
+            tokio::time::sleep(pause).await;
         }
         if !left.votes.is_empty() {
             tracing::warn!(shard = %lane.shard, votes = left.votes.len(), outcome = ?outcome_if_given_up, "gave a batch up");
             self.settle(&left.parts, |_| Some(outcome_if_given_up));
         }
+    }
+
+    /// Settles the votes that waited too long in the queue: they were certainly never sent. Returns the others.
+    fn settle_expired(&self, batch: QueuedBatch, deadline: Duration) -> QueuedBatch {
+        let now = self.clock.now();
+        let is_expired = |accepted_at: Timestamp| now.since(accepted_at) >= deadline;
+        if !batch.votes.oldest().is_some_and(is_expired) {
+            return batch;
+        }
+        let accepted_at = batch.votes.accepted_at();
+        let expired = |at: usize| is_expired(accepted_at[at]);
+        self.settle(&batch.parts, |at| expired(at).then_some(Outcome::NotStored));
+        batch.retain(|at| !expired(at))
+    }
+
+    /// One attempt, measured.
+    async fn put_once(&self, hash: u128, data: Bytes, time_left: Duration) -> PutEnd {
+        let started = self.clock.instant();
+        let put = tokio::time::timeout(time_left, self.stream.put(hash, data)).await;
+        let labels = match &put {
+            Ok(Ok(_)) => metrics::PUT_STORED,
+            Ok(Err(error)) if error.effect == Effect::None => metrics::PUT_REFUSED,
+            Ok(Err(_)) | Err(_) => metrics::PUT_UNKNOWN,
+        };
+        let took = self.clock.instant().saturating_duration_since(started);
+        metrics::PUT_DURATION.record(took.as_secs_f64(), labels);
+        match put {
+            Ok(Ok(stored)) => PutEnd::Stored(stored),
+            Ok(Err(error)) => PutEnd::Failed(error),
+            Err(_) => PutEnd::Unanswered,
+        }
+    }
+
+    /// Settles the votes of a stored record whose hashes are in `range`. `oldest_of_all` is the oldest vote, if that is all of
+    /// them: if it is in time, so are the others.
+    fn settle_stored(
+        &self,
+        batch: &QueuedBatch,
+        oldest_of_all: Option<Timestamp>,
+        range: &HashRange,
+        deadline: Duration,
+    ) {
+        let now = self.clock.now();
+        // A clock that the engines contradict may have stamped the votes wrongly. A put's own answer proves it in time to keep a
+        // promise from being made: see docs/exactness.md.
+        let is_trusted = self.clock.is_trusted();
+        let is_in_time = |accepted_at| is_trusted && now.since(accepted_at) < deadline;
+        if oldest_of_all.is_some_and(is_in_time) {
+            self.settled(batch.parts.settle_all(Outcome::Durable));
+            return;
+        }
+        let (accepted_at, hashes) = (batch.votes.accepted_at(), batch.votes.hashes());
+        let outcome = |at: usize| {
+            let outcome = if is_in_time(accepted_at[at]) { Outcome::Durable } else { Outcome::Unknown };
+            range.contains(hashes[at]).then_some(outcome)
+        };
+        self.settle(&batch.parts, outcome);
     }
 
     /// Range of the shard that stored a record. A shard that is not known yet was made by a split or merge: the map is read
@@ -302,7 +340,7 @@ impl Producer {
                 if range.is_some() {
                     return range;
                 }
-                tokio::time::sleep(BACKOFF.1).await;
+                tokio::time::sleep(LONGEST_PAUSE).await;
             }
         };
         tokio::time::timeout(patience, search).await.ok().flatten()

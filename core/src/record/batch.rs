@@ -5,13 +5,20 @@
 
 mod codec;
 mod open;
+mod runs;
 
 use std::sync::Arc;
 
-pub use codec::{DecodeError, decode, encode, encode_marker, later_version};
+use bytes::Bytes;
+pub use codec::{DecodeError, decode, encode_marker, later_version};
 pub use open::{OpenBatch, OpenVote};
 
 use crate::{HashRanges, PollId, Timestamp};
+
+/// The record of a batch.
+pub fn encode(batch: &Batch) -> Bytes {
+    OpenBatch::of(batch).seal(batch.id, &batch.ranges, &batch.trace_context)
+}
 
 /// Identity of a batch: what makes a second copy of it recognisable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,7 +3,7 @@
 //! Owns what happens when there are too many. Must never spin: whatever accept returns, the loop waits before it asks again, or a
 //! connection was taken off the queue.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -18,9 +18,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Accepts connections and hands each on with its place.
 pub(crate) async fn accept(
     listener: TcpListener,
-    census: &std::sync::Arc<Census>,
+    census: Arc<Census>,
     number: u64,
-    shutdown: &CancellationToken,
+    shutdown: CancellationToken,
     mut serve: impl FnMut(TcpStream, Place),
 ) {
     let mut trouble = Trouble::default();

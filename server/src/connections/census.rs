@@ -201,7 +201,7 @@ impl Census {
         let id = places.next;
         places.next += 1;
         let link = Arc::new(Link::new(self.clone(), peer, listener));
-        let (quiet, _) = Quiet::now(&link, id, self.now());
+        let quiet = Quiet { requested: false, since: link.accepted_at, id };
         places.quiet.insert(quiet);
         places.taken.insert(id, (link.clone(), Some(quiet)));
         metrics::CONNECTIONS.add(1);

@@ -73,8 +73,10 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    // Acknowledgements are small and must not wait for the client's system.
-    if let Err(error) = socket.set_nodelay(true) {
+    // Linux hands the option on from the listener, which has it.
+    if cfg!(not(target_os = "linux"))
+        && let Err(error) = socket.set_nodelay(true)
+    {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     run_over(socket, entry, place).await;
@@ -100,8 +102,9 @@ where
     S::Future: Send,
 {
     let builder = builder(link);
-    let stream = Metered::new(stream, link.clone());
-    life::live(builder.serve_connection(TokioIo::new(Gather::new(stream)), entry), link).await;
+    let calls = link.clone();
+    let stream = Gather::new(Metered::new(stream, link.clone()), move || calls.is_busy());
+    life::live(builder.serve_connection(TokioIo::new(stream), entry), link).await;
 }
 
 fn builder(link: &Arc<Link>) -> auto::Builder<Calls> {

@@ -10,6 +10,7 @@
 
 use std::{
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -34,19 +35,53 @@ const DATA: u8 = 0;
 /// A service that looks after its messages itself has so much time to answer before its request is cut off.
 const AFTER_THE_SERVICE: Duration = Duration::from_secs(1);
 
+/// So much is read at first. The library asks for the preface alone, and for what came behind it with a second system call.
+const FIRST_READ_BYTES: usize = 1 << 10;
+
 /// What a received frame takes beside its bytes: the library's own figure for it.
 pub(crate) const FRAME_OVERHEAD_BYTES: u64 = 256;
 
 /// A stream of bytes whose DATA frames are counted.
 pub(crate) struct Metered<C> {
     stream: C,
+    ahead: Ahead,
     frames: Frames,
     link: Arc<Link>,
 }
 
+/// What was read and not handed on.
+enum Ahead {
+    /// Nothing was read yet.
+    Unread,
+    /// The rest of what was read first; empty from then on.
+    Rest(Bytes),
+}
+
 impl<C> Metered<C> {
     pub(crate) fn new(stream: C, link: Arc<Link>) -> Self {
-        Self { stream, frames: Frames::Preface { matched: 0 }, link }
+        Self { stream, ahead: Ahead::Unread, frames: Frames::Preface { matched: 0 }, link }
+    }
+}
+
+impl<C: AsyncRead + Unpin> Metered<C> {
+    fn read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.ahead {
+            Ahead::Rest(rest) if rest.is_empty() => Pin::new(&mut self.stream).poll_read(cx, into),
+            Ahead::Rest(rest) => {
+                into.put_slice(&rest.split_to(rest.len().min(into.remaining())));
+                Poll::Ready(Ok(()))
+            }
+            Ahead::Unread if into.remaining() >= FIRST_READ_BYTES => Pin::new(&mut self.stream).poll_read(cx, into),
+            Ahead::Unread => {
+                let mut first = [MaybeUninit::uninit(); FIRST_READ_BYTES];
+                let mut first = ReadBuf::uninit(&mut first);
+                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut first))?;
+                let (now, rest) = first.filled().split_at(first.filled().len().min(into.remaining()));
+                into.put_slice(now);
+                self.ahead = Ahead::Rest(Bytes::copy_from_slice(rest));
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 }
 
@@ -109,7 +144,7 @@ impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = into.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(cx, into);
+        let read = this.read(cx, into);
         let taken = this.frames.walk(into.filled().get(before..).unwrap_or_default());
         if taken > 0 {
             this.link.received(taken);

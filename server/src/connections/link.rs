@@ -153,6 +153,11 @@ impl Link {
         }
     }
 
+    /// Whether calls are under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.calls.load(Ordering::Relaxed).is_multiple_of(ENDED)
+    }
+
     /// Grows whenever the client has taken the end of an answer, or a piece of a long one.
     pub(crate) fn progress(&self) -> u64 {
         (self.calls.load(Ordering::Relaxed) / ENDED) + u64::from(self.taken.load(Ordering::Relaxed))

@@ -1,6 +1,7 @@
 //! A connection's socket, watched.
 //!
-//! Owns when it counts as blocked: its client takes no bytes. Must stand below whatever delays writes on purpose.
+//! Owns when it counts as blocked: its client takes no bytes. Must stand below whatever delays writes on purpose, and must be
+//! dropped when the connection has ended.
 
 use std::{
     io::{self, IoSlice},
@@ -17,11 +18,13 @@ use super::link::Link;
 pub(crate) struct Watched<C> {
     socket: C,
     link: Arc<Link>,
+    /// The client sends no more.
+    ended: bool,
 }
 
 impl<C> Watched<C> {
     pub(crate) fn new(socket: C, link: Arc<Link>) -> Self {
-        Self { socket, link }
+        Self { socket, link, ended: false }
     }
 
     fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -55,6 +58,10 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Watched<C> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What closes the socket in a moment says the same, without a system call of its own.
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
         let shut = Pin::new(&mut self.socket).poll_shutdown(cx);
         self.note(shut)
     }
@@ -62,6 +69,9 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Watched<C> {
 
 impl<C: AsyncRead + Unpin> AsyncRead for Watched<C> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(cx, into)
+        let (room, before) = (into.remaining(), into.filled().len());
+        let read = Pin::new(&mut self.socket).poll_read(cx, into);
+        self.ended |= room > 0 && into.filled().len() == before && matches!(read, Poll::Ready(Ok(())));
+        read
     }
 }

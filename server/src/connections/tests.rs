@@ -504,7 +504,7 @@ async fn a_client_that_makes_mistakes_without_end_is_sent_away() {
 }
 
 /// A server on a socket of this machine.
-async fn listening(limits: Limits, drain: Duration) -> (SocketAddr, CancellationToken, JoinHandle<DrainReport>) {
+async fn listening(limits: Limits, drain: Duration) -> (SocketAddr, CancellationToken, JoinHandle<Drain>) {
     let listener = crate::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
     let (stop, connections) = (shutdown.clone(), Connections::new(limits));
@@ -534,7 +534,7 @@ async fn a_newcomer_gets_through_a_crowd_of_silent_sockets() {
     let answer = timeout(20 * SECOND, ask(addr, "/", "localhost")).await.expect("no place");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     shutdown.cancel();
-    assert_eq!(timeout(2 * SECOND, served).await.unwrap().unwrap(), DrainReport::Complete);
+    assert_eq!(timeout(2 * SECOND, served).await.unwrap().unwrap(), Drain::Complete);
 }
 
 #[tokio::test]
@@ -545,7 +545,7 @@ async fn what_is_not_finished_in_time_is_cut_off() {
     let answer = ask(addr, "/peer", "localhost").await;
     assert!(answer.contains("Some(Peer(127.0.0.1:"), "{answer}");
     shutdown.cancel();
-    assert_eq!(served.await.unwrap(), DrainReport::Incomplete);
+    assert_eq!(served.await.unwrap(), Drain::Incomplete);
     let mut rest = Vec::new();
     timeout(20 * SECOND, socket.read_to_end(&mut rest)).await.expect("the call goes on").ok();
 }

@@ -33,7 +33,7 @@ use votestream_e2e::{
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_ingest::IngestConfig;
 use votestream_proto::v1::{GetInterimResultsRequest, GetInterimResultsResponse, RecountRequest};
-use votestream_server::{DrainReport, ServiceError};
+use votestream_server::{Drain, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// One connection of an HTTP/1.1 client.
@@ -304,7 +304,7 @@ async fn create(ports: &Ports, id: &str, opens_in: Duration, source: PollSource)
 struct Server {
     addr: SocketAddr,
     shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<Result<DrainReport, ServiceError>>,
+    task: tokio::task::JoinHandle<Result<Drain, ServiceError>>,
 }
 
 impl Server {
@@ -318,7 +318,7 @@ impl Server {
 
     async fn start<F>(run: impl FnOnce(TcpListener, CancellationToken) -> F) -> Self
     where
-        F: Future<Output = Result<DrainReport, ServiceError>> + Send + 'static,
+        F: Future<Output = Result<Drain, ServiceError>> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());

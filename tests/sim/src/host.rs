@@ -28,7 +28,7 @@ use votestream_core::{
     mutation::{self, Mutation},
     port::{
         Created, Group, Lease, LeaseStore, PollStore, PortError, Ports, Progress, ReadOutcome, Record, RecordReader,
-        Shard, ShardRow, Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteStream, VoteWrite,
+        Shard, ShardRow, Span, Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteStream, VoteWrite,
         WriteOutcome,
     },
 };
@@ -514,13 +514,13 @@ impl LeaseStore for Host {
         group: Group,
         shard: &ShardId,
         epoch: u64,
-        previous: (SequenceNumber, SequenceNumber),
+        previous: Span,
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
         let (key, progress, world) = ((group, shard.clone()), progress.clone(), self.world.clone());
         self.call("write_progress", move |state| {
             let Some(row) = state.rows.get_mut(&key) else { return WriteOutcome::Refused(None) };
-            let stored = (row.progress.checkpoint, row.progress.window_end);
+            let stored = row.progress.span();
             let unfenced = mutation::is_active(Mutation::NoFence);
             let wrong_epoch = row.lease.epoch != epoch && !unfenced;
             let wrong_position =

@@ -49,11 +49,14 @@ pub enum Schedule {
     LandsAfterFinal,
     /// Two shards merge, and one group has read only one of them.
     ParentLagsBehind,
+    /// A part of a batch is stored, the rest is refused until it is given up, and a copy of the first request lands when the
+    /// children have merged.
+    CopyMeetsMerge,
 }
 
 impl Schedule {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::RestMeetsMerge,
         Self::TwiceAcrossReshards,
         Self::StoredTwiceWithoutAnswer,
@@ -66,6 +69,7 @@ impl Schedule {
         Self::ReadAfterEnd,
         Self::LandsAfterFinal,
         Self::ParentLagsBehind,
+        Self::CopyMeetsMerge,
     ];
 
     /// The break of the code that this schedule does not survive. Two of them attack designs that no switch brings back: sending
@@ -82,6 +86,7 @@ impl Schedule {
             Self::ReadAfterEnd => Some(Mutation::FinalWithoutCoverage),
             Self::LandsAfterFinal => Some(Mutation::NoLateRule),
             Self::ParentLagsBehind => Some(Mutation::ChildrenBeforeParents),
+            Self::CopyMeetsMerge => Some(Mutation::RestIsCertain),
             Self::RestOfTwoShards | Self::CrashBeforeRest => None,
         }
     }
@@ -130,7 +135,7 @@ fn user(at: u128) -> String {
 
 fn stored() -> ScriptedPut {
     let (before, after) = (Vec::new(), Vec::new());
-    ScriptedPut { hold: Duration::ZERO, before, fate: Fate::Stored, invisible: Duration::ZERO, after }
+    ScriptedPut { hold: Duration::ZERO, before, fate: Fate::Stored, invisible: Duration::ZERO, after, copy: None }
 }
 
 /// The processes and one client.
@@ -316,6 +321,16 @@ async fn play(schedule: Schedule, world: &Arc<World>, log: &Arc<Log>) -> Result<
             stage.until(closes_at.plus(BOUNDS.late_after())).await;
             world.reshard_so(Reshard::Merge(1, 2));
             sleep(LONG).await;
+        }
+        Schedule::CopyMeetsMerge => {
+            stage.script([ScriptedPut { before: vec![half], copy: Some(GIVEN_UP), ..stored() }]);
+            // More than a lane tries within its deadline.
+            stage.script((0..100).map(|_| ScriptedPut { fate: Fate::Refused, ..stored() }));
+            stage.cast(&[low, high]).await?;
+            stage.answered().await?;
+            world.script.lock().clear();
+            world.reshard_so(Reshard::Merge(1, 2));
+            sleep(GIVEN_UP).await;
         }
     }
     stage.answered().await?;

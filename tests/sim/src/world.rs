@@ -157,6 +157,8 @@ pub(super) struct ScriptedPut {
     pub(super) invisible: Duration,
     /// What happens to the shards just after it has landed.
     pub(super) after: Vec<Reshard>,
+    /// How long after that it lands once more.
+    pub(super) copy: Option<Duration>,
 }
 
 /// What the caller of a scripted put is told, and whether that is true.
@@ -542,6 +544,7 @@ impl Plan {
             lost: put.fate == Fate::AnswerLost,
             before_effect: put.before,
             after_effect: put.after,
+            copy: put.copy,
             ..self
         }
     }

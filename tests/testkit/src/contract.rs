@@ -605,10 +605,6 @@ fn progress(checkpoint: u64, window_end: u64) -> Progress {
     }
 }
 
-fn ends(progress: &Progress) -> (SequenceNumber, SequenceNumber) {
-    (progress.checkpoint, progress.window_end)
-}
-
 /// The row as every later read must show it.
 async fn stored_row(ports: &Ports, group: Group, shard: &ShardId) -> Option<ShardRow> {
     ports.leases.list(group).await.unwrap().into_iter().find(|row| row.shard == *shard)
@@ -626,7 +622,7 @@ pub async fn check_leases(ports: Ports) {
     assert_eq!(store.take(GROUP, &shard, &Lease::default(), "me").await.unwrap(), None);
     assert_eq!(store.renew(GROUP, &shard, 0).await.unwrap(), None);
     store.release(GROUP, &shard, 0).await.unwrap();
-    let outcome = store.write_progress(GROUP, &shard, 0, ends(&blank), &blank).await.unwrap();
+    let outcome = store.write_progress(GROUP, &shard, 0, blank.span(), &blank).await.unwrap();
     assert_eq!(outcome, WriteOutcome::Refused(None));
     assert_eq!(store.list(GROUP).await.unwrap(), []);
 
@@ -667,13 +663,13 @@ pub async fn check_leases(ports: Ports) {
     let steps = [progress(0, 10), progress(10, 10), progress(10, 700), progress(700, 1 << 40)];
     let mut previous = blank.clone();
     for step in steps {
-        let wrong = [(0, ends(&previous)), (2, ends(&previous)), (1, ends(&progress(3, 4))), (1, ends(&step))];
+        let wrong = [(0, previous.span()), (2, previous.span()), (1, progress(3, 4).span()), (1, step.span())];
         let now = stored_row(&ports, GROUP, &shard).await.unwrap();
         for (epoch, claimed) in wrong {
             let outcome = store.write_progress(GROUP, &shard, epoch, claimed, &step).await.unwrap();
             assert_eq!(outcome, WriteOutcome::Refused(Some(Box::new(now.clone()))), "({epoch}, {claimed:?})");
         }
-        let outcome = store.write_progress(GROUP, &shard, 1, ends(&previous), &step).await.unwrap();
+        let outcome = store.write_progress(GROUP, &shard, 1, previous.span(), &step).await.unwrap();
         assert_eq!(outcome, WriteOutcome::Stored);
         let expected = ShardRow { lease: lease.clone(), progress: step.clone(), ..root.clone() };
         assert_eq!(stored_row(&ports, GROUP, &shard).await, Some(expected), "and changes nothing else");
@@ -693,15 +689,15 @@ pub async fn check_leases(ports: Ports) {
     let lease = Lease { owner: Some("second".into()), counter: 4, epoch: 2, wanted_by: None };
     assert_eq!(taken, ShardRow { lease: lease.clone(), progress: previous.clone(), ..root.clone() });
     // The zombie of epoch 1.
-    let outcome = store.write_progress(GROUP, &shard, 1, ends(&previous), &progress(1, 1)).await.unwrap();
+    let outcome = store.write_progress(GROUP, &shard, 1, previous.span(), &progress(1, 1)).await.unwrap();
     assert_eq!(outcome, WriteOutcome::Refused(Some(Box::new(taken.clone()))));
     store.release(GROUP, &shard, 1).await.unwrap();
     assert_eq!(stored_row(&ports, GROUP, &shard).await, Some(taken));
 
     // The end: nothing moves any more.
     let ended = Progress { ended: true, ..previous.clone() };
-    assert_eq!(store.write_progress(GROUP, &shard, 2, ends(&previous), &ended).await.unwrap(), WriteOutcome::Stored);
-    let outcome = store.write_progress(GROUP, &shard, 2, ends(&ended), &previous).await.unwrap();
+    assert_eq!(store.write_progress(GROUP, &shard, 2, previous.span(), &ended).await.unwrap(), WriteOutcome::Stored);
+    let outcome = store.write_progress(GROUP, &shard, 2, ended.span(), &previous).await.unwrap();
     let last = ShardRow { lease: lease.clone(), progress: ended.clone(), ..root };
     assert_eq!(outcome, WriteOutcome::Refused(Some(Box::new(last.clone()))));
     assert_eq!(store.take(GROUP, &shard, &lease, "me").await.unwrap(), None, "an ended shard is not taken");
@@ -739,7 +735,7 @@ async fn check_lease_races(ports: &Ports, row: &ShardRow) {
     assert_eq!(taken.len(), 1, "exactly one takes what all have observed");
     assert_eq!(stored_row(ports, GROUP, shard).await.as_ref(), Some(&taken[0]), "it got the row that its write made");
 
-    let previous = ends(&row.progress);
+    let previous = row.progress.span();
     let outcomes = race(|racer| {
         let (store, shard) = (ports.leases.clone(), shard.clone());
         async move {
@@ -762,7 +758,7 @@ async fn check_lease_races(ports: &Ports, row: &ShardRow) {
         async move { store.renew(GROUP, &shard, 1).await.unwrap().unwrap().counter }
     });
     let next = progress(200, 300);
-    let write = ports.leases.write_progress(GROUP, shard, 1, ends(&now.progress), &next);
+    let write = ports.leases.write_progress(GROUP, shard, 1, now.progress.span(), &next);
     let (counters, written) = tokio::join!(counters, write);
     assert_eq!(written.unwrap(), WriteOutcome::Stored);
     let counters: BTreeSet<_> = counters.into_iter().collect();

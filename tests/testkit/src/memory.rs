@@ -635,13 +635,12 @@ impl LeaseStore for Memory {
         group: Group,
         shard: &ShardId,
         epoch: u64,
-        previous: (SequenceNumber, SequenceNumber),
+        previous: Span,
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
         self.faulty(|state| {
             let Some(row) = state.rows.get_mut(&(group, shard.clone())) else { return WriteOutcome::Refused(None) };
-            let stored = (row.progress.checkpoint, row.progress.window_end);
-            if row.lease.epoch != epoch || stored != previous || row.progress.ended {
+            if row.lease.epoch != epoch || row.progress.span() != previous || row.progress.ended {
                 return WriteOutcome::Refused(Some(Box::new(row.clone())));
             }
             row.progress = progress.clone();

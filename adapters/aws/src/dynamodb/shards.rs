@@ -15,8 +15,8 @@ use aws_sdk_dynamodb::{
     types::{AttributeValue, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure},
 };
 use votestream_core::{
-    HashRange, SequenceNumber, ShardId,
-    port::{Group, Lease, LeaseStore, PortError, Progress, ShardRow, WriteOutcome},
+    HashRange, ShardId,
+    port::{Group, Lease, LeaseStore, PortError, Progress, ShardRow, Span, WriteOutcome},
 };
 
 use super::{
@@ -351,14 +351,14 @@ impl LeaseStore for DynamoStore {
         group: Group,
         shard: &ShardId,
         epoch: u64,
-        previous: (SequenceNumber, SequenceNumber),
+        previous: Span,
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
         let mut values = encode_progress(progress)?.to_vec();
         values.extend([
             ("epoch", number(epoch)),
-            ("previous_checkpoint", sequence(previous.0)),
-            ("previous_end", sequence(previous.1)),
+            ("previous_checkpoint", sequence(previous.checkpoint)),
+            ("previous_end", sequence(previous.window_end)),
             ("no", AttributeValue::Bool(false)),
         ]);
         let change = Change {
@@ -385,6 +385,7 @@ impl LeaseStore for DynamoStore {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use votestream_core::SequenceNumber;
     use votestream_core::Timestamp;
 
     use super::*;

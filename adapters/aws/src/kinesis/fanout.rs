@@ -21,15 +21,15 @@ use votestream_core::{
     port::{Group, PortError, ReadOutcome, RecordReader},
 };
 
-use super::cursor::Cursor;
+use super::{Attempts, cursor::Cursor};
 use crate::client::{describe, judge, port_error};
 
 /// How long a reader waits for an event before it says that none came.
 const EVENT_WAIT: Duration = Duration::from_millis(500);
 /// Kinesis sends an event every five seconds even if there are no records: after this silence the subscription is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
-/// How often and how long a new consumer is waited for. Kinesis takes some ten seconds.
-const REGISTRATION_WAIT: (u32, Duration) = (120, Duration::from_millis(500));
+/// How long a new consumer is waited for. Kinesis takes some ten seconds.
+const REGISTRATION_WAIT: Attempts = Attempts { times: 120, pause: Duration::from_millis(500) };
 
 /// One group as a registered consumer of the stream.
 pub(super) struct RegisteredConsumer {
@@ -51,8 +51,8 @@ impl RegisteredConsumer {
         if let Some(arn) = &*known {
             return Ok(arn.clone());
         }
-        let (tries, pause) = REGISTRATION_WAIT;
-        for _ in 0..tries {
+        let Attempts { times, pause } = REGISTRATION_WAIT;
+        for _ in 0..times {
             match self.describe().await? {
                 Some((arn, ConsumerStatus::Active)) => return Ok(known.insert(arn).clone()),
                 None => self.register().await?,

@@ -28,8 +28,10 @@ use super::limits::{SHARD_WRITE_BYTES_PER_SECOND, SHARD_WRITE_RECORDS_PER_SECOND
 const WINDOW: Duration = Duration::from_millis(1_005);
 /// Longest time that a record is held back. Its lane has a deadline and learns earlier that the shard is too slow.
 const HOLD_MAX: Duration = Duration::from_secs(2);
-/// What is left of the rate after a throttled record, and the least that is ever left. Other writers share the shard.
-const SLOW_DOWN: (f64, f64) = (0.7, 0.1);
+/// What is left of the rate after a throttled record. Other writers share the shard.
+const SLOW_DOWN_FACTOR: f64 = 0.7;
+/// The least part of the rate that is ever left.
+const RATE_LEAST: f64 = 0.1;
 /// Which part of the whole rate comes back each second without throttling.
 const RECOVERY_PER_SECOND: f64 = 0.1;
 
@@ -63,13 +65,12 @@ impl Shares {
     }
 
     fn slow_down(&mut self, now: Instant) {
-        let (factor, least) = SLOW_DOWN;
         // The records of one second are throttled together, and say one thing.
         if self.slowed_at.is_some_and(|at| now.saturating_duration_since(at) < WINDOW) {
             return;
         }
         self.slowed_at = Some(now);
-        self.rate = ((self.rate(now) * factor).max(least), now);
+        self.rate = ((self.rate(now) * SLOW_DOWN_FACTOR).max(RATE_LEAST), now);
     }
 
     /// Lets a record of this size go and returns its ticket; or, if there is no room, says when there may be some, if that

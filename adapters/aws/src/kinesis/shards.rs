@@ -10,13 +10,13 @@ use votestream_core::{
     port::{PortError, Shard},
 };
 
-use super::limits::LIST_SHARDS_PAGE;
+use super::{Attempts, limits::LIST_SHARDS_PAGE};
 use crate::client::port_error;
 
 /// Most pages. Far above what any account may have.
 const PAGES_MAX: usize = 100;
 /// How often, and after which pause, the map is read again because a shard that is known to exist is not in it.
-pub(super) const MISSING_SHARD_READS: (u32, Duration) = (10, Duration::from_millis(200));
+pub(super) const MISSING_SHARD_READS: Attempts = Attempts { times: 10, pause: Duration::from_millis(200) };
 
 /// All shards, in the order of their creation.
 pub(super) async fn list(client: &Client, stream: &str) -> Result<Vec<Shard>, PortError> {

@@ -5,7 +5,7 @@ use std::fs;
 use bytes::Bytes;
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, SequenceNumber,
-    port::{Group, Lease, Progress, ShardRow, WriteOutcome},
+    port::{Group, Lease, Progress, ShardRow, Span, WriteOutcome},
 };
 
 use super::*;
@@ -73,7 +73,8 @@ async fn process(engine: &EmbeddedEngine, from: SequenceNumber, to: SequenceNumb
         ports.leases.create(Group::Persist, &row).await.unwrap();
     }
     let progress = Progress { checkpoint: to, window_end: to, ..Progress::default() };
-    let written = ports.leases.write_progress(Group::Persist, &shard, 0, (from, from), &progress).await.unwrap();
+    let written =
+        ports.leases.write_progress(Group::Persist, &shard, 0, Span::committed(from), &progress).await.unwrap();
     assert_eq!(written, WriteOutcome::Stored);
 }
 

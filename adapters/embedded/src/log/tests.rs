@@ -4,7 +4,7 @@ use std::path::Path;
 
 use votestream_core::{
     Clock, HashRanges, TimeBounds,
-    port::{Lease, LeaseStore, Ports, Progress, ReadOutcome, Record, ShardRow, WriteOutcome},
+    port::{Lease, LeaseStore, Ports, Progress, ReadOutcome, Record, ShardRow, Span, WriteOutcome},
 };
 
 use super::*;
@@ -73,7 +73,7 @@ async fn a_new_start_finds_everything() {
     let taken = leases.take(Group::Tally, &shards[0].id, &Lease::default(), "me").await.unwrap().unwrap();
     let end = before[1].sequence;
     let progress = Progress { checkpoint: end, window_end: end, watermark: Timestamp(7), ..Progress::default() };
-    let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
+    let zero = Span::default();
     let outcome = leases.write_progress(Group::Tally, &shards[0].id, 1, zero, &progress).await.unwrap();
     assert_eq!(outcome, WriteOutcome::Stored);
     let last = clock.now();
@@ -242,7 +242,7 @@ async fn retention_leaves_a_mark_and_waits_for_both_groups() {
     store.create(Group::Persist, &row(high)).await.unwrap();
     store.create(Group::Tally, &row(low)).await.unwrap();
     assert_eq!(retain(now), 0);
-    let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
+    let zero = Span::default();
     let done = |at: usize| Progress {
         checkpoint: stored[at].sequence,
         window_end: stored[at].sequence,
@@ -293,7 +293,7 @@ async fn closed_shards_are_forgotten_when_nobody_needs_them() {
     let later = Timestamp(stream.log.clock.now().0 + 1);
     stream.retention.retain(later).unwrap();
     assert_eq!(stream.list_shards().await.unwrap().len(), 3, "not processed");
-    let zero = (SequenceNumber::ZERO, SequenceNumber::ZERO);
+    let zero = Span::default();
     let ended = Progress { checkpoint: last, window_end: last, ended: true, ..Progress::default() };
     store.write_progress(Group::Tally, &parent, 0, zero, &ended).await.unwrap();
     stream.retention.retain(later).unwrap();

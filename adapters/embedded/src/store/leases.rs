@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use async_trait::async_trait;
 use fjall::Keyspace;
 use votestream_core::{
-    HashRange, SequenceNumber, ShardId,
-    port::{Group, Lease, LeaseStore, PortError, Progress, ShardRow, StoredProducer, WriteOutcome},
+    HashRange, ShardId,
+    port::{Group, Lease, LeaseStore, PortError, Progress, ShardRow, Span, StoredProducer, WriteOutcome},
 };
 
 use super::{
@@ -236,14 +236,14 @@ impl Inner {
         group: Group,
         shard: &ShardId,
         epoch: u64,
-        previous: (SequenceNumber, SequenceNumber),
+        previous: Span,
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
         self.check_unbroken()?;
         let mut rows = self.rows.lock();
         let Some(row) = rows.change(group, shard, STATE) else { return Ok(WriteOutcome::Refused(None)) };
         let stored = &row.progress;
-        if row.lease.epoch != epoch || (stored.checkpoint, stored.window_end) != previous || stored.ended {
+        if row.lease.epoch != epoch || stored.span() != previous || stored.ended {
             return Ok(WriteOutcome::Refused(Some(Box::new(row.clone()))));
         }
         row.progress = progress.clone();
@@ -294,7 +294,7 @@ impl LeaseStore for EmbeddedStore {
         group: Group,
         shard: &ShardId,
         epoch: u64,
-        previous: (SequenceNumber, SequenceNumber),
+        previous: Span,
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
         self.inner.write_progress(group, shard, epoch, previous, progress)

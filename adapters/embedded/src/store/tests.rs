@@ -5,7 +5,7 @@ use std::{borrow::Cow, fs, path::Path, sync::Arc, time::Duration};
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
     port::{
-        Created, Group, Lease, LeaseStore, PollStore, Progress, ShardRow, TallyDelta, TallyRow, TallyStore,
+        Created, Group, Lease, LeaseStore, PollStore, Progress, ShardRow, Span, TallyDelta, TallyRow, TallyStore,
         VoteOutcome, VoteStore, VoteWrite, WriteOutcome,
     },
 };
@@ -92,7 +92,7 @@ async fn progress_never_outlives_what_it_speaks_of() {
         apply(&store, &shard, number).await;
         let end = SequenceNumber::from_u64(number);
         let next = Progress { checkpoint: end, window_end: end, ..Progress::default() };
-        let ends = (previous.checkpoint, previous.window_end);
+        let ends = previous.span();
         let outcome = store.write_progress(Group::Persist, &shard, 1, ends, &next).await.unwrap();
         assert_eq!(outcome, WriteOutcome::Stored);
         previous = next;
@@ -204,7 +204,7 @@ async fn change(store: &EmbeddedStore, shard: &ShardId, window: u64, steps: usiz
     if steps > 2 {
         let before = SequenceNumber::from_u64(window - 1);
         let progress = Progress { checkpoint: sequence, window_end: sequence, ..Progress::default() };
-        let written = store.write_progress(Group::Persist, shard, 1, (before, before), &progress).await.unwrap();
+        let written = store.write_progress(Group::Persist, shard, 1, Span::committed(before), &progress).await.unwrap();
         assert_eq!(written, WriteOutcome::Stored);
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     mutation::{self, Mutation},
     observe::{metrics, trace},
     polls::cache::PollCache,
-    port::{PortError, Ports, Progress, ShardRow, WriteOutcome, backoff::Backoff},
+    port::{PortError, Ports, Progress, ShardRow, Span, WriteOutcome, backoff::SeededBackoff},
 };
 
 /// Attempts at one progress write before the shard is given up.
@@ -84,10 +84,10 @@ pub(super) struct Consumer {
     row: ShardRow,
     /// Told to hand over.
     stop: CancellationToken,
-    backoff: Backoff,
+    backoff: SeededBackoff,
     prefetch: Prefetch,
     /// The stored (checkpoint, window_end).
-    stored: (SequenceNumber, SequenceNumber),
+    stored: Span,
     /// End of the last applied window.
     position: SequenceNumber,
     /// The state at `position`.
@@ -107,14 +107,14 @@ impl Consumer {
         stop: CancellationToken,
     ) -> Self {
         let Progress { checkpoint, window_end, ref dedup, watermark, ended: _ } = row.progress;
-        let seed = |part: &str| Backoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
+        let seed = |part: &str| SeededBackoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
         let present = Present { clock: ports.clock.clone(), skew_max: config.bounds.clock_skew_max };
         let (stream, shard) = (ports.stream.clone(), row.shard.clone());
         let prefetch = Prefetch::start(stream, config.group, shard, checkpoint, seed("prefetch"), present);
         Self {
             backoff: seed("consumer"),
             prefetch,
-            stored: (checkpoint, window_end),
+            stored: Span { checkpoint, window_end },
             position: checkpoint,
             state: ShardState { dedup: DedupTable::from_stored(dedup), clock: watermark },
             last: None,
@@ -135,10 +135,10 @@ impl Consumer {
     }
 
     async fn process(&mut self) -> Result<Stopped, Stopped> {
-        if self.stored.1 > self.stored.0 {
+        if self.stored.is_open() {
             // A window was under way when the last owner stopped: exactly the same one, with the state of its start.
-            let records = self.read_again(self.stored.1).await?;
-            let decided = self.decide(&records, self.stored.1).await?;
+            let records = self.read_again(self.stored.window_end).await?;
+            let decided = self.decide(&records, self.stored.window_end).await?;
             self.apply(decided).await?;
         }
         loop {
@@ -181,7 +181,7 @@ impl Consumer {
 
     /// Commits the applied window, if it is not committed.
     async fn commit(&mut self) -> Result<(), Stopped> {
-        if self.stored == (self.position, self.position) {
+        if self.stored == Span::committed(self.position) {
             return Ok(());
         }
         self.write_progress(self.position, false).await
@@ -189,7 +189,7 @@ impl Consumer {
 
     /// Whether the row knows less than was applied.
     fn is_ahead(&self) -> bool {
-        self.stored != (self.position, self.position)
+        self.stored != Span::committed(self.position)
     }
 
     /// The records up to `end`, however many.
@@ -480,7 +480,7 @@ impl Consumer {
             }
         }
         self.backoff.reset();
-        self.stored = (progress.checkpoint, progress.window_end);
+        self.stored = progress.span();
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     mutation::{self, Mutation},
     observe::metrics::{self, LeaseChange},
     polls::cache::PollCache,
-    port::{Lease, PortError, Ports, Progress, Shard, ShardRow, backoff::Backoff},
+    port::{Lease, PortError, Ports, Progress, Shard, ShardRow, backoff::SeededBackoff},
 };
 
 /// Longest time of one look at shards and rows.
@@ -308,7 +308,7 @@ async fn supervise(
     stop: CancellationToken,
 ) -> (ShardId, Stopped) {
     let (shard, epoch) = (row.shard.clone(), row.lease.epoch);
-    let mut backoff = Backoff::new(format!("{} {shard} release", config.worker_id).as_bytes());
+    let mut backoff = SeededBackoff::new(format!("{} {shard} release", config.worker_id).as_bytes());
     // A task of its own: a long computation of the consumer must not cost the lease.
     let renewal = renew(config.clone(), ports.clone(), row.clone(), stop.clone());
     let mut renewal = AbortOnDropHandle::new(tokio::spawn(renewal));

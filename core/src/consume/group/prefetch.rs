@@ -15,7 +15,7 @@ use crate::{
     Clock, SequenceNumber, ShardId,
     consume::window::ReadRecord,
     observe::metrics,
-    port::{Group, PortError, ReadOutcome, RecordReader, VoteStream, backoff::Backoff},
+    port::{Group, PortError, ReadOutcome, RecordReader, VoteStream, backoff::SeededBackoff},
     record::batch,
 };
 
@@ -86,7 +86,7 @@ impl Prefetch {
         group: Group,
         shard: ShardId,
         after: SequenceNumber,
-        backoff: Backoff,
+        backoff: SeededBackoff,
         present: Present,
     ) -> Self {
         let (sender, fetched) = mpsc::channel(RECORDS_MAX);
@@ -111,7 +111,7 @@ struct Task {
     group: Group,
     shard: ShardId,
     after: SequenceNumber,
-    backoff: Backoff,
+    backoff: SeededBackoff,
     present: Present,
     reader: Option<Box<dyn RecordReader>>,
     sender: mpsc::Sender<Fetched>,

@@ -18,7 +18,7 @@ use prost::{
 };
 use rustc_hash::FxHashMap;
 
-use super::{Batch, BatchId, OpenBatch, RecordBody, open::Runs};
+use super::{Batch, BatchId, RecordBody, runs::Runs};
 use crate::{
     HashRange, HashRanges, PollId, Timestamp,
     model::{
@@ -145,11 +145,6 @@ pub(super) struct Columns<'a> {
     pub(super) prefixes: &'a [Box<str>],
     pub(super) text: &'a str,
     pub(super) uuids: &'a [[u8; 16]],
-}
-
-/// The record of a batch.
-pub fn encode(batch: &Batch) -> Bytes {
-    OpenBatch::of(batch).seal(batch.id, &batch.ranges, &batch.trace_context)
 }
 
 /// Writes the message field by field, straight from the columns: going through [`VoteBatch`] would copy each of them. That
@@ -615,7 +610,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::batch::OpenBatch;
+    use crate::record::batch::{OpenBatch, encode};
 
     fn batch() -> impl Strategy<Value = Batch> {
         let uuid = "(|eu-west-1:|ü|.)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";

@@ -11,37 +11,9 @@ use rustc_hash::FxHashMap;
 use super::{
     Batch, BatchId,
     codec::{Columns, UUIDS_FROM, encode_columns},
+    runs::Runs,
 };
 use crate::{HashRanges, PollId, Timestamp, UserId, model::user_id::PREFIX_BYTES_MAX};
-
-/// Values in their order, each with the number of times that it stands there in a row.
-#[derive(Clone, Debug)]
-pub(super) struct Runs<T>(Vec<(T, u32)>);
-
-impl<T> Default for Runs<T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<T: Copy + PartialEq> Runs<T> {
-    #[inline]
-    fn push(&mut self, value: T) {
-        match self.0.last_mut() {
-            Some((last, count)) if *last == value => *count += 1,
-            _ => self.0.push((value, 1)),
-        }
-    }
-
-    pub(super) fn as_slice(&self) -> &[(T, u32)] {
-        &self.0
-    }
-
-    /// Every value, as often as it stands there.
-    fn each(&self) -> impl Iterator<Item = T> {
-        self.0.iter().flat_map(|&(value, count)| std::iter::repeat_n(value, count as usize))
-    }
-}
 
 /// Votes on their way into one record.
 #[derive(Clone, Debug, Default)]
@@ -245,8 +217,8 @@ impl OpenBatch {
         self.dictionary_bytes = 0;
         self.by_address.clear();
         self.choices.clear();
-        self.accepted_at.0.clear();
-        self.shapes.0.clear();
+        self.accepted_at.clear();
+        self.shapes.clear();
         self.prefixes.clear();
         self.text.clear();
         self.uuids.clear();

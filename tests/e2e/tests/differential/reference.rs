@@ -78,7 +78,7 @@ impl Reference {
             if let Err(refusal) = self.judge(vote) {
                 let code = match &refusal {
                     Refusal::NoSuchPoll(_) => RejectionCode::PollNotFound,
-                    Refusal::NoSuchOption { .. } => RejectionCode::OptionNotFound,
+                    Refusal::NoSuchOption(_) => RejectionCode::OptionNotFound,
                     Refusal::NotOpen(_) => RejectionCode::PollNotOpen,
                     Refusal::Closed(_) => RejectionCode::PollClosed,
                     Refusal::WrongSource(_) => RejectionCode::WrongSource,
