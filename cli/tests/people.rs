@@ -312,7 +312,8 @@ fn on_terminal(mut command: Command, columns: u16, mut enough: impl FnMut(&str) 
     let terminal = File::options().read(true).write(true).open(Path::new(name.to_str().unwrap())).unwrap();
     let end = || Stdio::from(terminal.try_clone().unwrap());
     let mut child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-    let (tell, written) = mpsc::channel();
+    // A screen of a child process: read at once, so few pieces wait.
+    let (tell, written) = mpsc::sync_channel(64);
     let mut screen = File::from(controller);
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];

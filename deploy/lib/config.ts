@@ -21,7 +21,7 @@ export interface Size {
 /** How the stream gets its shards. */
 export type StreamMode = 'provisioned' | 'on-demand';
 
-/** The services' word for how the stream is read. */
+/** How the stream is read, in the words of the services' setting. */
 export type ConsumerKind = 'fan-out' | 'polling';
 
 export interface Config {
@@ -66,7 +66,7 @@ const FARGATE_SIZES: ReadonlyMap<number, readonly [number, number]> = new Map([
 export const LOG_RETENTION_DAYS = [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365] as const;
 
 const CIDR = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\/(\d|[12]\d|3[0-2])$/;
-/** Source addresses of one listener rule beside the other conditions: a rule has five values. */
+/** Source addresses that fit into one listener rule: a rule has five values, and the paths take the others. */
 const ADMIN_CIDRS_MAX = 2;
 
 /** Names of the settings, as in the README's table. */

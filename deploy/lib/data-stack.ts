@@ -19,7 +19,7 @@ export const KEYS: Readonly<Record<TableName, readonly [string, string?]>> = {
   shards: ['shard_group', 'shard_id'],
 };
 
-/** Names of the registered consumers: the services know them as this, a dash and the group. */
+/** Start of the names of the registered consumers. The services look for this, a dash and the group. */
 export const CONSUMER_PREFIX = 'votestream';
 
 /** Attribute of a vote after which DynamoDB may delete it. No service writes it: see RUNBOOK.md, "After the show". */

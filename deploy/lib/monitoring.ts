@@ -28,9 +28,9 @@ export interface MonitoringProps {
 
 /** How far a group may be behind. Interim results are live; storing may take the minutes that the plan says. */
 const BEHIND_MS: Readonly<Record<Group, number>> = { persist: 120_000, tally: 15_000 };
-/** The same of a single window that is being applied, which grows while a consumer is stuck. */
+/** How long a single window may take to be applied. The age of a window grows while its consumer is stuck. */
 const STUCK_SECONDS: Readonly<Record<Group, number>> = { persist: 180, tally: 30 };
-/** Throttled parts of requests a minute that pacing and retries take in their stride. */
+/** Throttled parts of requests a minute that are normal: pacing and retries deal with them. */
 const THROTTLES_MAX = 100;
 /** Difference between counters of two services, over a quarter of an hour, that delays do not explain. */
 const DIVERGENCE_PERCENT = 5;
@@ -75,7 +75,7 @@ export class Monitoring extends Construct {
     return topic;
   }
 
-  /** One alarm, which says when it is over, too. */
+  /** Makes one alarm, which also says when it is over. */
   private alarm(name: string, rule: Rule): void {
     const alarm = new Alarm(this, name, {
       alarmName: `${this.prefix}-${name}`,
@@ -105,7 +105,7 @@ export class Monitoring extends Construct {
         minutes: 3,
       });
       this.alarm(`${group}-stuck`, {
-        description: `A shard of ${group}-svc does not get on with a window.`,
+        description: `A shard of ${group}-svc has been working on one window for too long.`,
         metric: own(group, 'votestream.group.iterator.age', { group }, { statistic: 'Maximum' }),
         threshold: STUCK_SECONDS[group],
         minutes: 3,
@@ -174,7 +174,7 @@ export class Monitoring extends Construct {
       of: 3,
     });
     this.alarm('ingest-saturated', {
-      description: 'ingest-svc uses up its CPU in spite of scaling.',
+      description: 'ingest-svc uses all of its CPU although it scales.',
       metric: services.ingest.fargate.metricCpuUtilization({ period: MINUTE }),
       threshold: 85,
       minutes: 3,
@@ -224,7 +224,7 @@ export class Monitoring extends Construct {
       threshold: 1,
     });
     this.alarm('telemetry-missing', {
-      description: 'ingest-svc sends no metrics: the alarms on its own metrics are blind.',
+      description: 'ingest-svc sends no metrics, so the alarms on its own metrics see nothing.',
       metric: own('ingest', 'votestream.lane.bytes', {}, { statistic: 'SampleCount' }),
       threshold: 1,
       minutes: 10,

@@ -1,5 +1,5 @@
 /**
- * Findings of cdk-nag that stand, each on the resource that it is about, with the reason.
+ * Findings of cdk-nag that are accepted, each on the resource that it is about, with the reason.
  */
 import type { Stack } from 'aws-cdk-lib';
 import { NagSuppressions } from 'cdk-nag';

@@ -18,7 +18,7 @@ const STREAM_POLL = ['GetShardIterator', 'GetRecords'];
 
 /** A table is described when a service starts. */
 const CHECK = ['DescribeTable'];
-/** Leases, checkpoints and memory of a group. */
+/** Leases, checkpoints and dedup tables of a group. */
 const LEASES = ['GetItem', 'PutItem', 'Query', 'UpdateItem'];
 /** Adds to one row under a condition on its position. */
 const ADD_TALLY = ['GetItem', 'PutItem', 'UpdateItem'];

@@ -1,7 +1,7 @@
 /**
  * Repositories of the container images, deployed before the services so that there is something to push to.
  *
- * Tags never change, so that a task that starts in the middle of the show is the one that was tested.
+ * Tags never change, so that a task that starts in the middle of the show runs the image that was tested.
  */
 import { RemovalPolicy, Stack, StackProps } from 'aws-cdk-lib';
 import { Repository, RepositoryEncryption, TagMutability } from 'aws-cdk-lib/aws-ecr';

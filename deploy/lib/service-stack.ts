@@ -30,7 +30,7 @@ import { BALANCER_IDLE_SECONDS, PORTS, VoteService } from './service';
 
 /** Before a task is told to stop, calls under way have this long; an answer takes D = 10 s at most. */
 export const DEREGISTRATION_DELAY = Duration.seconds(20);
-/** CPU at which ingest gets more tasks: a spike doubles within the minutes that a task takes to start. */
+/** CPU at which ingest gets more tasks. It is low, because a spike doubles within the minutes that a task takes to start. */
 const INGEST_CPU_PERCENT = 40;
 /** Requests and streams a minute and task at which ingest gets more tasks. */
 const INGEST_REQUESTS_PER_TARGET = 60_000;
@@ -251,7 +251,7 @@ export class ServiceStack extends Stack {
     return balancer;
   }
 
-  /** gRPC goes by HTTP/2 to the tasks; gRPC-Web and JSON, which the same ports speak, by HTTP/1.1. */
+  /** gRPC goes to the tasks by HTTP/2, and gRPC-Web and JSON by HTTP/1.1. The same ports speak all of them. */
   private route(
     listener: ApplicationListener,
     services: Readonly<Record<ServiceName, VoteService>>,
@@ -272,7 +272,7 @@ export class ServiceStack extends Stack {
         ],
         deregistrationDelay: DEREGISTRATION_DELAY,
         healthCheck: {
-          // The standard gRPC health service; over HTTP/1.1 an answer of the router, which is 404 at a path without a route.
+          // The standard gRPC health service. Over HTTP/1.1 any answer of the router will do, which is 404 at a path without a route.
           ...(kind === 'grpc'
             ? { path: '/grpc.health.v1.Health/Check', healthyGrpcCodes: '0' }
             : { path: '/health', healthyHttpCodes: '404' }),

@@ -24,7 +24,7 @@ import { FAN_OUT, PERMISSIONS, POLLING, ServiceName, TABLES } from './permission
 
 /** How long the services may drain; given to them as `--drain`, so that both sides agree. */
 export const DRAIN_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 12, persist: 25, tally: 25 };
-/** After ingest's calls have ended, votes of calls that were cut off are settled within D. */
+/** After ingest's calls have ended, it settles the votes of calls that were cut off, within D. */
 export const SETTLE_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 10, persist: 0, tally: 0 };
 /** The last metrics, traces and logs are sent within three seconds each. */
 export const TELEMETRY_SECONDS = 9;
@@ -32,7 +32,7 @@ export const TELEMETRY_SECONDS = 9;
 export const BALANCER_IDLE_SECONDS = 600;
 /** The services close later than the load balancer, which would otherwise send a call into a connection that is being closed. */
 export const IDLE_SECONDS = BALANCER_IDLE_SECONDS + 15;
-/** What is left before the kill. */
+/** Seconds that are left between the end of a drain and the kill. */
 const STOP_MARGIN_SECONDS = 5;
 
 /** When ECS kills a task that was told to stop; 120 s at most. */
@@ -42,9 +42,9 @@ export function stopTimeoutSeconds(service: ServiceName): number {
 
 /** Ports of the services that clients call. */
 export const PORTS: Readonly<Partial<Record<ServiceName, number>>> = { ingest: 50051, tally: 50052 };
-/** Where persist answers its own container's questions about health; nobody else can reach it. */
+/** Where persist answers the health checks of its own container. Nobody else can reach it. */
 const HEALTH_ADDRESS = '127.0.0.1:50053';
-/** How the image asks the service in it, as in the Dockerfile. */
+/** How the image asks its service for its health, as in the Dockerfile. */
 export const HEALTH_COMMAND = ['CMD', '/service', 'health'];
 
 /** nobody:nogroup of the image. */
@@ -186,18 +186,18 @@ export class VoteService extends Construct {
       ...(port !== undefined && config.corsAllowOrigins !== '' && {
         VOTESTREAM_CORS_ALLOW_ORIGINS: config.corsAllowOrigins,
       }),
-      // Of the least number of tasks: with more of them each is paced too fast, which throttling corrects; with fewer, the
-      // shards could not be filled, which nothing would.
+      // The least number of tasks. If more tasks run, each is paced too fast, and throttling corrects that. If this number were
+      // too high, the shards could not be filled, and nothing would correct that.
       ...(service === 'ingest' && { VOTESTREAM_INGEST_TASKS: String(this.tasks.min) }),
       ...(service !== 'ingest' && { VOTESTREAM_CONSUMER: config.consumer }),
-      // Each process has its part, and all of them together keep within the budget however many there are.
+      // Each process gets its part of the budget, so that all of them together keep within it, however many run.
       ...(service === 'persist' && {
         VOTESTREAM_WRITE_UNITS_PER_SECOND: String(Math.floor(config.writeUnitsPerSecond / this.tasks.max)),
       }),
       AWS_REGION: Stack.of(this).region,
       OTEL_EXPORTER_OTLP_ENDPOINT: OTLP_ENDPOINT,
       OTEL_METRIC_EXPORT_INTERVAL: String(EXPORT_INTERVAL_MS),
-      // Logs go to CloudWatch by stderr.
+      // Logs go to CloudWatch from stderr.
       OTEL_LOGS_EXPORTER: 'none',
     };
   }

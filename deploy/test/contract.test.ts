@@ -1,4 +1,4 @@
-/** Where this app repeats what the services' sources say, both must say the same. */
+/** Where this app repeats what the sources of the services say, both must say the same. */
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';

@@ -15,14 +15,14 @@ import boto3
 
 from rig import ROOT, SERVICES, Command, Failed, build, environment, expect, free_ports, listening, main, run_an_election, say
 
-# What this emulator's CloudFormation has not got. Consumers are registered by the call that CloudFormation would make.
+# Types that this emulator's CloudFormation does not have. Consumers are registered by the call that CloudFormation would make.
 MISSING_TYPES = {
     "AWS::ApplicationAutoScaling::ScalableTarget", "AWS::ApplicationAutoScaling::ScalingPolicy", "AWS::EC2::FlowLog",
     "AWS::EC2::SecurityGroupEgress", "AWS::EC2::SecurityGroupIngress", "AWS::Kinesis::StreamConsumer",
 }
 # Alarms on an expression instead of one metric.
 MISSING_PROPERTIES = {"AWS::CloudWatch::Alarm": "Metrics"}
-# As many as it stores within seconds, each of their votes but the last being replaced before it is stored.
+# As many voters as it stores within seconds. Of each voter only the last vote is stored; the others are replaced before.
 VOTERS_AT_ONCE = 2_000
 STACKS = ("votestream-data", "votestream-registry", "votestream-service")
 PARAMETERS = {

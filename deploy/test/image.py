@@ -17,9 +17,10 @@ from rig import ROOT, SERVICES, Command, Failed, build, environment, expect, fre
 
 BASE = "gcr.io/distroless/cc-debian12:nonroot"
 USER, GROUP = 65532, 65532
-# Longest drain and what comes after it: deploy/lib/service.ts.
+# Longest drain and what comes after it, as in deploy/lib/service.ts.
 STOP_SECONDS = {"ingest": 36, "persist": 39, "tally": 39}
-# Votes of the load that ends when ingest is stopped, and of the one during which persist and tally are; each is a user's only one.
+# Votes of the load during which ingest is stopped, votes of the load during which persist and tally are, and votes a second. Each
+# is the only vote of its user.
 INTERRUPTED, WHOLE, RATE = 2_000_000, 100_000, 2_000
 # The stop comes in the middle of the load: when this many votes are counted.
 STARTED = 4_000

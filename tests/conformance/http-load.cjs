@@ -1,6 +1,6 @@
 // Load by autocannon, an HTTP load tool, on POST /vote. Arguments: where autocannon is, the URL of ingest, the poll.
 //
-// Prints the votes that were acknowledged as CSV (poll_id,user_id,option_id), each user's in their order: a user votes over one
+// Prints the acknowledged votes as CSV (poll_id,user_id,option_id), those of each user in their order: a user votes over one
 // connection only, and the next request of a connection is sent after the answer. Anything but a 200 is a failure.
 'use strict';
 const [autocannonPath, url, poll] = process.argv.slice(2);
@@ -11,7 +11,7 @@ const VOTES_PER_SECOND = 1_000;
 const CONNECTIONS = 100;
 const USERS_PER_CONNECTION = 120;
 const OPTIONS = ['red', 'green', 'grün'];
-// For one request, in seconds. Longer than the service takes for an answer at the worst.
+// Time limit of one request, in seconds: longer than the slowest answer of the service.
 const TIMEOUT = 30;
 
 // The same for each connection in each run: multiplication and addition modulo 2^32.

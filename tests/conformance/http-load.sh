@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# POST /vote at 1,000 requests/s by an HTTP load tool (npm: autocannon), then the same votes once more over gRPC for another
-# poll: both polls must end in the same result, equal to what a model of a few lines makes of the votes, and to a recount.
-# Needs npm and python3, else it is skipped, and the path of a built `votestream` as its argument.
+# An HTTP load tool (npm: autocannon) sends POST /vote at 1,000 requests/s. Then the same votes are sent over gRPC for another
+# poll. Both polls must end in the same result, equal to that of a model of a few lines and to a recount. Needs npm and python3,
+# else it is skipped. The argument is the path of a built `votestream`.
 set -euo pipefail
 votestream="$(realpath "$1")"
 here="$(cd "$(dirname "$0")" && pwd)"

@@ -1,4 +1,4 @@
-// Preloaded with `node --require`: whatever listens without an address, listens on loopback only.
+// Preloaded with `node --require`. A server that listens without naming an address listens on loopback only.
 'use strict';
 const net = require('node:net');
 const listen = net.Server.prototype.listen;

@@ -68,7 +68,7 @@ def main():
     put_plain(choose.choices(USERS, k=10))
     put_aggregated(choose.choices(USERS, k=10))
 
-    # An aggregate that reached a shard where one of its votes does not belong: that vote is no vote.
+    # An aggregate in a shard where one of its votes does not belong: that vote does not count.
     here = USERS[0]
     elsewhere = next(user for user in USERS if shard_of(user) != shard_of(here))
     stray = RecordAggregator()

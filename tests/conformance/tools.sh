@@ -1,5 +1,5 @@
-# Tools of other projects, for the scripts beside this file; source it. Each is installed once, at the version named, into a
-# cache outside the checkout. What cannot be installed here skips the script, with the reason.
+# Tools of other projects, for the scripts beside this file, which source it. Each tool is installed once, at the version named,
+# into a cache outside the checkout. If it cannot be installed here, the script is skipped, with the reason.
 
 tools="${XDG_CACHE_HOME:-$HOME/.cache}/votestream-tools"
 # Longest time for one installation.
@@ -17,7 +17,8 @@ needs() {
     done
 }
 
-# Both install beside the place first, so that nobody finds half of a tool, and leave the place in `tool`.
+# Both functions install into a temporary folder and then rename it, so that nobody finds half of a tool. They set `tool` to the
+# place.
 
 # from_npm PACKAGE@VERSION
 from_npm() {
@@ -41,7 +42,7 @@ from_pypi() {
     [ ! -d "$tool" ] || return 0
     mkdir -p "$tools"
     half="$(mktemp -d "$tools/half.XXXXXX")"
-    # In an environment of its own: pip itself may be missing, or not allowed to install.
+    # In a virtual environment: pip itself may be missing, or may not be allowed to install.
     if ! python3 -m venv "$half/venv" >/dev/null || ! timeout "$install_seconds" "$half/venv/bin/python" -m pip --quiet \
         --disable-pip-version-check install --retries 1 --timeout 15 --target "$half/site" "${packages[@]}"; then
         rm -rf "$half"

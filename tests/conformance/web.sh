@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Clients that browsers use: connect-web, generated from proto/ by buf with plugins of this machine, calls every RPC that a browser
-# can make, by gRPC-Web, from Node and from pages in Chromium. Needs npm and node, else it is skipped, and the path of a built
-# `votestream` as its argument. Chromium is Debian's; without it that part is skipped.
+# Clients that browsers use: connect-web calls every RPC that a browser can make, by gRPC-Web, from Node and from pages in
+# Chromium. buf generates the client from proto/ with plugins on this machine. Needs npm and node, else it is skipped. The
+# argument is the path of a built `votestream`. Chromium is Debian's; without it that part is skipped.
 set -euo pipefail
 votestream="$(realpath "$1")"
 here="$(cd "$(dirname "$0")" && pwd)"
 source "$here/tools.sh"
 needs npm node
 
-# The packages, by their lock file, outside the checkout.
+# The packages of the lock file, installed outside the checkout.
 tool="$tools/web-$(cat "$here/web/package.json" "$here/web/package-lock.json" | cksum | cut -d ' ' -f 1)"
 if [ ! -d "$tool" ]; then
     mkdir -p "$tools"
@@ -22,7 +22,7 @@ if [ ! -d "$tool" ]; then
     mv -T "$half" "$tool"
 fi
 
-# Beside the packages, where Node looks for them.
+# The work folder is beside the packages, where Node looks for them.
 work="$(mktemp -d "$tool/run.XXXXXX")"
 up=
 stop() {
@@ -38,7 +38,7 @@ for input in "$here/../../proto" "$here/web/health"; do
     (cd "$tool" && node_modules/.bin/buf generate "$input" --template "$here/web/buf.gen.yaml" --output "$work")
 done
 
-# An origin for a page elsewhere, if pages elsewhere can be allowed.
+# An origin for a page on another port, if the binary can allow other origins.
 cors=()
 port=
 if "$votestream" up --help | grep -q -- --cors-allow-origins; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fuzzes every target for some seconds (10, or the first argument). Needs a C++ compiler, and no other tool: cargo-fuzz is not
-# used, but its layout is kept. A finding is written to tests/fuzz/artifacts. No sanitizer: all code of ours is safe Rust, and
-# overflows and failed assertions panic.
+# Fuzzes every target for some seconds (10, or the first argument). Needs a C++ compiler and no other tool: the layout is that of
+# cargo-fuzz, which is not used. A finding is written to tests/fuzz/artifacts. There is no sanitizer, because all our code is safe
+# Rust, and overflows and failed assertions panic.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -14,12 +14,12 @@ export RUSTFLAGS='--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sa
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares'
 RUSTFLAGS="$(tr -s '\n ' '  ' <<<"$RUSTFLAGS")"
-# A target of its own, even though it is the host: build scripts are not to be instrumented.
+# The host is named as the target, so that build scripts are not instrumented.
 host="$(rustc -vV | sed -n 's/^host: //p')"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/fuzz"
 cargo build --release --locked --target "$host"
 
-# Inputs that lead further are kept apart from the small corpus that is committed.
+# New inputs that reach more code are kept apart from the small corpus that is committed.
 found="$(mktemp -d)"
 trap 'rm -rf "$found"' EXIT
 for target in record json aggregate votes poll; do

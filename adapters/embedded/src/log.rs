@@ -275,12 +275,14 @@ impl EmbeddedStream {
             directory,
             clock,
         });
+        #[expect(clippy::disallowed_methods, reason = "the semaphore `queue` bounds puts, and other commands are few")]
         let (commands, receiver) = mpsc::unbounded_channel();
         let writer = Writer::new(log.clone(), store.clone(), table, appender);
         let writer = std::thread::Builder::new()
             .name("votestream-log".into())
             .spawn(move || writer.run(receiver))
             .map_err(failed)?;
+        #[expect(clippy::disallowed_methods, reason = "nothing is sent: the end of its sender ends the thread")]
         let (retention_alive, ended) = std::sync::mpsc::channel();
         let retention = Arc::new(Retention { log: log.clone(), store, commands: commands.clone() });
         let retaining = retention.clone();

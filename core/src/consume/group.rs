@@ -122,6 +122,7 @@ impl GroupConfig {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "no two workers may share a name; the simulation gives its own")]
 fn random_worker_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }

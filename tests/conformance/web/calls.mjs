@@ -51,7 +51,7 @@ async function health(url, called) {
   }
 }
 
-/** What a page of the service that takes votes does. `poll` is open. */
+/** The calls of a page that casts votes. `poll` is open. */
 export async function votes(ingest, poll, called = new Set()) {
   await health(ingest, called);
   const voting = client(IngestService, ingest, called);
@@ -65,7 +65,7 @@ export async function votes(ingest, poll, called = new Set()) {
   return called;
 }
 
-/** What a page of the service of polls and results does before the votes. */
+/** The calls of a page that shows polls and results, before there are votes. */
 export async function create(results, poll, called = new Set()) {
   await health(results, called);
   const polls = client(PollService, results, called);
@@ -86,7 +86,7 @@ export async function create(results, poll, called = new Set()) {
   return called;
 }
 
-/** And after the votes. */
+/** The calls of the same page after the votes. */
 export async function results(results, poll, called = new Set()) {
   const reading = client(ResultsService, results, called);
   let seen = 0;
@@ -123,7 +123,7 @@ export function everyRpc(called) {
   return possible.length;
 }
 
-/** A page of an origin that may not call learns nothing, and changes nothing. */
+/** A page of an origin that may not call gets no answer and changes nothing. */
 export async function nothing(ingest, poll) {
   const voting = client(IngestService, ingest, new Set());
   let answered = true;

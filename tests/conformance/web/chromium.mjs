@@ -8,7 +8,7 @@ const [ingest, polls, executablePath, script, allowedPort] = process.argv.slice(
 const source = await readFile(script, "utf8");
 const html = `<!doctype html><meta charset="utf-8"><title>votestream</title><script type="module">${source.replaceAll("</script", "<\\/script")}</script>`;
 
-/** Serves the page on a port of its own: an origin that is none of the services'. */
+/** Serves the page on a port of its own, so that its origin is not one of the services. */
 async function foreign(port) {
   const server = createServer((_, response) => response.setHeader("content-type", "text/html").end(html));
   await new Promise((listening, failed) => server.once("error", failed).listen(port, "127.0.0.1", listening));

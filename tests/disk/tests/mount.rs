@@ -115,7 +115,7 @@ fn what_was_synced_is_left_and_nobody_is_answered_after_the_cut() {
     write_and_sync(&disk.path("synced"), "synced").unwrap();
     fs::write(disk.path("lost"), "lost").unwrap();
     assert_eq!(disk.tell("arm a 1 fsyncend 1"), "{\"done\":\"arm\"}\n");
-    let (done, answers) = mpsc::channel();
+    let (done, answers) = mpsc::sync_channel(1);
     let path = disk.path("late");
     // It never ends before the disk does, and then with an error.
     let late = std::thread::spawn(move || done.send(write_and_sync(&path, "late").is_ok()));

@@ -263,3 +263,43 @@ fn every_promise_names_a_test_that_attacks_it() {
         assert!(root().join(path).exists(), "docs/promises.md names {path}, which does not exist");
     }
 }
+
+/// The walk in ARCHITECTURE.md names every file once, by its whole path, and every path of the page exists.
+#[test]
+fn the_way_of_a_vote_leads_through_files_that_exist() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let title = "\n## A vote from the socket to the stored item\n";
+    let walk = page.split(title).nth(1).expect("the walk is there").split("\n## ").next().unwrap();
+    let files: Vec<_> = named(walk).into_iter().filter(|name| name.ends_with(".rs")).collect();
+    assert!(files.len() > 50, "the walk names {} files", files.len());
+    let mut seen = BTreeSet::new();
+    for file in files {
+        assert!(root().join(file).is_file(), "the walk leads to {file}, which does not exist");
+        assert!(seen.insert(file), "the walk comes to {file} twice");
+    }
+    for path in named(&page).into_iter().filter(|name| name.contains('/') && !name.contains(' ')) {
+        assert!(root().join(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
+    }
+}
+
+/// The tables of ARCHITECTURE.md have every crate, and every room of `core` with what it names.
+#[test]
+fn every_crate_and_every_room_has_its_row() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let cells = |name: &str| {
+        let row = page.lines().find_map(|line| line.strip_prefix(&format!("| `{name}`")));
+        let row = row.unwrap_or_else(|| panic!("ARCHITECTURE.md has no row for {name}"));
+        row.trim_end_matches(" |").split(" | ").skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let metadata = metadata(&["--no-deps"]);
+    let workspace = metadata["workspace_root"].as_str().unwrap();
+    for package in metadata["packages"].as_array().unwrap() {
+        let folder = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap();
+        cells(folder.strip_prefix(workspace).unwrap().to_str().unwrap());
+    }
+    for (room, named) in ROOMS.iter().filter(|(room, _)| *room != "mutation") {
+        let named: Vec<_> = named.iter().copied().filter(|name| *name != "mutation").collect();
+        let expected = if named.is_empty() { "no other".to_owned() } else { named.join(", ") };
+        assert_eq!(cells(room).last(), Some(&expected), "what {room} names");
+    }
+}

@@ -360,6 +360,7 @@ async fn a_failed_write_is_the_last() {
     let table = Table::new(1);
     let mut appender = Appender::create(other.path(), 1, End::NOTHING, &table).unwrap();
     appender.break_it();
+    #[expect(clippy::disallowed_methods, reason = "the type of the writer's queue, which the log's semaphore bounds")]
     let (commands, receiver) = mpsc::unbounded_channel();
     let store = engine.store().clone();
     let writer = Writer::new(log.clone(), store.clone(), table, appender);
