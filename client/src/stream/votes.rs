@@ -112,6 +112,7 @@ impl IngestClient {
     /// Outside of a tokio runtime.
     pub fn stream_votes(&self, options: StreamOptions) -> (VoteSender, Outcomes) {
         let shared = Arc::new(Shared { waiting: Mutex::default(), filled: Notify::new() });
+        #[expect(clippy::disallowed_methods, reason = "every run holds the permits of its votes, so they bound it")]
         let (settled, runs) = mpsc::unbounded_channel();
         let permits = |max: usize| Arc::new(Semaphore::new(max.clamp(1, Semaphore::MAX_PERMITS)));
         let votes = permits(usize::try_from(options.unsettled_votes_max).unwrap_or(usize::MAX));

@@ -61,6 +61,7 @@ impl Connections {
             full: AtomicBool::new(false),
             answer_bytes: AtomicU64::new(0),
             request_bytes: AtomicU64::new(0),
+            leaving_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -85,6 +86,8 @@ pub(crate) struct Census {
     answer_bytes: AtomicU64,
     /// The same for requests that were received and not read, in steps.
     request_bytes: AtomicU64,
+    /// The same of connections that were told to end and have not ended.
+    leaving_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -275,6 +278,24 @@ impl Census {
         let held = self.request_bytes.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
         metrics::REQUEST_BYTES.add(change as i64);
         now > before && held > self.limits.request_bytes_max
+    }
+
+    /// Bytes of requests go with their connection, which was told to end.
+    pub(crate) fn requests_leave(&self, bytes: u64) {
+        self.hold_requests(bytes, 0);
+        self.leaving_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Those bytes are gone.
+    pub(crate) fn requests_left(&self, bytes: u64) {
+        self.leaving_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is no memory for more bytes of requests. A connection that was told to end gives its memory back a moment
+    /// later.
+    pub(crate) fn requests_are_full(&self) -> bool {
+        let leaving = self.leaving_bytes.load(Ordering::Relaxed);
+        leaving > 0 && self.request_bytes.load(Ordering::Relaxed) + leaving > self.limits.request_bytes_max
     }
 
     /// Ends the connections of which nothing was read for longest, until the requests of the others are not too many.

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tonic::{Status, codegen::StdError};
 
-use super::link::Link;
+use super::link::{Link, Room};
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
@@ -38,6 +38,9 @@ const AFTER_THE_SERVICE: Duration = Duration::from_secs(1);
 /// So much is read at first. The library asks for the preface alone, and for what came behind it with a second system call.
 const FIRST_READ_BYTES: usize = 1 << 10;
 
+/// How long a connection waits before it looks again whether there is memory.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a received frame takes beside its bytes: the library's own figure for it.
 pub(crate) const FRAME_OVERHEAD_BYTES: u64 = 256;
 
@@ -47,6 +50,8 @@ pub(crate) struct Metered<C> {
     ahead: Ahead,
     frames: Frames,
     link: Arc<Link>,
+    /// While there is no memory for what would be read.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// What was read and not handed on.
@@ -59,11 +64,31 @@ enum Ahead {
 
 impl<C> Metered<C> {
     pub(crate) fn new(stream: C, link: Arc<Link>) -> Self {
-        Self { stream, ahead: Ahead::Unread, frames: Frames::Preface { matched: 0 }, link }
+        Self { stream, ahead: Ahead::Unread, frames: Frames::Preface { matched: 0 }, link, pause: None }
     }
 }
 
 impl<C: AsyncRead + Unpin> Metered<C> {
+    /// Waits until there is memory for more. The library reads on as far as the windows allow before the task can see that its
+    /// connection is to end.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match self.link.room() {
+                Room::Now => {
+                    self.pause = None;
+                    return Poll::Ready(Ok(()));
+                }
+                // The order to end has woken the task.
+                Room::Never => return Poll::Pending,
+                Room::Later => {
+                    let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(FULL_PAUSE)));
+                    ready!(pause.as_mut().poll(cx));
+                    self.pause = None;
+                }
+            }
+        }
+    }
+
     fn read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.ahead {
             Ahead::Rest(rest) if rest.is_empty() => Pin::new(&mut self.stream).poll_read(cx, into),
@@ -143,6 +168,7 @@ impl Frames {
 impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_room(cx))?;
         let before = into.filled().len();
         let read = this.read(cx, into);
         let taken = this.frames.walk(into.filled().get(before..).unwrap_or_default());

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
 };
@@ -55,6 +55,8 @@ struct Requests {
     /// When some of it was last read.
     read_at: u64,
     written_off: bool,
+    /// Steps that it was written off with.
+    left: u64,
 }
 
 /// What requests hold is reported in steps of this size: small requests never are.
@@ -62,6 +64,16 @@ const STEP_BYTES: u64 = 64 << 10;
 
 /// One more call is under way. What is above is the number of those that ended.
 const ENDED: u64 = 1 << 32;
+
+/// When a connection may take more bytes of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    Now,
+    /// When others have given memory back.
+    Later,
+    /// It is about to end.
+    Never,
+}
 
 /// The shared state of a connection.
 #[derive(Debug)]
@@ -90,6 +102,8 @@ pub(crate) struct Link {
     /// [`Requests::steps`], to be seen without its lock.
     steps: AtomicU64,
     requests: Mutex<Requests>,
+    /// [`Requests::written_off`], to be seen without its lock.
+    written_off: AtomicBool,
     order: Mutex<Order>,
     /// Tells whether there is an order without its lock.
     ordered: AtomicU8,
@@ -128,6 +142,7 @@ impl Link {
             behind: AtomicU32::new(0),
             steps: AtomicU64::new(0),
             requests: Mutex::default(),
+            written_off: AtomicBool::new(false),
             order: Mutex::default(),
             ordered: AtomicU8::new(0),
             task: AtomicWaker::new(),
@@ -206,6 +221,15 @@ impl Link {
         self.task.register(task);
     }
 
+    /// Whether this connection may take more bytes from its socket, as far as its requests are concerned.
+    pub(crate) fn room(&self) -> Room {
+        if self.written_off.load(Ordering::Relaxed) {
+            return Room::Never;
+        }
+        // What is not reported is little, and keeps honest clients going.
+        if self.steps.load(Ordering::Relaxed) > 0 && self.census.requests_are_full() { Room::Later } else { Room::Now }
+    }
+
     /// Bytes of requests have come.
     pub(crate) fn received(&self, bytes: u64) {
         let received = self.received.load(Ordering::Relaxed) + bytes;
@@ -267,7 +291,9 @@ impl Link {
         let mut requests = self.requests.lock();
         if !requests.written_off {
             requests.written_off = true;
-            self.census.hold_requests(requests.steps * STEP_BYTES, 0);
+            self.written_off.store(true, Ordering::Relaxed);
+            self.census.requests_leave(requests.steps * STEP_BYTES);
+            requests.left = requests.steps;
         }
         drop(requests);
         self.order(Order::End(ConnectionClosed::RequestBytes));
@@ -297,7 +323,9 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         let requests = self.requests.get_mut();
-        if !requests.written_off {
+        if requests.written_off {
+            self.census.requests_left(requests.left * STEP_BYTES);
+        } else {
             self.census.hold_requests(requests.steps * STEP_BYTES, 0);
         }
     }
