@@ -1,6 +1,6 @@
 //! Applies a window of the `tally` group: counts every vote and adds the sums to the tallies.
 //!
-//! Must never mix two windows: the sums of one are written, or dropped and counted anew, before the next is looked at.
+//! Must never mix two windows: the sums of one are written, or dropped and counted again, before the next one is read.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -24,7 +24,7 @@ pub struct TallyAppliers {
 }
 
 impl TallyAppliers {
-    /// Appliers that write to this store.
+    /// Makes appliers that write to this store.
     pub fn new(tallies: Arc<dyn TallyStore>) -> Self {
         Self { tallies }
     }
@@ -39,13 +39,13 @@ impl ApplierFactory for TallyAppliers {
 /// Applies the windows of one shard.
 pub struct TallyApplier {
     tallies: Arc<dyn TallyStore>,
-    /// Sums of the window at hand, per poll and option; kept between windows only for their memory.
+    /// Sums of the present window, per poll and option. Kept between windows only to use the memory again.
     sums: DashMap<PollId, HashMap<Arc<str>, i64>>,
 }
 
 impl TallyApplier {
     fn count(&self, window: &Window) {
-        // What is left of an attempt that failed.
+        // Removes what a failed attempt has left.
         self.sums.clear();
         for poll in &window.polls {
             self.sums.entry(poll.id.clone()).or_default();
@@ -120,7 +120,7 @@ mod tests {
             let answer = applier.apply(&first).await;
             assert_eq!(answer.is_err(), failures > 0);
         }
-        // Another owner, who does not know that it is in.
+        // Another owner, which does not know that the window was added.
         TallyAppliers::new(Arc::new(memory.clone())).applier().apply(&first).await.unwrap();
         applier.apply(&window(2, &[("p", "x")], None)).await.unwrap();
 

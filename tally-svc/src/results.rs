@@ -19,11 +19,11 @@ use crate::{
     status::{CallError, shared},
 };
 
-/// How often a watched or awaited poll is looked at; the cache shares the reads.
+/// How often a watched or awaited poll is checked. The cache shares the reads.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Looks in a row that may fail before a watching or waiting call ends with the failure.
+/// Number of failed checks in a row after which a watching or waiting call ends with the failure.
 const FAILURES_MAX: u32 = 20;
-/// How long a watcher may leave a response unread. Then it is taken for one that has forgotten us.
+/// How long a watching client may leave a response unread. After that its call ends.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 
 /// The service.
@@ -70,12 +70,12 @@ impl Results {
     }
 }
 
-/// Whether a failure may pass while a call waits.
+/// Whether a failure may be temporary, so that a waiting call goes on.
 fn may_pass(failure: &CallError) -> bool {
     matches!(failure, CallError::Unavailable)
 }
 
-/// Waits until it is time to look again.
+/// Waits until the next check.
 async fn pause(shutdown: &CancellationToken) -> Result<(), CallError> {
     match shutdown.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await {
         Some(()) => Ok(()),
@@ -118,19 +118,20 @@ fn final_response(poll: &Poll, result: &FinalResult) -> v1::GetFinalResultsRespo
     }
 }
 
-/// One watching call. It holds the counts that it sent last and nothing else: what the client does not take is not made.
+/// One watching call. It holds only the counts that it sent last. A response is made only when the client has room for
+/// it.
 struct Watch {
     id: PollId,
     snapshots: Arc<Snapshots>,
     shutdown: CancellationToken,
     sent: Option<(Vec<u64>, Vec<u64>)>,
-    /// When the last response was handed out.
+    /// When the last response was sent.
     handed: Option<Instant>,
     ended: bool,
 }
 
 impl Watch {
-    /// The next response, unless the client has forgotten us. A response is asked for once the one before is on its way.
+    /// The next response, unless the client has not read for too long. It is called once the response before has left.
     #[expect(clippy::disallowed_methods, reason = "a wait for a client is measured, no vote is judged by it")]
     async fn next_in_time(&mut self) -> Result<Option<v1::WatchInterimResultsResponse>, Status> {
         if self.handed.is_some_and(|handed| handed.elapsed() >= UNREAD_MAX) {
@@ -203,7 +204,7 @@ impl ResultsService for Results {
         request: Request<v1::WatchInterimResultsRequest>,
     ) -> Result<Response<Self::WatchInterimResultsStream>, Status> {
         let id = poll_id_of(&request.into_inner().poll_id)?;
-        // A poll that does not exist is the call's own error, not the first item's.
+        // If the poll does not exist, the call fails at once, not with its first response.
         self.snapshots.get(&id).await.map_err(shared)?;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
         let watch = Watch { id, snapshots, shutdown, sent: None, handed: None, ended: false };
@@ -338,7 +339,7 @@ mod tests {
         memory.add_to_tally("p", Group::Tally, "b", &[("x", 1)]);
         assert_eq!(watch.next().await.unwrap().unwrap().total_submitted, 11);
 
-        // A store that is away for a moment does not end the call.
+        // A store that fails for a moment does not end the call.
         memory.fail_next(3);
         memory.add_to_tally("p", Group::Persist, "b", &[("x", 1)]);
         assert_eq!(watch.next().await.unwrap().unwrap().total_counted, 8);
@@ -352,7 +353,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn watching_ends_with_its_client() {
         let (memory, results) = service().await;
-        // One that reads again after half a minute is told to call again, and one that reads in time is not.
+        // A client that reads again only after half a minute is told to call again; a client that reads in time is not.
         for (pause, ends) in [(29, false), (30, true)] {
             let request = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
             let mut watch = results.watch_interim_results(request).await.unwrap().into_inner();
@@ -369,7 +370,7 @@ mod tests {
         memory.set_votes("p", &[("x", 5), ("y", 2)]);
         let finish = memory.hold_recounts();
         for round in 0..100 {
-            // Begun, and cancelled at once.
+            // Begin, and cancel at once.
             let recount = results.recounts.run(id());
             let begun = tokio::time::timeout(Duration::from_millis(1), recount).await;
             assert_eq!(begun.is_err(), round < RECOUNTS_MAX, "{round}");
@@ -403,7 +404,7 @@ mod tests {
         // Ten votes for y: persist has committed them, tally has not.
         memory.add_to_tally("p", Group::Persist, "c", &[("y", 10)]);
         assert_eq!(shown().await, [8, 12]);
-        // Their users change their minds: what was submitted stays submitted.
+        // These users change their votes. The submitted votes still count as submitted.
         memory.add_to_tally("p", Group::Persist, "c", &[("y", -9), ("x", 9)]);
         assert_eq!(shown().await, [14, 12]);
         results.snapshots.forget(&id());
@@ -411,10 +412,10 @@ mod tests {
         tokio::time::advance(Duration::from_millis(100)).await;
         assert!(results.get_interim_results(interim("p")).await.is_err());
         assert_eq!(shown().await, [14, 12]);
-        // Tally catches up, and then the shown numbers are its own again.
+        // Tally catches up. Then its own numbers are shown again.
         memory.add_to_tally("p", Group::Tally, "c", &[("y", 10), ("x", 9)]);
         assert_eq!(shown().await, [17, 12]);
-        // The other order: tally first.
+        // Now tally is ahead.
         memory.add_to_tally("p", Group::Tally, "c", &[("x", 100)]);
         assert_eq!(shown().await, [117, 12]);
     }
