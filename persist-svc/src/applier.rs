@@ -69,7 +69,10 @@ impl Applier for PersistApplier {
         if !counted.superseded().is_empty() && self.superseded != identity {
             self.superseded = identity;
             let poll_ids = counted.superseded().iter().cloned().collect();
-            tracing::error!(shard = %window.shard, epoch = window.epoch, ?poll_ids, "later votes are already stored: these polls must be recounted");
+            tracing::error!(
+                shard = %window.shard, epoch = window.epoch, ?poll_ids,
+                "later votes are already stored: these polls must be recounted"
+            );
             return Err(ApplyError::Superseded { poll_ids });
         }
         // Polls without changed sums are included: their stored position says that the window was added.

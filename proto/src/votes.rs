@@ -156,7 +156,7 @@ fn read_vote(mut bytes: &[u8]) -> Result<VoteBytes<'_>, MalformedMessage> {
     Ok(vote)
 }
 
-/// Takes one field off the front: its number and value if it is length-delimited, `None` if it is of another kind.
+/// Takes one field from the front. Returns its number and value; `None` if it is not length-delimited.
 #[inline(always)]
 fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, MalformedMessage> {
     // Nearly every field has a one-byte tag and a one-byte length.
