@@ -48,7 +48,7 @@ pub fn switch(text: &str) -> Result<bool, String> {
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn duration(bounds: RangeInclusive<Duration>) -> impl FnOnce(&str) -> Result<Duration, String> {
     move |text| {
         let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -70,7 +70,7 @@ pub fn duration(bounds: RangeInclusive<Duration>) -> impl FnOnce(&str) -> Result
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn whole<T>(bounds: RangeInclusive<T>) -> impl FnOnce(&str) -> Result<T, String>
 where
     T: FromStr + PartialOrd + Display,
@@ -86,7 +86,7 @@ where
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn bytes(bounds: RangeInclusive<usize>) -> impl FnOnce(&str) -> Result<usize, String> {
     move |text| {
         let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -107,7 +107,7 @@ pub fn bytes(bounds: RangeInclusive<usize>) -> impl FnOnce(&str) -> Result<usize
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn text(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
     if (1..=128).contains(&text.len()) && text.chars().all(allowed) {
@@ -121,7 +121,7 @@ pub fn text(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 ///
-/// If it is none of them.
+/// If the text is none of these words.
 pub fn one_of<T: Copy>(words: &[(&'static str, T)]) -> impl FnOnce(&str) -> Result<T, String> {
     move |text| {
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);

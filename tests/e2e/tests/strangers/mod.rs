@@ -1,4 +1,4 @@
-//! What the tests share: the process, and small clients that are not hostile.
+//! Code that these tests share: the process, and small clients that are not hostile.
 
 mod costs;
 mod meaning;
@@ -21,16 +21,16 @@ use votestream_proto::v1::{
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_cluster-votestream");
-/// The poll that honest voters of [`Server`] vote in.
+/// The poll in which the honest voters of [`Server`] vote.
 const BESIDE: &str = "beside";
-/// Memory that an attack may cost: what may be unsettled, and as much again for buffers and the allocator.
+/// Most memory that an attack may cost: the limit of unsettled votes, and as much again for buffers and the allocator.
 const MEMORY_MAX: u64 = 160 << 20;
-/// How long a process may take to come to rest after its attacker has left.
+/// How long a process may take to become idle after its attacker has left.
 const REST: Duration = Duration::from_secs(20);
 /// Longest time of a call that is not attacked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A stack of its own, and what the seed makes of the test.
+/// A new server, and the random source of the test.
 async fn start(test: &str) -> (Server, StdRng) {
     start_with(test, Options::default()).await
 }
@@ -67,11 +67,11 @@ async fn close(server: &Server, poll: &str) {
     PollServiceClient::new(connect(server.results).await).close_poll(request).await.unwrap();
 }
 
-/// The end of a test: its poll is closed and has so many votes, and every honest vote beside is counted.
+/// Ends a test: closes its poll, which must have this many votes, and checks that every honest vote is counted.
 async fn ends_with(server: Server, poll: &str, votes: u64) {
     close(&server, poll).await;
     let results = server.results;
-    // Both wait for a final result, which takes its time.
+    // Run both together, because each waits long for a final result.
     tokio::join!(server.counts_exactly(), async {
         let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
         let mut client = ResultsServiceClient::new(connect(results).await);
