@@ -7,9 +7,9 @@
 
 use http::{HeaderValue, Request, header, uri::Authority};
 
-/// Whether strangers cannot make any of the request's host names point to this machine. Such names are a loopback
-/// address, `localhost` or a name below it, or a name without a dot, which no public DNS has. A request without a name
-/// does not come from a browser.
+/// Whether every host name of the request is safe: a name that strangers cannot point to this machine. Safe names are a
+/// loopback address, `localhost` or a name below it, or a name without a dot, which no public DNS has. A request
+/// without a name does not come from a browser.
 pub(crate) fn is_of_this_machine<B>(request: &Request<B>) -> bool {
     let authority = request.uri().authority().map(Authority::as_str);
     let host = request.headers().get_all(header::HOST).into_iter().map(HeaderValue::to_str);
