@@ -1,9 +1,9 @@
 //! Admission of votes: from the bytes of a message to accepted votes in their lanes.
 //!
-//! Owns validation. Must never accept a vote on a poll definition that was older than the cache's life at the clock reading
-//! that stamps the vote, never stamp a vote with another reading than the one that was compared with opens_at and closes_at,
-//! never accept one while the clock is not trusted, and never do more for a message than its bytes pay for: each vote is judged
-//! once, and looked at once more at the most.
+//! Owns validation. Must never accept a vote by a poll definition that was older than the cache's life when the clock
+//! was read for that vote's stamp. Must never stamp a vote with another time than the one that was compared with
+//! opens_at and closes_at. Must never accept a vote while the clock is not trusted. Must never do more work for a
+//! message than its size justifies: each vote is judged once, and looked at at most once more.
 
 mod hashing;
 mod polls;
@@ -41,18 +41,18 @@ use crate::{
     session::RefusedRoom,
 };
 
-/// What a message costs beside its bytes: ledger entry, indices, the lane's columns.
+/// Memory of a message besides its bytes: ledger entry, indices, the lane's columns.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
-/// About what a vote takes on the wire, for sizing buffers.
+/// Usual size of a vote on the wire, to choose the size of buffers.
 const VOTE_WIRE_BYTES: usize = 48;
-/// Most votes that are judged by one reading of the clocks, before other tasks have their turn.
+/// Most votes that are judged by one reading of the clocks before other tasks may run.
 const TOGETHER_VOTES_MAX: usize = 16 << 10;
 /// Pause before a poll that could not be read is read again.
 const LOOKUP_PAUSE: Duration = Duration::from_millis(50);
-/// Polls that are read at a time for one message.
+/// Most polls that are read at the same time for one message.
 const LOOKUPS_A_MESSAGE_MAX: usize = 16;
-/// Polls that are read at a time for all messages. A quarter of what the cache reads at a time: the polls of others are read
-/// anew in the background meanwhile.
+/// Most polls that are read at the same time for all messages. A quarter of the cache's own limit, because the cache
+/// also refreshes polls of other messages in the background.
 const LOOKUPS_MAX: usize = 256;
 
 /// Admits votes into the lanes.
@@ -63,11 +63,11 @@ pub struct Admission {
     memories: Memories,
     inflight: InflightBytes,
     lookups: Semaphore,
-    /// How long a message tries to read its polls before its votes are refused.
+    /// How long a message waits for its polls before its votes are refused.
     lookup_patience: Duration,
-    /// Messages of which a part has arrived.
+    /// Bytes of messages of which only a part has arrived.
     pub(crate) partial: WaitingBytes,
-    /// Messages whose client does not read its answers.
+    /// Bytes of messages whose client does not read its answers.
     unread: WaitingBytes,
     pub(crate) refused_room: RefusedRoom,
     pub(crate) unary_patience: Duration,
@@ -83,18 +83,21 @@ struct Admit<'a, L, I> {
     bytes: usize,
     walk: Walk<'a, I>,
     polls: KnownPolls,
-    /// The one reading of the clocks that these votes are judged by: read again after anything that waits.
+    /// The reading of the clocks by which these votes are judged. The clocks are read again after every wait.
     moment: Moment,
 }
 
 /// A client does not read its answers, and there is no room for its message to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too much waits for clients that do not read their answers; votes after durable_through were not accepted")]
+#[error(
+    "the client does not read its answers, and the server has no room to wait for it; votes after durable_through were \
+     not accepted"
+)]
 pub struct Crowded;
 
 /// Why admission has to wait before it goes on.
 enum Pause {
-    /// Until the ledger takes more, or others have had their turn.
+    /// Until the ledger has room, or other tasks have run.
     Ledger,
     /// Until these polls are looked up.
     Polls(Vec<PollId>),
@@ -107,7 +110,7 @@ enum Stop {
 }
 
 impl Admission {
-    /// Admission into the lanes of `producer`. To be called on a runtime.
+    /// Admission into the lanes of `producer`. Must be called within a runtime.
     pub fn new(config: &IngestConfig, producer: Arc<Producer>, polls: PollCache, clock: Arc<dyn Clock>) -> Self {
         Self {
             producer,
@@ -130,12 +133,12 @@ impl Admission {
         self.inflight.acquire(messages.iter().map(|message| message.wire_len() + MESSAGE_OVERHEAD_BYTES).sum()).await
     }
 
-    /// Validates the votes of messages that arrived together and hands the good ones to their lanes. Returns how many votes
-    /// there were. Whoever drops the future before it is ready admits nothing from then on.
+    /// Validates the votes of messages that arrived together, and passes the valid ones to their lanes. Returns the
+    /// number of votes. If the future is dropped before it is ready, no further votes are admitted.
     ///
     /// # Errors
     ///
-    /// If the client does not read its answers, and too much waits for such clients already.
+    /// If the client does not read its answers, and there is no room left for messages of such clients.
     pub async fn admit<L: Ledger>(
         &self,
         ledger: &Arc<L>,
@@ -147,7 +150,8 @@ impl Admission {
         let (walk, polls, moment) = (walk(messages), self.memories.take(), Moment::of(&*self.clock));
         let mut admit = Admit { ledger, next: first, bytes, walk, polls, moment };
         if let Some((pause, permit)) = self.admit_known(&mut admit, permit) {
-            // Polls are nearly always known, and what waits for them takes more memory than the rest of a call.
+            // Boxed: it is seldom needed, because polls are nearly always known, and it is larger than the rest of a
+            // call.
             Box::pin(self.admit_rest(&mut admit, pause, permit)).await?;
         }
         self.memories.give_back(admit.polls);
@@ -186,7 +190,7 @@ impl Admission {
         }
     }
 
-    /// Waits until the client has read answers. Its message makes room for those of others meanwhile.
+    /// Waits until the client has read answers. Meanwhile its message gives its room in flight to others.
     async fn wait_for_reader<L: Ledger, I>(&self, admit: &Admit<'_, L, I>, permit: Permit) -> Result<Permit, Crowded> {
         let _waiting = self.unread.try_acquire(admit.bytes).ok_or(Crowded)?;
         drop(permit);
@@ -194,7 +198,7 @@ impl Admission {
         Ok(self.inflight.acquire(admit.bytes).await)
     }
 
-    /// Admits votes until something has to be waited for, or to the end.
+    /// Admits votes until it has to wait, or until the end.
     fn admit_known<'a, L: Ledger, I>(&self, admit: &mut Admit<'a, L, I>, mut permit: Permit) -> Option<(Pause, Permit)>
     where
         I: Iterator<Item = VoteResult<'a>> + Clone,
@@ -214,14 +218,14 @@ impl Admission {
         }
     }
 
-    /// Judges votes until something is missing, and appends what was judged. Nothing is waited for between the reading of the
+    /// Judges votes until something is missing, and appends the judged votes. Must not wait between the reading of the
     /// clocks and the append.
     fn admit_together<'a, L: Ledger, I>(&self, admit: &mut Admit<'a, L, I>, permit: Permit) -> Option<(Stop, Permit)>
     where
         I: Iterator<Item = VoteResult<'a>> + Clone,
     {
         let Admit { ledger, next: first, bytes, walk, polls, moment } = admit;
-        // The fault of once, put back: the stamp is read after the moment at which the polls were young enough.
+        // Brings back an old bug for a test: the stamp is read later than the moment for which the polls were checked.
         let now = if mutation::is_active(Mutation::AgeBeforeClock) { self.clock.now() } else { moment.now };
         let judge = Judge { now, moment: *moment, is_trusted: self.clock.is_trusted(), first: *first };
         let Judged { accepted, refused, votes, stop } = judge.judge(walk, polls, *bytes, ledger.refused_max());
@@ -229,7 +233,7 @@ impl Admission {
         refusal::count(&refused);
         let (permit, rest) = match stop {
             None => (permit, None),
-            // Nothing was judged yet.
+            // No vote was judged yet.
             Some(stop) if votes == 0 => return Some((stop, permit)),
             Some(stop) => {
                 let (permit, rest) = permit.share();
@@ -247,7 +251,7 @@ impl Admission {
         rest
     }
 
-    /// Looks polls up, several at a time.
+    /// Looks up polls, several at a time.
     async fn look_up(&self, polls: &mut KnownPolls, missing: Vec<PollId>, patience: Duration) {
         polls.begin_look_up();
         let mut answers = stream::iter(missing)
@@ -264,11 +268,11 @@ impl Admission {
         }
     }
 
-    /// Looks one poll up, in its turn.
+    /// Looks up one poll when it is its turn.
     async fn look_up_one(&self, id: &PollId, patience: Duration) -> Result<(Arc<IndexedPoll>, Moment), Refusal> {
         let unreadable = || Refusal::PollUnreadable(id.clone());
         if patience.is_zero() {
-            tracing::debug!(poll_id = %id, "reading polls takes too long; votes are refused");
+            tracing::debug!(poll_id = %id, "reading polls takes too long; their votes are refused");
             return Err(unreadable());
         }
         let started = self.clock.instant();
@@ -292,38 +296,39 @@ impl Admission {
 }
 
 thread_local! {
-    /// Memory for accepted votes between two messages: new memory would be mapped, and out of the caches, for each.
+    /// Memory for accepted votes, kept between messages: new memory for each message would have to be mapped first, and
+    /// would not be in the CPU's caches.
     static ACCEPTED: Cell<Vec<AcceptedVote<'static>>> = const { Cell::new(Vec::new()) };
 }
 
-/// Most votes that the memory is kept for.
+/// Largest capacity, in votes, of memory that is kept.
 const ACCEPTED_KEPT_MAX: usize = 4_096;
 
 /// Keeps the memory of a list for the next one.
 fn give_back(mut accepted: Vec<AcceptedVote<'_>>) {
     if accepted.capacity() <= ACCEPTED_KEPT_MAX {
         accepted.clear();
-        // Collected in place, for the sake of the lifetime alone.
+        // Collecting in place changes only the lifetime and keeps the memory.
         ACCEPTED.set(accepted.into_iter().map_while(|_| None).collect());
     }
 }
 
-/// Votes that have a verdict.
+/// Votes that were judged.
 struct Judged<'a> {
     accepted: Vec<AcceptedVote<'a>>,
     refused: Vec<Refused>,
     votes: usize,
-    /// Why there are no more; none at the end.
+    /// Why judging stopped; `None` at the end of the votes.
     stop: Option<Stop>,
 }
 
 /// Judges votes by one reading of the clocks.
 struct Judge {
-    /// What is compared with opens_at and closes_at, and stamped on the votes.
+    /// The time that is compared with opens_at and closes_at, and with which votes are stamped.
     now: Timestamp,
-    /// When poll definitions must be young enough.
+    /// The moment at which poll definitions must not be too old.
     moment: Moment,
-    /// Whether the clock is good for a stamp.
+    /// Whether votes may be stamped with this clock.
     is_trusted: bool,
     /// Index of the first vote.
     first: u64,
@@ -353,7 +358,7 @@ impl Judge {
                 Ok(vote) => match polls.find(vote.poll_id, self.moment, &mut last_poll) {
                     Ok(poll) => match self.check(vote, poll, &mut last_missing) {
                         Ok((option_id, user_id)) => {
-                            // Hashed before anybody sees it.
+                            // The hash is computed before the vote leaves this function.
                             let hash = unhashed.add(poll, vote.user_id, &mut accepted).unwrap_or_default();
                             let (poll_id, index) = (poll.id(), votes as u32);
                             accepted.push(AcceptedVote { poll_id, option_id, user_id, hash, index });
@@ -375,7 +380,7 @@ impl Judge {
         Judged { accepted, refused, votes, stop }
     }
 
-    /// Judges one vote; if it is good, returns its option and its user.
+    /// Judges one vote. If it is valid, returns its option and its user.
     #[inline(always)]
     fn check<'a, 'v: 'a>(
         &self,
@@ -402,8 +407,8 @@ impl Judge {
     }
 }
 
-/// The option that the last vote named whose poll has no such option. Whoever has it wrong mostly has it wrong in many votes: they
-/// share what was found out about it.
+/// The latest option that its poll does not have. A client with a wrong option mostly uses it in many votes, and these
+/// share the result of the search.
 struct Missed<'a> {
     poll: &'a IndexedPoll,
     option_id: &'a [u8],

@@ -1,7 +1,7 @@
-//! What a call of ours is answered: gRPC responses, written without a codec between.
+//! Writes the gRPC answers of this service, without a codec.
 //!
-//! Owns the bytes of answers and how many refused votes go into one. Must never take a settled vote off its session before the
-//! connection asks for more bytes: what a client does not read waits in the session, which is bounded.
+//! Owns the bytes of answers and how many refused votes go into one. Must never take a settled vote from its session
+//! before the connection asks for more bytes: what a client does not read waits in the session, which has a limit.
 
 use std::{
     fmt::Write as _,
@@ -37,22 +37,22 @@ const HEADER_BYTES: usize = 5;
 const EMPTY_MESSAGE: &[u8] = &[0; HEADER_BYTES];
 /// Most refused votes in a response.
 const REFUSED_A_RESPONSE_MAX: usize = 512;
-/// What clients take at the most, unless they are told otherwise.
+/// Largest response that clients accept by default.
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
 
-// A character of an id takes ten bytes at the most in the text of a refusal, as `\u{10ffff}` does for four.
+// In the text of a refusal, a character of an id takes at most ten bytes: `\u{10ffff}` stands for four bytes.
 const _: () = assert!(
     REFUSED_A_RESPONSE_MAX * (10 * (POLL_ID_BYTES_MAX + OPTION_ID_BYTES_MAX) + 200) < RESPONSE_BYTES_MAX,
     "every client takes the longest response",
 );
 
-/// The answer that holds one message, or none of content.
+/// An answer with one message, which may be empty.
 pub(crate) fn message(message: &impl Message) -> Response<Body> {
     let bytes = if message.encoded_len() == 0 { Bytes::from_static(EMPTY_MESSAGE) } else { framed(message) };
     respond(Body::new(Once { data: Some(bytes), ended: false }))
 }
 
-/// The answer that goes on as votes of the session are settled, until its reader has ended.
+/// An answer with a message whenever votes of the session are settled, until its reader has ended.
 pub(crate) fn stream(session: Arc<Session>, reader: AbortOnDropHandle<Result<(), Status>>) -> Response<Body> {
     respond(Body::new(Answers { session, reader, ended: false }))
 }
@@ -73,7 +73,7 @@ fn framed(message: &impl Message) -> Bytes {
     bytes.into()
 }
 
-/// The end of an answer that went well.
+/// The trailers of a successful answer.
 fn well() -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
@@ -82,7 +82,7 @@ fn well() -> HeaderMap {
 
 type Framed = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
-/// A message and the end.
+/// A body of one message and the trailers.
 struct Once {
     data: Option<Bytes>,
     ended: bool,
@@ -105,7 +105,8 @@ impl HttpBody for Once {
     }
 }
 
-/// Messages as votes are settled, and the end. Whoever drops it, because the client has left, ends the reader.
+/// A body with messages about settled votes, and the trailers. It is dropped when the client has left; this ends the
+/// reader.
 struct Answers {
     session: Arc<Session>,
     reader: AbortOnDropHandle<Result<(), Status>>,
@@ -150,10 +151,11 @@ impl HttpBody for Answers {
 const DURABLE_THROUGH: u32 = 1;
 const REJECTIONS: u32 = 2;
 const INDEX: u32 = 1;
-/// About what a refused vote takes in a response, for sizing it.
+/// Usual size of a refused vote in a response, to choose the size of buffers.
 const REJECTION_BYTES: usize = 96;
 
-/// A StreamVotesResponse in its frame, written field by field: votes that are refused for the same reason share its text.
+/// A StreamVotesResponse in its frame, written field by field. Votes that are refused for the same reason share its
+/// text.
 fn response(settled: &Settled) -> Bytes {
     let mut bytes = Vec::with_capacity(2 * HEADER_BYTES + 8 + settled.refused.len() * REJECTION_BYTES);
     bytes.extend_from_slice(EMPTY_MESSAGE);
@@ -165,12 +167,12 @@ fn response(settled: &Settled) -> Bytes {
         if last.replace(&refused.refusal) != Some(&refused.refusal) {
             rejection.code = refused.code().into();
             rejection.reason.clear();
-            // A string takes everything.
+            // Writing to a string cannot fail.
             write!(rejection.reason, "{}", refused.refusal).ok();
             why.clear();
             rejection.encode_raw(&mut why);
         }
-        // The index comes first, and is left out if it is 0.
+        // The index comes first. It is omitted if it is 0.
         let index_len = if refused.index > 0 { uint64::encoded_len(INDEX, &refused.index) } else { 0 };
         encode_key(REJECTIONS, WireType::LengthDelimited, &mut bytes);
         encode_varint((index_len + why.len()) as u64, &mut bytes);

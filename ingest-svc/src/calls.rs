@@ -1,8 +1,8 @@
-//! The calls of `IngestService`: the three ways in which votes arrive and answers leave.
+//! The calls of `IngestService`: the three ways to send votes and to get answers.
 //!
-//! Owns what a call is answered, and when a call ends. Where answers leave while votes come in, reading and answering are two
-//! tasks, so that acknowledgements flow while votes wait for room. Must never go on with a call whose client has left: what is
-//! in a lane by then is settled there, the rest is dropped.
+//! Owns the answer of each call, and when a call ends. If answers are sent while votes come in, reading and answering
+//! are two tasks, so that acknowledgements flow while votes wait for room. Must never go on with a call whose client
+//! has left: votes that are already in a lane are settled there, the rest is dropped.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ use crate::{
 
 /// Most rejections in a CastVotesResponse.
 const REJECTIONS_LISTED_MAX: usize = 100;
-/// Most bytes, and most pieces in which they arrived, that are admitted together.
+/// Most bytes, and most pieces of received messages, that are admitted together.
 const TOGETHER_BYTES_MAX: usize = 64 << 10;
 const TOGETHER_PIECES_MAX: usize = 1_024;
 /// When a refused client may try again.
@@ -47,9 +47,9 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(500);
 pub(crate) struct Calls {
     admission: Arc<Admission>,
     shutdown: CancellationToken,
-    /// Of a call with one vote.
+    /// Limits of a call with one vote.
     single: Limits,
-    /// Of a stream of votes.
+    /// Limits of a stream of votes.
     stream: Limits,
 }
 
@@ -71,7 +71,7 @@ impl Calls {
         Self { admission, shutdown, single, stream }
     }
 
-    /// The account of a stream's votes; `listed` if its one answer lists the first rejections only.
+    /// The session of a stream. `listed`: the call has one answer, which lists only the first rejections.
     pub(crate) fn session(&self, headers: &HeaderMap, method: &'static str, listed: bool) -> Arc<Session> {
         let listed_max = listed.then_some(REJECTIONS_LISTED_MAX);
         Session::of(headers, method, self.admission.refused_room.clone(), listed_max)
@@ -97,12 +97,13 @@ impl Calls {
             _ => return Err(malformed(votes, "vote is given twice")),
         }
         let permit = self.permit_in_time(&message).await?;
-        // A client that hangs up cuts nothing in half: until the vote is in its lane it is not accepted, and then the lane has it.
+        // A client may leave at any time: before the vote is in its lane it is not accepted, and after that the lane
+        // settles it.
         self.admission.admit(&vote, 0, &[message], permit).await.map_err(|crowded| overloaded(&crowded.to_string()))?;
         vote.settled().await.map_err(|refusal| status_of(&refusal))
     }
 
-    /// Leave for a single vote to be in flight, or the refusal. Nearly always there is room, and then no timer is needed.
+    /// A permit for a single vote, or the refusal. Nearly always there is room, and then no timer is needed.
     async fn permit_in_time(&self, message: &impl ReceivedVotes) -> Result<Permit, Status> {
         let mut permit = pin!(self.admission.acquire(std::slice::from_ref(message)));
         if let Some(permit) = permit.as_mut().now_or_never() {
@@ -110,11 +111,11 @@ impl Calls {
         }
         tokio::time::timeout(self.admission.unary_patience, permit).await.map_err(|_| {
             metrics::rejected(Rejected::Overloaded, 1);
-            overloaded("too many votes are waiting; the vote was not stored, retry later")
+            overloaded("too many votes are waiting; the vote was not stored, try again later")
         })
     }
 
-    /// CastVotes. If the client leaves before it is answered, the call is dropped.
+    /// CastVotes. If the client leaves before it has its answer, the call is dropped.
     pub(crate) async fn cast_votes(&self, session: Arc<Session>, body: Body) -> Response<Body> {
         let ended = self.read(&session, body).instrument(session.span()).await;
         let (mut response, mut through) = (CastVotesResponse::default(), 0);
@@ -146,7 +147,7 @@ impl Calls {
 
     /// Reads a client's stream into the session until it ends, fails, or the service shuts down.
     async fn read(&self, session: &Arc<Session>, body: Body) -> Result<(), Status> {
-        // However this ends, whoever waits for answers learns that no more votes come.
+        // However this ends, the task that answers must learn that no more votes come.
         let _closed = CloseOnDrop(session);
         let inbound = Inbound::new(body, self.stream, self.admission.partial.clone());
         tokio::select! {
@@ -157,7 +158,8 @@ impl Calls {
         }
     }
 
-    /// Ready when streams are to end because the service does. Clients get half of the drain time to finish by themselves.
+    /// Ready when streams must end because the service stops. Clients get half of the drain time to finish by
+    /// themselves.
     async fn cut_off(&self) {
         self.shutdown.cancelled().await;
         tokio::time::sleep(self.admission.drain / 2).await;
@@ -170,7 +172,7 @@ impl Calls {
             let Together { messages, waiting } = &mut received;
             if !messages.is_empty() {
                 let permit = self.admission.acquire(messages).await;
-                // From here on their bytes are counted as bytes in flight.
+                // From here on their bytes count as bytes in flight.
                 waiting.clear();
                 let admitted = self.admission.admit(session, first, messages, permit).await;
                 first += admitted.map_err(|crowded| overloaded(&crowded.to_string()))?;
@@ -198,12 +200,12 @@ impl Drop for CloseOnDrop<'_> {
 #[derive(Default)]
 struct Together {
     messages: Vec<Frames>,
-    /// Room that they hold until they are in flight.
+    /// The room that they hold until they are in flight.
     waiting: Vec<WaitingPermit>,
 }
 
-/// Waits for messages and takes all that have arrived: what arrived together is admitted together, so that a message of one vote
-/// costs little more than a vote. Returns whether the end has come.
+/// Waits for messages and takes all that have arrived. Messages that arrived together are admitted together, so that a
+/// message with one vote costs little more than a vote. Returns whether the end has come.
 async fn receive(inbound: &mut Inbound, received: &mut Together) -> Result<bool, Unreadable> {
     let mut next = inbound.next().await?;
     let mut bytes = 0;
@@ -226,7 +228,7 @@ async fn receive(inbound: &mut Inbound, received: &mut Together) -> Result<bool,
 async fn single(mut inbound: Inbound) -> Result<Frames, Status> {
     let failed = |unreadable: Unreadable| unreadable.status(&"the message");
     let message = inbound.next().await.map_err(failed)?;
-    // A vote alone is so small that it needs no room.
+    // A single vote is so small that it needs no room.
     let message = message.ok_or_else(|| malformed(1, "vote is missing"))?.frames;
     if !message.is_one() || (!inbound.has_ended() && inbound.next().await.map_err(failed)?.is_some()) {
         return Err(malformed(1, "the call takes one message"));
@@ -234,12 +236,12 @@ async fn single(mut inbound: Inbound) -> Result<Frames, Status> {
     Ok(message)
 }
 
-/// The refusal of what there is no room for.
+/// The refusal of a call for which there is no room.
 fn overloaded(reason: &str) -> Status {
     Status::with_error_details(Code::ResourceExhausted, reason, ErrorDetails::with_retry_info(Some(RETRY_AFTER)))
 }
 
-/// Status of a call that has no single vote to judge, but so many, which count as rejected.
+/// Status of a call that does not hold exactly one readable vote. Counts this many votes as rejected.
 fn malformed(votes: usize, reason: &str) -> Status {
     metrics::rejected(Rejected::Malformed, votes as u64);
     Status::invalid_argument(reason)
@@ -263,7 +265,7 @@ mod tests {
         let len = message.wire_len();
         let mut framed = [&[0][..], &(len as u32).to_be_bytes()].concat();
         prost::Message::encode(&message, &mut framed).unwrap();
-        // Two messages that come in parts, and a small one behind them.
+        // Two messages that come in parts, then a small one.
         let pieces = [&framed[..9], &framed[9..], &framed[..99], &framed[99..], &[0; 5]];
         let pieces = pieces.map(|piece| Ok::<_, Status>(Bytes::copy_from_slice(piece)));
         let body = Body::new(axum::body::Body::from_stream(stream::iter(pieces)));

@@ -1,11 +1,11 @@
-//! The edge of the service: which call a request is.
+//! The edge of the service: finds out which call a request is.
 //!
-//! Owns the one place where the path of a call is looked at, and what is said about calls that are none. Must never look into a
-//! body: it hands it on.
+//! Owns the only place that reads the path of a call, and the answer to paths that are no call. Must never read a body:
+//! it passes the body on.
 //!
-//! The generated service has a decoder, an encoder and their buffers for each call, and copies what arrives. Around a single
-//! vote, that is a tenth of the call; around streams of small messages more than the votes. `tests/e2e/tests/differential.rs` holds
-//! both against each other.
+//! It replaces the generated service, which needs a decoder, an encoder and their buffers for each call, and copies
+//! what arrives. For a single vote this is a tenth of the cost of the call; for streams of small messages it costs more
+//! than the votes. `tests/e2e/tests/differential.rs` compares both.
 
 use std::{
     borrow::Cow,
@@ -28,10 +28,10 @@ use votestream_proto::v1::ingest_service_server::SERVICE_NAME;
 
 use crate::{calls::Calls, ledger::SingleVote};
 
-/// Header of a call whose messages may be compressed, and of an answer that says how they may be.
+/// Header of a call that names the compression of its messages, and of an answer that names the supported ones.
 const ENCODING: &str = "grpc-encoding";
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
-/// The one encoding: messages are not compressed.
+/// The only supported encoding: messages are not compressed.
 const IDENTITY: &str = "identity";
 
 /// `IngestService` over gRPC.
@@ -66,7 +66,8 @@ impl Service<Request<Body>> for Edge {
         if let Some(status) = compressed(request.headers()) {
             return refuse(status);
         }
-        // What is kept while votes are on their way is moved and held for each call: of the request, the body alone.
+        // Keep only the body of the request while the votes are stored: everything that is kept must be moved and held
+        // for each call.
         match call {
             Call::CastVote => {
                 let vote = SingleVote::of(request.headers());
@@ -96,7 +97,7 @@ fn refuse(status: Status) -> Answer {
     Box::pin(ready(Ok(status.into_http())))
 }
 
-/// What is said of messages that are compressed, in the words of the generated service.
+/// The error for compressed messages, in the words of the generated service.
 fn compressed(headers: &HeaderMap) -> Option<Status> {
     let encoding = headers.get(ENCODING).filter(|encoding| *encoding != IDENTITY)?;
     let encoding = match encoding.to_str() {

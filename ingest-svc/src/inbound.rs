@@ -1,7 +1,7 @@
-//! What a client sends in a call: its messages, read from the connection's buffers.
+//! Reads the messages that a client sends in a call from the connection's buffers.
 //!
-//! Owns how long a message may be, how long it may take, and where its parts wait until it is whole. Must never keep more than
-//! [`PART_FREE`] bytes of a message without room for all of it, nor wait for a client without an end.
+//! Owns how long a message may be, how long it may take, and where its parts wait until it is whole. Must never keep
+//! more than [`PART_FREE`] bytes of a message without room for all of it. Must never wait for a client without a limit.
 
 use std::{
     fmt::Display,
@@ -27,8 +27,8 @@ use crate::{
     refusal::not_stored,
 };
 
-/// A message up to this size needs no room while a part of it is here: what waits for it takes as much anyway. A vote alone is
-/// never longer.
+/// A message up to this size needs no room while only a part of it has come: the waiting task itself takes as much
+/// memory. A single vote is never longer.
 const PART_FREE: usize = SINGLE_VOTE_BYTES_MAX;
 
 /// What a call may send, and how long that may take.
@@ -36,11 +36,11 @@ const PART_FREE: usize = SINGLE_VOTE_BYTES_MAX;
 pub(crate) struct Limits {
     /// Longest message, in bytes.
     pub(crate) message_bytes_max: usize,
-    /// From a message's first byte to its last.
+    /// Longest time from the first byte of a message to its last.
     pub(crate) message_time_max: Duration,
-    /// From the beginning of the call to its first message.
+    /// Longest time from the beginning of the call to its first message.
     pub(crate) first_message_max: Duration,
-    /// From one message to the next.
+    /// Longest time from one message to the next.
     pub(crate) silence_max: Duration,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Limits {
 pub(crate) enum Unreadable {
     /// A message is longer than the limit, in bytes.
     TooLong(usize),
-    /// The frame of a message is not one of gRPC.
+    /// The frame of a message is not a valid gRPC frame.
     Frame(FrameError),
     /// The call ends within a message.
     CutOff,
@@ -57,17 +57,17 @@ pub(crate) enum Unreadable {
     Slow(Duration),
     /// There was no message for this long.
     Silent(Duration),
-    /// Too many large messages are on their way.
+    /// Too many large messages are being received.
     Crowded,
-    /// What the connection says.
+    /// The connection failed with this status.
     Broken(Status),
 }
 
 impl Unreadable {
-    /// What the client is told; `message` names the message. Counts it.
+    /// The status for the client. `message` names the message. Counts the rejection.
     pub(crate) fn status(&self, message: &dyn Display) -> Status {
         let malformed = |reason: String| {
-            // How many votes such a message holds, nobody knows.
+            // The number of votes in such a message is not known, so count one.
             metrics::rejected(Rejected::Malformed, 1);
             Status::invalid_argument(reason)
         };
@@ -86,12 +86,13 @@ impl Unreadable {
             Self::Crowded => Status::with_error_details(
                 Code::ResourceExhausted,
                 format!(
-                    "too many large messages are on their way; {message} was not stored, send it later or in parts"
+                    "too many large messages are being received; {message} was not stored, send it later or in parts"
                 ),
                 ErrorDetails::with_retry_info(Some(RETRY_AFTER)),
             ),
             Self::Broken(status) if [Code::Internal, Code::Unknown].contains(&status.code()) => {
-                // What was sent is not what the transport takes, such as base64; or the connection broke, and nobody reads this.
+                // Either the client sent what the transport does not accept, such as wrong base64; or the connection
+                // broke, and nobody reads this.
                 metrics::rejected(Rejected::Malformed, u64::from(status.code() == Code::Internal));
                 Status::invalid_argument(format!("{message} cannot be read: {}", status.message()))
             }
@@ -104,8 +105,8 @@ impl Unreadable {
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) frames: Frames,
-    /// Room for the first of them, if a part of it had to wait for the rest. Whoever has the messages keeps it until they have room
-    /// in flight: until then they are counted nowhere else.
+    /// Room for the first of them, if a part of it had to wait for the rest. Keep it until the messages have room in
+    /// flight: until then they are counted nowhere else.
     pub(crate) permit: Option<WaitingPermit>,
 }
 
@@ -115,9 +116,9 @@ pub(crate) struct Inbound {
     frames: FrameReader,
     limits: Limits,
     room: WaitingBytes,
-    /// Room for the message of which a part is here.
+    /// Room for the message of which a part has come.
     permit: Option<WaitingPermit>,
-    /// When the service began to wait for what it waits for.
+    /// When the present wait for the client began.
     since: Option<Instant>,
     /// Whether a message has come.
     any: bool,
@@ -131,13 +132,13 @@ impl Inbound {
         Self { body, frames, limits, room, permit: None, since: None, any: false, timer: Timer::default() }
     }
 
-    /// Whether the end is known to have come, without waiting for it.
+    /// Whether the end has already come. Does not wait.
     pub(crate) fn has_ended(&self) -> bool {
         self.frames.is_between_messages() && self.body.is_end_stream()
     }
 
-    /// The next messages, as many as arrived in one piece; `None` at the end. Whoever drops the future before it is ready loses
-    /// nothing.
+    /// The next messages, as many as arrived in one piece; `None` at the end. Nothing is lost if the future is dropped
+    /// before it is ready.
     pub(crate) async fn next(&mut self) -> Result<Option<Received>, Unreadable> {
         loop {
             match self.frames.next() {
@@ -151,9 +152,9 @@ impl Inbound {
             }
             self.make_room().await?;
             match self.frame().await? {
-                // Trailers of a request mean nothing.
+                // Trailers of a request have no meaning.
                 Some(Ok(frame)) => self.frames.push(frame.into_data().unwrap_or_default()),
-                // The client has hung up: what came before counts.
+                // The client has left. The votes that came before count.
                 Some(Err(status)) if status.code() == Code::Cancelled => return Ok(None),
                 Some(Err(status)) => return Err(Unreadable::Broken(status)),
                 None if self.frames.is_between_messages() => return Ok(None),
@@ -162,13 +163,13 @@ impl Inbound {
         }
     }
 
-    /// When the service began to wait for what it waits for: now, unless it waits already.
+    /// When the present wait began: now, unless it has begun before.
     #[expect(clippy::disallowed_methods, reason = "a wait for a client is measured, no vote is judged by it")]
     fn since(&mut self) -> Instant {
         *self.since.get_or_insert_with(Instant::now)
     }
 
-    /// Makes room for the rest of a message, before more of it is kept.
+    /// Waits for room for the rest of a message, before more of it is kept.
     async fn make_room(&mut self) -> Result<(), Unreadable> {
         if let Some(bytes) = self.frames.declared().filter(|&bytes| bytes > PART_FREE)
             && self.permit.is_none()
@@ -180,13 +181,13 @@ impl Inbound {
         Ok(())
     }
 
-    /// What the body holds next.
+    /// The next frame of the body.
     fn frame(&mut self) -> impl Future<Output = Result<Option<Result<Frame<Bytes>, Status>>, Unreadable>> {
         poll_fn(|cx| match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
                 if self.frames.is_between_messages() && data.is_some_and(|data| !data.is_empty()) {
-                    // From here on a message is on its way.
+                    // A message has begun.
                     self.since = None;
                 }
                 Poll::Ready(Ok(frame))
@@ -209,7 +210,7 @@ impl Inbound {
     }
 }
 
-/// A timer that is seldom set: as long as what is waited for comes, only the moment moves.
+/// A timer that is seldom set again: as long as messages come in time, only the deadline moves.
 #[derive(Default)]
 struct Timer(Option<Pin<Box<Sleep>>>);
 
@@ -251,7 +252,7 @@ mod tests {
         Inbound::new(body, LIMITS, WaitingBytes::new(room))
     }
 
-    /// Reads a call with this body: how many votes, and what comes after them.
+    /// Reads a call with this body. Returns the number of votes, and the result after them.
     async fn read(body: Vec<Result<&[u8], Status>>) -> (usize, Result<(), Unreadable>) {
         let body: Vec<_> = body.into_iter().map(|data| data.map(Bytes::copy_from_slice)).collect();
         let body = Body::new(axum::body::Body::from_stream(stream::iter(body)));
@@ -287,7 +288,7 @@ mod tests {
             (vec![Ok(&message), Ok(first)], 1, Some(Code::InvalidArgument)),
             (vec![Ok(&message), Ok(&[1, 0, 0, 0, 0])], 1, Some(Code::InvalidArgument)),
             (vec![Ok(&message), Ok(&too_long)], 1, Some(Code::InvalidArgument)),
-            // Hung up, broken, and refused by what translates gRPC-Web.
+            // The client left; the connection broke; the translation of gRPC-Web refused the body.
             (vec![Ok(&message), Ok(first), Err(Status::cancelled(""))], 1, None),
             (vec![Ok(&message), Err(Status::unknown(""))], 1, Some(Code::InvalidArgument)),
             (vec![Ok(&message), Err(Status::internal("no base64"))], 1, Some(Code::InvalidArgument)),
@@ -306,7 +307,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_is_silent_or_slow_is_waited_for_only_so_long() {
         let message = message();
-        // The service waits, with this many bytes of a second message sent after the first, byte by byte.
+        // The service waits. After the first message, this many bytes of a second one are sent, byte by byte.
         for (first, bytes, max) in [(0, 0, 60), (1, 0, 300), (1, 1, 10), (0, 12, 10)] {
             let (pieces, body) = slowly();
             let mut inbound = inbound_with(body, MESSAGE_BYTES_MAX);
@@ -321,7 +322,7 @@ mod tests {
                     pieces.send(Ok(Bytes::from(vec![byte]))).await.ok();
                     tokio::time::sleep(SECOND / 2).await;
                 }
-                // Frames without content are no sign of life.
+                // Frames without content do not count as activity.
                 while pieces.send(Ok(Bytes::new())).await.is_ok() {
                     tokio::time::sleep(SECOND).await;
                 }
@@ -351,7 +352,7 @@ mod tests {
         let crowded = second.1.next().await.unwrap_err();
         assert_eq!(crowded.status(&"a message").code(), Code::ResourceExhausted);
         drop(first);
-        // Whoever left gives its room to others.
+        // A client that has left frees its room.
         let (pieces, body) = slowly();
         pieces.send(Ok(header(600 << 10).into())).await.unwrap();
         let mut next = Inbound::new(body, LIMITS, room);

@@ -1,8 +1,8 @@
-//! Bytes in flight: of votes that are not settled yet, and of messages that wait for their client.
+//! Limits the bytes in flight: of votes that are not settled yet, and of messages that wait for their client.
 //!
-//! Owns backpressure: a message waits in its client until there is room for its bytes. There is as much as fits into the
-//! memory that is set aside, but no more than the lanes settle within a share of the answer deadline. What waits in a lane
-//! until the deadline is refused, so taking it would only make its client wait for nothing. Must never let anything in
+//! Owns backpressure: a message waits in its client until there is room for its bytes. The room is limited by the
+//! configured memory, and by what the lanes settle within a share of the answer deadline. A vote that waits in a lane
+//! until the deadline is refused, so to accept it would only make its client wait in vain. Must never let anything in
 //! without a permit.
 
 use std::{
@@ -20,32 +20,32 @@ use tokio::{
 };
 use votestream_core::{model::limits::MESSAGE_BYTES_MAX, observe::metrics};
 
-/// Votes wait for their lanes for this fraction of the answer deadline at most, or a little longer while the rate falls.
+/// Votes wait in their lanes at most for the answer deadline divided by this; a little longer while the rate falls.
 const SHARE_OF_DEADLINE: u32 = 4;
-/// Room that there always is: for two messages of the largest size, so that one is read while the other is settled.
+/// Least room: for two messages of the largest size, so that one is read while the other is settled.
 const BYTES_MIN: usize = 2 * MESSAGE_BYTES_MAX;
-/// How often the room is fitted to the rate at which votes are settled.
+/// How often the room is adapted to the rate at which votes are settled.
 const REGULATE_EVERY: Duration = Duration::from_millis(250);
-/// Weight of the latest rate in the average: votes are settled in batches, so single rates jump.
+/// Weight of the latest rate in the average. Votes are settled in batches, so single rates vary much.
 const LATEST: f64 = 0.3;
-/// As long as more than this fraction of the room is free, the rate tells what clients send, not what lanes can settle.
+/// If more than the room divided by this is free, the rate shows what clients send, not what lanes can settle.
 const FREE: usize = 8;
 
 /// The bytes that may be in flight in one process.
 pub(crate) struct InflightBytes {
     free: Arc<Semaphore>,
     bytes_max: usize,
-    /// Bytes given back since they were last looked at.
+    /// Bytes given back since the last adaptation.
     settled: Arc<AtomicU64>,
 }
 
-/// Share of the bytes that may be in flight, given back when the last copy is dropped.
+/// A share of the bytes that may be in flight. It is given back when the last copy is dropped.
 pub struct Permit(Held);
 
 enum Held {
-    /// By one holder: nearly always.
+    /// Held by one holder; this is the usual case.
     Alone(Share),
-    /// By several parts of one message.
+    /// Shared by several parts of one message.
     Together(Arc<Share>),
 }
 
@@ -55,7 +55,7 @@ struct Share {
 }
 
 impl Permit {
-    /// Makes this one of two holders: the bytes are given back when both are gone.
+    /// Splits this into two holders. The bytes are given back when both are dropped.
     pub(crate) fn share(self) -> (Self, Self) {
         let share = match self.0 {
             Held::Alone(share) => Arc::new(share),
@@ -66,7 +66,7 @@ impl Permit {
 }
 
 impl InflightBytes {
-    /// For at most `bytes_max` bytes. To be called on a runtime.
+    /// Room for at most `bytes_max` bytes. Must be called within a runtime.
     pub(crate) fn new(bytes_max: usize, answer_deadline: Duration) -> Self {
         let bytes_max = bytes_max.min(u32::MAX as usize).min(Semaphore::MAX_PERMITS);
         let (free, settled) = (Arc::new(Semaphore::new(bytes_max.min(BYTES_MIN))), Arc::<AtomicU64>::default());
@@ -75,7 +75,7 @@ impl InflightBytes {
         Self { free, bytes_max, settled }
     }
 
-    /// Waits until so many bytes may be in flight; more than there can ever be count as all of them.
+    /// Waits until this many bytes may be in flight. A larger number than the least room counts as the least room.
     pub(crate) async fn acquire(&self, bytes: usize) -> Permit {
         let bytes = u32::try_from(bytes.min(self.bytes_max).min(BYTES_MIN)).unwrap_or(u32::MAX);
         let permit = take(&self.free, bytes).await;
@@ -94,30 +94,30 @@ impl Drop for Share {
 
 /// Room for bytes that wait for their client: for the rest of a message, or for answers to be read.
 ///
-/// It is apart from that of votes in flight: a client that keeps the service waiting must not keep others out.
+/// It is separate from the room for votes in flight: a client that lets the service wait must not block others.
 #[derive(Clone)]
 pub(crate) struct WaitingBytes {
     free: Arc<Semaphore>,
     bytes_max: u32,
 }
 
-/// Share of [`WaitingBytes`], given back when it is dropped.
+/// A share of [`WaitingBytes`]. It is given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct WaitingPermit(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
 
 impl WaitingBytes {
-    /// For at most so many bytes.
+    /// Room for at most `bytes_max` bytes.
     pub(crate) fn new(bytes_max: usize) -> Self {
         let bytes_max = u32::try_from(bytes_max.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         Self { free: Arc::new(Semaphore::new(bytes_max as usize)), bytes_max }
     }
 
-    /// Waits for room for so many bytes.
+    /// Waits for room for this many bytes.
     pub(crate) async fn acquire(&self, bytes: usize) -> WaitingPermit {
         WaitingPermit(take(&self.free, self.permits(bytes)).await)
     }
 
-    /// Room for so many bytes, if there is any now.
+    /// Takes room for this many bytes, if there is enough now.
     pub(crate) fn try_acquire(&self, bytes: usize) -> Option<WaitingPermit> {
         self.free.clone().try_acquire_many_owned(self.permits(bytes)).ok().map(WaitingPermit)
     }
@@ -131,13 +131,13 @@ impl WaitingBytes {
 async fn take(free: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
     match free.clone().acquire_many_owned(permits).await {
         Ok(permit) => permit,
-        // Nobody closes these semaphores.
+        // These semaphores are never closed.
         Err(_) => pending().await,
     }
 }
 
-/// Fits the room to what the lanes settle within `wait_max`. It grows by itself: while the room is small, votes are settled in
-/// less time than that.
+/// Adapts the room to what the lanes settle within `wait_max`. The room grows by itself: while it is small, votes are
+/// settled faster than that.
 #[expect(clippy::disallowed_methods, reason = "a rate is measured, no vote is judged by it")]
 async fn regulate(free: Weak<Semaphore>, settled: Arc<AtomicU64>, bytes_max: usize, wait_max: Duration) {
     let bytes_min = bytes_max.min(BYTES_MIN);
@@ -160,7 +160,7 @@ async fn regulate(free: Weak<Semaphore>, settled: Arc<AtomicU64>, bytes_max: usi
         if wanted > room {
             free.add_permits(wanted - room);
         } else if let Ok(surplus) = free.acquire_many(u32::try_from(room - wanted).unwrap_or(u32::MAX)).await {
-            // Before whoever waits for room now.
+            // Removed before any waiting message can take them.
             surplus.forget();
         }
         room = wanted;
@@ -177,8 +177,8 @@ mod tests {
     const MESSAGE: usize = 8 << 10;
     const STEP: Duration = Duration::from_millis(10);
 
-    /// Clients that send as fast as they may, to lanes that settle so many bytes a second: how long the last bytes that were
-    /// settled had waited, and how many bytes a second were settled, second by second.
+    /// Simulates clients that send as fast as they may, to lanes that settle `rate` bytes per second. Returns how long
+    /// the last settled bytes had waited, and how many bytes per second were settled.
     async fn flood(inflight: &InflightBytes, rate: usize, seconds: u32) -> (Duration, usize) {
         let mut queue: VecDeque<(Instant, Permit)> = VecDeque::new();
         let (mut waited, mut total) = (Duration::ZERO, 0);

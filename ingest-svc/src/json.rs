@@ -1,6 +1,7 @@
-//! Votes as JSON: `POST /vote` with the body of the AWS sample, and `POST /v1/polls/{poll}/votes`.
+//! Accepts votes as JSON: `POST /vote` with the body of the AWS sample, and `POST /v1/polls/{poll}/votes`.
 //!
-//! Owns what a body must look like. Must never judge a vote: both routes make the message of a CastVote call and answer with what that call answers.
+//! Owns the form of the bodies. Must never judge a vote: both routes make the message of a CastVote call and return the
+//! answer of that call.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -61,12 +62,12 @@ async fn vote(
     answer(cast.await, &[])
 }
 
-/// The body of a request for one vote, a JSON object. A vote that cannot be read is a rejected one.
+/// Reads the body of a request with one vote, a JSON object. A vote that cannot be read counts as rejected.
 async fn read_vote_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Response> {
     let read = async {
         check_json(headers)?;
         let body = read_body(body).await?;
-        // serde takes a list for an object whose fields come in order.
+        // serde would accept a list as an object whose fields come in order.
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(failure(&Status::invalid_argument("the body is not a JSON object"), &[]));
         }

@@ -1,7 +1,7 @@
-//! Who waits for votes that were admitted.
+//! Ledgers: where a call waits for its admitted votes.
 //!
-//! Owns what every ledger can do, and the ledger of a call with one vote; that of a stream is a [`Session`]. Must never answer
-//! for a vote that is not settled.
+//! Owns the trait of ledgers, and the ledger of a call with one vote. The ledger of a stream is a [`Session`]. Must
+//! never answer for a vote that is not settled.
 //!
 //! [`Session`]: crate::Session
 
@@ -29,57 +29,57 @@ use crate::{
 pub struct Admitted {
     /// Index of the first one.
     pub first: u64,
-    /// Votes on their way.
+    /// Number of accepted votes.
     pub accepted: usize,
     /// The other votes, in the order of their indices.
     pub refused: Vec<Refused>,
-    /// Their share of the bytes that may be in flight, to be given back when they are settled.
+    /// Their share of the bytes in flight. It is given back when they are settled.
     pub permit: Permit,
 }
 
-/// Keeps account of a client's votes from their admission to their answer.
+/// Keeps a list of a client's votes from their admission to their answer.
 pub trait Ledger: Send + Sync {
-    /// Enters votes. Returns who is to be told how the accepted ones end.
+    /// Enters votes. Returns the receiver of the outcomes of the accepted ones.
     fn enter(self: &Arc<Self>, admitted: Admitted) -> Arc<dyn Settle>;
 
-    /// How many refused votes may be entered now. None, and nothing may be entered until [`Self::ready`].
+    /// How many refused votes may be entered now. If 0, nothing may be entered until [`Self::ready`] is ready.
     fn refused_max(&self) -> usize;
 
-    /// Waits until more may be entered. Refused votes wait for their client, which may be slow to read them.
+    /// Waits until more votes may be entered. Refused votes wait until their client reads them, which may take long.
     fn ready(&self) -> impl Future<Output = ()> + Send;
 
     /// `traceparent` of the span that the votes belong to; empty if there is none.
     fn traceparent(&self) -> &str;
 }
 
-/// The ledger of a call that brings one vote: a [`Session`] of one entry, in one allocation.
+/// The ledger of a call with one vote: like a [`Session`] with one entry, but in one allocation.
 ///
 /// [`Session`]: crate::Session
 pub(crate) struct SingleVote {
     state: Mutex<State>,
-    /// Ends with the call. Disabled unless the client's trace is sampled.
+    /// The span of the call. Disabled unless the client's trace is sampled.
     _span: Span,
     traceparent: Option<Arc<str>>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Once the vote is settled.
+    /// Set once the vote is settled.
     answer: Option<Result<(), Refusal>>,
     /// Given back when the vote is settled.
     permit: Option<Permit>,
-    /// Who waits for the answer.
+    /// The task that waits for the answer.
     waker: Option<Waker>,
 }
 
 impl SingleVote {
-    /// Of the trace that a request's headers name.
+    /// A ledger in the trace that the request's headers name.
     pub(crate) fn of(headers: &HeaderMap) -> Arc<Self> {
         let (span, traceparent) = request_span(headers, "CastVote");
         Arc::new(Self { state: Mutex::default(), _span: span, traceparent })
     }
 
-    /// Waits until the vote is durable, or refused.
+    /// Waits until the vote is durable or refused.
     pub(crate) async fn settled(&self) -> Result<(), Refusal> {
         poll_fn(|cx| {
             let mut state = self.state.lock();

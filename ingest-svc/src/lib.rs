@@ -1,7 +1,7 @@
-//! ingest-svc: takes votes over gRPC, gRPC-Web and JSON, and brings them into the vote stream.
+//! ingest-svc: accepts votes over gRPC, gRPC-Web and JSON, and puts them into the vote stream.
 //!
 //! Owns the admission of votes: validation against the polls, backpressure by bytes, and the answer to each vote. Must
-//! never answer for a vote before its lane has settled it, and never hold more unsettled bytes than configured.
+//! never answer for a vote before its lane has settled it. Must never hold more unsettled bytes than configured.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
 
@@ -41,13 +41,13 @@ use votestream_server::{Connections, CorsOrigins, Drain, ServiceError, Surface};
 pub struct IngestConfig {
     /// The protocol's time limits.
     pub bounds: TimeBounds,
-    /// The lanes.
+    /// Settings of the lanes.
     pub lanes: LaneConfig,
-    /// Most bytes of votes, as received, that are not settled yet; fewer while the stream is slow. More of them wait in the
-    /// clients.
+    /// Most bytes of votes, as received, that are not settled yet; fewer while the stream is slow. Further votes wait
+    /// in the clients.
     pub unsettled_bytes_max: usize,
-    /// Most bytes of messages that wait for their client: for their rest, if they are large, or for answers to be read. Each of
-    /// the two has so many.
+    /// Most bytes of messages that wait for their client: large messages wait for their rest, others until the client
+    /// reads its answers. The limit applies to each of the two.
     pub waiting_bytes_max: usize,
     /// How long a stream of votes may be open without a message.
     pub first_message_timeout: Duration,
@@ -55,7 +55,7 @@ pub struct IngestConfig {
     pub silence_timeout: Duration,
     /// How long a single vote waits for room before it is refused with RESOURCE_EXHAUSTED.
     pub unary_patience: Duration,
-    /// How long calls under way may take to end once shutdown has begun. At least D, so that every vote can be answered.
+    /// How long running calls may take to end once shutdown has begun. At least D, so that every vote can be answered.
     pub drain: Duration,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
@@ -89,7 +89,8 @@ impl IngestConfig {
     }
 }
 
-/// Serves `IngestService` on the listener until shutdown; then finishes the streams, flushes the lanes, answers everybody.
+/// Serves `IngestService` on the listener until shutdown. Then finishes the streams, flushes the lanes, and answers all
+/// clients.
 ///
 /// # Errors
 ///
@@ -112,7 +113,7 @@ pub async fn run(
     let names = [ingest_service_server::SERVICE_NAME];
     let report =
         votestream_server::serve(&names, surface, edge, listener, &config.connections, shutdown, config.drain).await?;
-    // Votes of calls that were cut off are still on their way; they are settled within D.
+    // Votes of calls that were cut off are still in the lanes. They are settled within D.
     producer.drain().await;
     Ok(report)
 }

@@ -1,6 +1,7 @@
-//! What a [`Refusal`] is to clients and to metrics.
+//! Converts a [`Refusal`] for clients and for metrics.
 //!
-//! Owns the one map from refusals to codes of the API, to gRPC status (from which HTTP status follows), and to labels.
+//! Owns the only map from refusals to codes of the API, to gRPC status (the HTTP status follows from it), and to labels
+//! of metrics.
 
 use std::collections::HashMap;
 
@@ -13,11 +14,12 @@ use votestream_core::{
 };
 use votestream_proto::v1::{Rejection, RejectionCode};
 
-/// Domain and reason of the `google.rpc.ErrorInfo` that tells the service's own UNAVAILABLE from a broken connection.
+/// Domain and reason of the `google.rpc.ErrorInfo` by which clients distinguish the service's own UNAVAILABLE from a
+/// broken connection.
 const DOMAIN: &str = "votestream.v1";
 const NOT_STORED: &str = "VOTE_NOT_STORED";
 
-/// A vote of a stream that is not durable, or may not be.
+/// A vote of a stream that is not durable, or whose outcome is unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Index of the vote in its stream.
@@ -27,7 +29,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// The code that its client is told.
+    /// The code for its client.
     pub fn code(&self) -> RejectionCode {
         code_of(&self.refusal)
     }
@@ -39,7 +41,7 @@ impl From<Refused> for Rejection {
     }
 }
 
-/// Why votes that ended so are refused; `None` if they are durable.
+/// The refusal for votes with this outcome; `None` if they are durable.
 pub(crate) fn refusal_of(outcome: Outcome) -> Option<Refusal> {
     match outcome {
         Outcome::Durable => None,
@@ -78,8 +80,8 @@ pub(crate) fn status_of(refusal: &Refusal) -> Status {
     }
 }
 
-/// UNAVAILABLE of the service itself, for a vote that was certainly not stored: clients say UNAVAILABLE, too, when a connection
-/// breaks, and then nobody knows.
+/// The service's own UNAVAILABLE, for a vote that was certainly not stored. It is marked because clients also report
+/// UNAVAILABLE when a connection breaks, and then the outcome is unknown.
 pub(crate) fn not_stored(reason: String) -> Status {
     let details = ErrorDetails::with_error_info(NOT_STORED, DOMAIN, HashMap::new());
     Status::with_error_details(Code::Unavailable, reason, details)
@@ -87,7 +89,7 @@ pub(crate) fn not_stored(reason: String) -> Status {
 
 /// Counts votes that were refused before they reached a lane.
 pub(crate) fn count(refused: &[Refused]) {
-    // Votes in a row are mostly refused for one reason, and are counted together.
+    // Neighbouring votes are mostly refused for the same reason, so they are counted together.
     for row in refused.chunk_by(|one, next| reason_of(&one.refusal) == reason_of(&next.refusal)) {
         if let Some(reason) = row.first().and_then(|refused| reason_of(&refused.refusal)) {
             metrics::rejected(reason, row.len() as u64);
@@ -95,7 +97,7 @@ pub(crate) fn count(refused: &[Refused]) {
     }
 }
 
-/// The label that a refusal is counted under.
+/// The label under which a refusal is counted.
 fn reason_of(refusal: &Refusal) -> Option<Rejected> {
     let reason = match refusal {
         Refusal::Unreadable | Refusal::Invalid(_) => Rejected::Malformed,
@@ -105,7 +107,7 @@ fn reason_of(refusal: &Refusal) -> Option<Rejected> {
         Refusal::Closed(_) => Rejected::PollClosed,
         Refusal::WrongSource(_) => Rejected::WrongSource,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted => Rejected::Unavailable,
-        // These are outcomes of lanes, which count them.
+        // The lanes count these outcomes.
         Refusal::NotStored | Refusal::OutcomeUnknown => return None,
     };
     Some(reason)

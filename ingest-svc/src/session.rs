@@ -1,8 +1,9 @@
-//! One client stream: which of its votes are settled, in order.
+//! One client stream: knows which of its votes are settled, in order.
 //!
-//! Owns the ledger between the task that reads votes and the one that answers. Must never pass a vote before all that came
-//! before it are settled, and never grow with a client that does not read its answers: what waits for such a client are
-//! [`REFUSED_FREE`] refused votes, or more while the process has room for them, and then nothing more is admitted.
+//! Owns the ledger between the task that reads votes and the task that answers. Must never report a vote before all
+//! earlier votes are settled. Must never grow because a client does not read its answers: for such a client
+//! [`REFUSED_FREE`] refused votes may wait, or more while the process has room for them. After that nothing more is
+//! admitted.
 
 use std::{
     collections::VecDeque,
@@ -30,12 +31,12 @@ use crate::{
 
 /// Most entries of one stream that are not settled.
 const UNSETTLED_ENTRIES_MAX: usize = 4_096;
-/// Refused votes that may wait for any client, whatever waits for others.
+/// Refused votes that may wait for each client, even if the process has no more room.
 const REFUSED_FREE: usize = 64;
-/// Refused votes that are entered at a time, where there is room for more.
+/// Most refused votes that are entered at once beyond those, if there is room.
 const REFUSED_STEP: usize = 512;
-/// Refused votes that wait for all clients of a process, beyond those of [`REFUSED_FREE`]. Each takes some 150 bytes with its
-/// texts, 40 MB in all.
+/// Most refused votes that wait for all clients of a process together, beyond [`REFUSED_FREE`] each. A refused vote
+/// takes about 150 bytes with its texts, so this is 40 MB.
 const REFUSED_WAITING_MAX: usize = 256 << 10;
 
 /// Room for the refused votes that wait for clients of one process.
@@ -48,16 +49,16 @@ impl Default for RefusedRoom {
     }
 }
 
-/// The votes of one stream that are read and not yet answered.
+/// The votes of one stream that were read but not yet answered.
 #[derive(Default)]
 pub struct Session {
     state: Mutex<State>,
-    /// Woken when more may be entered.
+    /// Notified when more votes may be entered.
     room: Notify,
     refused_room: RefusedRoom,
-    /// Refused votes that the client is told of one by one; all if there is no limit.
+    /// Most refused votes that are reported one by one; `None` means all.
     listed_max: Option<usize>,
-    /// Ends with the session, when its last vote is settled. Disabled unless the client's trace is sampled.
+    /// The span of the session. It ends when the last vote is settled. `None` unless the client's trace is sampled.
     span: Option<Span>,
     /// `traceparent` of the span.
     traceparent: Option<Arc<str>>,
@@ -65,39 +66,39 @@ pub struct Session {
 
 #[derive(Default)]
 struct State {
-    /// Votes that were entered together, up to the first that are not settled.
+    /// Entries, from the first one that is not settled.
     entries: VecDeque<Arc<Entry>>,
-    /// What is settled and not taken yet.
+    /// Settled votes that were not taken yet.
     settled: Settled,
-    /// Whether anything is.
+    /// Whether there are any.
     any: bool,
-    /// Refused votes of all entries and of what is settled, without those that a lane refused.
+    /// Number of refused votes in `entries` and `settled`, except those that a lane refused.
     waiting: usize,
-    /// Share of the process's room that they hold.
+    /// Share of the process's room that these votes hold.
     pooled: usize,
-    /// Refused votes so far that are listed one by one.
+    /// Number of refused votes that were reported one by one so far.
     listed: usize,
-    /// No votes will be entered any more.
+    /// Whether no more votes will be entered.
     closed: bool,
-    /// Who waits for votes to be settled.
+    /// The task that waits for settled votes.
     answer: Option<Waker>,
 }
 
 /// Votes of a stream that were entered together.
 struct Entry {
-    /// Weak, since the session holds its entries.
+    /// Weak, because the session holds its entries.
     session: Weak<Session>,
     /// Index of its first vote in the stream.
     first: u64,
     /// Index after its last vote.
     end: u64,
-    /// Votes that are not settled.
+    /// Number of votes that are not settled.
     unsettled: AtomicUsize,
     refused: Mutex<Vec<Refused>>,
-    /// Whether a lane refused votes of it.
+    /// Whether a lane refused some of its votes.
     refused_late: AtomicBool,
-    /// Its share of the bytes in flight. Given back when it is settled, not when it is answered, unless a lane refused votes of
-    /// it: these wait for the client in the place of what they were.
+    /// Its share of the bytes in flight. It is given back when the entry is settled, not when it is answered. If a lane
+    /// refused votes of it, these keep the share until the client has read them.
     permit: Mutex<Option<Permit>>,
 }
 
@@ -106,16 +107,16 @@ struct Entry {
 pub struct Settled {
     /// Index after the last vote of the run.
     pub through: u64,
-    /// How many votes of the run are not durable, or may not be.
+    /// Number of votes of the run that are not durable, or whose outcome is unknown.
     pub rejected: u64,
     /// These votes, in index order.
     pub refused: VecDeque<Refused>,
-    /// Held for those among them that a lane refused.
+    /// Shares of the bytes in flight, held for votes that a lane refused.
     pub(crate) held: Vec<Permit>,
 }
 
 impl Session {
-    /// A session of the trace that a request's headers name.
+    /// A session in the trace that the request's headers name.
     pub(crate) fn of(
         headers: &HeaderMap,
         method: &'static str,
@@ -128,12 +129,12 @@ impl Session {
         Arc::new(Self { state, room, refused_room, listed_max, span, traceparent })
     }
 
-    /// The span that work for this session belongs to.
+    /// The span for work of this session.
     pub(crate) fn span(&self) -> Span {
         self.span.clone().unwrap_or_else(Span::none)
     }
 
-    /// No more votes will be entered.
+    /// Says that no more votes will be entered.
     pub fn close(&self) {
         let answer = {
             let mut state = self.state.lock();
@@ -143,13 +144,13 @@ impl Session {
         wake(answer);
     }
 
-    /// Waits for the next votes to be settled and takes them off the ledger; `None` once everything is settled and the
-    /// session is closed.
+    /// Waits for the next settled votes and takes them from the ledger. Returns `None` once everything is settled and
+    /// the session is closed.
     pub fn settled(&self) -> impl Future<Output = Option<Settled>> + Send {
         poll_fn(|cx| self.poll_settled(cx, usize::MAX))
     }
 
-    /// [`Self::settled`], with so many refused votes at the most. What is left comes next time.
+    /// Like [`Self::settled`], with at most `refused_max` refused votes. The rest comes next time.
     pub(crate) fn poll_settled(&self, cx: &mut Context<'_>, refused_max: usize) -> Poll<Option<Settled>> {
         let mut state = self.state.lock();
         if state.any {
@@ -168,7 +169,7 @@ impl Session {
         Poll::Pending
     }
 
-    /// Moves what is settled to where it is taken from.
+    /// Moves settled entries to `settled`.
     fn advance(&self) {
         let mut state = self.state.lock();
         while let Some(entry) = state.entries.front()
@@ -201,13 +202,13 @@ impl Session {
         state.settled.held.extend(held);
     }
 
-    /// How many refused votes may be entered, as things are.
+    /// How many refused votes may be entered at present.
     fn room_for_refused(&self, state: &State) -> usize {
         if state.entries.len() >= UNSETTLED_ENTRIES_MAX {
             return 0;
         }
         if self.listed_max.is_some() {
-            // Few of them are kept, and the others only until what comes before them is settled.
+            // Only a few are kept. The others stay only until all votes before them are settled.
             return REFUSED_STEP;
         }
         let free = (REFUSED_FREE + state.pooled).saturating_sub(state.waiting);
@@ -217,7 +218,7 @@ impl Session {
 }
 
 impl State {
-    /// Takes what is settled, with so many refused votes at the most.
+    /// Takes settled votes, with at most `refused_max` refused ones.
     fn take(&mut self, refused_max: usize) -> Settled {
         if self.settled.refused.len() <= refused_max {
             self.any = false;
@@ -226,14 +227,14 @@ impl State {
             return taken;
         }
         let refused: VecDeque<_> = self.settled.refused.drain(..refused_max).collect();
-        // All votes before the last one of them are durable, or were named.
+        // All votes before the last one of these are durable, or were reported.
         let through = refused.back().map_or(0, |refused| refused.index + 1);
         self.waiting -= entered(&refused);
         self.settled.rejected -= refused.len() as u64;
         Settled { through, rejected: refused.len() as u64, refused, held: Vec::new() }
     }
 
-    /// Gives back the room that refused votes no longer take.
+    /// Gives back the room that refused votes no longer need.
     fn give_back(&mut self, room: &RefusedRoom) {
         let needed = self.waiting.saturating_sub(REFUSED_FREE);
         if self.pooled > needed {
@@ -245,7 +246,7 @@ impl State {
     /// Takes the room that refused votes need.
     fn take_room(&mut self, room: &RefusedRoom) {
         let needed = self.waiting.saturating_sub(REFUSED_FREE + self.pooled);
-        // Others may have been faster. Then this client waits for its answers to be read before it enters more.
+        // Other clients may have taken the room. Then this client must read answers before it can enter more.
         if needed > 0
             && let Ok(permit) = room.0.try_acquire_many(u32::try_from(needed).unwrap_or(u32::MAX))
         {
@@ -261,7 +262,7 @@ impl Drop for Session {
     }
 }
 
-/// How many of these were refused when they were entered, and not by a lane.
+/// Number of these votes that were refused when they were entered, not by a lane.
 fn entered(refused: &VecDeque<Refused>) -> usize {
     refused.iter().filter(|refused| !refused.refusal.is_outcome()).count()
 }
@@ -346,13 +347,13 @@ mod tests {
     use super::*;
     use crate::inflight::InflightBytes;
 
-    /// A session whose refused votes have so much room beside what is free.
+    /// A session whose process has room for this many refused votes.
     fn session(room: usize, listed_max: Option<usize>) -> Arc<Session> {
         let refused_room = RefusedRoom(Arc::new(Semaphore::new(room)));
         Session::of(&HeaderMap::new(), "test", refused_room, listed_max)
     }
 
-    /// Enters so many accepted votes, and after them so many refused ones.
+    /// Enters `accepted` accepted votes, and after them `refused` refused ones.
     async fn enter(session: &Arc<Session>, first: u64, accepted: usize, refused: usize) -> Arc<dyn Settle> {
         let inflight = InflightBytes::new(1, Duration::from_secs(1));
         let permit = inflight.acquire(1).await;

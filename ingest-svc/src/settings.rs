@@ -15,7 +15,7 @@ use crate::IngestConfig;
 /// The binary.
 pub const PROGRAM: Program = Program {
     name: "ingest-svc",
-    about: "Takes votes over gRPC, gRPC-Web and JSON, and brings them into the vote stream.",
+    about: "Accepts votes over gRPC, gRPC-Web and JSON, and puts them into the vote stream.",
     settings: &[
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50051", "Address of the service; port 0 picks a free one."),
@@ -30,13 +30,14 @@ pub const PROGRAM: Program = Program {
                 "unsettled-bytes-max",
                 "BYTES",
                 "64MiB",
-                "Bytes of votes under way; more of them wait in the clients.",
+                "Most bytes of votes that are not settled yet; further votes wait in the clients.",
             ),
             Setting::new(
                 "waiting-bytes-max",
                 "BYTES",
                 "64MiB",
-                "Bytes of large messages of which a part has arrived; and as many of those whose client does not read its answers.",
+                "Most bytes of large messages that have arrived in part, and of messages whose client does not read its \
+                 answers; each of the two has this limit.",
             ),
             Setting::new("first-message-timeout", "DURATION", "1m", "How long a stream may be open without a message."),
             Setting::new("silence-timeout", "DURATION", "5m", "How long a stream may be silent after a message."),
@@ -50,11 +51,11 @@ pub const PROGRAM: Program = Program {
 /// How long a drain takes after the calls have ended: votes of calls that were cut off are settled within D.
 pub const SETTLE_MAX: Duration = TimeBounds::DISTRIBUTED.answer_deadline;
 
-/// How short and how long clients may be waited for.
+/// Bounds of the time-outs for clients.
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3_600);
-/// Drain time by default.
+/// Default drain time.
 const DRAIN: Duration = Duration::from_secs(12);
-/// ECS kills a task this long after the signal unless it is told otherwise.
+/// ECS kills a task this long after the signal, unless it is configured otherwise.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 const _: () =

@@ -1,7 +1,7 @@
 //! Applies a window: stores each user's last vote, then adds what moved to the tallies.
 //!
-//! Must have the same effect however often a window is applied. It keeps nothing between two windows but the mark of one
-//! that was superseded: everything else is read from the outcomes of the writes, which tell what an earlier attempt did.
+//! Must have the same effect however often a window is applied. Between two windows it keeps only the mark of a window
+//! that was superseded. Everything else comes from the outcomes of the writes, which tell what an earlier attempt did.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use votestream_core::{
     port::{Group, TallyStore, VoteStore},
 };
 
-/// Most votes of one call to the store: bounds what a failed call repeats.
+/// Most votes of one call to the store. Limits what is repeated after a failed call.
 const VOTES_PER_WRITE: usize = 5_000;
 
 /// Makes the appliers of the `persist` group.
@@ -29,7 +29,7 @@ pub struct PersistAppliers {
 }
 
 impl PersistAppliers {
-    /// Appliers that write to these stores.
+    /// Makes appliers that write to these stores.
     pub fn new(votes: Arc<dyn VoteStore>, tallies: Arc<dyn TallyStore>) -> Self {
         Self { votes, tallies }
     }
@@ -44,20 +44,20 @@ impl ApplierFactory for PersistAppliers {
 /// Applies the windows of one shard.
 pub struct PersistApplier {
     stores: PersistAppliers,
-    /// End and epoch of a window of which votes were superseded.
+    /// End and epoch of a window that had superseded votes.
     superseded: Option<(SequenceNumber, u64)>,
 }
 
 #[async_trait]
 impl Applier for PersistApplier {
-    /// Answers [`ApplyError::Superseded`] before any tally is added. If the caller still owns the shard and applies the
-    /// window again under the same epoch, having flagged those polls for a recount, the other votes of the window are
-    /// counted: a contradiction in one poll must not stop the shard, nor cost another poll its votes.
+    /// Returns [`ApplyError::Superseded`] before it adds to any tally. If the caller still owns the shard, it flags
+    /// those polls for a recount and applies the window again under the same epoch. Then the other votes of the window
+    /// are counted: a contradiction in one poll must not stop the shard, and must not cost other polls their votes.
     async fn apply(&mut self, window: &Window) -> Result<(), ApplyError> {
         let writes = last_votes(window)?;
         let mut counted = Counted::new(window);
         for chunk in writes.chunks(VOTES_PER_WRITE) {
-            // Conditional: each vote only if the stored one stands earlier in the stream.
+            // Each vote is written only if the stored one is earlier in the stream.
             let span = trace::inner(
                 || info_span!(target: trace::TARGET, "write votes", otel.kind = "client", votes = chunk.len()),
             );
@@ -69,10 +69,13 @@ impl Applier for PersistApplier {
         if !counted.superseded().is_empty() && self.superseded != identity {
             self.superseded = identity;
             let poll_ids = counted.superseded().iter().cloned().collect();
-            tracing::error!(shard = %window.shard, epoch = window.epoch, ?poll_ids, "later votes are stored already");
+            tracing::error!(
+                shard = %window.shard, epoch = window.epoch, ?poll_ids,
+                "later votes are already stored: these polls must be recounted"
+            );
             return Err(ApplyError::Superseded { poll_ids });
         }
-        // Also polls of which no sum moves: the position says that the window is in.
+        // Polls without changed sums are included: their stored position says that the window was added.
         let deltas = counted.into_deltas();
         let span = trace::inner(
             || info_span!(target: trace::TARGET, "write tallies", otel.kind = "client", polls = deltas.len()),
@@ -101,7 +104,7 @@ mod tests {
 
     type StoredVote = (Position, Arc<str>, Option<Arc<str>>);
 
-    /// Both stores in memory. Calls fail while `failures` lasts, after having taken effect.
+    /// Both stores in memory. While `failures` is not used up, calls fail after they took effect.
     #[derive(Default)]
     struct Stores {
         votes: Mutex<HashMap<(PollId, Arc<str>), StoredVote>>,

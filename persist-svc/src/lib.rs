@@ -1,7 +1,7 @@
-//! Stores one vote per user and poll, the last one, and keeps the exact tallies that final results are made of.
+//! persist-svc: stores the last vote of each user in each poll, and keeps the exact tallies for final results.
 //!
-//! Owns how a window is applied to the votes and to the `persist` tallies. Must never add to a tally before every vote of
-//! the window is stored, and never judge a vote anew: what counts was decided when the window was built.
+//! Owns how a window is applied to the votes and to the `persist` tallies. Must never add to a tally before every vote
+//! of the window is stored. Must never judge a vote again: which votes count was decided when the window was built.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
 
@@ -19,7 +19,7 @@ use votestream_server::{Drain, ServiceError};
 
 pub use applier::{PersistApplier, PersistAppliers};
 
-/// What the persist service can be told.
+/// Settings of the persist service.
 #[derive(Clone, Debug)]
 pub struct PersistConfig {
     /// Leases and windows of the `persist` group.
@@ -27,12 +27,12 @@ pub struct PersistConfig {
 }
 
 impl PersistConfig {
-    /// For one process on one machine.
+    /// Settings for one process on one machine.
     pub fn one_machine() -> Self {
         Self { group: GroupConfig::one_machine(Group::Persist) }
     }
 
-    /// For several processes, and engines behind a network.
+    /// Settings for several processes, and engines behind a network.
     pub fn distributed() -> Self {
         Self { group: GroupConfig::distributed(Group::Persist) }
     }

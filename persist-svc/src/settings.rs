@@ -13,7 +13,7 @@ use votestream_server::Limits;
 /// The binary.
 pub const PROGRAM: Program = Program {
     name: "persist-svc",
-    about: "Stores one vote per user and poll, the last one, and keeps exact tallies.",
+    about: "Stores the last vote of each user in each poll, and keeps exact tallies.",
     settings: &[
         &[Setting::optional("listen", "ADDR", "Address at which gRPC health is answered [default: nowhere].")],
         listener::LIMITS,
@@ -24,7 +24,7 @@ pub const PROGRAM: Program = Program {
                 "write-units-per-second",
                 "N",
                 "0",
-                "Most write units a second that this process spends on votes; 0 for no limit.",
+                "Most write units per second that this process spends on votes; 0 for no limit.",
             ),
             Setting::new("window-votes-max", "N", "50000", "Votes after which a window is closed."),
             Setting::new("window-linger", "DURATION", "200ms", "How long a window waits for more records."),
@@ -32,7 +32,7 @@ pub const PROGRAM: Program = Program {
                 "drain",
                 "DURATION",
                 "25s",
-                "How long the windows under way may take to be stored after a signal.",
+                "How long the process may take after a signal to store the windows it has begun.",
             ),
         ],
         engine::LOGS,
@@ -43,15 +43,15 @@ pub const PROGRAM: Program = Program {
 /// What the binary needs.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where health is answered, if anywhere.
+    /// Address for gRPC health, if any.
     pub listen: Option<SocketAddr>,
-    /// What may be open there.
+    /// Limits of the connections there.
     pub limits: Limits,
     /// Stream and store.
     pub engine: EngineConfig,
     /// The group.
     pub consumer: ConsumerConfig,
-    /// The operator's brake.
+    /// The operator's limit on write units; `None` for no limit.
     pub write_units_per_second: Option<NonZeroU32>,
     /// How long the drain may take.
     pub drain: Duration,

@@ -1,8 +1,8 @@
-//! Configuration by flags and environment: read everything, then report every mistake, then refuse.
+//! Configuration by flags and environment: reads everything, then reports every mistake, then refuses.
 //!
 //! Owns how a setting is named (`--table-prefix` and `VOTESTREAM_TABLE_PREFIX`), which source wins (flag, environment,
-//! default), and the text of `--help`. Must never read the process's environment by itself, open a socket, or stop at the
-//! first mistake: a deployment takes minutes, and one attempt must show all of them.
+//! default), and the text of `--help`. Must never read the process's environment by itself, open a socket, or stop at
+//! the first mistake: a deployment takes minutes, so one attempt must show all mistakes.
 
 pub mod engine;
 pub mod listener;
@@ -21,10 +21,10 @@ use clap::{
 
 pub use parse::{bytes, duration, one_of, socket_addr, switch, text, whole};
 
-/// What every variable of the project starts with.
+/// Prefix of every variable of the project.
 pub const PREFIX: &str = "VOTESTREAM_";
 
-/// Variables of the project that the services do not read, but which may be set in the same shell.
+/// Variables of the project that the services do not read, but that may be set in the same shell.
 const OTHER_VARIABLES: [&str; 2] = ["VOTESTREAM_INGEST", "VOTESTREAM_RESULTS"];
 
 /// One setting.
@@ -32,11 +32,11 @@ const OTHER_VARIABLES: [&str; 2] = ["VOTESTREAM_INGEST", "VOTESTREAM_RESULTS"];
 pub struct Setting {
     /// Name of the flag, without dashes in front.
     pub name: &'static str,
-    /// What stands for the value in the help; a setting without one is a switch.
+    /// Name of the value in the help. A setting without one is a switch.
     pub value: Option<&'static str>,
-    /// The value if none is given.
+    /// The default value.
     pub default: Option<&'static str>,
-    /// What it does.
+    /// What it does, for the help.
     pub help: &'static str,
 }
 
@@ -46,7 +46,7 @@ impl Setting {
         Self { name, value: Some(value), default: Some(default), help }
     }
 
-    /// A setting that may be left out; the help says what happens then.
+    /// A setting that may be missing. The help says what happens then.
     pub const fn optional(name: &'static str, value: &'static str, help: &'static str) -> Self {
         Self { name, value: Some(value), default: None, help }
     }
@@ -67,11 +67,11 @@ impl Setting {
 pub struct Program {
     /// Name of the binary, and of the service in telemetry.
     pub name: &'static str,
-    /// One sentence.
+    /// Description in one sentence.
     pub about: &'static str,
     /// Its settings, in groups.
     pub settings: &'static [&'static [Setting]],
-    /// Names of settings of the other services: one environment may serve them all.
+    /// Names of settings of other services: all services may share one environment.
     pub others: &'static [&'static str],
 }
 
@@ -99,10 +99,10 @@ Exit codes:
   3   stopped by a signal, but not everything was finished in time
   64  wrong configuration";
 
-/// Why there are no values.
+/// Why reading the configuration ended without values.
 #[derive(Debug)]
 pub enum Refused {
-    /// Help or version was asked for; this is it.
+    /// The caller asked for help or version. This is the text.
     Answered(String),
     /// Everything that is wrong.
     Mistakes(Vec<String>),
@@ -116,7 +116,7 @@ enum Source {
     Default,
 }
 
-/// The text of every setting, and what is wrong so far.
+/// The text of every setting, and the mistakes found so far.
 #[derive(Debug)]
 pub struct Values {
     given: BTreeMap<&'static str, (String, Source)>,
@@ -152,7 +152,8 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// Only if help was asked for. Mistakes are kept with the values, so that wrong values are reported together with them.
+    /// Only if help or version was asked for. Mistakes are kept in the returned value, so that wrong values are
+    /// reported together with them.
     pub fn read(
         &self,
         arguments: impl IntoIterator<Item = OsString>,
@@ -175,7 +176,7 @@ impl Program {
         Ok(values)
     }
 
-    /// What the flags say. A flag that is wrong is noted and left out, and the others are read.
+    /// Reads the flags. A wrong flag is noted and removed, and the others are read.
     fn matches(&self, mut arguments: Vec<OsString>, mistakes: &mut Vec<String>) -> Result<Option<ArgMatches>, Refused> {
         for _ in 0..=arguments.len() {
             let named = std::iter::once(OsString::from(self.name)).chain(arguments.iter().cloned());
@@ -189,14 +190,14 @@ impl Program {
             let first_line = error.render().to_string();
             let first_line = first_line.lines().next().unwrap_or_default();
             mistakes.push(first_line.strip_prefix("error: ").unwrap_or(first_line).to_owned());
-            // clap names the argument, for flags with their value's name behind.
+            // clap names the wrong argument. For a flag, the name of its value follows.
             let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else { break };
             let culprit = culprit.split([' ', '=']).next().unwrap_or_default();
             let is_culprit = |argument: &OsString| {
                 argument == culprit
                     || argument.to_str().and_then(|text| text.split_once('=')).is_some_and(|(name, _)| name == culprit)
             };
-            // The last one, since that is what is one too many when a flag is given twice.
+            // Remove the last one: if a flag is given twice, the second is the one too many.
             let Some(at) = arguments.iter().rposition(is_culprit) else { break };
             arguments.remove(at);
         }
@@ -223,7 +224,7 @@ impl Program {
                 continue;
             };
             match value.to_str() {
-                // As the standard variables of OpenTelemetry: empty is unset.
+                // An empty variable counts as unset, as with the standard variables of OpenTelemetry.
                 Some("") => {}
                 Some(value) => drop(found.insert(name, value.to_owned())),
                 None => mistakes.push(format!("{variable}: the value {} is not UTF-8", display(&value))),
@@ -238,7 +239,7 @@ fn display(text: &OsStr) -> String {
 }
 
 fn unknown<'a>(variable: &str, known: impl Iterator<Item = &'a String>) -> String {
-    // Good enough to find a missing S: the known name that shares the longest start.
+    // The known name with the longest common start. This finds a missing S.
     let shared = |known: &str| known.bytes().zip(variable.bytes()).take_while(|(a, b)| a == b).count();
     let nearest = known.max_by_key(|known| shared(known)).filter(|known| shared(known) > PREFIX.len() + 2);
     let hint = nearest.map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
@@ -246,7 +247,7 @@ fn unknown<'a>(variable: &str, known: impl Iterator<Item = &'a String>) -> Strin
 }
 
 impl Values {
-    /// A setting that has a value. `None` after a mistake, which is noted.
+    /// Reads a setting that must have a value. `None` after a mistake, which is noted.
     pub fn get<T>(&mut self, name: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         let value = self.optional(name, parse)?;
         if value.is_none() {
@@ -255,7 +256,7 @@ impl Values {
         value
     }
 
-    /// A setting that may have none. The outer `None` is a mistake, which is noted.
+    /// Reads a setting that may have no value. The outer `None` means a mistake, which is noted.
     pub fn optional<T>(
         &mut self,
         name: &'static str,
@@ -275,19 +276,19 @@ impl Values {
         }
     }
 
-    /// Notes a mistake that several settings make together, unless the condition holds.
+    /// Notes a mistake in a combination of settings, unless the condition holds.
     pub fn check(&mut self, holds: bool, mistake: impl FnOnce() -> String) {
         if !holds {
             self.mistakes.push(mistake());
         }
     }
 
-    /// Takes the mistakes of something that was read elsewhere.
+    /// Takes over the mistakes of something that was read elsewhere.
     pub fn merge<T>(&mut self, read: Result<T, Vec<String>>) -> Option<T> {
         read.map_err(|mistakes| self.mistakes.extend(mistakes)).ok()
     }
 
-    /// The configuration, if nothing was wrong.
+    /// Returns the configuration if there was no mistake.
     ///
     /// # Errors
     ///
@@ -295,7 +296,7 @@ impl Values {
     pub fn finish<C>(self, config: Option<C>) -> Result<C, Refused> {
         match config {
             Some(config) if self.mistakes.is_empty() => Ok(config),
-            // Whoever leaves a value out notes a mistake.
+            // If a value is missing, a mistake was noted for it.
             _ => Err(Refused::Mistakes(self.mistakes)),
         }
     }

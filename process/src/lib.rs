@@ -1,8 +1,8 @@
-//! What any process of the project has: configuration, telemetry, signals, terminals and exit codes.
+//! What every process of the project needs: configuration, telemetry, signals, terminals and exit codes.
 //!
-//! Owns the shell around a service. Must never know what a vote is, nor what a service does.
+//! Owns the shell around a service. Must never know what a vote is, and never what a service does.
 
-// They panic once the reader of a pipe has left: `terminal` has what does not.
+// `println!` and `eprintln!` panic once the reader of a pipe has left. `terminal` has functions that do not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod config;

@@ -1,7 +1,7 @@
-//! A service as a process: configuration, telemetry, signals, exit codes.
+//! Runs a service as a process: configuration, telemetry, signals, exit codes.
 //!
-//! Owns the phases of every binary: configuration, telemetry, adapters, bind, run, drain. Must never know what a service
-//! does; and nothing outside tests may end the process but this module.
+//! Owns the phases of every binary: configuration, telemetry, adapters, bind, run, drain. Must never know what a
+//! service does. Outside tests, no other module may end the process.
 
 mod health;
 
@@ -25,7 +25,7 @@ use crate::{
     terminal::{Signals, note},
 };
 
-/// Why a process ends other than well. Each has its exit code.
+/// Why a process failed. Each cause has its own exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// Exit code 64.
@@ -43,7 +43,7 @@ pub enum ProcessError {
 }
 
 impl ProcessError {
-    /// Something that the service needs is not there.
+    /// The error that something the service needs is missing.
     pub fn start(reason: impl Display) -> Self {
         Self::Start(reason.to_string())
     }
@@ -62,17 +62,17 @@ impl ProcessError {
 /// Exit code of an incomplete drain.
 const INCOMPLETE: u8 = 3;
 
-/// How long questions about health may take to end after a signal.
+/// How long health calls may take to end after a signal.
 const HEALTH_DRAIN: Duration = Duration::from_secs(1);
 
-/// What a running service asks of its process.
+/// What a service needs from its process.
 #[derive(Clone, Debug)]
 pub struct Process {
     shutdown: CancellationToken,
 }
 
 impl Process {
-    /// Cancelled at the first signal.
+    /// A token that is cancelled at the first signal.
     pub fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()
     }
@@ -92,8 +92,8 @@ impl Process {
         Ok(listener)
     }
 
-    /// Answers gRPC health until the end of the process, for a service that has no API of its own. That it answers says that
-    /// the process started and its runtime turns; a service that cannot go on ends its process.
+    /// Answers gRPC health until the end of the process, for a service without an API of its own. An answer means that
+    /// the process has started and its runtime works. A service that cannot go on ends its process.
     ///
     /// # Errors
     ///
@@ -103,13 +103,13 @@ impl Process {
         let shutdown = self.shutdown();
         tokio::spawn(async move {
             if let Err(error) = votestream_server::serve_health(listener, &connections, shutdown, HEALTH_DRAIN).await {
-                tracing::error!(%error, "health is answered no longer");
+                tracing::error!(%error, "health calls are no longer answered");
             }
         });
         Ok(())
     }
 
-    /// Waits for the service to end. Once a signal has come it has this much time.
+    /// Waits for the service to end. After a signal it has this much time.
     ///
     /// # Errors
     ///
@@ -134,8 +134,8 @@ impl Process {
     }
 }
 
-/// Runs a program: reads its configuration, starts telemetry, serves until a signal, and reports how that went. With `health` as
-/// the first argument it asks a running one instead.
+/// Runs a program: reads its configuration, starts telemetry, serves until a signal, and reports the result. If the
+/// first argument is `health`, it asks a running program for its health instead.
 pub fn main<C, F>(
     program: &Program,
     configure: impl FnOnce(&mut Values) -> Option<C>,
@@ -160,7 +160,7 @@ where
     let entered = runtime.enter();
     let telemetry = match telemetry::init(program.name, start.format, start.exports) {
         Ok(telemetry) => telemetry,
-        // Its variables are configuration, too.
+        // A wrong telemetry variable is a configuration error, too.
         Err(error) => return refuse(program, &ProcessError::Config(vec![error.to_string()])),
     };
     drop(entered);
@@ -174,7 +174,7 @@ where
     });
     let code = match ended {
         Ok(()) => {
-            tracing::info!("stopped, and everything is finished");
+            tracing::info!("stopped; everything is finished");
             ExitCode::SUCCESS
         }
         Err(failure) => {
@@ -183,12 +183,12 @@ where
         }
     };
     telemetry.shutdown();
-    // What was cut off may still block a worker.
+    // Do not wait for workers: a call that was cut off may still block one.
     runtime.shutdown_background();
     code
 }
 
-/// What the shell itself needs.
+/// The settings that the shell itself needs.
 struct Start {
     format: LogFormat,
     exports: Exports,
@@ -219,18 +219,19 @@ fn answer(program: &Program, refused: Refused) -> ExitCode {
     }
 }
 
-/// Prints on stdout. Whoever asked may have seen enough and left.
+/// Prints on stdout. The reader may have left, so errors are ignored.
 fn print_out(text: &str) {
     drop(std::io::stdout().write_all(text.as_bytes()));
 }
 
-/// There are no logs yet.
+/// Reports a failure on stderr, because logging has not started yet.
 fn refuse(program: &Program, failure: &ProcessError) -> ExitCode {
     note(&format!("{}: {failure}", program.name));
     ExitCode::from(failure.code())
 }
 
-/// The first SIGTERM, SIGINT or SIGHUP starts the drain; a second one ends the process at once, which costs no acknowledged vote.
+/// The first SIGTERM, SIGINT or SIGHUP starts the drain. A second one ends the process at once. No acknowledged vote is
+/// lost by this.
 fn listen_for_signals(shutdown: CancellationToken) -> Result<(), ProcessError> {
     let mut signals =
         Signals::new().map_err(|error| ProcessError::Start(format!("cannot listen for signals: {error}")))?;

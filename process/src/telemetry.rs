@@ -1,17 +1,18 @@
-//! Logs, traces and metrics of a process, and their export by OpenTelemetry.
+//! Sets up logs, traces and metrics of a process, and their export by OpenTelemetry.
 //!
-//! Owns who listens to `tracing` and to the metrics of `core`. Logs go to stderr. Nothing else happens unless the standard
-//! variables ask for it: OTLP over gRPC is on for the signals that have an endpoint (`OTEL_EXPORTER_OTLP_ENDPOINT`, or
-//! `OTEL_EXPORTER_OTLP_{TRACES,METRICS,LOGS}_ENDPOINT`), unless `OTEL_SDK_DISABLED=true` or `OTEL_{…}_EXPORTER=none`. The
-//! other `OTEL_*` variables (headers, time limits, intervals, sampler, resource) are those of the SDK. Must never fail a
-//! vote because a collector is gone.
+//! Owns the subscribers of `tracing` and of the metrics of `core`. Logs go to stderr. Nothing else happens unless the
+//! standard variables ask for it: OTLP over gRPC is on for the signals that have an endpoint
+//! (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `OTEL_EXPORTER_OTLP_{TRACES,METRICS,LOGS}_ENDPOINT`), unless
+//! `OTEL_SDK_DISABLED=true` or `OTEL_{…}_EXPORTER=none`. The SDK reads the other `OTEL_*` variables (headers, time
+//! limits, intervals, sampler, resource). A vote must never fail because a collector cannot be reached.
 //!
 //! # Traces
 //!
-//! A trace begins with the `traceparent` of a client, in gRPC metadata or an HTTP header; a request without one, or with one
-//! that is not sampled, costs one look at its headers. Then there are the spans `cast votes` (ingest, child of the client's),
-//! `put batch` (its child, linked to the others whose votes share the batch), and in each group `apply window` (linked to the
-//! batches of the window) with its children `write votes` and `write tallies`.
+//! A trace begins with the `traceparent` of a client, in gRPC metadata or an HTTP header. A request without one, or
+//! with one that is not sampled, costs one look at its headers. The trace has the spans `cast votes` (ingest, child of
+//! the client's span), `put batch` (child of `cast votes`, linked to the other spans whose votes share the batch), and
+//! in each group `apply window` (linked to the batches of the window) with its children `write votes` and `write
+//! tallies`.
 //!
 //! # Metrics
 //!
@@ -55,7 +56,7 @@ use votestream_core::observe::trace;
 /// Header of the W3C Trace Context, the same in gRPC metadata.
 const TRACEPARENT: &str = "traceparent";
 
-/// The span of a request that brings votes, and its `traceparent` for the batches; disabled and empty unless the request's
+/// The span of a request with votes, and its `traceparent` for the batches. Disabled and empty unless the request's
 /// headers say that its trace is sampled.
 pub fn request_span(headers: &HeaderMap, method: &'static str) -> (Span, Option<std::sync::Arc<str>>) {
     let Some(traceparent) = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()) else {
@@ -69,12 +70,12 @@ pub fn request_span(headers: &HeaderMap, method: &'static str) -> (Span, Option<
     })
 }
 
-/// How logs look.
+/// Format of the logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// Lines for people.
     Text,
-    /// One JSON object a line, with the trace id of the span that it was written in.
+    /// One JSON object per line, with the trace id of the span in which it was written.
     Json,
 }
 
@@ -90,11 +91,11 @@ pub struct Exports {
 }
 
 impl Exports {
-    /// What the standard variables ask for.
+    /// Reads the standard variables.
     ///
     /// # Errors
     ///
-    /// Everything that they ask for and that is not there.
+    /// Every setting in them that is not supported.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<String>> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         if set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {

@@ -1,7 +1,7 @@
-//! What a process writes for people, and the signals that they send it.
+//! Output of a process for people, and the signals that people send to it.
 //!
-//! Owns the rule that a closed stderr ends nothing but the output: whoever read it may leave while the process works on. Must
-//! never panic or fail because a line could not be written.
+//! Owns the rule that a closed stderr ends only the output: its reader may leave while the process works on. Must never
+//! panic or fail because a line could not be written.
 
 use std::{
     env,
@@ -11,13 +11,14 @@ use std::{
 use tokio::signal::unix::{self, SignalKind};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Standard error for logs. Its writes always succeed: `tracing` reports a failed one by `eprintln!`, which panics then.
+/// Standard error for logs. Its writes always succeed, because `tracing` reports a failed write by `eprintln!`, which
+/// would panic then.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogOutput;
 
 impl Write for LogOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // There is nowhere to report this.
+        // An error here cannot be reported anywhere.
         drop(io::stderr().lock().write_all(bytes));
         Ok(bytes.len())
     }
@@ -37,7 +38,7 @@ impl MakeWriter<'_> for LogOutput {
 
 /// Prints a line on stderr, if anybody reads it.
 pub fn note(line: &str) {
-    // In one write, so that lines of several threads do not mix.
+    // Use one write, so that lines of several threads do not mix.
     drop(io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
 }
 
@@ -75,7 +76,7 @@ impl Signal {
         }
     }
 
-    /// The exit code of a process that it has ended before its work was done, as a shell reports it.
+    /// The exit code of a process that this signal ended before its work was done, in the form that shells use.
     pub fn exit_code(self) -> u8 {
         128 + self.number()
     }
@@ -89,15 +90,15 @@ impl Signal {
     }
 }
 
-/// The signals that ask this process to end. From now on none of them ends it by itself.
+/// Receives the signals that ask this process to end. While it exists, none of them ends the process by itself.
 #[derive(Debug)]
 pub struct Signals {
     listening: Vec<(Signal, unix::Signal)>,
 }
 
 impl Signals {
-    /// Listens. Signals that whoever started the process had it ignore stay ignored: `nohup` does that with SIGHUP, a shell with
-    /// SIGINT for what runs in the background of a script.
+    /// Starts to listen. Signals that the process ignored when it was started stay ignored: `nohup` does this for
+    /// SIGHUP, and a shell does it for SIGINT of a script's background processes.
     ///
     /// # Errors
     ///
@@ -109,7 +110,7 @@ impl Signals {
         Ok(Self { listening })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Signal {
         std::future::poll_fn(|cx| {
             for (signal, stream) in &mut self.listening {
@@ -123,7 +124,7 @@ impl Signals {
     }
 }
 
-/// The signals that are ignored now, a bit each. None where the system does not say.
+/// The signals that are ignored at present, one bit each; 0 where the system does not say.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,7 +1,7 @@
 //! prost's codec with small buffers.
 //!
-//! tonic allocates both buffers of a call when it starts, 8 KiB each; a thousand idle streams would hold 16 MB for nothing.
-//! These start small and grow with the first message.
+//! tonic allocates both buffers of a call when it starts, 8 KiB each, so a thousand idle streams would hold 16 MB.
+//! These buffers start small and grow with the first message.
 
 use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
@@ -9,7 +9,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// Size of a new buffer, in bytes.
 const BUFFER_BYTES: usize = 512;
-/// Encoded bytes after which a message is sent even if more messages are ready: tonic's default.
+/// Encoded bytes after which messages are sent even if more are ready. This is tonic's default.
 const YIELD_BYTES: usize = 32 << 10;
 
 /// The codec of all services.

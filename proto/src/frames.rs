@@ -1,9 +1,9 @@
-//! Messages of votes in the frames of a gRPC stream, read where they were received.
+//! Reads messages of votes from the frames of a gRPC stream, without copying them.
 //!
-//! A gRPC message is a flag, its length in four bytes, and its content. tonic copies what arrives into a buffer of its own and
-//! splits each message off it; where messages are of one vote, that costs more than the votes. [`FrameReader`] only finds where
-//! messages end, and [`Frames`] are as many whole messages as arrived in one piece. A message that arrives in several pieces is
-//! the only one that is copied.
+//! A gRPC message is a flag, its length in four bytes, and its content. tonic copies what arrives into its own buffer
+//! and splits each message from it. If each message has one vote, this costs more than the votes. [`FrameReader`] only
+//! finds the ends of messages, and [`Frames`] holds as many whole messages as arrived in one piece. Only a message that
+//! arrives in several pieces is copied.
 
 use std::{fmt, mem};
 
@@ -19,7 +19,7 @@ const HEADER_BYTES: usize = 5;
 pub enum FrameError {
     /// A message is longer than the limit, in bytes.
     TooLong(usize),
-    /// A message is compressed, or has a flag that is not known.
+    /// A message is compressed, or has an unknown flag.
     Flag(u8),
 }
 
@@ -27,7 +27,7 @@ impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong(len) => write!(f, "a message of {len} bytes is too long"),
-            Self::Flag(1) => f.write_str("a message is compressed, though the call names no compression"),
+            Self::Flag(1) => f.write_str("a message is compressed, but the call names no compression"),
             Self::Flag(flag) => write!(f, "a message has the flag {flag}, which is not known"),
         }
     }
@@ -39,19 +39,20 @@ impl std::error::Error for FrameError {}
 #[derive(Debug)]
 pub struct FrameReader {
     message_bytes_max: usize,
-    /// What arrived and has not been looked at.
+    /// Bytes that arrived but were not read yet.
     rest: Bytes,
-    /// The beginning of a message that has not arrived whole. It comes before `rest`.
+    /// The beginning of a message that has not fully arrived. It comes before `rest`.
     part: BytesMut,
 }
 
 impl FrameReader {
-    /// For messages of at most so many bytes.
+    /// A reader for messages of at most this many bytes.
     pub fn new(message_bytes_max: usize) -> Self {
         Self { message_bytes_max, rest: Bytes::new(), part: BytesMut::new() }
     }
 
-    /// Takes what has arrived. Meant to be called when [`FrameReader::next`] has nothing more: what is left is copied.
+    /// Adds bytes that have arrived. Call it when [`FrameReader::next`] has nothing more, because what is left then is
+    /// copied.
     pub fn push(&mut self, data: Bytes) {
         let left = mem::replace(&mut self.rest, data);
         if !left.is_empty() {
@@ -59,11 +60,11 @@ impl FrameReader {
         }
     }
 
-    /// The next messages that are there as a whole.
+    /// The next whole messages; `None` if there are none.
     ///
     /// # Errors
     ///
-    /// If the message after those that were returned cannot be read, however often it is asked for.
+    /// If the next message cannot be read. Later calls return the same error.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Frames>, FrameError> {
         if self.part.is_empty() {
@@ -72,7 +73,7 @@ impl FrameReader {
                 return Ok(Some(Frames(self.rest.split_to(whole))));
             }
         }
-        // Its length first, then the rest of it.
+        // First complete the header, which has the length, then the rest.
         self.complete(HEADER_BYTES);
         let Some(header) = self.part.first_chunk() else { return Ok(None) };
         let end = HEADER_BYTES + self.content_bytes(header)?;
@@ -80,14 +81,14 @@ impl FrameReader {
         Ok((self.part.len() == end).then(|| Frames(mem::take(&mut self.part).freeze())))
     }
 
-    /// Length of the message of which a part has arrived, with its frame, once that is known. Meant to be asked when
-    /// [`FrameReader::next`] has nothing more: the length is one that it takes.
+    /// Length, with its frame, of the message of which a part has arrived; `None` if it is not known yet. Call it when
+    /// [`FrameReader::next`] has nothing more: then the length is one that it accepts.
     pub fn declared(&self) -> Option<usize> {
         let [_, len @ ..] = *self.part.first_chunk::<HEADER_BYTES>()?;
         Some(HEADER_BYTES + u32::from_be_bytes(len) as usize)
     }
 
-    /// Whether nothing is left of a message.
+    /// Whether no part of a message is waiting.
     pub fn is_between_messages(&self) -> bool {
         self.part.is_empty() && self.rest.is_empty()
     }
@@ -102,7 +103,7 @@ impl FrameReader {
         }
     }
 
-    /// How many bytes of the rest are whole messages. An error counts only once it stands in front.
+    /// Number of bytes of `rest` that are whole messages. An error is returned only if it concerns the first message.
     fn whole(&self) -> Result<usize, FrameError> {
         let mut whole = 0;
         while let Some((header, content)) = self.rest[whole..].split_first_chunk() {
@@ -115,12 +116,12 @@ impl FrameReader {
         Ok(whole)
     }
 
-    /// Moves from the rest what the part lacks until it has so many bytes.
+    /// Moves bytes from `rest` to `part` until it has `end` bytes, as far as there are any.
     fn complete(&mut self, end: usize) {
         let lacking = end.saturating_sub(self.part.len());
         let arrived = lacking.min(self.rest.len());
         if arrived > 0 {
-            // Memory for all of it, so that nothing moves again.
+            // Reserve memory for all of it, so that the bytes are not moved again.
             self.part.reserve(lacking);
             self.part.extend_from_slice(&self.rest[..arrived]);
             self.rest.advance(arrived);
@@ -128,7 +129,7 @@ impl FrameReader {
     }
 }
 
-/// Whole messages of votes, in a row, as they were received.
+/// Whole messages of votes, one after the other, as they were received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frames(Bytes);
 
@@ -168,7 +169,7 @@ impl<'a> Iterator for FrameVotes<'a> {
                 return Some(vote);
             }
             let ([_, len @ ..], rest) = self.frames.split_first_chunk::<HEADER_BYTES>()?;
-            // Whole, by how frames are made.
+            // `FrameReader` puts only whole messages here.
             let (content, frames) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
             self.frames = frames;
             self.message = Votes::of(content);
@@ -190,7 +191,7 @@ mod tests {
         [&[0][..], &(content.len() as u32).to_be_bytes(), content].concat()
     }
 
-    /// Reads a stream that arrives in these pieces, and what the reader says at its end.
+    /// Reads a stream that arrives in these pieces. Also returns the result at its end.
     fn read(pieces: &[&[u8]]) -> (Vec<Frames>, Result<bool, FrameError>) {
         let (mut reader, mut frames) = (FrameReader::new(MAX), Vec::new());
         for piece in pieces {

@@ -1,8 +1,8 @@
 //! The gRPC API of Votestream, package `votestream.v1`.
 //!
-//! Owns the wire: the generated messages and services, the descriptors for server reflection, and [`ReceivedVotes`], which
-//! are read in place instead of copying every string. Must never hold a rule of the domain: what a valid vote is, is decided
-//! in `votestream-core`, and these types end in the services.
+//! Owns the wire format: the generated messages and services, the descriptors for server reflection, and
+//! [`ReceivedVotes`], which are read in place instead of copying every string. Must never hold a rule of the domain:
+//! `votestream-core` decides what a valid vote is. Only the services use these types.
 
 mod codec;
 mod frames;

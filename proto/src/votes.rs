@@ -1,9 +1,9 @@
-//! A message of votes that is read where it was received.
+//! Reads a message of votes without copying it.
 //!
-//! `CastVoteRequest`, `CastVotesRequest` and `StreamVotesRequest` have the same wire form: votes in field 1. Decoding them
-//! into strings costs three allocations a vote, and one id that is not UTF-8 would fail the whole message. [`VotesMessage`]
-//! keeps the received bytes instead; [`VotesMessage::votes`] walks them and yields slices. Checking the slices is the
-//! caller's business: nothing here knows what a valid id is.
+//! `CastVoteRequest`, `CastVotesRequest` and `StreamVotesRequest` have the same wire form: votes in field 1. Decoding
+//! them into strings would cost three allocations per vote, and one id that is not UTF-8 would make the whole message
+//! invalid. [`VotesMessage`] keeps the received bytes instead, and [`VotesMessage::votes`] returns slices of them. The
+//! caller must check the slices: nothing here knows what a valid id is.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::{
@@ -18,28 +18,28 @@ const TAG_2: u8 = (2 << 3) | 2;
 /// Field number 3, wire type 2: `option_id`.
 const TAG_3: u8 = (3 << 3) | 2;
 
-/// A request that holds votes, as it stands on the wire.
+/// A request that holds votes, in its wire form.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VotesMessage {
-    /// Received messages are one shared slice of the connection's buffer.
+    /// The bytes of a received message: a shared slice of the connection's buffer.
     received: Bytes,
-    /// Messages under construction grow here. Never both non-empty, except for votes pushed onto a received message.
+    /// The bytes of a message that is being built. `received` and this are both non-empty only if votes were pushed
+    /// onto a received message.
     built: BytesMut,
 }
 
-/// What holds votes, as they were received.
+/// A holder of votes in their received form.
 pub trait ReceivedVotes {
     /// Size on the wire, in bytes.
     fn wire_len(&self) -> usize;
 
-    /// The votes in their order. An item is an error if that vote alone cannot be read, or if the rest of its message
-    /// cannot.
+    /// The votes in their order. An item is an error if this vote, or the rest of its message, cannot be read.
     ///
-    /// A copy of the iterator goes on where it is, so that what follows can be looked at twice.
+    /// A clone of the iterator continues at the same place, so that a caller can look ahead.
     fn votes(&self) -> impl Iterator<Item = Result<VoteBytes<'_>, MalformedMessage>> + Clone + Send;
 }
 
-/// One vote of a message, unchecked: the bytes may be empty, too long, or no text at all.
+/// One vote of a message, not checked: the bytes may be empty, too long, or not UTF-8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VoteBytes<'a> {
     /// `Vote.poll_id`.
@@ -111,7 +111,8 @@ impl VotesMessage {
         Self { received: shared.received.slice(left..), built: BytesMut::new() }
     }
 
-    /// Whether nothing was received and nothing pushed. A message of unknown fields is not empty, though it holds no vote.
+    /// Whether nothing was received and nothing was pushed. A message of unknown fields is not empty, although it has
+    /// no vote.
     pub fn is_empty(&self) -> bool {
         self.wire_len() == 0
     }
@@ -132,7 +133,7 @@ impl ReceivedVotes for VotesMessage {
 #[derive(Clone, Default)]
 pub(crate) struct Votes<'a> {
     rest: &'a [u8],
-    /// What comes after it.
+    /// The bytes that come after `rest`.
     then: &'a [u8],
 }
 
@@ -180,7 +181,7 @@ fn read_vote(mut bytes: &[u8]) -> Result<VoteBytes<'_>, MalformedMessage> {
     Ok(vote)
 }
 
-/// Takes one field off the front: its number and value if it is length-delimited, `None` if it is of another kind.
+/// Takes one field from the front. Returns its number and value; `None` if it is not length-delimited.
 #[inline(always)]
 fn next_field<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u32, &'a [u8])>, MalformedMessage> {
     // Nearly every field has a one-byte tag and a one-byte length.

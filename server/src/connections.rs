@@ -1,11 +1,11 @@
-//! One port: its connections and what they carry, from accept to close.
+//! The connections of one port and their requests, from accept to close.
 //!
-//! Owns the way of a connection: `accept` takes it, the `census` gives it a place, `connection` speaks HTTP on it, `entry` hands
-//! its requests on and `outbound` their answers back, and its `life` ends it if its client does not. Must never know what is
-//! served.
+//! Owns the path of a connection: `accept` accepts it, the `census` gives it a place, `connection` speaks HTTP on it,
+//! `entry` passes its requests on and `outbound` returns the answers. If its client does not end it, its `life` does.
+//! Must never know what the services do.
 //!
-//! Nothing here is without a limit: connections ([`Limits`](crate::Limits) and descriptors), the time to a first request, without
-//! a call, and for a piece of an answer, and the memory that answers and requests hold.
+//! Everything here has a limit: the number of connections ([`Limits`](crate::Limits) and descriptors); the time until a
+//! first request, without a call, and for a piece of an answer; and the memory of answers and requests.
 
 mod accept;
 mod calls;
@@ -40,12 +40,12 @@ use crate::Drain;
 use entry::Entry;
 use link::Order;
 
-/// Serves `services` on the listener until `shutdown`. Then connections without a call end, the others have `drain` to finish, and
-/// what is left is cut off. `single` has the paths of the calls that take one message.
+/// Serves `services` on the listener until `shutdown`. Then connections without a call end, the others have the time
+/// `drain` to finish, and after that the rest is cut off. `single` holds the paths of the calls that take one message.
 ///
 /// # Errors
 ///
-/// If the listener has no address.
+/// If the listener's address cannot be read.
 pub(crate) async fn serve<S>(
     listener: TcpListener,
     services: S,
@@ -59,7 +59,7 @@ where
     S::Future: Send,
 {
     let is_loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
-    // Acknowledgements are small and must not wait for the client's system.
+    // Acknowledgements are small. They must not wait until the client's system confirms earlier packets.
     if let Err(error) = rustix::net::sockopt::set_tcp_nodelay(&listener, true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
@@ -74,7 +74,8 @@ where
             tracker.spawn(connection::run(socket, entry, place));
         }
     };
-    // In a task of its own: whoever calls this may be no thread of the runtime's, which would be woken for every connection.
+    // Accept in a task of its own: the caller may not run on a thread of the runtime, and then it would be woken for
+    // every connection.
     let accepting = tokio::spawn(accept::accept(listener, census.clone(), number, shutdown.clone(), serve));
     if let Err(error) = AbortOnDropHandle::new(accepting).await
         && let Ok(panic) = error.try_into_panic()

@@ -1,8 +1,9 @@
-//! A gRPC call's deadline, which its client sends as `grpc-timeout`.
+//! The deadline of a gRPC call. Its client sends it as `grpc-timeout`.
 //!
-//! Owns the end of a call whose time is up: the client gets DEADLINE_EXCEEDED, and what was running for it is dropped. Must
-//! never stand in front of JSON, to which the header means nothing, nor of the translation of gRPC-Web, which would not know the
-//! end of the call for one. Must cost a call without a deadline no more than the look for the header.
+//! Owns the end of a call whose time is up: the client gets DEADLINE_EXCEEDED, and the work for it is dropped. Must
+//! never stand before JSON, for which the header has no meaning. Must never stand before the translation of gRPC-Web,
+//! which would not recognise the end of the call. Must cost a call without a deadline no more than the look for the
+//! header.
 
 use std::{
     convert::Infallible,
@@ -20,9 +21,9 @@ use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::{Layer, Service};
 
-/// The header.
+/// Name of the header.
 const GRPC_TIMEOUT: &str = "grpc-timeout";
-/// Digits that a deadline may have.
+/// Most digits of a deadline.
 const DIGITS_MAX: usize = 8;
 
 /// Reads a deadline: up to eight digits and a unit.
@@ -67,7 +68,7 @@ impl<S: NamedService> NamedService for Deadline<S> {
     const NAME: &'static str = S::NAME;
 }
 
-/// A body type that can hold one that ends with its deadline.
+/// A body type that can wrap a body with a deadline.
 pub(crate) trait Boxed: HttpBody<Data = Bytes> + Default + Sized {
     fn boxed(body: Timed<Self>) -> Self;
 }
@@ -102,17 +103,17 @@ where
             return Answer::Untimed { answer: self.0.call(request) };
         };
         match parse(value) {
-            // Nothing is begun that nobody can wait for.
+            // The time is already up: do not begin.
             Some(Duration::ZERO) => Answer::Refused { status: Some(exceeded()) },
             Some(timeout) => Answer::Timed { answer: self.0.call(request), over: Some(Box::pin(sleep(timeout))) },
-            // What cannot be read is no deadline, as for the generated services alone.
+            // A value that cannot be read is no deadline. The generated services do the same.
             None => Answer::Untimed { answer: self.0.call(request) },
         }
     }
 }
 
 pin_project! {
-    /// An answer, or that its time is up.
+    /// An answer, or the error that its time is up.
     #[project = AnswerProjection]
     #[project_replace = AnswerReplaced]
     pub(crate) enum Answer<F> {
@@ -146,7 +147,7 @@ where
             }
             AnswerProjection::Refused { status } => match status.take() {
                 Some(status) => Poll::Ready(Ok(status.into_http())),
-                // It was answered, and is not to be polled again.
+                // It was answered already and must not be polled again.
                 None => Poll::Pending,
             },
         }
@@ -169,7 +170,7 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for Timed<B> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut this = self.project();
         let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        // Looked at first: a body that always has more would never end.
+        // Check the deadline first: otherwise a body that always has more data would never end.
         let is_over = this.over.as_mut().is_some_and(|over| over.as_mut().poll(cx).is_ready());
         if !is_over {
             return body.poll_frame(cx);
@@ -187,7 +188,7 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for Timed<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // It may end sooner.
+        // The body may end earlier.
         let mut hint = SizeHint::new();
         if let Some(upper) = self.body.as_ref().and_then(|body| body.size_hint().upper()) {
             hint.set_upper(upper);
@@ -243,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Calls a service whose call and whose stream go on without end, and says whether its work was dropped.
+    /// Calls a service whose call and stream never end. Also returns a flag that says whether its work was dropped.
     async fn call(timeout: &str, is_stream: bool) -> (Response<Body>, Arc<AtomicBool>) {
         let dropped = Arc::new(AtomicBool::new(false));
         let flag = dropped.clone();
@@ -301,7 +302,7 @@ mod tests {
         }
     }
 
-    /// A watch of health, which goes on without end, and a JSON route that takes a second.
+    /// A health watch, which never ends, and a JSON route that takes a second.
     fn surface(reporter: &HealthReporter) -> Routes {
         let health = HealthService::from_health_reporter(reporter.clone());
         let grpc = Routes::new(tonic_health::pb::health_server::HealthServer::new(health));

@@ -1,9 +1,10 @@
-//! The way to the service that most calls of a port are for.
+//! A short path to the service that most calls of a port are for.
 //!
-//! Owns the choice between it and everything else. Must pass on what a page of another origin sent, and what has to be
-//! translated: the routes behind it look after both.
+//! Owns the choice between this service and the routes behind it. Must pass requests from pages of other origins, and
+//! requests that must be translated, to the routes: they handle both.
 //!
-//! Routes find a service by its path, behind a boxed copy for each layer. That takes a tenth of a call with one vote.
+//! Routes find a service by its path, behind a boxed copy for each layer. That would take a tenth of the time of a call
+//! with one vote.
 
 use std::{
     convert::Infallible,
@@ -15,7 +16,7 @@ use http::{HeaderValue, Request, Response, Version, header};
 use tonic::{body::Body, server::NamedService, service::Routes};
 use tower::Service;
 
-/// A service in front of routes, which hold it, too.
+/// A service before the routes. The routes contain it, too.
 #[derive(Clone)]
 pub(crate) struct Front<F> {
     pub(crate) service: F,

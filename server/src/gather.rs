@@ -1,15 +1,15 @@
-//! What a connection writes, gathered into few writes.
+//! Gathers what a connection writes into few system calls.
 //!
-//! Owns when bytes leave. Must never keep them for longer than it takes to let every task that is ready have its turn, nor
-//! keep the server's first frame from a client that waits for it.
+//! Owns when bytes are written. Must never delay them longer than until every ready task has run once. Must never keep
+//! the server's first frame from a client that waits for it.
 //!
-//! HTTP/2 answers of a connection's calls come from a task each, and each wakes the connection, which tokio lets run at once.
-//! Left to itself, it writes every answer with a system call of its own, which is a tenth of a small call. So a write that comes
-//! first waits behind the tasks that are ready; whatever they answer leaves with it. Where no call is under way, nothing could
-//! leave with it, and it does not wait.
+//! Each HTTP/2 call of a connection has its own task. Each answer wakes the connection, and tokio runs it at once.
+//! Without this module, the connection would write every answer with its own system call, which is a tenth of a small
+//! call. So the first write waits until the ready tasks have run; their answers are written together with it. If no
+//! call is running, nothing could be added, and the write does not wait.
 //!
-//! The first frame, SETTINGS, comes before the library has read anything. It leaves with what the library has to say about the
-//! client's first bytes, which are here already: a write less, and a wakeup less for the client.
+//! The library writes the first frame, SETTINGS, before it has read anything. It is kept until the library answers the
+//! client's first bytes, which are already here. That saves a write, and a wakeup in the client.
 
 use std::{
     io::{self, IoSlice},
@@ -22,33 +22,33 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Head of an HTTP/2 frame: three bytes of length, the kind, and five more.
 const FRAME_HEAD_BYTES: usize = 9;
 const SETTINGS: u8 = 4;
-/// A first frame up to this size is kept; ours has half of it.
+/// A first frame up to this size is kept. Ours is half as large.
 const FIRST_BYTES_MAX: usize = 64;
 
-/// A connection whose writes wait until other tasks have had their turn.
+/// A connection whose writes wait until other tasks have run.
 pub(crate) struct Gather<C, B> {
     connection: C,
-    /// Whether calls are under way.
+    /// Whether calls are running.
     is_busy: B,
-    /// The next write has waited.
+    /// Whether the next write has already waited.
     waited: bool,
-    /// Nothing was written yet.
+    /// Whether nothing was written yet.
     is_first: bool,
-    /// The first frame, as long as it is kept.
+    /// The first frame while it is kept.
     first: Vec<u8>,
-    /// The client was asked for more, and had nothing, since the first frame is kept.
+    /// Since the first frame is kept, a read has found no more bytes from the client.
     asked: bool,
 }
 
 impl<C, B> Gather<C, B> {
-    /// `is_busy`: whether calls of the connection are under way.
+    /// `is_busy` says whether calls of the connection are running.
     pub(crate) fn new(connection: C, is_busy: B) -> Self {
         Self { connection, is_busy, waited: false, is_first: true, first: Vec::new(), asked: false }
     }
 }
 
 impl<C: AsyncWrite + Unpin, B: Fn() -> bool> Gather<C, B> {
-    /// Writes `bytes`, the beginning of what `write` writes.
+    /// Calls `write` when it is time. `bytes` is the beginning of what it writes.
     fn write(
         &mut self,
         cx: &mut Context<'_>,
@@ -61,7 +61,7 @@ impl<C: AsyncWrite + Unpin, B: Fn() -> bool> Gather<C, B> {
         }
         if !self.waited && (self.is_busy)() {
             self.waited = true;
-            // A task that wakes itself goes behind the others.
+            // A task that wakes itself runs after the other ready tasks.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -73,7 +73,7 @@ impl<C: AsyncWrite + Unpin, B: Fn() -> bool> Gather<C, B> {
         Poll::Ready(written)
     }
 
-    /// Writes the first frame if it was kept, and `bytes` behind it. Returns how many of these were written.
+    /// Writes the first frame, if it is kept, followed by `bytes`. Returns how many of `bytes` were written.
     fn write_first(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         while !self.first.is_empty() {
             let both = [IoSlice::new(&self.first), IoSlice::new(bytes)];
@@ -91,7 +91,7 @@ impl<C: AsyncWrite + Unpin, B: Fn() -> bool> Gather<C, B> {
     }
 }
 
-/// Whether these bytes are the one frame that the server begins with.
+/// Whether these bytes are exactly the frame with which the server begins.
 fn is_settings(bytes: &[u8]) -> bool {
     let len = bytes.len();
     (FRAME_HEAD_BYTES..=FIRST_BYTES_MAX).contains(&len)
@@ -118,7 +118,7 @@ impl<C: AsyncWrite + Unpin, B: Fn() -> bool + Unpin> AsyncWrite for Gather<C, B>
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // The library flushes before it reads, and again when it has read all that was there.
+        // The library flushes before it reads, and again when it has read everything that had come.
         if this.asked {
             ready!(this.write_first(cx, &[]))?;
         }

@@ -1,6 +1,6 @@
-//! What every port serves beside its own services: health and reflection; and an orderly end within a time limit.
+//! Serves a port: its own services, health and reflection, and an orderly end within a time limit.
 //!
-//! Owns how a port is put together. Must never look at a connection: `connections` does that.
+//! Owns how a port is put together. Must never handle a connection: `connections` does that.
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -27,28 +27,28 @@ use crate::{
     front::Front,
 };
 
-/// Connections that wait until they are accepted, as far as the system allows. The standard library's 128 overflow when a vote is
-/// announced on air: the system drops what comes then, and those clients try again a second later.
+/// Most connections that wait to be accepted, as far as the system allows. The standard library's 128 are too few when
+/// a vote is announced on air: the system drops further connections, and those clients try again only a second later.
 const CONNECTIONS_WAITING_MAX: u32 = 4_096;
 
-/// Listens on an address. To be called on a runtime.
+/// Listens on an address. Must be called within a runtime.
 ///
 /// # Errors
 ///
-/// If the address cannot be had.
+/// If the address cannot be used.
 pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart need not wait for connections of before.
+    // After a restart, do not wait until the old connections have expired.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(CONNECTIONS_WAITING_MAX)
 }
 
-/// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until `shutdown`; then
-/// reports NOT_SERVING, takes no new connection, and gives the calls under way `drain` to end. Handlers that wait watch the same
-/// token and finish by themselves. `front` is the one of the services that most calls are for. All listeners of a process share
-/// `connections`.
+/// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until
+/// `shutdown`. Then reports NOT_SERVING, accepts no new connection, and gives running calls the time `drain` to end.
+/// Handlers that wait must watch the same token and finish by themselves. `front` is the service that most calls are
+/// for. All listeners of a process share `connections`.
 ///
 /// # Errors
 ///
@@ -69,7 +69,7 @@ where
     serve_behind(service_names, surface.into(), |_| front, listener, connections, shutdown, drain).await
 }
 
-/// [`serve`], without a service but health and reflection.
+/// Like [`serve`], with only health and reflection.
 ///
 /// # Errors
 ///
@@ -83,7 +83,7 @@ pub async fn serve_health(
     serve_behind(&[], Routes::default().into(), |health| health, listener, connections, shutdown, drain).await
 }
 
-/// `front` makes the service that is asked first, of the health service if there is no other.
+/// Like [`serve`]. `front` makes the service that is tried first; it may return the health service that it gets.
 async fn serve_behind<F>(
     service_names: &[&'static str],
     mut surface: Surface,
@@ -107,7 +107,7 @@ where
         let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(votestream_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        // The descriptors hold the whole API, of which this port serves a part.
+        // The descriptors describe the whole API, but this port serves only a part of it.
         let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
         service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
     };
@@ -126,12 +126,16 @@ where
     let serving = connections::serve(listener, services, single_messages(), connections, &shutdown, drain);
     let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
     if report == Drain::Incomplete {
-        tracing::warn!(?service_names, ?drain, "calls were still under way at the end of the drain time");
+        tracing::warn!(
+            ?service_names,
+            ?drain,
+            "calls were still running at the end of the drain time and were cut off"
+        );
     }
     Ok(report)
 }
 
-/// Paths of the calls of the API and of health that take one message.
+/// Paths of all calls of the API and of health whose client sends one message.
 fn single_messages() -> Arc<[String]> {
     let sets = [votestream_proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
     // The descriptors are built in.

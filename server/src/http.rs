@@ -1,7 +1,7 @@
-//! JSON beside gRPC on one port: how errors look, how bodies are read, and which browsers may call.
+//! JSON next to gRPC on one port: the form of errors, reading bodies, and which web pages may call.
 //!
-//! Owns the one map from gRPC status codes to HTTP. Must never decide anything about a vote or a result: handlers call what
-//! the gRPC services call, and hand its status on.
+//! Owns the only map from gRPC status codes to HTTP. Must never decide anything about a vote or a result: handlers call
+//! the same code as the gRPC services, and pass its status on.
 
 use std::{
     convert::Infallible,
@@ -31,13 +31,13 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::deadline::DeadlineLayer;
 
-/// Largest JSON body. A vote with the longest ids, every character of them escaped, takes about 3 KiB.
+/// Largest JSON body. A vote with the longest ids, with every character escaped, takes about 3 KiB.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a client may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// When a refused client may try again, if the service does not say.
+/// When a refused client may try again, if the service does not say it.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long a browser may remember that it may call.
+/// How long a browser may remember that a page may call.
 const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 
 /// What a port serves.
@@ -55,12 +55,12 @@ impl From<Routes> for Surface {
 }
 
 impl Surface {
-    /// These gRPC services, and these JSON routes beside them.
+    /// Serves these gRPC services and these JSON routes.
     pub fn new(grpc: Routes, json: Router, cors: CorsOrigins) -> Self {
         Self { grpc, json, cors }
     }
 
-    /// All of it. gRPC-Web is a translation in front of the gRPC services; JSON routes stand beside them.
+    /// Combines everything. gRPC-Web is translated before the gRPC services; JSON routes do not pass the translation.
     pub(crate) fn into_routes(self) -> Routes {
         let grpc = self.grpc.into_axum_router().layer(DeadlineLayer).layer(WebLayer);
         let json = self.json.method_not_allowed_fallback(async || {
@@ -75,7 +75,8 @@ impl Surface {
     }
 }
 
-/// Translates gRPC-Web, refuses what is neither, and passes gRPC by: the translation would wrap each body of a long stream twice more.
+/// Translates gRPC-Web, and refuses what is neither gRPC nor gRPC-Web. Plain gRPC does not pass the translation, which
+/// would wrap each body of a long stream twice more.
 #[derive(Clone, Copy)]
 struct WebLayer;
 
@@ -118,7 +119,8 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if !content_type.starts_with(b"application/grpc") {
-            // The generated services look at the path alone. A page of another origin may send other types unasked.
+            // The generated services check only the path. A page of another origin may send other content types without
+            // asking.
             let message =
                 "the content type must be application/grpc, application/grpc-web or application/grpc-web-text";
             return Either::Right(Either::Right(ready(Ok(UnsupportedMedia(message).into()))));
@@ -146,15 +148,15 @@ pub struct CorsOrigins(Vec<HeaderValue>);
 impl FromStr for CorsOrigins {
     type Err = String;
 
-    /// Reads origins with commas between them, such as `https://vote.example,http://localhost:8080`; `*` allows all; nothing
-    /// allows none.
+    /// Reads origins separated by commas, such as `https://vote.example,http://localhost:8080`. `*` allows all origins;
+    /// an empty text allows none.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let origins: Vec<&str> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
         let check = |origin: &&str| {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
             let valid = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ', '*']));
             let value = HeaderValue::from_str(origin).ok().filter(|_| valid || *origin == "*");
-            value.ok_or_else(|| format!("{origin:?} is no origin, which is http(s)://HOST[:PORT] or *"))
+            value.ok_or_else(|| format!("{origin:?} is not an origin: expected http(s)://HOST[:PORT] or *"))
         };
         origins.iter().map(check).collect::<Result<_, _>>().map(Self)
     }
@@ -171,7 +173,7 @@ impl CorsOrigins {
         let layer = CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST])
-            // Pages add headers of their own, for authentication and tracing. No cookie is ever looked at.
+            // Pages add their own headers, for authentication and tracing. Cookies are never used.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(exposed.map(HeaderName::from_static))
             .max_age(CORS_MAX_AGE);
@@ -179,10 +181,10 @@ impl CorsOrigins {
     }
 }
 
-/// Parameter of a content type that names how its text is encoded.
+/// Parameter of a content type that names the encoding of its text.
 const CHARSET: &[u8] = b"charset=";
 
-/// A body is of a kind that is not taken.
+/// The body has a content type or an encoding that is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnsupportedMedia(&'static str);
 
@@ -192,19 +194,19 @@ impl From<UnsupportedMedia> for Response {
     }
 }
 
-/// Checks that a request says that its body is JSON as it is.
+/// Checks that a request declares its body as plain JSON.
 ///
-/// A page of another origin may send other types without asking anybody, and so may a page that sends no type at all; then its
-/// browser says where it comes from.
+/// A page of another origin may send other types, or no type at all, without a check by the browser. In the second case
+/// the browser says which page sent the request.
 ///
 /// # Errors
 ///
-/// If what the body means is not known.
+/// If the declared type or encoding is not plain JSON.
 pub fn check_json(headers: &HeaderMap) -> Result<(), UnsupportedMedia> {
     let json = |content_type: &HeaderValue| {
         let mut parts = content_type.as_bytes().split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
         let essence = parts.next().unwrap_or_default();
-        // JSON has one encoding (RFC 8259, section 8.1), and nothing else is taken for it.
+        // JSON has only one encoding, UTF-8 (RFC 8259, section 8.1).
         let is_utf8 = parts.all(|part| {
             let (name, value) = part.split_at_checked(CHARSET.len()).unwrap_or((part, b""));
             !name.eq_ignore_ascii_case(CHARSET)
@@ -229,7 +231,7 @@ pub fn check_json(headers: &HeaderMap) -> Result<(), UnsupportedMedia> {
 ///
 /// # Errors
 ///
-/// With the answer to send, if it is too large, too slow, or breaks off.
+/// The answer to send, if the body is too large, too slow, or ends too early.
 pub async fn read_body(body: Body) -> Result<Bytes, Response> {
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -237,7 +239,7 @@ pub async fn read_body(body: Body) -> Result<Bytes, Response> {
             let message = format!("the body is larger than {BODY_BYTES_MAX} bytes");
             Err(respond(StatusCode::PAYLOAD_TOO_LARGE, Code::InvalidArgument, &message, None))
         }
-        Ok(Err(_)) => Err(respond(StatusCode::BAD_REQUEST, Code::InvalidArgument, "the body breaks off", None)),
+        Ok(Err(_)) => Err(respond(StatusCode::BAD_REQUEST, Code::InvalidArgument, "the body ends too early", None)),
         Err(_) => {
             let message = format!("the body took longer than {} s", BODY_TIMEOUT.as_secs());
             Err(respond(StatusCode::REQUEST_TIMEOUT, Code::InvalidArgument, &message, None))
@@ -245,7 +247,7 @@ pub async fn read_body(body: Body) -> Result<Bytes, Response> {
     }
 }
 
-/// A status that names the field at fault, for gRPC clients in its details (`google.rpc.BadRequest`), for JSON clients in
+/// A status that names the wrong field: for gRPC clients in its details (`google.rpc.BadRequest`), for JSON clients in
 /// the error body.
 pub fn status_of_field(code: Code, field: &str, message: impl Into<String>) -> Status {
     let message = message.into();
@@ -258,13 +260,14 @@ pub fn success(body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(json) => with_json(StatusCode::OK, json),
         Err(error) => {
-            tracing::error!(%error, "an answer cannot be written as JSON");
+            tracing::error!(%error, "cannot write an answer as JSON");
             respond(StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "internal error", None)
         }
     }
 }
 
-/// The answer for a status that is not OK. `names` translates the API's field names into those that the client sent.
+/// The answer for a status that is not OK. `names` translates the API's field names into the names that the client
+/// used.
 pub fn failure(status: &Status, names: &[(&str, &str)]) -> Response {
     let details = status.get_error_details();
     let violations = details.bad_request().map_or(&[][..], |request| &request.field_violations);
@@ -307,7 +310,7 @@ pub fn http_status(code: Code) -> StatusCode {
     }
 }
 
-/// Name of a code as in the gRPC documentation.
+/// Name of a code in the gRPC documentation.
 pub fn name_of(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

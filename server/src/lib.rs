@@ -1,9 +1,9 @@
-//! One port: connections and their limits, deadlines, the way to the services, health, reflection, drain, and how errors look
-//! in JSON.
+//! One port: connections and their limits, deadlines, the path to the services, health, reflection, drain, and the form
+//! of errors in JSON.
 //!
-//! Must never know what a vote is, nor read a setting: its limits are given as plain numbers.
+//! Must never know what a vote is, and never read a setting: it gets its limits as plain numbers.
 
-// They panic once the reader of a pipe has left: a process has other ways.
+// `println!` and `eprintln!` panic once the reader of a pipe has left. A process has other means to print.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod connections;
@@ -19,10 +19,10 @@ pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 pub use limits::Limits;
 
-/// How a service ended that was told to.
+/// How a service ended after it was told to stop.
 pub use votestream_core::consume::group::Drain;
 
-/// Why a service ended other than by being told to.
+/// Why a service ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The listener cannot be used.
@@ -31,7 +31,7 @@ pub enum ServiceError {
     /// Reflection could not be set up: the built-in descriptors are broken.
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// A task that the service cannot do without ended.
+    /// An essential task ended.
     #[error("{task} ended: {reason}")]
     Task {
         /// What the task does.

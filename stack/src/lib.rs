@@ -1,7 +1,8 @@
 //! The three services in one process, over any engines.
 //!
-//! Owns their composition and the order of their end: ingest first, so that no vote is accepted that nobody is left to answer
-//! for. Must never know how a service or an engine works, nor open an engine: whoever has the ports closes it afterwards.
+//! Owns their composition and the order in which they stop: ingest first, so that no vote is accepted that the others
+//! can no longer process. Must never know how a service or an engine works. Must never open an engine: the owner of the
+//! ports closes it afterwards.
 
 use std::{future::Future, io};
 
@@ -23,25 +24,25 @@ pub type Ended = Result<Drain, ServiceError>;
 /// A service that has not been started.
 pub type Work = Box<dyn FnOnce() -> BoxFuture<'static, Ended> + Send>;
 
-/// Runs a service, named by its first argument, on threads of its own.
+/// Runs a service on its own threads. The first argument is the service's name.
 pub type Elsewhere = fn(&'static str, Work) -> BoxFuture<'static, io::Result<Ended>>;
 
 /// Settings of the three services.
 #[derive(Clone, Debug)]
 pub struct StackConfig {
-    /// Of ingest.
+    /// Settings of ingest.
     pub ingest: IngestConfig,
-    /// Of persist.
+    /// Settings of persist.
     pub persist: PersistConfig,
-    /// Of tally.
+    /// Settings of tally.
     pub tally: TallyConfig,
-    /// Where persist runs, if not on the runtime of the others. What it stores was acknowledged long ago, and must not delay
-    /// what comes in.
+    /// Runs persist elsewhere than on the runtime of the other services. Persist stores votes that were acknowledged
+    /// before, and must not delay new votes.
     pub persist_elsewhere: Option<Elsewhere>,
 }
 
 impl StackConfig {
-    /// For engines on this machine.
+    /// Settings for engines on this machine.
     pub fn one_machine() -> Self {
         Self {
             ingest: IngestConfig::one_machine(),
@@ -59,7 +60,7 @@ impl StackConfig {
         self
     }
 
-    /// Lets pages of these origins call both listeners.
+    /// Allows web pages of these origins to call both listeners.
     #[must_use]
     pub fn with_cors(mut self, origins: CorsOrigins) -> Self {
         self.ingest.cors_allow_origins = origins.clone();
@@ -68,14 +69,14 @@ impl StackConfig {
     }
 }
 
-/// Why a service of the stack ended other than by being told to.
+/// Why a service of the stack ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum StackError {
     /// It failed.
     #[error("the {0} service: {1}")]
     Failed(&'static str, #[source] ServiceError),
     /// It panicked.
-    #[error("the {0} service broke: {1}")]
+    #[error("the {0} service panicked: {1}")]
     Broke(&'static str, #[source] JoinError),
     /// It ended without a reason.
     #[error("the {0} service ended by itself")]
@@ -106,14 +107,14 @@ impl Service {
     }
 }
 
-/// The running services. Dropped without [`Self::stop`], they go on until their runtime ends.
+/// The running services. If this is dropped without [`Self::stop`], they go on until their runtime ends.
 pub struct Stack {
-    /// In the order in which they are stopped.
+    /// The services, in the order in which they are stopped.
     services: Vec<Service>,
 }
 
 impl Stack {
-    /// Starts the services: ingest on the first listener, results and polls on the second.
+    /// Starts the services: ingest on the listener `ingest`, polls and results on the listener `results`.
     pub fn start(ports: &Ports, config: StackConfig, ingest: TcpListener, results: TcpListener) -> Self {
         let StackConfig { ingest: ingest_config, persist: persist_config, tally: tally_config, persist_elsewhere } =
             config;
@@ -139,7 +140,7 @@ impl Stack {
         Self { services }
     }
 
-    /// Waits until a service ends by itself, which none should. The others go on; [`Self::stop`] ends them.
+    /// Waits until a service ends by itself, which should not happen. The others go on; [`Self::stop`] stops them.
     pub async fn broken(&mut self) -> StackError {
         let ends: Vec<_> = self.services.iter_mut().map(|service| service.ended().boxed()).collect();
         if ends.is_empty() {
@@ -147,17 +148,17 @@ impl Stack {
         }
         let (ended, at, others) = select_all(ends).await;
         drop(others);
-        // A task cannot be waited for twice.
+        // A task that has ended must not be awaited again.
         let service = self.services.remove(at);
         ended.map_or_else(|error| error, |_| StackError::ByItself(service.name))
     }
 
-    /// Stops the services, each of them once the one before has drained. `Incomplete` if one of them could not finish in its
-    /// time; what is left undone of what was acknowledged is done at the next start.
+    /// Stops the services one after the other, each after the one before has drained. Returns `Incomplete` if one of
+    /// them could not finish in time. Work for acknowledged votes that is left is done after the next start.
     ///
     /// # Errors
     ///
-    /// The first failure. The other services are stopped all the same.
+    /// The first failure. The other services are still stopped.
     pub async fn stop(self) -> Result<Drain, StackError> {
         let mut stopped = Ok(Drain::Complete);
         for mut service in self.services {

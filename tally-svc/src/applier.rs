@@ -1,6 +1,6 @@
 //! Applies a window of the `tally` group: counts every vote and adds the sums to the tallies.
 //!
-//! Must never mix two windows: the sums of one are written, or dropped and counted anew, before the next is looked at.
+//! Must never mix two windows: the sums of one are written, or dropped and counted again, before the next one is read.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub struct TallyAppliers {
 }
 
 impl TallyAppliers {
-    /// Appliers that write to this store.
+    /// Makes appliers that write to this store.
     pub fn new(tallies: Arc<dyn TallyStore>) -> Self {
         Self { tallies, counters: Arc::default() }
     }
@@ -118,7 +118,7 @@ mod tests {
             let answer = applier.apply(&first).await;
             assert_eq!(answer.is_err(), failures > 0);
         }
-        // Another owner, who does not know that it is in.
+        // Another owner, which does not know that the window was added.
         TallyAppliers::new(Arc::new(memory.clone())).applier().apply(&first).await.unwrap();
         applier.apply(&window(2, &[("p", "x")], None)).await.unwrap();
 

@@ -1,7 +1,8 @@
-//! A cache of short life: however many callers ask for a key, one of them reads and the others wait for its answer.
+//! A cache with a short life: however many callers ask for a key, only one of them reads, and the others wait for its
+//! answer.
 //!
-//! Must never answer with something older than its life, never keep more entries than its bound, and never hold a lock
-//! while it waits for a read.
+//! Must never answer with something older than its life. Must never keep more entries than its limit. Must never hold a
+//! lock while it waits for a read.
 
 use std::{future::Future, hash::Hash, sync::Arc, time::Duration};
 
@@ -11,12 +12,12 @@ use tokio::time::Instant;
 
 use crate::status::CallError;
 
-/// Most entries; callers of further keys read for themselves.
+/// Most entries. Callers of further keys read for themselves.
 const ENTRIES_MAX: usize = 10_000;
 
 type Answer<V> = Result<V, Arc<CallError>>;
 
-/// How old an interim result is shown decides nothing.
+/// The clock for the age of entries. The age of an interim result decides nothing about votes.
 #[expect(clippy::disallowed_methods, reason = "no vote is judged by it")]
 fn now() -> Instant {
     Instant::now()
@@ -24,13 +25,13 @@ fn now() -> Instant {
 
 struct Slot<V> {
     latest: Mutex<Option<(Instant, Answer<V>)>>,
-    /// The last answer that was no failure, however old.
+    /// The last answer that was not a failure, of any age.
     last_good: Mutex<Option<V>>,
-    /// Held by the caller who reads.
+    /// Held by the caller that reads.
     flight: tokio::sync::Mutex<()>,
 }
 
-/// See the module.
+/// The cache; see the module.
 pub(crate) struct Cache<K: Eq + Hash, V> {
     slots: DashMap<K, Arc<Slot<V>>>,
     life: Duration,
@@ -41,8 +42,8 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
         Self { slots: DashMap::new(), life }
     }
 
-    /// The latest answer for a key, read anew if it is too old. Failures are kept as well, or an engine that is down would
-    /// be asked by every caller in turn. `read` is given the last good answer, if it is still kept.
+    /// The latest answer for a key; read again if it is too old. Failures are kept as well: otherwise every caller in
+    /// turn would ask an engine that is down. `read` gets the last good answer, if it is still kept.
     pub(crate) async fn get<F>(&self, key: &K, read: impl FnOnce(Option<V>) -> F) -> Answer<V>
     where
         F: Future<Output = Result<V, CallError>>,
@@ -66,7 +67,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
         answer
     }
 
-    /// Makes the next caller read anew.
+    /// Makes the next caller read again.
     pub(crate) fn forget(&self, key: &K) {
         if let Some(slot) = self.slots.get(key) {
             *slot.latest.lock() = None;
@@ -86,7 +87,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
             return Some(slot.clone());
         }
         if self.slots.len() >= ENTRIES_MAX {
-            // A slot that a caller holds is in use even if it is old.
+            // A slot that a caller holds is in use, even if it is old.
             self.slots.retain(|_, slot| Arc::strong_count(slot) > 1 || self.fresh(slot).is_some());
             if self.slots.len() >= ENTRIES_MAX {
                 return None;

@@ -1,6 +1,6 @@
-//! Between the messages of the API and the types of the domain.
+//! Converts between the messages of the API and the types of the domain.
 //!
-//! Must never hold a rule of the domain beyond what a field of a message can express.
+//! Must never hold a rule of the domain, except for what a field of a message can express.
 
 use prost_types::Timestamp as ProtoTimestamp;
 use votestream_core::{Closing, Poll, PollId, PollSource, Timestamp};
@@ -11,7 +11,7 @@ use crate::status::CallError;
 /// 9999-12-31T23:59:59Z, the last second of `google.protobuf.Timestamp`.
 const SECONDS_MAX: i64 = 253_402_300_799;
 
-/// A moment of a request, in whole milliseconds; what is finer is cut off.
+/// A time in a request, cut to whole milliseconds.
 pub(crate) fn timestamp_of(field: &'static str, value: &ProtoTimestamp) -> Result<Timestamp, CallError> {
     if !(0..=SECONDS_MAX).contains(&value.seconds) || !(0..1_000_000_000).contains(&value.nanos) {
         return Err(CallError::field(
@@ -22,7 +22,7 @@ pub(crate) fn timestamp_of(field: &'static str, value: &ProtoTimestamp) -> Resul
     Ok(Timestamp(value.seconds * 1_000 + i64::from(value.nanos) / 1_000_000))
 }
 
-/// A moment for a response.
+/// A time for a response.
 pub(crate) fn timestamp(at: Timestamp) -> ProtoTimestamp {
     ProtoTimestamp { seconds: at.0.div_euclid(1_000), nanos: (at.0.rem_euclid(1_000) * 1_000_000) as i32 }
 }
@@ -32,7 +32,7 @@ pub(crate) fn poll_id_of(id: &str) -> Result<PollId, CallError> {
     Ok(PollId::new(id)?)
 }
 
-/// A stored poll as it stands at `now`.
+/// A stored poll with its state at the time `now`.
 pub(crate) fn poll(poll: &Poll, now: Timestamp) -> v1::Poll {
     let state = if poll.final_result.is_some() {
         v1::PollState::Final

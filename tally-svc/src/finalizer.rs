@@ -1,8 +1,9 @@
 //! Makes the results of closed polls final.
 //!
-//! A poll is final once the `persist` rows whose watermark has passed `closes_at + L` cover the whole hash range: no vote
-//! that could still count is on its way. Must read the rows before the tallies, both strongly consistent, and must never
-//! take a missing row for an empty shard. Several processes may do this at once: the store keeps the first result.
+//! A poll can become final once the `persist` rows whose watermark has passed `closes_at + L` cover the whole hash
+//! range: then no vote that could still count is missing. Must read the rows before the tallies, both strongly
+//! consistent. Must never treat a missing row as an empty shard. Several processes may do this at once: the store keeps
+//! the first result.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,26 +22,26 @@ use votestream_core::{
 
 use crate::{convert::timestamp, status::CallError};
 
-/// How often due polls are looked at.
+/// How often due polls are checked.
 const TICK: Duration = Duration::from_millis(200);
 /// How often idle shards get a marker while a poll waits for them.
 const MARKER_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the stored polls are listed, for those that other processes have created or closed.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a poll rests after a failure.
+/// How long a poll waits after a failure.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
-/// Most polls in memory. Those that close last are left out; a later listing finds them again.
+/// Most polls in memory. If there are more, those that close last are dropped; a later listing finds them again.
 const UNFINISHED_MAX: usize = 10_000;
-/// Polls of one call to the store.
+/// Most polls of one call to the store.
 const PAGE: usize = 100;
 /// Most polls that one tick finishes.
 const FINISHED_PER_TICK_MAX: usize = 64;
-/// Markers under way at once.
+/// Most markers that are put at the same time.
 const MARKERS_AT_ONCE: usize = 16;
 /// Most shards that a progress message names.
 const SHARDS_NAMED_MAX: usize = 20;
 
-/// The latest time up to which the rows, ended ones included, have committed everything over the whole hash range.
+/// The latest time up to which everything is committed over the whole hash range, by all rows, ended ones included.
 pub(crate) fn horizon(rows: &[ShardRow]) -> Option<Timestamp> {
     if mutation::is_active(Mutation::FinalWithoutCoverage) {
         let known = rows.iter().filter(|row| row.started && !row.progress.ended);
@@ -52,7 +53,7 @@ pub(crate) fn horizon(rows: &[ShardRow]) -> Option<Timestamp> {
     if !covers(started.len()) {
         return None;
     }
-    // The shortest prefix that covers everything: more rows never cover less.
+    // Search for the shortest prefix that covers everything; more rows never cover less.
     let (mut short, mut long) = (0, started.len());
     while long - short > 1 {
         let middle = short + (long - short) / 2;
@@ -61,7 +62,7 @@ pub(crate) fn horizon(rows: &[ShardRow]) -> Option<Timestamp> {
     started.get(long - 1).map(|row| row.progress.watermark)
 }
 
-/// What is missing before a poll can become final, for people.
+/// Text for people: what is missing before a poll can become final.
 pub(crate) fn progress(poll: &Poll, rows: &[ShardRow], now: Timestamp, bounds: &TimeBounds) -> String {
     let required = poll.closes_at.plus(bounds.late_after());
     if now < poll.closes_at {
@@ -74,7 +75,7 @@ pub(crate) fn progress(poll: &Poll, rows: &[ShardRow], now: Timestamp, bounds: &
     let mut text = format!("the poll closed at {}", timestamp(poll.closes_at));
     let mut say = |part: std::fmt::Arguments<'_>| text.push_str(&part.to_string());
     if poll.needs_recount {
-        say(format_args!("; stored data contradicted itself, so the votes must be recounted first"));
+        say(format_args!("; stored data contradict each other, so the votes must be recounted first"));
     }
     let done = |row: &&ShardRow| row.started && row.progress.watermark >= required;
     let mut missing = HashRanges::from(HashRange::ALL);
@@ -91,7 +92,7 @@ pub(crate) fn progress(poll: &Poll, rows: &[ShardRow], now: Timestamp, bounds: &
     let behind = || rows.iter().filter(|row| !done(row) && missing.overlaps(&row.range));
     for row in behind().take(SHARDS_NAMED_MAX) {
         match row.started {
-            true => say(format_args!("; {} has come to {}", row.shard, timestamp(row.progress.watermark))),
+            true => say(format_args!("; {} is processed up to {}", row.shard, timestamp(row.progress.watermark))),
             false => say(format_args!("; {} waits for its parents", row.shard)),
         }
     }
@@ -110,7 +111,7 @@ pub(crate) fn progress(poll: &Poll, rows: &[ShardRow], now: Timestamp, bounds: &
 struct Unfinished {
     closes_at: Timestamp,
     needs_recount: bool,
-    /// Not before this moment, after a failure.
+    /// After a failure: the next try must not come before this moment.
     retry_at: Option<Instant>,
 }
 
@@ -122,16 +123,16 @@ struct Due {
     needs_recount: bool,
 }
 
-/// When this process last did what it does at intervals.
+/// When this process last did its periodic work.
 #[derive(Default)]
 struct Last {
     scan: Option<Instant>,
     marker: Option<(Instant, Timestamp)>,
-    /// The latest horizon that was seen.
+    /// The latest horizon so far.
     horizon: Timestamp,
 }
 
-/// See the module.
+/// The finalizer; see the module.
 pub struct Finalizer {
     ports: Ports,
     bounds: TimeBounds,
@@ -144,7 +145,7 @@ impl Finalizer {
         Self { ports, bounds, unfinished: Mutex::default() }
     }
 
-    /// Takes note of a poll as stored, so that it becomes final without waiting for the next listing.
+    /// Notes a stored poll, so that it becomes final without waiting for the next listing.
     pub(crate) fn note(&self, poll: &Poll) {
         let mut unfinished = self.unfinished.lock();
         if poll.final_result.is_some() {
@@ -162,7 +163,7 @@ impl Finalizer {
         }
     }
 
-    /// Makes due polls final until `shutdown`. Every step may be cut off and repeated.
+    /// Makes due polls final until `shutdown`. Every step may be interrupted and repeated.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -171,7 +172,7 @@ impl Finalizer {
             loop {
                 ticks.tick().await;
                 if self.step(&mut last).await.is_err() {
-                    // The failure is logged where it was made.
+                    // The failure was logged where it happened.
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
             }
@@ -188,7 +189,7 @@ impl Finalizer {
         let Some(latest) = due.iter().map(|poll| poll.required).max() else {
             return Ok(());
         };
-        // The rows before the tallies: what the rows say is committed is in the tallies that are read later.
+        // Read the rows before the tallies: then the tallies contain everything that the rows say is committed.
         let rows = self.ports.leases.list(Group::Persist).await?;
         let horizon = horizon(&rows).unwrap_or(Timestamp::ZERO);
         last.horizon = last.horizon.max(horizon);
@@ -200,7 +201,7 @@ impl Finalizer {
                 poll.retry_at = Some(self.ports.clock.instant() + RETRY_AFTER);
             }
         }
-        // A marker that arrived before the latest poll was due has not moved its shard far enough.
+        // A marker that arrived before the latest poll was due did not move its shard far enough.
         let marked = last.marker.is_some_and(|(at, stamp)| stamp >= latest && self.since(at) < MARKER_INTERVAL);
         if horizon < latest && !marked {
             let Moment { now, instant } = Moment::of(&*self.ports.clock);
@@ -210,8 +211,8 @@ impl Finalizer {
         Ok(())
     }
 
-    /// Polls whose result may be stored as soon as everything is committed up to the time given, those that closed first
-    /// in front. A poll that waits for a recount is among them until then: the recount proves nothing before.
+    /// Polls whose result may be stored as soon as everything is committed up to their time, in the order in which they
+    /// closed. A poll that waits for a recount is included until then: before, a recount proves nothing.
     fn due(&self, Moment { now, instant }: Moment, seen: Timestamp) -> Vec<Due> {
         let unfinished = self.unfinished.lock();
         let rested = |poll: &Unfinished| poll.retry_at.is_none_or(|at| at <= instant);
@@ -250,7 +251,7 @@ impl Finalizer {
         }
     }
 
-    /// Stores the final result of a poll, given that everything up to `horizon` is committed.
+    /// Stores the final result of a poll. Everything up to `horizon` must be committed.
     async fn finish(&self, id: &PollId, horizon: Timestamp) -> Result<(), CallError> {
         let Some(poll) = self.ports.polls.get(id).await? else {
             self.unfinished.lock().remove(id);
@@ -283,11 +284,11 @@ impl Finalizer {
         Ok(())
     }
 
-    /// Finishes what a ClosePoll began: it has been known since this process read the poll.
+    /// Completes a ClosePoll that was begun.
     async fn settle(&self, id: &PollId) -> Result<(), CallError> {
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
         if !self.ports.clock.is_trusted() {
-            // A time by this clock could cut off acknowledged votes. Another process settles it, or this one later.
+            // A time from this clock could exclude acknowledged votes. Another process completes it, or this one later.
             return Ok(());
         }
         if let Some(poll) = self.ports.polls.close(id, closes_at).await? {
@@ -297,7 +298,8 @@ impl Finalizer {
     }
 }
 
-/// Puts a record without votes into every open shard that is wanted: its arrival is what moves the watermark of an idle shard.
+/// Puts a record without votes into every open shard that `wanted` selects. Its arrival moves the watermark of an idle
+/// shard.
 pub(crate) async fn put_markers(stream: &dyn VoteStream, wanted: impl Fn(&ShardId) -> bool) -> Result<(), CallError> {
     let shards = stream.list_shards().await?;
     let marker = encode_marker();
@@ -355,7 +357,7 @@ mod tests {
         assert_eq!(horizon(&[]), None);
         assert_eq!(horizon(&halves(5, 3)), Some(Timestamp(3)));
         assert_eq!(horizon(&halves(5, 3)[..1]), None);
-        // A parent that ended early, and a child that has gone on.
+        // A parent that ended early, and a child that is further.
         let mut split = halves(5, 9);
         split[0].progress.ended = true;
         split.push(ShardRow { started: false, ..row("blank", (0, MIDDLE), 0) });
@@ -375,18 +377,18 @@ mod tests {
         );
         let closed = "the poll closed at 1970-01-01T00:00:10Z";
         let shards = format!("{closed}; all shards must have been processed up to 1970-01-01T00:00:16Z");
-        assert_eq!(at(&rows, 20_000), format!("{shards}; right has come to 1970-01-01T00:00:03Z"));
+        assert_eq!(at(&rows, 20_000), format!("{shards}; right is processed up to 1970-01-01T00:00:03Z"));
         assert_eq!(at(&rows[..1], 20_000), format!("{shards}; some shards are not being processed at all yet"));
         let done = halves(20_000, 20_000);
         assert_eq!(at(&done, 20_000), format!("{closed}; all votes are counted, the result is about to be stored"));
         let flagged = Poll { needs_recount: true, ..stored.clone() };
         assert_eq!(
             progress(&flagged, &done, Timestamp(20_000), &BOUNDS),
-            format!("{closed}; stored data contradicted itself, so the votes must be recounted first"),
+            format!("{closed}; stored data contradict each other, so the votes must be recounted first"),
         );
     }
 
-    /// A finalizer over a stored poll that closed at 10 s, at the time given.
+    /// A finalizer with a stored poll that closes at 10 s; the clock shows `now`.
     async fn finalizer(now: i64) -> (Memory, Finalizer) {
         let memory = memory();
         memory.set_now(now);

@@ -1,9 +1,9 @@
 //! Keeps the checkpoints of idle shards within the stream's retention.
 //!
-//! A reader starts at the last record that was processed and wants to see it again, since that proves that none was skipped.
-//! In a shard that stays silent for longer than the retention that record is gone, and the next owner would have to stop,
-//! although nothing was lost. So a shard gets a record without votes in time. Must never need to know the retention: half of
-//! the shortest that any engine offers is more than [`AFTER`].
+//! A reader starts at the last processed record and must see it again, because that proves that no record was skipped.
+//! If a shard is silent for longer than the retention, that record is gone, and the next owner would have to stop,
+//! although nothing was lost. So a silent shard gets a record without votes in time. Must never need to know the
+//! retention: half of the shortest retention of any engine is longer than [`AFTER`].
 
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ use votestream_core::{
 
 use crate::{finalizer::put_markers, status::CallError};
 
-/// How old a shard's last record may become. Kinesis keeps records for 24 hours at the least ("Change the data retention
-/// period" in its developer guide); the rest is for consumers that are behind or down.
+/// How old a shard's last record may become. Kinesis keeps records for at least 24 hours ("Change the data retention
+/// period" in its developer guide). The rest of that time is for consumers that are late or stopped.
 pub(crate) const AFTER: Duration = Duration::from_secs(6 * 3_600);
 const _: () = assert!(AFTER.as_secs() * 2 <= 24 * 3_600);
-/// Looks in this time.
+/// Number of checks within this time.
 const LOOKS: u32 = 4;
-/// Pause between two looks at the least, whatever the setting.
+/// Shortest pause between two checks, for any setting.
 const LOOK_MIN: Duration = Duration::from_millis(10);
-/// How long to wait after a failure, at most.
+/// Longest wait after a failure.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// Puts markers until `shutdown`. Several processes may do this at once: each sees what the others' markers have moved.
+/// Puts markers until `shutdown`. Several processes may do this at once: each sees the effect of the others' markers.
 pub(crate) async fn run(ports: &Ports, after: Duration, shutdown: CancellationToken) {
     let pause = (after / LOOKS).max(LOOK_MIN);
     let mut looks = tokio::time::interval(pause);
@@ -36,7 +36,7 @@ pub(crate) async fn run(ports: &Ports, after: Duration, shutdown: CancellationTo
         loop {
             looks.tick().await;
             if let Err(error) = look(ports, after).await {
-                tracing::warn!(%error, "idle shards could not be looked after, it will be tried again");
+                tracing::warn!(%error, "could not put markers into idle shards; trying again later");
                 looks.reset_after(pause.min(RETRY_AFTER));
             }
         }
@@ -44,12 +44,13 @@ pub(crate) async fn run(ports: &Ports, after: Duration, shutdown: CancellationTo
     shutdown.run_until_cancelled(steps).await;
 }
 
-/// Puts a marker into each open shard whose last committed record is old. Both groups read it; the rows of one say enough.
+/// Puts a marker into each open shard whose last committed record is old. Both groups read the marker, so the rows of
+/// one group are enough.
 async fn look(ports: &Ports, after: Duration) -> Result<(), CallError> {
     let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
     let oldest = Timestamp(ports.clock.now().0.saturating_sub(after));
     let rows = ports.leases.list(Group::Persist).await?;
-    // A shard without a checkpoint is read from its beginning, wherever that is.
+    // A shard without a checkpoint is read from its beginning and needs no marker.
     let idle: Vec<ShardId> = rows
         .into_iter()
         .filter(|row| row.started && !row.progress.ended && row.progress.checkpoint > SequenceNumber::ZERO)
@@ -59,7 +60,7 @@ async fn look(ports: &Ports, after: Duration) -> Result<(), CallError> {
     if idle.is_empty() {
         return Ok(());
     }
-    tracing::debug!(shards = idle.len(), "idle shards get a marker each");
+    tracing::debug!(shards = idle.len(), "putting a marker into each idle shard");
     put_markers(&*ports.stream, |shard| idle.contains(shard)).await
 }
 
@@ -73,7 +74,7 @@ mod tests {
     const HOUR: i64 = 3_600_000;
     const HALVES: [(u128, u128); 2] = [(0, u128::MAX / 2), (u128::MAX / 2 + 1, u128::MAX)];
 
-    /// The row of an open shard whose last record came at this hour.
+    /// The row of an open shard whose last record arrived at this hour.
     fn at(shard: &str, hour: i64) -> ShardRow {
         let mut row = row(shard, HALVES[usize::from(shard == "s1")], hour * HOUR);
         row.progress.checkpoint = SequenceNumber::from_u64(1);
@@ -104,7 +105,8 @@ mod tests {
         }
     }
 
-    /// Ten silent days: nobody votes, no poll is due, and a new owner could start at any minute. The consumers read what is put.
+    /// Ten silent days: nobody votes, no poll is due, and a new owner could start at any minute. The consumers read the
+    /// markers.
     #[tokio::test(start_paused = true)]
     async fn a_silent_stream_stays_readable() {
         const DAYS: i64 = 10;
@@ -134,7 +136,7 @@ mod tests {
         shutdown.cancel();
         running.await.unwrap();
         assert!(memory.failures_left() == 0 && failures > 0, "the failures took place");
-        // Two shards, four times a day, and no more.
+        // Two shards, at most four times a day.
         assert!((2 * 3 * DAYS..=2 * 4 * DAYS).contains(&(markers as i64)), "{markers}");
     }
 }

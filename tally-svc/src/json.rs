@@ -1,7 +1,7 @@
 //! Polls and results as JSON: `GET /v1/polls/{poll}` and `GET /v1/polls/{poll}/results/interim|final`.
 //!
-//! Owns the shapes: field names as in the .proto files, counts as numbers, times as RFC 3339, enums by name. Must never work
-//! out a result: every route makes the request of a gRPC call and answers with what that call answers.
+//! Owns the JSON forms: field names as in the .proto files, counts as numbers, times as RFC 3339, enums by name. Must
+//! never compute a result: every route makes the request of a gRPC call and returns the answer of that call.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
-//! Counts as fast as votes come in, and serves polls, interim results and final results.
+//! tally-svc: counts votes as fast as they come in, and serves polls, interim results and final results.
 //!
-//! Owns the `tally` group's sums, the APIs `PollService` and `ResultsService`, and the moment at which a result becomes
-//! final. Must never make a result final from anything but the `persist` rows and tallies that the stores hold.
+//! Owns the sums of the `tally` group, the APIs `PollService` and `ResultsService`, and the moment at which a result
+//! becomes final. Must never compute a final result from anything but the `persist` rows and tallies in the stores.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
 
@@ -44,27 +44,28 @@ use crate::{polls::Polls, results::Results, snapshot::Snapshots};
 
 /// How often an embedded deployment writes its sums.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
-/// How often a distributed deployment writes its sums: one write unit for each poll and shard.
+/// How often a distributed deployment writes its sums. Each write costs one write unit per poll and shard.
 const FLUSH_INTERVAL_DISTRIBUTED: Duration = Duration::from_secs(1);
 /// How old an interim result may be.
 const CACHE_LIFE: Duration = Duration::from_millis(100);
-/// How long calls under way may take once the service is told to stop.
+/// How long running calls may take after the service was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Largest request: a poll with the most options, the longest ids and titles takes 650 KB.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
 
-/// What the tally service can be told.
+/// Settings of the tally service.
 #[derive(Clone, Debug)]
 pub struct TallyConfig {
     /// Leases, windows and time limits of the `tally` group.
     pub group: GroupConfig,
     /// How long a window collects votes before its sums are written.
     pub flush_interval: Duration,
-    /// How old interim results may be; however many callers ask, the stores are read once in this time.
+    /// How old interim results may be. However many callers ask, each poll is read from the stores at most once in this
+    /// time.
     pub cache_life: Duration,
-    /// How long calls under way may take once the service is told to stop.
+    /// How long running calls may take after the service was told to stop.
     pub drain: Duration,
-    /// How old the last record of a shard may become before it gets one without votes.
+    /// How old the last record of a shard may become before the shard gets a record without votes.
     pub idle_after: Duration,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
@@ -73,7 +74,7 @@ pub struct TallyConfig {
 }
 
 impl TallyConfig {
-    /// For one process on one machine.
+    /// Settings for one process on one machine.
     pub fn one_machine() -> Self {
         Self {
             group: GroupConfig::one_machine(Group::Tally),
@@ -86,7 +87,8 @@ impl TallyConfig {
         }
     }
 
-    /// For several processes, and engines behind a network: sums are written less often, since each write costs.
+    /// Settings for several processes, and engines behind a network. Sums are written less often, because each write
+    /// costs.
     pub fn distributed() -> Self {
         Self {
             group: GroupConfig::distributed(Group::Tally),
@@ -100,8 +102,8 @@ impl TallyConfig {
 ///
 /// # Errors
 ///
-/// If one of them ends by itself: the others are then stopped too, so that a process that does half its work is not taken
-/// for a healthy one.
+/// If one of them ends by itself. The others are then stopped, too: a process that does half its work must not look
+/// healthy.
 pub async fn run(
     config: TallyConfig,
     ports: Ports,
@@ -156,7 +158,7 @@ pub async fn run(
     Ok(grouped?.and(served?).and(finalized?).and(kept?))
 }
 
-/// Runs a task that the service cannot do without. When it ends, the others are told to.
+/// Runs an essential task. When it ends, the other tasks are told to stop.
 async fn essential(
     name: &'static str,
     stop: &CancellationToken,

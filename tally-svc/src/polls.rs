@@ -1,6 +1,6 @@
 //! `PollService`: creates, lists and closes polls.
 //!
-//! Must never overwrite a poll, and never move `closes_at` to a later time: votes are judged by what is stored.
+//! Must never overwrite a poll. Must never move `closes_at` to a later time: votes are judged by the stored poll.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,22 +20,22 @@ use crate::{
     status::CallError,
 };
 
-/// How far ahead a poll may close.
+/// How far in the future a poll may close.
 const CLOSES_WITHIN: Duration = Duration::from_secs(366 * 24 * 60 * 60);
-/// `expected_peak` of a poll that names none, in votes per second.
+/// Default of `expected_peak`, in votes per second.
 const EXPECTED_PEAK: u64 = 1_000;
-/// Polls of a page that names no size.
+/// Polls of a page if the request names no size.
 const PAGE_SIZE: usize = 100;
 /// Most polls of a page.
 const PAGE_SIZE_MAX: usize = 1_000;
-/// Largest page, in bytes: well below the 4 MiB that gRPC clients take by default. One poll takes 650 KB at the most.
+/// Largest page, in bytes. Well below the 4 MiB that gRPC clients accept by default. One poll takes at most 650 KB.
 const PAGE_BYTES_MAX: usize = 2 << 20;
-/// Polls of one call to the store: 5 MB at the most.
+/// Polls of one call to the store: at most 5 MB.
 const READ_AT_ONCE: usize = 8;
-/// Polls that may be in memory for calls that read them. The largest take 2 MB each as they are read, turned into a message and
-/// written, and whoever asks for them need not take the answers.
+/// Most polls in memory for calls that read them. The largest polls take 2 MB each while they are read, converted to a
+/// message and written, and a client may ask for them without reading the answers.
 const READ_MAX: usize = 32;
-/// How many of them a page counts for: what is read at once, and the page.
+/// Number of polls for which a page counts: the polls that are read at once, and the page itself.
 const PAGE_COUNTS_FOR: u32 = 12;
 
 /// The service.
@@ -53,7 +53,7 @@ impl Polls {
         Self { ports, bounds, finalizer, snapshots, reads: Semaphore::new(READ_MAX) }
     }
 
-    /// Waits in turn until so many polls may be read. Nobody closes the semaphore.
+    /// Waits in turn until this many polls may be read. The semaphore is never closed.
     async fn turn(&self, polls: u32) -> Result<SemaphorePermit<'_>, CallError> {
         self.reads.acquire_many(polls).await.map_err(|_| CallError::Internal)
     }
@@ -61,14 +61,15 @@ impl Polls {
     async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, CallError> {
         let now = self.ports.clock.now();
         let definition = Definition::of(request)?;
-        // What depends on the present moment must not stand in the way of a repeated call.
+        // Look for a stored poll first: checks against the present time must not refuse a repeated call.
         let stored = self.ports.polls.get(&definition.id).await?;
         let earliest = definition.earliest(now, &self.bounds);
         let default_opening = stored.as_ref().map_or(earliest, |stored| stored.opens_at);
         let opens_by_default = definition.opens_at.is_none();
         let opens = definition.opens_at.unwrap_or(default_opening);
         if let Some(stored) = stored {
-            // Closed early, the stored poll may even close before it opens; the repeated definition does not.
+            // A poll that was closed early may even close before it opens. The repeated definition must be compared
+            // without this.
             return self.same(definition.repeated(opens)?, opens_by_default, stored);
         }
         definition.check(opens, now, &self.bounds)?;
@@ -105,7 +106,7 @@ impl Polls {
     async fn close(&self, id: &str) -> Result<Poll, CallError> {
         let id = poll_id_of(id)?;
         let asked = self.ports.polls.begin_close(&id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
-        // Should this process end here, the finalizer of any process settles the time.
+        // If this process ends here, the finalizer of any process completes the call.
         self.stored(&asked);
         let closes_at = self.ports.clock.now().plus(self.bounds.settle_margin());
         self.check_clock()?;
@@ -130,7 +131,7 @@ impl Polls {
         let (mut polls, mut bytes) = (Vec::new(), 0);
         let now = self.ports.clock.now();
         loop {
-            // One more than needed tells whether there is a next page.
+            // Read one more than needed, to know whether there is a next page.
             let limit = READ_AT_ONCE.min(size - polls.len() + 1);
             let read = self.ports.polls.list(after.as_ref(), limit).await?;
             let more = read.len() >= limit;
@@ -150,13 +151,13 @@ impl Polls {
         }
     }
 
-    /// Tells the rest of the process about a poll as it is stored now.
+    /// Tells the rest of the process about the stored poll.
     fn stored(&self, poll: &Poll) {
         self.finalizer.note(poll);
         self.snapshots.forget(&poll.id);
     }
 
-    /// Times of polls must not come from a clock that the engines contradict.
+    /// Refuses the call if the engines contradict this clock: then it must not set times of polls.
     fn check_clock(&self) -> Result<(), CallError> {
         if self.ports.clock.is_trusted() { Ok(()) } else { Err(CallError::ClockNotTrusted) }
     }
@@ -166,7 +167,7 @@ impl Polls {
     }
 }
 
-/// A request for a poll, of which every field can be read.
+/// A request for a poll with readable fields.
 struct Definition {
     id: PollId,
     title: String,
@@ -219,18 +220,19 @@ impl Definition {
         Poll::new(id, title, options, opens, closes_at, source, expected_peak)
     }
 
-    /// The same, to compare it with a poll that is stored: what was allowed then is no mistake of this call.
+    /// The poll of a repeated request, to compare it with the stored one. Does not check the times again: they were
+    /// allowed when the poll was created.
     fn repeated(self, opens: Timestamp) -> Result<Poll, InvalidField> {
         let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
         Poll::defined(id, title, options, opens, closes_at, source, expected_peak)
     }
 }
 
-/// The poll that a request of `CreatePoll` defines, if none of its id is stored.
+/// The poll that a request of `CreatePoll` defines, if no poll with its id is stored.
 ///
 /// # Errors
 ///
-/// What its caller is told if it defines none.
+/// The status for the caller, if the request does not define a valid poll.
 pub fn new_poll(request: v1::CreatePollRequest, now: Timestamp, bounds: &TimeBounds) -> Result<Poll, Status> {
     let define = || {
         let definition = Definition::of(request)?;
@@ -385,7 +387,7 @@ mod tests {
             let status = polls.create_poll(Request::new(request)).await.unwrap_err();
             assert_eq!(status.code(), Code::AlreadyExists, "{status}");
         }
-        // Closed early, and even after it was over.
+        // Closed early, and closed again after its end.
         let closed = polls.close("p").await.unwrap();
         assert_eq!(polls.create(request("p")).await.unwrap(), closed);
         memory.set_now(NOW + 2 * DAY);
@@ -429,7 +431,7 @@ mod tests {
         memory.set_contradicted(true);
         let close = || v1::ClosePollRequest { poll_id: "p".into() };
         assert_eq!(polls.close_poll(Request::new(close())).await.unwrap_err().code(), Code::Unavailable);
-        // It takes no more votes, and closes once the clock is trusted.
+        // The poll accepts no more votes, and closes once the clock is trusted.
         assert_eq!(polls.get("p").await.unwrap().closing, Closing::Asked);
         memory.set_contradicted(false);
         polls.close_poll(Request::new(close())).await.unwrap();

@@ -1,8 +1,8 @@
-//! Recounts: reads every stored vote of a poll anew.
+//! Recounts: reads every stored vote of a poll again.
 //!
-//! Owns how many run at once. The permit belongs to the work and not to the call: engines read on threads that nobody can
-//! stop from outside, so a call whose client has left gives its permit back only once its work has really ended. Must never
-//! clear a poll's flag unless the recount has proved the tallies.
+//! Owns how many run at once. The permit belongs to the work and not to the call: engines read on threads that cannot
+//! be stopped from outside. So when a client leaves, the permit is given back only after the work has really ended.
+//! Must never clear a poll's flag unless the recount has proved the tallies.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use votestream_proto::v1;
 
 use crate::{finalizer::Finalizer, snapshot::Snapshots, status::CallError};
 
-/// Recounts under way at once: each reads all votes of a poll.
+/// Most recounts at the same time. Each reads all votes of a poll.
 pub(crate) const RECOUNTS_MAX: usize = 2;
 
-/// Counts polls anew.
+/// Recounts polls.
 #[derive(Clone)]
 pub(crate) struct Recounts {
     ports: Ports,
@@ -34,7 +34,7 @@ impl Recounts {
         Self { ports, finalizer, snapshots, permits: Arc::new(Semaphore::new(RECOUNTS_MAX)) }
     }
 
-    /// Recounts a poll. When the returned future is dropped, the work ends as soon as the engine lets it.
+    /// Recounts a poll. When the returned future is dropped, the work ends as soon as the engine allows it.
     pub(crate) async fn run(&self, id: PollId) -> Result<v1::RecountResponse, CallError> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| CallError::Busy("recounts"))?;
         let left = CancellationToken::new();
@@ -46,18 +46,18 @@ impl Recounts {
             response
         });
         work.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a recount broke");
+            tracing::error!(%error, "a recount panicked or was stopped");
             Err(CallError::Internal)
         })
     }
 
     async fn recount(&self, id: PollId, left: &CancellationToken) -> Result<v1::RecountResponse, CallError> {
         let mut poll = self.ports.polls.get(&id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
-        // Before the counts: once everything is committed, no later vote moves either of them.
+        // Check this before the counts: once everything is committed, no later vote changes a count.
         let complete = self.snapshots.complete(&poll).await?;
         let rows = self.ports.tallies.read(&id).await?;
         let counted = sums(&poll, Group::Persist, &rows)?;
-        // Nobody is there to read the answer if the recount has ended early.
+        // If the recount ended early, nobody reads the answer.
         let recounted = self.ports.votes.recount_unless(&poll, left).await?.ok_or(CallError::Unavailable)?;
         if recounted.len() != poll.options.len() {
             tracing::error!(poll_id = %id, "the recount does not have one number for each option");

@@ -18,9 +18,9 @@ use crate::{
     status::{CallError, shared},
 };
 
-/// How often a watched or awaited poll is looked at; the cache shares the reads.
+/// How often a watched or awaited poll is checked. The cache shares the reads.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Looks in a row that may fail before a watching or waiting call ends with the failure.
+/// Number of failed checks in a row after which a watching or waiting call ends with the failure.
 const FAILURES_MAX: u32 = 20;
 /// The service.
 pub(crate) struct Results {
@@ -66,12 +66,12 @@ impl Results {
     }
 }
 
-/// Whether a failure may pass while a call waits.
+/// Whether a failure may be temporary, so that a waiting call goes on.
 fn may_pass(failure: &CallError) -> bool {
     matches!(failure, CallError::Unavailable)
 }
 
-/// Waits until it is time to look again.
+/// Waits until the next check.
 async fn pause(shutdown: &CancellationToken) -> Result<(), CallError> {
     match shutdown.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await {
         Some(()) => Ok(()),
@@ -114,7 +114,8 @@ fn final_response(poll: &Poll, result: &FinalResult) -> v1::GetFinalResultsRespo
     }
 }
 
-/// One watching call. It holds the counts that it sent last and nothing else: what the client does not take is not made.
+/// One watching call. It holds only the counts that it sent last. A response is made only when the client has room for
+/// it.
 struct Watch {
     id: PollId,
     snapshots: Arc<Snapshots>,
@@ -185,7 +186,7 @@ impl ResultsService for Results {
         request: Request<v1::WatchInterimResultsRequest>,
     ) -> Result<Response<Self::WatchInterimResultsStream>, Status> {
         let id = poll_id_of(&request.into_inner().poll_id)?;
-        // A poll that does not exist is the call's own error, not the first item's.
+        // If the poll does not exist, the call fails at once, not with its first response.
         self.snapshots.get(&id).await.map_err(shared)?;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
         let watch = Watch { id, snapshots, shutdown, sent: None, ended: false };
@@ -320,7 +321,7 @@ mod tests {
         memory.add_to_tally("p", Group::Tally, "b", &[("x", 1)]);
         assert_eq!(watch.next().await.unwrap().unwrap().total_submitted, 11);
 
-        // A store that is away for a moment does not end the call.
+        // A store that fails for a moment does not end the call.
         memory.fail_next(3);
         memory.add_to_tally("p", Group::Persist, "b", &[("x", 1)]);
         assert_eq!(watch.next().await.unwrap().unwrap().total_counted, 8);
@@ -337,7 +338,7 @@ mod tests {
         memory.set_votes("p", &[("x", 5), ("y", 2)]);
         let finish = memory.hold_recounts();
         for round in 0..100 {
-            // Begun, and cancelled at once.
+            // Begin, and cancel at once.
             let recount = results.recounts.run(id());
             let begun = tokio::time::timeout(Duration::from_millis(1), recount).await;
             assert_eq!(begun.is_err(), round < RECOUNTS_MAX, "{round}");
@@ -371,7 +372,7 @@ mod tests {
         // Ten votes for y: persist has committed them, tally has not.
         memory.add_to_tally("p", Group::Persist, "c", &[("y", 10)]);
         assert_eq!(shown().await, [8, 12]);
-        // Their users change their minds: what was submitted stays submitted.
+        // These users change their votes. The submitted votes still count as submitted.
         memory.add_to_tally("p", Group::Persist, "c", &[("y", -9), ("x", 9)]);
         assert_eq!(shown().await, [14, 12]);
         results.snapshots.forget(&id());
@@ -379,10 +380,10 @@ mod tests {
         tokio::time::advance(Duration::from_millis(100)).await;
         assert!(results.get_interim_results(interim("p")).await.is_err());
         assert_eq!(shown().await, [14, 12]);
-        // Tally catches up, and then the shown numbers are its own again.
+        // Tally catches up. Then its own numbers are shown again.
         memory.add_to_tally("p", Group::Tally, "c", &[("y", 10), ("x", 9)]);
         assert_eq!(shown().await, [17, 12]);
-        // The other order: tally first.
+        // Now tally is ahead.
         memory.add_to_tally("p", Group::Tally, "c", &[("x", 100)]);
         assert_eq!(shown().await, [117, 12]);
     }

@@ -15,7 +15,7 @@ use crate::TallyConfig;
 /// The binary.
 pub const PROGRAM: Program = Program {
     name: "tally-svc",
-    about: "Counts as fast as votes come in, and serves polls, interim and final results.",
+    about: "Counts votes as fast as they come in, and serves polls, interim and final results.",
     settings: &[
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
@@ -29,9 +29,14 @@ pub const PROGRAM: Program = Program {
                 "flush-interval",
                 "DURATION",
                 "1s",
-                "How long votes are added up before the sums are written.",
+                "How long votes are counted in memory before the sums are written.",
             ),
-            Setting::new("drain", "DURATION", "25s", "How long calls and the last sums may take after a signal."),
+            Setting::new(
+                "drain",
+                "DURATION",
+                "25s",
+                "How long the process may take after a signal to end calls and write the last sums.",
+            ),
         ],
         engine::LOGS,
     ],
@@ -45,7 +50,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Stream and store.
     pub engine: EngineConfig,
-    /// By enhanced fan-out instead of polling.
+    /// Read by enhanced fan-out instead of polling.
     pub fan_out: bool,
     /// The service.
     pub tally: TallyConfig,

@@ -1,7 +1,8 @@
-//! Interim results and the progress of the `persist` group, read once for everybody who asks at about the same time.
+//! Interim results and the progress of the `persist` group, read once for all callers that ask at about the same time.
 //!
-//! Must never mix up the groups: `counted` comes from the `persist` rows, `submitted` from the `tally` rows. The groups read the
-//! stream independently, so that `persist` may be ahead; what is shown never says that more were counted than submitted.
+//! Must never confuse the groups: `counted` comes from the `persist` rows, `submitted` from the `tally` rows. The
+//! groups read the stream independently, so `persist` may be ahead. Must never show more counted votes than submitted
+//! ones.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,9 +23,10 @@ pub(crate) struct Snapshot {
     pub(crate) as_of: Timestamp,
 }
 
-/// What is known to have been submitted: what `tally` has counted, and no less than what `persist` has, which may be ahead. Each
-/// user who counts for an option has submitted a vote for it. `counted` falls when users change their minds, and what they
-/// submitted does not: so it is no less than what was shown before, either. All three are at most what the stream holds.
+/// The number of votes that were certainly submitted, per option. It is at least the count of `tally`. It is also at
+/// least the count of `persist`, which may be ahead: each user who counts for an option has submitted a vote for it.
+/// And it is at least the number that was shown before: `counted` falls when users change their votes, but what they
+/// submitted does not. None of the three is more than what the stream holds.
 fn at_least(mut submitted: Vec<u64>, counted: &[u64], shown: &[u64]) -> Vec<u64> {
     for (at, submitted) in submitted.iter_mut().enumerate() {
         let known = [counted, shown].into_iter().filter_map(|counts| counts.get(at)).max();
@@ -46,15 +48,15 @@ impl Snapshots {
         Self { ports, bounds, polls: Cache::new(life), rows: Cache::new(life) }
     }
 
-    /// The poll and its sums, no older than the life of the cache.
+    /// The poll and its sums, not older than the life of the cache.
     pub(crate) async fn get(&self, id: &PollId) -> Result<Arc<Snapshot>, Arc<CallError>> {
         self.polls.get(id, |before| self.read(id, before)).await
     }
 
-    /// The same, read now. `before` is what was shown last.
+    /// The same, read now. `before` is the snapshot that was shown last.
     async fn read(&self, id: &PollId, before: Option<Arc<Snapshot>>) -> Result<Arc<Snapshot>, CallError> {
         let as_of = self.ports.clock.now();
-        // The poll before the tallies: if it is final, the sums read afterwards are.
+        // Read the poll before the tallies: if it is final, the sums that are read afterwards are final, too.
         let poll = self.ports.polls.get(id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
         let rows = self.ports.tallies.read(id).await?;
         let counted = sums(&poll, Group::Persist, &rows)?;
@@ -63,7 +65,7 @@ impl Snapshots {
         Ok(Arc::new(Snapshot { poll, submitted, counted, as_of }))
     }
 
-    /// Makes the next caller read the poll anew.
+    /// Makes the next caller read the poll again.
     pub(crate) fn forget(&self, id: &PollId) {
         self.polls.forget(id);
     }

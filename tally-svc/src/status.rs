@@ -1,6 +1,6 @@
-//! What a call can fail with, and the one map from there to gRPC status codes.
+//! Errors of calls, and the only map from them to gRPC status codes.
 //!
-//! Must never let the text of an engine's error reach a client: it is logged where the failure is made.
+//! Must never send the text of an engine's error to a client: it is logged where the failure happens.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(crate) enum CallError {
     /// A field breaks a limit of the domain.
     #[error(transparent)]
     Invalid(#[from] InvalidField),
-    /// A field has a value that cannot be used here.
+    /// A field has a value that is not valid here.
     #[error("{field} {reason}")]
     Field { field: &'static str, reason: String },
     /// There is no such poll.
@@ -25,19 +25,19 @@ pub(crate) enum CallError {
     /// The poll has no final result yet; the text says what is missing.
     #[error("{0}")]
     NotFinal(String),
-    /// Too many such calls are under way.
-    #[error("too many {0} are under way, try again later")]
+    /// Too many such calls are running.
+    #[error("too many {0} are running, try again later")]
     Busy(&'static str),
     /// This process is about to end.
     #[error("this server is shutting down, call again")]
     ShuttingDown,
-    /// The clock of this process contradicts the engines'; the log says by how much.
+    /// The clock of this process contradicts the clocks of the engines. The log says by how much.
     #[error("the clock of this server differs from the engines' by more than the protocol allows, call again")]
     ClockNotTrusted,
     /// A store or the stream did not answer.
     #[error("a store did not answer, call again")]
     Unavailable,
-    /// A failure that a retry does not mend; the log has the reason.
+    /// A failure that a retry does not cure. The log has the reason.
     #[error("internal error, see the log of the server")]
     Internal,
 }
@@ -76,12 +76,12 @@ impl CallError {
 
 impl From<PortError> for CallError {
     fn from(error: PortError) -> Self {
-        // Every call of these services may be repeated, so whether it took effect makes no difference to the client.
+        // Every call of these services may be repeated, so the client need not know whether it took effect.
         if error.retryable {
             tracing::warn!(%error, effect = ?error.effect, "an engine failed");
             Self::Unavailable
         } else {
-            tracing::error!(%error, "an engine failed for good");
+            tracing::error!(%error, "an engine failed, and a retry will not help");
             Self::Internal
         }
     }
@@ -130,7 +130,7 @@ mod tests {
             (CallError::PollNotFound(id()), Code::NotFound, "there is no poll \"p\""),
             (CallError::OtherDefinition(id()), Code::AlreadyExists, "another poll is stored under the id \"p\""),
             (CallError::NotFinal("closes at 7".into()), Code::FailedPrecondition, "closes at 7"),
-            (CallError::Busy("recounts"), Code::ResourceExhausted, "too many recounts are under way, try again later"),
+            (CallError::Busy("recounts"), Code::ResourceExhausted, "too many recounts are running, try again later"),
             (CallError::ShuttingDown, Code::Unavailable, "this server is shutting down, call again"),
             (PortError::unknown("secret").into(), Code::Unavailable, "a store did not answer, call again"),
             (PortError::refused("secret").into(), Code::Unavailable, "a store did not answer, call again"),

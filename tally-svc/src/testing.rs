@@ -1,4 +1,4 @@
-//! What the unit tests share: engines in memory whose clock stands still until it is moved.
+//! Shared by the unit tests: engines in memory with a clock that only moves when a test moves it.
 
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, ShardId, Timestamp,
@@ -6,7 +6,7 @@ use votestream_core::{
 };
 use votestream_testkit::memory::Memory;
 
-/// Two open shards, `s0` and `s1`, and one that is closed, at the beginning of time.
+/// Engines with two open shards, `s0` and `s1`, and a closed one, at time 0.
 pub(crate) fn memory() -> Memory {
     let memory = Memory::new(2);
     memory.add_closed_shard("closed", HashRange::ALL);

@@ -1,8 +1,8 @@
-//! How the SDK reaches AWS, and what its errors mean.
+//! Connects the SDK to AWS, and says what its errors mean.
 //!
-//! Owns the SDK's configuration (standard AWS variables, time limits, no retries of its own) and the one translation from SDK
-//! errors to [`PortError`]. Must never retry: a call that the SDK repeated by itself could take effect twice, and its callers
-//! would not know.
+//! Owns the SDK's configuration (standard AWS variables, time limits, no SDK retries) and the one translation from SDK
+//! errors to [`PortError`]. Must never retry: if the SDK repeated a call by itself, the call could take effect twice
+//! and the caller would not know.
 
 use std::{error::Error as StdError, fmt::Write as _, sync::Arc, time::Duration};
 
@@ -24,20 +24,21 @@ use crate::date::ReadDate;
 
 /// Longest time to connect. Within a region a handshake takes milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time for one call. Half of the shortest answer deadline over a network (D of `TimeBounds::DISTRIBUTED`), so that a
-/// lost answer leaves time for one more try.
+/// Longest time for one call. This is half of the shortest answer deadline over a network (D of
+/// `TimeBounds::DISTRIBUTED`), so that after a lost answer there is time for one more try.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How AWS is reached. What is `None` comes from the standard AWS variables and profiles.
+/// How to reach AWS. A field that is `None` is taken from the standard AWS variables and profiles.
 #[derive(Clone, Debug, Default)]
 pub struct AwsConfig {
-    /// Region, else `AWS_REGION`.
+    /// Region; if `None`, `AWS_REGION`.
     pub region: Option<String>,
-    /// Where Kinesis is, else `AWS_ENDPOINT_URL_KINESIS`, else `AWS_ENDPOINT_URL`, else AWS itself.
+    /// Endpoint of Kinesis; if `None`, `AWS_ENDPOINT_URL_KINESIS`, then `AWS_ENDPOINT_URL`, then AWS itself.
     pub kinesis_endpoint: Option<String>,
-    /// Where DynamoDB is, else `AWS_ENDPOINT_URL_DYNAMODB`, else `AWS_ENDPOINT_URL`, else AWS itself.
+    /// Endpoint of DynamoDB; if `None`, `AWS_ENDPOINT_URL_DYNAMODB`, then `AWS_ENDPOINT_URL`, then AWS itself.
     pub dynamodb_endpoint: Option<String>,
-    /// Who calls, else the SDK's chain: variables, profile, web identity, the container's role, the machine's role.
+    /// Credentials of the caller; if `None`, the SDK's chain: variables, profile, web identity, the container's role,
+    /// the machine's role.
     pub credentials: Option<Credentials>,
     /// Another HTTP client, for example one that fails on purpose.
     pub http_client: Option<SharedHttpClient>,
@@ -46,7 +47,7 @@ pub struct AwsConfig {
 }
 
 impl AwsConfig {
-    /// A stand-in on this machine: it asks for a region and a signature, and believes both.
+    /// Configuration for a stand-in on this machine. A stand-in wants a region and a signature, but checks neither.
     pub fn stand_in() -> Self {
         Self {
             region: Some("us-east-1".into()),
@@ -70,7 +71,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Clients of this configuration. Reads variables and files, connects to nothing.
+    /// Makes the clients of this configuration. Reads variables and files; does not connect.
     pub async fn new(config: &AwsConfig) -> Self {
         let shared = sdk_config(config).await;
         let clock = Arc::new(WatchedClock::new(Arc::new(SystemClock::new()), TimeBounds::DISTRIBUTED.clock_skew_max));
@@ -106,7 +107,7 @@ async fn sdk_config(config: &AwsConfig) -> SdkConfig {
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
-        // An idle subscription is no stalled download; calls have their time limit.
+        // An idle subscription is not a stalled download. Calls have their own time limit.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .http_client(config.http_client.clone().unwrap_or_else(http_client));
     if let Some(region) = &config.region {
@@ -118,23 +119,24 @@ async fn sdk_config(config: &AwsConfig) -> SdkConfig {
     loader.load().await
 }
 
-/// What a failed call may have done.
+/// What effect a failed call may have had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing, and it may work later.
+    /// No effect; a later try may work.
     Refused,
-    /// Nothing, and it never will.
+    /// No effect; a later try fails, too.
     Permanent,
-    /// Nobody knows.
+    /// The effect is unknown.
     Unknown,
 }
 
 impl Verdict {
-    /// Judges an error code of AWS. Codes: "Common errors" and the errors of each operation in the API references of Kinesis
-    /// and DynamoDB.
+    /// Judges an error code of AWS. Codes: "Common errors" and the errors of each operation in the API references of
+    /// Kinesis and DynamoDB.
     pub(crate) fn of_code(code: &str, status: Option<u16>) -> Self {
         match code {
-            // The request was turned away for its rate, or before it was looked at; fresh credentials may mend the latter.
+            // AWS refused the request for its rate, or before it read the request. In the second case new credentials
+            // may help.
             "ProvisionedThroughputExceededException"
             | "ThrottlingException"
             | "Throttling"
@@ -169,7 +171,7 @@ impl Verdict {
     }
 }
 
-/// What a failed call means; `what` names it for logs.
+/// What a failed call means. `what` names the call for logs.
 pub(crate) fn port_error<E>(what: &str, error: &SdkError<E, HttpResponse>) -> PortError
 where
     E: ProvideErrorMetadata + StdError + 'static,
@@ -178,7 +180,7 @@ where
     judge(error, status).error(describe(what, error))
 }
 
-/// The same for an answer that comes as a stream of events, which have no HTTP status.
+/// Like [`port_error`], for errors of any answer type: events of a stream have no HTTP status.
 pub(crate) fn judge<E, R>(error: &SdkError<E, R>, status: Option<u16>) -> Verdict
 where
     E: ProvideErrorMetadata + StdError + 'static,
@@ -186,21 +188,21 @@ where
 {
     match error {
         SdkError::ConstructionFailure(_) => Verdict::Permanent,
-        // Only what failed while connecting, or before, was certainly not sent.
+        // Only a call that failed before or while connecting was certainly not sent.
         SdkError::DispatchFailure(failure) => {
             let cause = failure.as_connector_error();
             if cause.is_some_and(|cause| was_not_sent(cause)) { Verdict::Refused } else { Verdict::Unknown }
         }
         SdkError::ServiceError(service) => match service.err().code() {
             Some(code) => Verdict::of_code(code, status),
-            // Stand-ins and proxies between us and AWS answer without a code. Below 400 the call took place, and its answer
-            // cannot be read: it was cut off.
+            // Stand-ins and proxies between us and AWS answer without a code. With a status below 400 the call took
+            // place, but its answer was cut off and cannot be read.
             None if status.is_some_and(|status| (400..500).contains(&status) && status != 429 && status != 408) => {
                 Verdict::Permanent
             }
             None => Verdict::Unknown,
         },
-        // Also what later versions of the SDK may add.
+        // `_` stands for errors that later versions of the SDK may add.
         SdkError::TimeoutError(_) | SdkError::ResponseError(_) | _ => Verdict::Unknown,
     }
 }
@@ -216,7 +218,7 @@ fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (d
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// The error in words: the code and message of AWS, else the chain of causes.
+/// The error in words: the code and message from AWS if there are any, otherwise the chain of causes.
 pub(crate) fn describe<E, R>(what: &str, error: &SdkError<E, R>) -> String
 where
     E: ProvideErrorMetadata + StdError + 'static,

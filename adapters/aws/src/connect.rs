@@ -1,6 +1,7 @@
 //! The ports on AWS: one stream, four tables, the machine's clock.
 //!
-//! Owns what is checked before a service starts. Must never create anything unless told to, and never start on half of it.
+//! Owns the checks before a service starts. Must never create anything unless told to, and never start if a part is
+//! missing.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -13,28 +14,28 @@ use crate::{
     kinesis::{Kinesis, KinesisConfig, Reading},
 };
 
-/// Longest time for all checks; creating tables takes AWS up to a minute.
+/// Longest time for all checks. AWS takes up to a minute to create tables.
 const CONNECT_MAX: Duration = Duration::from_secs(120);
 
-/// Which stream and tables, and how this process uses them.
+/// Names of the stream and the tables, and how this process uses them.
 #[derive(Clone, Debug)]
 pub struct Deployment {
     /// Name of the stream.
     pub stream: String,
-    /// What the names of the tables start with.
+    /// Prefix of the names of the tables.
     pub table_prefix: String,
-    /// For development: create what does not exist, the stream with this many shards.
+    /// For development: create the tables and the stream if they do not exist, the stream with this many shards.
     pub create_with_shards: Option<u32>,
     /// How the stream is read.
     pub reading: Reading,
-    /// How many processes put records.
+    /// Number of processes that put records.
     pub writers: u32,
-    /// Most write units a second that this process spends on votes.
+    /// Most write units per second that this process spends on votes; `None` sets no limit.
     pub write_units_per_second: Option<NonZeroU32>,
 }
 
 impl Deployment {
-    /// A stream and tables that exist, read by polling, without a brake.
+    /// An existing stream and existing tables, read by polling, without a limit on write units.
     pub fn new(stream: impl Into<String>, table_prefix: impl Into<String>) -> Self {
         Self {
             stream: stream.into(),
@@ -47,12 +48,12 @@ impl Deployment {
     }
 }
 
-/// Why there are no ports. Everything that is missing, at once.
+/// Why connecting failed: one line for everything that is missing or not allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct ConnectError(Vec<String>);
 
-/// Reaches the stream and the tables, and checks that they are there and may be used.
+/// Connects to the stream and the tables, and checks that they exist and may be used.
 ///
 /// # Errors
 ///

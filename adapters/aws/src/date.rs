@@ -1,6 +1,6 @@
-//! The times in AWS's answers, for the watch over our clock.
+//! Reads the time in each answer of AWS, so that a wrong clock of this machine is noticed.
 //!
-//! Must never change a request or fail a call: an answer without a time says nothing.
+//! Must never change a request or fail a call. An answer without a time is ignored.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use votestream_core::{Clock, Timestamp, clock::WatchedClock};
 #[derive(Debug)]
 pub(crate) struct ReadDate(pub(crate) Arc<WatchedClock>);
 
-/// Our clock when the request was sent.
+/// The time on our clock when the request was sent.
 #[derive(Debug)]
 struct SentAt(Timestamp);
 
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
     use crate::client::{AwsConfig, Clients};
 
-    /// Answers every call with an error, so many seconds ahead of this machine.
+    /// Answers every call with an error and a time that is this many seconds ahead of this machine.
     #[derive(Clone, Debug)]
     struct Dated(i64);
 

@@ -1,8 +1,8 @@
-//! The store on DynamoDB: polls, votes, tallies and shard rows on a table each.
+//! The store on DynamoDB: one table each for polls, votes, tallies and shard rows.
 //!
-//! Owns the tables, their names and the meters of what calls cost. Every read that a decision rests on is strongly
-//! consistent, every write carries the condition that its port names. Must never decide by a clock or by what this process
-//! remembers: memory only chooses which request is tried first.
+//! Owns the tables, their names and the meters of what calls cost. Every read that a decision is based on is strongly
+//! consistent. Every write carries the condition that its port names. Must never decide by a clock or by what this
+//! process remembers: what it remembers only chooses which request is tried first.
 //!
 //! | table | partition key | sort key | item |
 //! |---|---|---|---|
@@ -36,14 +36,15 @@ use self::{
     votes::{CALLS_IN_FLIGHT, Statements},
 };
 
-/// How the store is set up.
+/// Settings of the store.
 #[derive(Clone, Debug)]
 pub struct DynamoConfig {
-    /// Put before the name of every table.
+    /// Prefix of the name of every table.
     pub table_prefix: String,
-    /// Most write units a second that this process spends on votes; `None` sets no limit.
+    /// Most write units per second that this process spends on votes; `None` sets no limit.
     pub write_units_per_second: Option<NonZeroU32>,
-    /// How many voters are remembered, so that a changed vote saves an INSERT that fails. Four bytes each.
+    /// How many voters are remembered, four bytes each. For a remembered voter the store skips an INSERT that would
+    /// fail.
     pub voters_remembered: usize,
 }
 
@@ -66,12 +67,12 @@ struct Inner {
     meters: Meters,
     budget: WriteBudget,
     voters: KnownVoters,
-    /// Permits for calls on the table of votes, so that many windows at once do not open a connection each.
+    /// Permits for calls on the table of votes: without them, many windows at once would open a connection each.
     calls: Semaphore,
 }
 
 impl DynamoStore {
-    /// A store that calls through this client. Calls nothing yet.
+    /// Makes a store that uses this client. Makes no call yet.
     pub fn new(client: Client, config: &DynamoConfig) -> Self {
         let tables = TableNames::new(&config.table_prefix);
         let inner = Inner {
@@ -86,7 +87,7 @@ impl DynamoStore {
         Self { inner: Arc::new(inner) }
     }
 
-    /// What calls have cost since the start of this process.
+    /// The cost of all calls since this process started.
     pub fn metrics(&self) -> StoreMetrics {
         self.inner.meters.snapshot()
     }

@@ -1,6 +1,6 @@
 //! The vote stream on Kinesis Data Streams.
 //!
-//! Owns the producer, the shard map and both ways of reading. Must never retry a put, and never decide what a record means.
+//! Owns the producer, the shard map and both ways of reading. Must never retry a put, and never interpret a record.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -31,7 +31,8 @@ use pace::Pace;
 use polling::PollingReader;
 use producer::RecordPuts;
 
-/// How long a record waits for others to share its call, unless configured. Short against the ten milliseconds of a call.
+/// How long a record waits for others to share its call, unless configured. A call takes ten milliseconds, so this adds
+/// little.
 const LINGER: Duration = Duration::from_millis(3);
 /// Groups that share a shard's reads.
 const GROUPS: u32 = 2;
@@ -48,22 +49,25 @@ struct Attempts {
 /// How the shards are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// By GetRecords, which costs nothing and shares five reads and 2 MiB a second and shard.
+    /// By GetRecords. It costs nothing extra; all groups together may do five reads and 2 MiB per second and shard.
     Polling {
-        /// Pause between two reads of one shard by one group. Shorter than [`Reading::POLLING_PAUSE`] only on stand-ins.
+        /// Pause between two reads of one shard by one group. May be shorter than [`Reading::POLLING_PAUSE`] only on
+        /// stand-ins.
         pause: Duration,
     },
-    /// By SubscribeToShard, with 2 MiB a second and shard for each group, at a price.
+    /// By SubscribeToShard. Each group gets 2 MiB per second and shard; AWS charges for it.
     EnhancedFanOut {
-        /// Name of the registered consumers, before a dash and the group.
+        /// Start of the names of the registered consumers. A dash and the group follow.
         consumer: String,
-        /// How soon a shard is subscribed to again: shorter than [`limits::RESUBSCRIBE_AFTER`] only on stand-ins.
+        /// Shortest time between two subscriptions to the same shard. May be shorter than [`limits::RESUBSCRIBE_AFTER`]
+        /// only on stand-ins.
         resubscribe_after: Duration,
     },
 }
 
 impl Reading {
-    /// Pause between two reads that keeps both groups within five reads a second, with one to spare for a hand-over.
+    /// Pause between two reads. It keeps both groups together within five reads per second, and leaves one read for a
+    /// hand-over.
     pub const POLLING_PAUSE: Duration =
         Duration::from_millis(1_000 * GROUPS as u64 / (limits::SHARD_READS_PER_SECOND as u64 - 1));
 
@@ -76,7 +80,7 @@ impl Reading {
     }
 }
 
-/// Which stream, and how.
+/// Name of the stream, and how to use it.
 #[derive(Clone, Debug)]
 pub struct KinesisConfig {
     /// Name of the stream.
@@ -85,12 +89,12 @@ pub struct KinesisConfig {
     pub reading: Reading,
     /// How long a record waits for others to share its call.
     pub linger: Duration,
-    /// How many processes put records: each takes its part of a shard's rate.
+    /// Number of processes that put records. Each uses an equal part of a shard's rate.
     pub writers: u32,
 }
 
 impl KinesisConfig {
-    /// A stream that this process alone writes to, read by polling.
+    /// A stream that only this process writes to, read by polling.
     pub fn new(stream: impl Into<String>) -> Self {
         Self { stream: stream.into(), reading: Reading::POLLING, linger: LINGER, writers: 1 }
     }
@@ -105,7 +109,7 @@ pub struct Kinesis {
     custom_http_client: Option<SharedHttpClient>,
     producer: RecordPuts,
     pace: Arc<Pace>,
-    /// Shards that an answer named and no shard map showed yet.
+    /// Shards that an answer named but no shard map has shown yet.
     unlisted: Mutex<BTreeSet<ShardId>>,
     /// Shards of the last map.
     listed: Mutex<BTreeSet<ShardId>>,
@@ -116,7 +120,7 @@ impl Kinesis {
     ///
     /// # Errors
     ///
-    /// If the stream is not there, not active, or not ours to use.
+    /// If the stream does not exist, is not active, or may not be used by this process.
     pub async fn connect(clients: &Clients, config: KinesisConfig) -> Result<Self, PortError> {
         let client = clients.kinesis.clone();
         let what = format!("the stream {:?}", config.stream);
@@ -153,12 +157,12 @@ impl Kinesis {
         Ok(kinesis)
     }
 
-    /// Creates the stream with this many shards unless it is there, and waits until it can be used. For development: nothing
-    /// is set but the number of shards.
+    /// For development: creates the stream with this many shards if it does not exist, and waits until it can be used.
+    /// Sets nothing but the number of shards.
     ///
     /// # Errors
     ///
-    /// If Kinesis refuses, or the stream is not active within its time.
+    /// If Kinesis refuses, or the stream does not become active in time.
     pub async fn create_stream(clients: &Clients, stream: &str, shards: u32) -> Result<(), PortError> {
         let what = format!("CreateStream {stream:?}");
         let shards = i32::try_from(shards).map_err(|_| PortError::permanent(format!("{what}: {shards} shards")))?;

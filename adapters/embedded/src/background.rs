@@ -1,34 +1,35 @@
-//! Threads that give way: work that may be late must not delay an acknowledgement.
+//! Threads with low priority: work that may be late must not delay an acknowledgement.
 //!
-//! Owns how a thread gives way to the others of the process, and the runtime whose threads all do. Must never run anything
-//! that a client waits for, nor the log, whose sync every acknowledgement waits for.
+//! Owns how a thread lowers its priority, and a runtime whose threads all have low priority ("give way"). Must never
+//! run anything that a client waits for. Must never run the log: every acknowledgement waits for its sync.
 //!
-//! On two cores the votes that are stored take more CPU time than the votes that come in. With one priority for all, a put
-//! waits its turn behind half a dozen threads that store what was acknowledged long ago.
+//! On two cores, storing votes takes more CPU time than receiving them. If all threads had one priority, a put would
+//! wait behind half a dozen threads that store votes which were acknowledged long ago.
 
 use std::{future::Future, io};
 
 use tokio::sync::oneshot;
 
-/// How far a thread gives way: at this nice value Linux gives it about a ninth of the time of a thread that does not, as long
-/// as both want to run, and all of it otherwise. So it is slowed down and never stopped.
+/// Nice value of a thread that gives way. While both want to run, Linux gives it about a ninth of the time of a normal
+/// thread; otherwise it gets all the time it wants. So the thread becomes slower but never stops.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
-/// Threads of a database that write tables. Of several, `fjall` keeps the first for flushes, and while another one merges tables,
-/// the first hands merges from itself to itself without a pause (`worker_tick` in `worker_pool.rs`).
+/// Number of threads of a database that write tables. With several, `fjall` keeps the first one for flushes. While
+/// another one merges tables, the first passes merges to itself again and again without a pause (`worker_tick` in
+/// `worker_pool.rs`).
 pub(crate) const TABLE_WRITERS: usize = 1;
 
-/// Makes the calling thread, and every thread that it starts from now on, give way to the others. Elsewhere than on Linux
-/// priorities are of processes, and nothing happens.
+/// Makes the calling thread, and every thread that it starts from now on, give way to the others. Does nothing on other
+/// systems than Linux: there a priority belongs to a process.
 pub(crate) fn give_way() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        tracing::warn!(%error, "a thread cannot lower its priority; acknowledgements will wait for it");
+        tracing::warn!(%error, "cannot lower the priority of a background thread; acknowledgements may be slower");
     }
 }
 
-/// Calls `open` on a thread that gives way, so that the threads that it starts do, too.
+/// Calls `open` on a thread that gives way, so that the threads that `open` starts give way, too.
 pub(crate) fn giving_way<T: Send>(open: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let opening = std::thread::Builder::new().name("votestream-open".into()).spawn_scoped(scope, || {
@@ -39,8 +40,8 @@ pub(crate) fn giving_way<T: Send>(open: impl FnOnce() -> T + Send) -> io::Result
     })
 }
 
-/// Runs `work` on a runtime of its own, whose threads give way to all others of the process. What stores votes that were
-/// acknowledged belongs there. When the returned future is dropped, `work` is dropped at its next await.
+/// Runs `work` on its own runtime, whose threads give way to all others of the process. Use it for work that stores
+/// acknowledged votes. When the returned future is dropped, `work` is dropped at its next await.
 ///
 /// # Errors
 ///
@@ -65,7 +66,7 @@ where
             })
         });
         if let Some(result) = result.transpose() {
-            // Nobody waits any more if this fails.
+            // This fails if nobody waits any more.
             drop(done.send(result));
         }
     })?;

@@ -1,11 +1,12 @@
-//! A copy of a data directory while it is in use, as of one moment.
+//! Copies a data directory while it is in use. The copy has the state of one moment.
 //!
-//! Owns the order: the store as of one moment, then the log up to a later one. Every vote that was acknowledged before the copy
-//! began is in its log, and no progress in its store speaks of a record that its log does not have. Must never leave a copy
-//! that looks complete and is not: `format` is written last.
+//! Owns the order: first the store as of one moment, then the log up to a later moment. So the log of the copy has
+//! every vote that was acknowledged before the copy began, and every record that the store of the copy has processed.
+//! Must never leave an incomplete copy that looks complete: `format` is written last.
 //!
-//! The store is linked within the data directory first, while nothing is committed, which takes milliseconds; it is copied
-//! from there while everything goes on. Tables never change, and the log only grows.
+//! First the files of the store are linked within the data directory. Nothing is committed meanwhile, for some
+//! milliseconds. Then they are copied from there while everything goes on. This is safe because tables never change and
+//! the log only grows.
 
 use std::{
     fs::{self, File},
@@ -22,7 +23,7 @@ use crate::{
     store::EmbeddedStore,
 };
 
-/// Where the store is linked while a copy is made.
+/// Directory in which the store is linked while a copy is made.
 const STAGING: &str = "backup.staging";
 
 /// Makes copies of the data directory of an engine.
@@ -35,40 +36,40 @@ pub struct Backups {
     pub(crate) store: Arc<EmbeddedStore>,
 }
 
-/// Why no copy was made.
+/// Why a copy failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The place is taken.
-    #[error("{} exists and is not empty: a backup needs a directory of its own", .0.display())]
+    /// The target directory is not empty.
+    #[error("{} exists and is not empty: choose a new or an empty directory for the backup", .0.display())]
     Taken(PathBuf),
-    /// The copy would lie in what is copied.
-    #[error("{} lies in the data directory itself", .0.display())]
+    /// The copy would lie in the data directory itself.
+    #[error("{} lies in the data directory: choose a directory outside it for the backup", .0.display())]
     Inside(PathBuf),
     /// The file system refused.
     #[error("cannot copy to {}: {source}", path.display())]
     Io {
         /// The copy.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The engine is closed, or cannot write any more.
+    /// The engine is closed, or can no longer write.
     #[error("{0}")]
     Engine(#[from] PortError),
 }
 
 impl Backups {
-    /// Copies the data directory to `to`, which must be empty or not there. Blocks as long as it takes to copy all data. What
-    /// an attempt that failed has left there cannot be started.
+    /// Copies the data directory to `to`, which must be empty or not exist. Blocks until all data is copied. If it
+    /// fails, what it left in `to` cannot be started.
     ///
     /// # Errors
     ///
-    /// If `to` holds something, cannot be written, or the engine is closed.
+    /// If `to` is not empty, lies in the data directory or cannot be written, or if the engine is closed.
     pub fn copy(&self, to: &Path) -> Result<(), BackupError> {
         let failed = |source| BackupError::Io { path: to.to_owned(), source };
         self.claim(to)?;
         let staging = self.directory.join(STAGING);
-        // One copy at a time, and no segment is deleted before it is copied.
+        // This allows one copy at a time, and prevents that a segment is deleted before it is copied.
         let kept = self.stream.keep_segments();
         remove_staging(&self.directory).map_err(failed)?;
         let mark = self.store.stage(&staging, || self.stream.mark()).and_then(|mark| mark);
@@ -109,12 +110,12 @@ fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Removes what an interrupted copy has left.
+/// Removes what an interrupted copy left.
 pub(crate) fn remove_staging(directory: &Path) -> io::Result<()> {
     unless_missing(fs::remove_dir_all(directory.join(STAGING)))
 }
 
-/// Copies a directory, durably.
+/// Copies a directory and syncs the copy.
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     copy_unsynced(from, to)?;
     sync_tree(to)

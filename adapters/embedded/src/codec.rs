@@ -1,23 +1,24 @@
-//! The bytes of stored values: big-endian numbers, and texts behind their length.
+//! The bytes of stored values: big-endian numbers, and texts with their length before them.
 //!
-//! Owns the encoding primitives. Must never panic on stored bytes, whatever they are: damage is an error with a name.
+//! Owns the encoding primitives. Must never panic on stored bytes, whatever they are: damage is an error that names the
+//! value.
 
 use std::sync::Arc;
 
 use votestream_core::{SequenceNumber, Timestamp, port::PortError};
 
-/// Stored bytes are not what was written. No retry mends that.
+/// Stored bytes are not what was written. A retry does not help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Corrupt;
 
 impl Corrupt {
-    /// Names what is damaged.
+    /// Makes an error that names the damaged value.
     pub(crate) fn in_a(self, what: &str) -> PortError {
         PortError::permanent(format!("the embedded store holds a damaged {what}"))
     }
 }
 
-/// The last byte that is not zero. Files that are written into hold many zeros, so these are compared as blocks.
+/// Position of the last byte that is not zero. Compares whole blocks, because the files have many zeros at their end.
 pub(crate) fn last_nonzero(bytes: &[u8]) -> Option<usize> {
     const ZEROS: [u8; 4_096] = [0; 4_096];
     let mut end = bytes.len();
@@ -68,7 +69,7 @@ impl Encoder {
         self.raw(&value.to_bytes())
     }
 
-    /// A text of less than 4 GiB; every text has passed a limit far below.
+    /// A text of less than 4 GiB. Every text was checked against a much smaller limit before.
     pub(crate) fn text(&mut self, value: &str) -> &mut Self {
         self.u32(value.len() as u32).raw(value.as_bytes())
     }
@@ -149,13 +150,13 @@ impl<'a> Decoder<'a> {
         self.bool()?.then(|| self.text()).transpose()
     }
 
-    /// A counted list. Bounded by the bytes that are left, whatever the count says.
+    /// A list with its length before it. Reads no more than the remaining bytes, whatever the length says.
     pub(crate) fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, Corrupt>) -> Result<Vec<T>, Corrupt> {
         let count = self.u32()?;
         (0..count).map(|_| item(self)).collect()
     }
 
-    /// Nothing may follow.
+    /// Checks that nothing follows.
     pub(crate) fn end(&self) -> Result<(), Corrupt> {
         if self.0.is_empty() { Ok(()) } else { Err(Corrupt) }
     }

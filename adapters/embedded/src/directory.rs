@@ -1,10 +1,10 @@
 //! The data directory: its lock, what its `format` file says, and whether its creation was finished.
 //!
-//! Owns who may open the directory. Must never let two processes in, and never open data of another format or of other
-//! time bounds: votes that were acknowledged under one L could be discarded as late under another.
+//! Owns who may open the directory. Must never let two processes open it. Must never open data of another format or
+//! with other time bounds: votes that were acknowledged under one L could be discarded as late under another.
 //!
-//! A directory is created under the file `creating`, which is written first. `format` is written last: a start that finds the
-//! one without the other begins again, and nothing was acknowledged before.
+//! While a directory is created, it holds the file `creating`, which is written first. `format` is written last. A
+//! start that finds `creating` without `format` creates everything again; nothing can have been acknowledged before.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -16,29 +16,29 @@ use std::{
 
 use votestream_core::{TimeBounds, Timestamp};
 
-/// Format of everything below the directory.
+/// Format of everything in the directory.
 const FORMAT_VERSION: u32 = 4;
-/// What a format file begins with.
+/// The first words of a format file.
 const FORMAT_NAME: &str = "votestream embedded";
-/// Most bytes of a format file that are read.
+/// Most bytes that are read of a format file.
 const FORMAT_BYTES_MAX: u64 = 4_096;
-/// Stands in a directory as long as it is not complete.
+/// File that exists in a directory until it is complete.
 const CREATING: &str = "creating";
-/// Before the id in a format file.
+/// Text before the id in a format file.
 const ID: &str = "id=";
 
 /// What a directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// Nothing, or what an unfinished creation has left.
+    /// Nothing, or what an unfinished creation left.
     None,
-    /// Votes with their ids as they are. The store converts them when it is opened.
+    /// Votes that hold ids as text. The store converts them when it is opened.
     Version1,
-    /// Another log; the store as now, but nothing was ever written past the journal.
+    /// An older log. The store is as now, but everything was written through the journal.
     Version2,
-    /// Another log.
+    /// An older log.
     Version3,
-    /// What this version writes, with the id of the directory.
+    /// The format that this version writes, with the id of the directory.
     Present(u128),
 }
 
@@ -56,7 +56,7 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
-    /// It holds data, but not ours or of another version.
+    /// It holds data of another program or of another version.
     #[error("the data directory {} holds data that this version cannot read: {reason}", directory.display())]
     Format {
         /// The directory.
@@ -90,7 +90,7 @@ pub enum OpenError {
         /// What the engine said.
         source: fjall::Error,
     },
-    /// A database holds what was never written.
+    /// A database holds bytes that were never written.
     #[error("the database {} is damaged: {reason}; restore a backup of the data directory", path.display())]
     Damaged {
         /// Its directory.
@@ -98,10 +98,10 @@ pub enum OpenError {
         /// What was found.
         reason: String,
     },
-    /// The log holds what was never written, and not at its end, where a power failure explains it.
+    /// The log holds bytes that were never written, and not only at its end, where a power failure can leave them.
     #[error(
-        "the log is damaged: {}, byte {offset}: {reason}. This is not the trace of a power failure, so it may have been \
-         acknowledged. Check the disk, and restore a backup of the data directory", file.display()
+        "the log is damaged: {}, byte {offset}: {reason}. A power failure does not explain this, so acknowledged votes may \
+         be lost. Check the disk, and restore a backup of the data directory", file.display()
     )]
     DamagedLog {
         /// The file.
@@ -122,20 +122,20 @@ pub enum OpenError {
         /// What is missing.
         reason: String,
     },
-    /// A part of the directory is of another directory.
+    /// A part of the directory belongs to another directory.
     #[error(
         "{} belongs to another data directory ({found:032x}, not {wanted:032x}). Put the right one back, or restore a \
          backup of the whole directory", path.display()
     )]
     Foreign {
-        /// What does not belong here.
+        /// The part that does not belong here.
         path: PathBuf,
-        /// The directory that it is of.
+        /// Id of the directory that it belongs to.
         found: u128,
-        /// This directory.
+        /// Id of this directory.
         wanted: u128,
     },
-    /// Log and store are of one directory, but of different moments.
+    /// Log and store belong to one directory, but are from different moments.
     #[error(
         "log and store in {} do not belong together: {reason}. They were copied or restored at different moments. Restore \
          a backup of the whole directory, made with `votestream backup` or while nothing ran", directory.display()
@@ -156,7 +156,7 @@ pub enum OpenError {
     Clock {
         /// The directory.
         directory: PathBuf,
-        /// What the machine's clock says.
+        /// Time on the machine's clock.
         clock: Timestamp,
         /// The last arrival in the log.
         log: Timestamp,
@@ -166,7 +166,7 @@ pub enum OpenError {
 /// The lock on the data directory, shared by both databases. Declared last in them, so that it is dropped last.
 pub(crate) type DirectoryLock = Arc<File>;
 
-/// Creates the directory if need be and locks it. The lock lasts as long as the file is open.
+/// Creates the directory if it does not exist, and locks it. The lock lasts as long as the returned file is open.
 pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {
     let io = |source| OpenError::Io { directory: directory.to_owned(), source };
     fs::create_dir_all(directory).map_err(io)?;
@@ -189,7 +189,7 @@ pub(crate) fn inspect(directory: &Path, bounds: &TimeBounds) -> Result<Format, O
             if !directory.join(CREATING).try_exists().map_err(io)? {
                 for database in ["log", "store"] {
                     if directory.join(database).try_exists().map_err(io)? {
-                        return Err(format(format!("there is {database:?}, but no file \"format\"")));
+                        return Err(format(format!("it has {database:?}, but no file \"format\"")));
                     }
                 }
             }
@@ -222,15 +222,15 @@ pub(crate) fn inspect(directory: &Path, bounds: &TimeBounds) -> Result<Format, O
     Ok(found)
 }
 
-/// Begins the creation of everything in a directory, or begins it again: what an unfinished one has left is removed.
+/// Begins to create everything in a directory. Removes what an unfinished creation left.
 pub(crate) fn begin_creation(directory: &Path) -> io::Result<()> {
     File::create(directory.join(CREATING))?.sync_all()?;
     sync_directory(directory)?;
-    // After a power failure the directory itself must be found, too, and everything on the way to it.
+    // The directory itself and all directories above it must exist after a power failure, too.
     for ancestor in directory.canonicalize()?.ancestors().skip(1) {
         if let Err(error) = sync_directory(ancestor) {
-            // What may not be read was not made by us.
-            tracing::debug!(%error, directory = %ancestor.display(), "a directory cannot be synced");
+            // We did not make a directory that we may not read.
+            tracing::debug!(%error, directory = %ancestor.display(), "cannot sync a directory");
         }
     }
     // An earlier version wrote it first.
@@ -242,19 +242,19 @@ pub(crate) fn begin_creation(directory: &Path) -> io::Result<()> {
     sync_directory(directory)
 }
 
-/// Ends the creation: everything is there and synced.
+/// Ends the creation. Everything must exist and be synced.
 pub(crate) fn end_creation(directory: &Path, bounds: &TimeBounds, id: u128) -> io::Result<()> {
     sync_directory(directory)?;
     write_format(directory, bounds, id)?;
     forget_creation(directory)
 }
 
-/// Removes the mark of a creation that was finished.
+/// Removes the file `creating` after a creation was finished.
 pub(crate) fn forget_creation(directory: &Path) -> io::Result<()> {
     unless_missing(fs::remove_file(directory.join(CREATING)))
 }
 
-/// What may be missing is no failure.
+/// Ignores the error that a file does not exist.
 pub(crate) fn unless_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -262,7 +262,7 @@ pub(crate) fn unless_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Syncs every file and directory below a path. Files may go meanwhile.
+/// Syncs every file and directory below a path. Files may be deleted meanwhile.
 pub(crate) fn sync_tree(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -288,8 +288,8 @@ fn bounds_line(bounds: &TimeBounds) -> String {
     )
 }
 
-/// Notes that everything in the directory is of the present format. Whole or not at all: a new file, synced, under its final
-/// name.
+/// Writes the file `format`: everything in the directory has the present format. The file appears whole or not at all,
+/// because a new file is synced and then renamed.
 pub(crate) fn write_format(directory: &Path, bounds: &TimeBounds, id: u128) -> io::Result<()> {
     let temporary = directory.join("format.new");
     let mut file = File::create(&temporary)?;
@@ -300,13 +300,13 @@ pub(crate) fn write_format(directory: &Path, bounds: &TimeBounds, id: u128) -> i
     sync_directory(directory)
 }
 
-/// Makes what was created, renamed or removed in a directory durable.
+/// Syncs a directory, so that files that were created, renamed or removed in it are so after a power failure.
 #[cfg(unix)]
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Durable by itself where directories cannot be opened.
+/// Does nothing on systems where directories cannot be opened: there such changes are durable by themselves.
 #[cfg(not(unix))]
 pub(crate) fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())

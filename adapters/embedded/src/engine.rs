@@ -1,7 +1,8 @@
-//! The engine: one data directory, opened.
+//! The engine: one open data directory.
 //!
-//! Owns the order of creating, opening and closing. Must never open a database without the lock on its directory, never release
-//! the lock before both halves are closed, and never change anything before both were found to belong together.
+//! Owns the order of creating, opening and closing. Must never open a database without the lock on its directory. Must
+//! never release the lock before both halves (log and store) are closed. Must never change anything before it has
+//! checked that both halves belong together.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -19,9 +20,10 @@ use crate::{
     store::{EmbeddedStore, Identity},
 };
 
-/// How far the machine's clock may be behind the last arrival in the log at a start. Time synchronisation and leap seconds
-/// move a clock by a second or two; then the engine's clock runs a tenth slower until the machine's has caught up, and nobody
-/// notices. Farther back, one of the two is wrong, and only a person can tell which.
+/// How far the machine's clock may be behind the last arrival in the log at a start. Time synchronisation and leap
+/// seconds move a clock by a second or two. Then the engine's clock runs a tenth slower until the machine's clock has
+/// caught up, and nobody notices. If the machine's clock is farther behind, either it or the log is wrong, and only a
+/// person can tell which.
 pub const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(10);
 
 /// Settings of the engine.
@@ -29,13 +31,13 @@ pub const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(10);
 pub struct EmbeddedOptions {
     /// Number of shards of a new stream; an existing one keeps its own.
     pub shards: u32,
-    /// How long records are kept at least, unless they are too many.
+    /// How long records are kept at least, within the limit `retention_bytes`.
     pub retention: Duration,
-    /// How many bytes of records are kept at most. Records that a group has not processed are kept all the same.
+    /// Most bytes of records that are kept. Records that a group has not processed are kept even beyond this limit.
     pub retention_bytes: u64,
-    /// The protocol's time limits. Data that was written with others is refused.
+    /// The protocol's time limits. A directory that was written with other limits is refused.
     pub bounds: TimeBounds,
-    /// Goes on with the log's time although the machine's clock is behind it by more than [`CLOCK_BEHIND_MAX`].
+    /// Continue from the log's time even if the machine's clock is behind it by more than [`CLOCK_BEHIND_MAX`].
     pub continue_from_log_time: bool,
 }
 
@@ -62,17 +64,18 @@ pub struct EmbeddedEngine {
 }
 
 impl EmbeddedEngine {
-    /// Opens a data directory, or makes a new one. Blocks: data that was not yet in tables is replayed.
+    /// Opens a data directory, or makes a new one. Blocks while it replays data that was not yet in tables.
     ///
     /// # Errors
     ///
-    /// If another process has it open, if it cannot be read or written, if something in it is missing, damaged, of another
-    /// directory, version or moment, or if the machine's clock is far behind it. Nothing was acknowledged then.
+    /// If another process has it open; if it cannot be read or written; if something in it is missing, damaged, or from
+    /// another directory, version or moment; or if the machine's clock is far behind it. In all these cases no vote was
+    /// acknowledged.
     pub fn open(dir: &Path, options: EmbeddedOptions) -> Result<Self, OpenError> {
         Self::open_with(dir, options, log::SEGMENT_BYTES)
     }
 
-    /// Opens it with segments of this size.
+    /// Like [`Self::open`], with segments of this size.
     pub(crate) fn open_with(dir: &Path, options: EmbeddedOptions, segment_bytes: u64) -> Result<Self, OpenError> {
         log::check_shards(options.shards)?;
         let lock = Arc::new(directory::lock(dir)?);
@@ -103,7 +106,7 @@ impl EmbeddedEngine {
         Ok(engine)
     }
 
-    /// The ports of this engine. Any number of copies may be in use.
+    /// The ports of this engine. May be called any number of times.
     pub fn ports(&self) -> Ports {
         Ports {
             stream: self.stream.clone(),
@@ -115,23 +118,25 @@ impl EmbeddedEngine {
         }
     }
 
-    /// What copies the data directory while it is in use. The directory stays locked until it is dropped, too.
+    /// Makes backups of the data directory while it is in use. The directory stays locked until the returned value is
+    /// dropped, too.
     pub fn backups(&self) -> Backups {
         self.backups.clone()
     }
 
-    /// Waits until a write fails, and says why: the disk is full, or broken. From then on nothing is written and nothing is
-    /// acknowledged; what was acknowledged is safe. Only opening the directory anew helps.
+    /// Waits until a write fails, and returns the reason: the disk is full or broken. From then on nothing is written
+    /// and nothing is acknowledged. Acknowledged votes are safe. To go on, open the directory again.
     pub async fn broken(&self) -> String {
         let mut broken = self.store.broken();
         match broken.wait_for(Option::is_some).await {
             Ok(cause) => cause.clone().unwrap_or_default(),
-            // The store lives as long as this engine, so this does not happen.
+            // This does not happen: the store lives as long as this engine.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Splits an open shard: the second child's hashes start at `at`. The parent keeps its records and takes no more.
+    /// Splits an open shard. The hashes of the second child start at `at`. The parent keeps its records but accepts no
+    /// new ones.
     ///
     /// # Errors
     ///
@@ -140,11 +145,11 @@ impl EmbeddedEngine {
         self.stream.split(shard, at).await
     }
 
-    /// Merges two open shards whose hashes are neighbours. The parents keep their records and take no more.
+    /// Merges two open shards with neighbouring hash ranges. The parents keep their records but accept no new ones.
     ///
     /// # Errors
     ///
-    /// If a shard is not open, they are not neighbours, or the log cannot be written.
+    /// If a shard is not open, if the shards are not neighbours, or if the log cannot be written.
     pub async fn merge_shards(&self, first: &ShardId, second: &ShardId) -> Result<ShardId, PortError> {
         self.stream.merge(first, second).await
     }
@@ -159,7 +164,7 @@ impl EmbeddedEngine {
         &self.store
     }
 
-    /// Makes everything that was answered durable, counts and progress included.
+    /// Makes everything durable that was answered so far, counts and progress included.
     ///
     /// # Errors
     ///
@@ -168,7 +173,7 @@ impl EmbeddedEngine {
         self.store.make_durable()
     }
 
-    /// Stops the engine's threads and flushes everything. Puts that wait are answered first; later ones are refused.
+    /// Stops the engine's threads and flushes everything. Waiting puts are answered first; later puts are refused.
     pub fn close(self) {
         drop(self);
     }
@@ -178,12 +183,12 @@ impl Drop for EmbeddedEngine {
     fn drop(&mut self) {
         self.stream.stop();
         if let Err(error) = self.store.make_durable() {
-            tracing::error!(%error, "the embedded store could not be flushed at its end");
+            tracing::error!(%error, "could not flush the embedded store while closing it");
         }
     }
 }
 
-/// Makes both halves of a new directory, or makes them again if that was interrupted.
+/// Makes both halves of a new directory. Makes them again if an earlier attempt was interrupted.
 fn create(
     dir: &Path,
     options: &EmbeddedOptions,
@@ -196,7 +201,7 @@ fn create(
     let path = dir.join("store");
     let store = EmbeddedStore::open(&path, Format::None, lock.clone())?;
     own(&path, &store, id)?;
-    // The database syncs what it writes, but not the directory of its keyspaces after they were made.
+    // The database syncs its files, but not the directory of its keyspaces after it has made them.
     directory::sync_directory(&path.join("keyspaces")).map_err(failed)?;
     directory::sync_directory(&path).map_err(failed)?;
     directory::end_creation(dir, &options.bounds, id).map_err(failed)?;
@@ -219,7 +224,7 @@ fn open_store(dir: &Path, id: u128, lock: &DirectoryLock) -> Result<(u128, Arc<E
     Ok((id, Arc::new(store)))
 }
 
-/// Refuses a directory without one of its halves.
+/// Refuses a directory if one of its halves is missing.
 fn require(dir: &Path, half: &str, file: &str) -> Result<(), OpenError> {
     let exists = dir.join(half).join(file).try_exists();
     match exists.map_err(|source| OpenError::Io { directory: dir.to_owned(), source })? {
@@ -231,7 +236,7 @@ fn require(dir: &Path, half: &str, file: &str) -> Result<(), OpenError> {
     }
 }
 
-/// Makes the present format of a directory of an earlier one.
+/// Converts a directory of an earlier format to the present one.
 fn convert(
     dir: &Path,
     format: Format,
@@ -239,7 +244,7 @@ fn convert(
     lock: &DirectoryLock,
 ) -> Result<(u128, Arc<EmbeddedStore>), OpenError> {
     let failed = |source| OpenError::Io { directory: dir.to_owned(), source };
-    // That version wrote `format` first, then the store, then the log; and a database its file `version` last.
+    // That version wrote `format` first, then the store, then the log. A database writes its file `version` last.
     let made = |half: &str| Ok(std::fs::read(dir.join(half).join("version")).is_ok_and(|bytes| !bytes.is_empty()));
     let log_made = made("log").map_err(failed)?;
     if !log_made && !made("store").map_err(failed)? {
@@ -263,7 +268,7 @@ fn convert(
     Ok((id, Arc::new(store)))
 }
 
-/// The clock that stamps records: it does not start before the last of them.
+/// The clock that stamps records. It does not start before the last stored record.
 fn clock_of(dir: &Path, latest: Timestamp, continue_from_log_time: bool) -> Result<SystemClock, OpenError> {
     if continue_from_log_time {
         return Ok(SystemClock::not_before(latest));

@@ -1,13 +1,13 @@
-//! How many files the databases keep open.
+//! The number of files that the databases keep open.
 //!
-//! Owns their share of the process's file descriptors, of which clients' connections have the rest. Must never be asked before the
-//! limit was raised as far as it goes.
+//! Owns their share of the process's file descriptors; clients' connections have the rest. Must never be called before
+//! the limit of descriptors was raised as far as possible.
 
-/// What `fjall` keeps open at the most if nothing is said: more brings nothing.
+/// Most files that `fjall` keeps open by default. More files bring no advantage.
 const CACHED_MAX: u64 = 900;
 
-/// Tables that each of the two databases keeps open. Both together have two fifths of the limit, and with journals, and the tables
-/// that are being written or merged, less than the half that the server leaves them.
+/// Tables that each of the two databases keeps open. Both together have two fifths of the limit. With the journals and
+/// the tables that are being written or merged, this is less than the half that the server leaves for them.
 pub(crate) fn cached_files_max() -> usize {
     (descriptors() / 5).clamp(1, CACHED_MAX) as usize
 }

@@ -1,11 +1,12 @@
-//! The journals of a `fjall` database, looked at before it is opened.
+//! Checks the journals of a `fjall` database before the database is opened.
 //!
-//! Owns the difference between a batch that a power failure has torn and a damaged one. `fjall` 3.1 refuses to open a journal
-//! whose last batch has lost a block in its middle (`journal/batch_reader.rs`), and takes some damage in the middle of a journal
-//! for its end (`journal/reader.rs`). Must never cut off what might have been acknowledged.
+//! Owns the decision whether a bad batch was torn by a power failure or is damaged. `fjall` 3.1 refuses to open a
+//! journal whose last batch has lost a block in its middle (`journal/batch_reader.rs`), and takes some damage in the
+//! middle of a journal for its end (`journal/reader.rs`). Must never cut off what might have been acknowledged.
 //!
-//! Every commit of ours is synced before the next begins. So a power failure tears the last batch of the last journal alone, and
-//! nobody was told of it. A whole batch behind a damaged one proves that the damaged one was synced.
+//! We sync every commit before the next one begins. So a power failure tears only the last batch of the last journal,
+//! and that batch was not acknowledged. A whole batch behind a bad one proves that the bad one was synced, so it is
+//! damaged.
 //!
 //! | entry | bytes, numbers little-endian |
 //! |---|---|
@@ -29,17 +30,18 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
 const TRAILER: [u8; 4] = *b"FJL\x03";
-/// Most items of a batch for which the search of a later batch tries: more than any of ours has.
+/// Most items that the search for a later batch accepts in a batch. None of our batches has as many.
 const ITEMS_MAX: u32 = 10_000_000;
-/// How much larger the seqno of a later batch may be: between two batches only ingestions take some.
+/// How much larger the seqno of a later batch may be. Between two batches, only ingestions use seqnos.
 const SEQNO_STEP_MAX: u64 = 1 << 32;
 
-/// Which batches of a database were synced one by one.
+/// Which batches of a database were synced before the next one was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Synced {
-    /// Every one.
+    /// Every batch.
     Each,
-    /// Not the ones of small changes, as the stores of earlier formats did it. What lies behind a torn one was not synced.
+    /// Not every batch: stores of earlier formats did not sync small changes. In these, what lies behind a torn batch
+    /// was not synced.
     Some,
 }
 
@@ -71,7 +73,8 @@ pub(crate) fn check(database: &Path, synced: Synced) -> Result<(), OpenError> {
     file.set_len(end as u64).and_then(|()| file.sync_all()).map_err(io)
 }
 
-/// Copies the journals of an open database to which nothing is committed meanwhile. One that goes is in tables by then.
+/// Copies the journals of an open database. Nothing may be committed meanwhile. If a journal is deleted meanwhile, its
+/// content is already in tables.
 pub(crate) fn copy(database: &Path, to: &Path) -> io::Result<()> {
     for (_, journal) in list(database)? {
         let bytes = match fs::read(&journal) {
@@ -90,7 +93,7 @@ fn damaged(database: &Path, journal: &Path, at: usize) -> OpenError {
     OpenError::Damaged {
         path: database.to_owned(),
         reason: format!(
-            "{}, byte {at}: a batch is not what was written, and not the last one, which a power failure may tear",
+            "{}, byte {at}: a batch is not what was written. It is not the last one, so no power failure explains it",
             journal.display()
         ),
     }
@@ -110,7 +113,7 @@ fn list(database: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(journals)
 }
 
-/// The end of the last whole batch of those in a row, and its seqno.
+/// Reads whole batches from the start. Returns the end and the seqno of the last one.
 fn read_batches(bytes: &[u8]) -> (usize, u64) {
     let (mut end, mut last) = (0, 0);
     while let Some((len, seqno)) = batch(&bytes[end..]) {
@@ -119,7 +122,7 @@ fn read_batches(bytes: &[u8]) -> (usize, u64) {
     (end, last)
 }
 
-/// Whether a whole batch that is newer than `seqno` begins anywhere.
+/// Whether a whole batch that is newer than `seqno` begins anywhere in these bytes.
 fn later_batch(bytes: &[u8], seqno: u64) -> bool {
     let may_begin = |at: &usize| {
         let mut entry = Bytes(&bytes[*at..]);
@@ -131,7 +134,7 @@ fn later_batch(bytes: &[u8], seqno: u64) -> bool {
     (1..bytes.len()).filter(may_begin).any(|at| batch(&bytes[at..]).is_some())
 }
 
-/// Length and seqno of the batch that begins here, if it is whole.
+/// Length and seqno of the batch at the start of these bytes, if it is whole.
 fn batch(bytes: &[u8]) -> Option<(usize, u64)> {
     let mut rest = Bytes(bytes);
     if rest.u8()? != START {
@@ -192,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// A database with ten synced commits of 40 kB each, closed. Returns the end of each in its journal.
+    /// Makes and closes a database with ten synced commits of 40 kB each. Returns where each ends in the journal.
     fn database(dir: &Path) -> (PathBuf, Vec<usize>) {
         let db = Database::builder(dir).open().unwrap();
         let keyspace = db.keyspace("k", KeyspaceCreateOptions::default).unwrap();
@@ -200,7 +203,7 @@ mod tests {
             let mut batch = db.batch().durability(Some(PersistMode::SyncData));
             for item in 0..40u32 {
                 let key = [commit.to_be_bytes(), item.to_be_bytes()].concat();
-                // As long as a block, and unlike each other.
+                // As long as a block, and different from each other.
                 batch.insert(
                     &keyspace,
                     key,
@@ -231,7 +234,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let (journal, ends) = database(dir.path());
             let mut bytes = fs::read(&journal).unwrap();
-            // A block of the last batch did not survive.
+            // One block of the last batch is lost.
             let lost = ends[9] + block * 4_096..(ends[9] + (block + 1) * 4_096).min(ends[10]);
             bytes[lost].fill(0);
             fs::write(&journal, &bytes).unwrap();

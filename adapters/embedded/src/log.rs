@@ -1,12 +1,12 @@
-//! The vote stream: an append-only log in shards, in files of its own.
+//! The vote stream: an append-only log with shards, in its own files.
 //!
-//! Owns the shards, the segments and what has left retention. One counter numbers the records of all shards, so a child's
-//! numbers are larger than its parents', and the order of numbers is the order of age. Must never show a record that is not
-//! synced, nor delete one that a group has not processed.
+//! Owns the shards, the segments and the retention of records. One counter numbers the records of all shards: the
+//! numbers of a child are larger than its parents', and a smaller number means an older record. Must never show a
+//! record that is not synced, and never delete a record that a group has not processed.
 //!
-//! - `format.rs`: the bytes of a segment; `table.rs`: what is known beside the records.
-//! - `append.rs` writes groups, `writer.rs` is the thread that does; `tail.rs` keeps the last records in memory.
-//! - `recovery.rs` says what a start finds; `convert.rs` makes it of the log of an earlier format.
+//! - `format.rs`: the bytes of a segment; `table.rs`: the state besides the records.
+//! - `append.rs` writes groups, on the thread of `writer.rs`; `tail.rs` keeps the last records in memory.
+//! - `recovery.rs` reads the log at a start; `convert.rs` converts the log of an earlier format.
 //! - `reader.rs` reads a shard by the index of `segment.rs`; `retention.rs` deletes segments; `backup.rs` copies them.
 
 mod append;
@@ -64,17 +64,17 @@ use crate::{
 
 /// Most shards of a new stream.
 const SHARDS_MAX: u32 = 4_096;
-/// Bytes of records that wait for the writer; puts beyond wait for room.
+/// Most bytes of records that wait for the writer. Further puts wait for room.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// What one permit of the queue stands for.
+/// Bytes that one permit of the queue stands for.
 const PERMIT_BYTES: usize = 1_024;
 /// Largest record.
 const RECORD_BYTES_MAX: usize = 16 << 20;
-/// Size of a segment: a hundred of them at the default limit of retention. In debug builds, and with them in the tests that
-/// kill processes, new ones begin often.
+/// Size of a segment. The default limit of retention is a hundred segments. Debug builds, and so the tests that kill
+/// processes, begin new segments often.
 pub(crate) const SEGMENT_BYTES: u64 = if cfg!(debug_assertions) { 1 << 20 } else { 64 << 20 };
 
-/// Sends commands to the writer. Unbounded, since the semaphore of the queue bounds puts, and others are few.
+/// Sends commands to the writer. Unbounded: the queue's semaphore bounds the puts, and other commands are few.
 type CommandSender = mpsc::UnboundedSender<Command>;
 
 /// Settings of the log.
@@ -84,12 +84,12 @@ pub(crate) struct LogOptions {
     pub(crate) segment_bytes: u64,
 }
 
-/// How far a shard can be read.
+/// Where a shard ends for its readers.
 #[derive(Clone, Copy, Debug)]
 struct Tail {
-    /// Number of the last durable record; 0 if there was never one.
+    /// Number of the last durable record; 0 if there was none yet.
     last: u64,
-    /// Set once no record can follow.
+    /// Time at which the shard was closed. Once set, no record follows.
     closed_at: Option<Timestamp>,
 }
 
@@ -100,7 +100,7 @@ struct ShardState {
     range: HashRange,
     parents: Vec<u32>,
     tail: watch::Sender<Tail>,
-    /// Number of the last record that left retention. Raised before the record is deleted.
+    /// Number of the last record that left retention. It is raised before the record is deleted.
     deleted: AtomicU64,
 }
 
@@ -125,16 +125,16 @@ fn shard_id(index: u32) -> ShardId {
     ShardId::new(format!("shard-{index:010}"))
 }
 
-/// What the writer, retention and the readers share. Not the lock on the directory, nor the store, which has it: a read that
-/// nobody waits for any more must not keep the next start from it.
+/// State shared by the writer, retention and the readers. It does not hold the lock on the directory, nor the store,
+/// which has that lock: otherwise a read that nobody waits for could prevent the next start.
 struct Log {
     shards: RwLock<BTreeMap<u32, Arc<ShardState>>>,
-    /// All segments; the writer appends to the last.
+    /// All segments. The writer appends to the last one.
     segments: RwLock<BTreeMap<u64, Index>>,
     last_records: LastRecords,
     /// Bytes of all records that are stored.
     bytes: AtomicU64,
-    /// Held while segments are deleted, or must not be.
+    /// Held while segments are deleted, or while none may be deleted.
     retaining: Mutex<()>,
     options: LogOptions,
     path: PathBuf,
@@ -151,7 +151,7 @@ impl Log {
     }
 }
 
-/// A log that was read and found right, and not changed yet.
+/// A log that was read and checked, but not changed yet.
 pub(crate) struct Found {
     path: PathBuf,
     directory: u128,
@@ -167,27 +167,27 @@ impl Found {
         Ok(Self { path: path.to_owned(), directory, recovered })
     }
 
-    /// The largest number that was given out.
+    /// The largest number that was assigned.
     pub(crate) fn last_number(&self) -> u64 {
         self.recovered.table.number
     }
 
-    /// The last arrival.
+    /// Time of the last arrival.
     pub(crate) fn latest(&self) -> Timestamp {
         self.recovered.table.latest
     }
 
-    /// How often the store had changed polls when the log was written last.
+    /// Number of changes of polls in the store when the log was last written.
     pub(crate) fn poll_changes(&self) -> u64 {
         self.recovered.table.polls
     }
 
-    /// The lives that the log knows.
+    /// The lives that the log knows; see [`Lives`].
     pub(crate) fn lives(&self) -> Lives {
         self.recovered.table.lives
     }
 
-    /// Whether records were put since the last life began.
+    /// Whether records were put in the last life.
     pub(crate) fn has_lived(&self) -> bool {
         self.recovered.table.number > self.recovered.life_from
     }
@@ -199,7 +199,7 @@ impl Found {
     }
 }
 
-/// Refuses a number of shards that no stream has.
+/// Refuses a number of shards that is out of range.
 pub(crate) fn check_shards(shards: u32) -> Result<(), OpenError> {
     match shards {
         1..=SHARDS_MAX => Ok(()),
@@ -221,7 +221,7 @@ pub(crate) fn create(path: &Path, directory: u128, shards: u32) -> Result<(), Op
 pub(crate) struct EmbeddedStream {
     log: Arc<Log>,
     commands: CommandSender,
-    /// Bounds the commands in bytes.
+    /// Limits the bytes of the puts that wait.
     queue: Arc<Semaphore>,
     threads: Mutex<Threads>,
     #[cfg(test)]
@@ -230,13 +230,13 @@ pub(crate) struct EmbeddedStream {
 }
 
 struct Threads {
-    /// Dropped to end retention.
+    /// When it is dropped, retention ends.
     retention_alive: Option<std::sync::mpsc::Sender<()>>,
     handles: Vec<JoinHandle<()>>,
 }
 
 impl EmbeddedStream {
-    /// Goes on with a log in a new life, and starts its threads. The clock must not be behind the last arrival.
+    /// Begins a new life of the log, and starts its threads. The clock must not be behind the last arrival.
     pub(crate) fn start(
         found: Found,
         life: Lives,
@@ -250,7 +250,7 @@ impl EmbeddedStream {
         recovered.settle()?;
         let Recovered { mut table, mut segments, deleted, end, .. } = recovered;
         table.lives = life;
-        // A segment of its own for each life: what a torn tail has left behind stays behind the end of its file.
+        // Each life begins a new segment, so bytes of a torn tail stay behind the end of the old one.
         let appender = Appender::create(&path, directory, end, &table).map_err(failed)?;
         let first = appender.end();
         segments.insert(first.segment, Index::of_empty(first.seal.end));
@@ -303,11 +303,11 @@ impl EmbeddedStream {
         }))
     }
 
-    /// Ends the threads, after the puts that wait were answered.
+    /// Ends the threads after the waiting puts were answered.
     pub(crate) fn stop(&self) {
         let mut threads = self.threads.lock();
         threads.retention_alive = None;
-        // Fails if the writer has ended already.
+        // This fails if the writer has already ended.
         drop(self.commands.send(Command::Stop));
         for thread in threads.handles.drain(..) {
             if thread.join().is_err() {
@@ -316,7 +316,7 @@ impl EmbeddedStream {
         }
     }
 
-    /// Splits an open shard: the second child starts at `at`.
+    /// Splits an open shard. The second child starts at `at`.
     pub(crate) async fn split(&self, shard: &ShardId, at: u128) -> Result<(ShardId, ShardId), PortError> {
         let shard = self.log.by_id(shard)?;
         let range = shard.range;
@@ -335,7 +335,7 @@ impl EmbeddedStream {
         let (first, second) = (self.log.by_id(first)?, self.log.by_id(second)?);
         let (low, high) = if first.range < second.range { (&first, &second) } else { (&second, &first) };
         if low.range.end.checked_add(1) != Some(high.range.start) {
-            return Err(PortError::permanent(format!("{} and {} are no neighbours", first.id, second.id)));
+            return Err(PortError::permanent(format!("{} and {} are not neighbours", first.id, second.id)));
         }
         let range = HashRange { start: low.range.start, end: high.range.end };
         match self.reshard(vec![low.index, high.index], vec![range]).await?.as_slice() {
@@ -375,7 +375,7 @@ impl VoteStream for EmbeddedStream {
     async fn put(&self, hash: u128, data: Bytes) -> Result<Stored, PortError> {
         if data.len() > RECORD_BYTES_MAX {
             return Err(PortError::permanent(format!(
-                "a record of {} bytes, the limit is {RECORD_BYTES_MAX}",
+                "a record has {} bytes, the limit is {RECORD_BYTES_MAX}",
                 data.len()
             )));
         }
@@ -394,7 +394,7 @@ impl VoteStream for EmbeddedStream {
     ) -> Result<Box<dyn RecordReader>, PortError> {
         let after = after
             .as_u64()
-            .ok_or_else(|| PortError::permanent(format!("{after} is no sequence number of the embedded stream")))?;
+            .ok_or_else(|| PortError::permanent(format!("{after} is not a sequence number of the embedded stream")))?;
         Ok(Box::new(reader::Reader::new(self.log.clone(), self.log.by_id(shard)?, after)))
     }
 }

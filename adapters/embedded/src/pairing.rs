@@ -1,16 +1,16 @@
-//! Whether log and store belong together: of one directory, and of one moment.
+//! Checks that log and store belong together: to one directory, and to one moment.
 //!
-//! Owns the comparison at a start. Must never let a start go on from halves that do not fit, nor change any of them before they
-//! were compared: votes would be acknowledged that are counted nowhere.
+//! Owns the comparison at a start. Must never let a start go on with halves that do not fit: votes would be
+//! acknowledged and never counted. Must never change a half before both were compared.
 //!
 //! | what | how it shows |
 //! |---|---|
 //! | halves of two directories | their ids |
-//! | halves of two lives of one directory: one was restored, or both went on as copies | each names the life in which it was written last; the log also the one before, as the store hears of a life after the log |
+//! | halves of two lives of one directory: one was restored, or both were used as copies | each names the life in which it was last written; the log also names the life before, because the store is told of a life after the log |
 //! | a log that is older than its store, in one life | the store has processed records that the log does not have |
 //! | a store that is older than its log, in one life | polls were changed that the store does not have; or the log has deleted records that the store has not processed |
 //!
-//! A store that is older and none of this is right: the groups process the records after its checkpoints once more.
+//! A store that is older in any other way is right: the groups process the records after its checkpoints again.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use crate::{
     store::{EmbeddedStore, Identity, Reached},
 };
 
-/// Compares both halves. Returns the lives of the log that is gone on with.
+/// Compares both halves. Returns the lives for the log to go on with.
 pub(crate) fn compare(directory: &Path, id: u128, log: &Found, store: &EmbeddedStore) -> Result<Lives, OpenError> {
     let mismatch = |reason: String| OpenError::Mismatch { directory: directory.to_owned(), reason };
     let unreadable = |error: PortError| OpenError::Damaged { path: directory.join("store"), reason: error.message };
@@ -37,7 +37,7 @@ pub(crate) fn compare(directory: &Path, id: u128, log: &Found, store: &EmbeddedS
         return Err(OpenError::Foreign { path: path(), found: identity.directory, wanted: id });
     }
     let known = log.lives();
-    // The log hears of a life first. A process that ended in between has taken no vote.
+    // The log is told of a life first. A process that ended before it told the store has accepted no vote.
     let unheard = identity.life == known.before;
     if identity.life != known.current && !unheard {
         return Err(mismatch("they were last written at different starts".to_owned()));
@@ -69,16 +69,17 @@ fn compare_shard(log: &Found, reached: &Reached) -> Result<(), String> {
     }
     match log.deleted(shard) {
         _ if *ended => Ok(()),
-        None => Err(format!("{group} works on {shard}, which the log does not have")),
-        // A group that has processed nothing yet may have begun after the records were deleted.
+        None => Err(format!("{group} has progress in {shard}, but the log has no such shard")),
+        // A group that has processed nothing yet may have started after the records were deleted.
         Some(deleted) if checkpoint > 0 && checkpoint < deleted => Err(format!(
-            "the store is older: {group} has come to record {checkpoint} of {shard}, the log begins behind {deleted}"
+            "the store is older: {group} has processed {shard} up to record {checkpoint}, but the log begins after \
+             record {deleted}"
         )),
         Some(_) => Ok(()),
     }
 }
 
-/// Tells the store of the life that has begun in the log.
+/// Tells the store about the life that has begun in the log.
 pub(crate) fn tell(directory: &Path, id: u128, life: Lives, store: &EmbeddedStore) -> Result<(), OpenError> {
     let identity = Identity { directory: id, life: life.current };
     store

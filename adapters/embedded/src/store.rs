@@ -1,18 +1,18 @@
 //! The store: polls, votes, tallies and shard rows in one database.
 //!
-//! Owns the keyspaces and who may write them at one time. Must never let progress become durable without the votes and
-//! tallies that it speaks of: `flush.rs` writes all three as of one moment.
+//! Owns the keyspaces and the locks for writing them. Must never let progress become durable without the votes and
+//! tallies that it covers: `flush.rs` writes all three as of one moment.
 //!
-//! Polls and final results are synced before they are shown. Everything else can be made again from the log, is decided in
-//! memory and flushed every other second or every 200,000 votes: a crash takes the store back to an earlier flush, checkpoints
-//! and all, and the groups process again what came after it. Therefore the log deletes nothing before
-//! [`EmbeddedStore::make_durable`].
+//! Polls and final results are synced before they are shown. Everything else can be computed again from the log. It is
+//! decided in memory and flushed every two seconds or every 200,000 votes. A crash takes the store back to an earlier
+//! flush, with its checkpoints, and the groups process again what came after it. Therefore the log deletes nothing
+//! before [`EmbeddedStore::make_durable`]. Every keyspace also holds marks, see `moments.rs`.
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `polls` | poll | see `polls.rs`; one key is of `pairing.rs` |
-//! | `votes-2` | number of the poll, user | see `votes.rs`; one key is of `flush.rs` |
-//! | `numbers` | poll | see `numbers.rs` |
+//! | `polls` | poll | see `polls.rs` |
+//! | `votes-2` | number of the poll, user | see `votes.rs`; one key belongs to `flush.rs` |
+//! | `numbers` | poll | see `dictionary.rs` |
 //! | `tallies` | poll, 0, group, 0, shard | see `tallies.rs` |
 //! | `leases` | group, 0, shard, kind | see `leases.rs` |
 //! | `flushes` | `redone` | see `flush.rs` |
@@ -64,21 +64,22 @@ use crate::{
     write_failed,
 };
 
-/// Block cache of the store. Filters are pinned, so that it serves votes that are changed.
+/// Block cache of the store. Filters are pinned in memory, so the cache is free for votes that are changed.
 const CACHE_BYTES: u64 = 128 << 20;
-/// Memtable of the votes, for those of small flushes.
+/// Memtable of the votes. Only small flushes use it.
 const VOTES_MEMTABLE_BYTES: u64 = 16 << 20;
-/// What other keyspaces keep in memory. A journal is deleted only when all that it holds is in tables.
+/// Memtable of each other keyspace. Small, because a journal is deleted only when everything in it is in tables.
 const MEMTABLE_BYTES: u64 = 4 << 20;
-/// Size of the tables that compaction writes. Each is synced as a whole, and the syncs of the log wait for it meanwhile.
+/// Size of the tables that compaction writes. Each is synced as a whole, and meanwhile the syncs of the log wait.
 const TABLE_BYTES: u64 = 8 << 20;
-/// Tables of flushes after which they are merged into the first level, which is as large as so many tables. A merge writes
-/// that level anew, so what a vote costs there is halved when this is doubled; reads look into each of them.
+/// Number of flushed tables after which they are merged into the first level, which is as large as this many tables. A
+/// merge writes that level again, so twice the number halves this cost per vote. But reads look into each of these
+/// tables.
 const UNMERGED_TABLES: u8 = 16;
-/// Journals on disk, at most: what the next start may have to read.
+/// Most bytes of journals on disk. The next start may have to read them all.
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 
-/// The store's ports.
+/// The store. Implements its ports.
 pub(crate) struct EmbeddedStore {
     inner: Arc<Inner>,
     path: PathBuf,
@@ -86,14 +87,14 @@ pub(crate) struct EmbeddedStore {
     _flusher: Flusher,
 }
 
-/// What calls take along to blocking threads.
+/// The part of the store that calls share with blocking threads.
 struct Inner {
-    /// Held during a flush, which takes the next three locks in their order for a moment.
+    /// Held during a flush. The flush takes the next three locks, in their order, for a moment.
     flushing: Mutex<Flushing>,
-    /// Held from the reads to the writes of a call, so that conditions stay true.
+    /// Held from the reads to the writes of a call, so that its conditions stay true.
     deciding: Mutex<Deciding>,
     tallies_decided: Mutex<tallies::Decided>,
-    /// All shard rows; the stored ones are read at the start only.
+    /// All shard rows. The stored rows are read only at the start.
     rows: Mutex<Rows>,
     flush_soon: FlushSoon,
     hashing: KeyHash,
@@ -105,9 +106,9 @@ struct Inner {
     polls: Keyspace,
     leases: Keyspace,
     flushes: Keyspace,
-    /// Why the first write failed, in the log or here. Nothing is written after it: `fjall` refuses.
+    /// Why the first failed write failed, in the log or here. Nothing is written after it: `fjall` refuses.
     broken: watch::Sender<Option<String>>,
-    /// How often polls were changed; see `pairing.rs`.
+    /// Number of changes of polls; see `pairing.rs`.
     poll_changes: AtomicU64,
     /// Number of the last flush that is durable.
     last_flush: AtomicU64,
@@ -132,18 +133,19 @@ impl EmbeddedStore {
         if path.try_exists().map_err(|source| OpenError::Io { directory: path.to_owned(), source })? {
             fjall_journal::check(path, synced)?;
         }
-        // A commit syncs by itself.
+        // Our commits sync by themselves.
         let builder = Database::builder(path)
             .cache_size(CACHE_BYTES)
             .max_cached_files(Some(cached_files_max()))
             .manual_journal_persist(true)
             .worker_threads(TABLE_WRITERS)
             .max_journaling_size(JOURNAL_BYTES_MAX);
-        // Its threads write tables, which nobody waits for.
+        // The threads of the database write tables, and nobody waits for these.
         let db = giving_way(|| builder.open()).map_err(|source| failed(source.into()))?.map_err(failed)?;
         let of_size = |bytes| KeyspaceCreateOptions::default().max_memtable_size(bytes);
         let small = || of_size(MEMTABLE_BYTES);
-        // Most votes are new: the filters answer for them, so every level has one and keeps it in memory.
+        // Most votes are from new voters. The filters answer for them, so every level has a filter and keeps it in
+        // memory.
         let bloom = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0));
         let votes = || {
             of_size(VOTES_MEMTABLE_BYTES)
@@ -190,7 +192,7 @@ impl EmbeddedStore {
             RedoError::Database(source) => failed(source),
             RedoError::Damaged(what) => damaged(what),
         })?;
-        // Only now: polls that were converted have votes, and the last flush has rows.
+        // Numbers and rows are read only now: the conversion and the redo may have changed them.
         inner.numbers = RwLock::new(load_numbers(&inner.numbers_stored)?);
         inner.flushing = Mutex::new(flushing);
         inner.deciding = Mutex::new(Deciding::new(hashing, inner.numbers.get_mut().next()));
@@ -204,44 +206,44 @@ impl EmbeddedStore {
         Ok(Self { inner, path: path.to_owned(), _flusher: flusher })
     }
 
-    /// Notes that a write of the log or of the store has failed.
+    /// Notes that a write of the log or of the store failed.
     pub(crate) fn broke(&self, cause: String) {
         self.inner.broke(cause);
     }
 
-    /// Why the first write failed, once one has.
+    /// Receives the reason once a write has failed.
     pub(crate) fn broken(&self) -> watch::Receiver<Option<String>> {
         self.inner.broken.subscribe()
     }
 
-    /// Makes everything that was answered durable.
+    /// Makes everything durable that was answered so far.
     pub(crate) fn make_durable(&self) -> Result<(), PortError> {
         self.inner.flush()
     }
 }
 
 impl Inner {
-    /// Commits and syncs. No commit goes without a sync: so a power failure tears the last one at most, and what is found
-    /// damaged behind a whole one is not its trace, see `fjall_journal.rs`.
+    /// Commits and syncs. Every commit is synced, so a power failure tears only the last one. Damage before a whole
+    /// commit is therefore not caused by a power failure, see `fjall_journal.rs`.
     fn commit(&self, batch: OwnedWriteBatch) -> Result<(), PortError> {
-        // Nothing but the length and the blocks of the file is needed to read it.
+        // `SyncData` is enough: to read the file, only its length and its blocks are needed.
         batch.durability(Some(PersistMode::SyncData)).commit().map_err(|error| self.write_failed(&error))
     }
 
-    /// Whether everything could be written so far: what is decided after a failed write would be lost.
+    /// An error if a write has failed: what is decided after that would be lost.
     fn check_unbroken(&self) -> Result<(), PortError> {
         match &*self.broken.borrow() {
             None => Ok(()),
-            Some(cause) => Err(PortError::refused(format!("the embedded store cannot write any more: {cause}"))),
+            Some(cause) => Err(PortError::refused(format!("the embedded store can no longer write: {cause}"))),
         }
     }
 
-    /// What a failed write means. It is the last one.
+    /// The error of a failed write. No write follows it.
     fn write_failed(&self, error: &fjall::Error) -> PortError {
         let cause = if let fjall::Error::Io(error) = error {
             error.to_string()
         } else if matches!(error, fjall::Error::Poisoned) {
-            "a write in the background has failed, the disk is full or broken".to_owned()
+            "a write in the background failed: the disk is full or broken".to_owned()
         } else {
             error.to_string()
         };
@@ -260,7 +262,7 @@ impl Inner {
     }
 }
 
-/// Poll, and a byte that no poll id holds: before all keys of the poll.
+/// Prefix of all keys of a poll: its id, and a byte that no poll id holds.
 fn poll_prefix(poll: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(poll.len() + 1);
     key.extend_from_slice(poll.as_bytes());

@@ -1,19 +1,19 @@
-//! Routing hashes of accepted votes, several at a time.
+//! Computes routing hashes of accepted votes, several at a time.
 //!
-//! Owns when they are computed: a hash waits for its predecessor's multiplications unless others are computed beside it. Must
-//! never let a vote out without its hash.
+//! Owns when they are computed. The multiplications of one hash depend on each other, so the CPU would wait; several
+//! hashes together keep it busy. Must never let a vote leave without its hash.
 
 use votestream_core::{model::routing::VoteKey, polls::index::IndexedPoll, produce::AcceptedVote, vote_hash};
 
-/// Votes that are accepted, and whose hashes are still to be computed.
+/// Accepted votes without a hash.
 pub(super) struct Unhashed<'a> {
     keys: [VoteKey; HASHED_TOGETHER],
-    /// Of which of the accepted votes each key is, and of which poll.
+    /// For each key: the index of its accepted vote, and its poll.
     votes: [(usize, Option<&'a IndexedPoll>); HASHED_TOGETHER],
     count: usize,
 }
 
-/// Votes that are hashed together: see [`PollHasher::write_key`].
+/// Number of votes that are hashed together: see [`PollHasher::write_key`].
 ///
 /// [`PollHasher::write_key`]: votestream_core::PollHasher::write_key
 const HASHED_TOGETHER: usize = 16;
@@ -23,7 +23,7 @@ impl<'a> Unhashed<'a> {
         Self { keys: [[0; _]; HASHED_TOGETHER], votes: [(0, None); HASHED_TOGETHER], count: 0 }
     }
 
-    /// Notes the vote that is accepted next, or returns its hash at once.
+    /// Notes the vote that is accepted next; or computes and returns its hash.
     #[inline(always)]
     pub(super) fn add(
         &mut self,
@@ -78,7 +78,7 @@ mod tests {
                 final_result: None,
             }))
         };
-        // The key of the longest one has no place for a user.
+        // The longest poll id leaves no place for a user in the key.
         let polls = [poll("p"), poll("another"), poll(&"long".repeat(16))];
         let users: Vec<_> = (0..5 * HASHED_TOGETHER + 3)
             .map(|at| match at % 5 {

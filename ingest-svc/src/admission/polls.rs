@@ -1,8 +1,8 @@
-//! Polls that messages of votes are for.
+//! The polls of the votes in a message.
 //!
-//! Owns which definitions may be used for the votes of a message, and how those that are missing are looked up: together, a
-//! bounded number at a time, each at most once for many votes. Must never use a definition that was too old at the moment
-//! that the judging pass began with.
+//! Owns which definitions may be used for the votes of a message, and how missing ones are looked up: together, a
+//! limited number at a time, and each at most once for many votes. Must never use a definition that was too old at the
+//! moment at which the judging pass began.
 
 use std::{
     collections::{HashMap, hash_map},
@@ -17,19 +17,19 @@ use votestream_core::{
 
 use super::walk::VoteResult;
 
-/// Most polls of a memory; beyond, all are forgotten after the message.
+/// Most polls of a memory. If it has more, all of them are forgotten after the message.
 const POLLS_REMEMBERED_MAX: usize = 1_024;
-/// Up to this many, each is looked at in turn.
+/// Up to this many polls, a search checks them one after the other.
 const POLLS_SCANNED_MAX: usize = 16;
-/// Most memories that wait for messages: more than there are threads to admit them.
+/// Most memories that are kept between messages. More than there are threads that admit messages.
 const MEMORIES_MAX: usize = 64;
 /// Most polls that are looked up together for one message.
 pub(super) const LOOKED_UP_MAX: usize = 256;
-/// How far ahead of the vote that lacks its poll others are looked for. A message is looked through once more than it is
-/// judged, whatever it holds: the next vote that lacks its poll comes after these.
+/// How many votes are searched for other missing polls, from the first vote without a poll on. So each vote is looked
+/// at at most once more than it is judged: the next vote without a poll comes after these.
 const SCANNED_AHEAD_MAX: usize = 16 << 10;
 
-/// Memories of polls, for whoever admits messages.
+/// Memories of polls that are not in use.
 #[derive(Default)]
 pub(super) struct Memories(Mutex<Vec<KnownPolls>>);
 
@@ -50,19 +50,19 @@ impl Memories {
     }
 }
 
-/// Polls that votes were for lately. Whoever admits messages takes such a memory and gives it back, so that the cache, which all
-/// share, is asked seldom.
+/// Polls that recent votes were for. Each admission of messages takes such a memory and gives it back. So the shared
+/// cache is seldom asked.
 #[derive(Default)]
 pub(super) struct KnownPolls {
     known: Vec<Known>,
-    /// Where each is, once there are many. Clients choose the ids: a hash that they could compute would let them make all of
-    /// them meet.
+    /// The index of each poll, once there are many. Clients choose the ids, so the hash must be random: with a hash
+    /// that they can compute, they could make all ids collide.
     places: HashMap<PollId, usize>,
-    /// Polls that were looked up for the votes of this message, and why their votes are refused.
+    /// Polls that were looked up for this message, and why their votes are refused.
     refused: HashMap<PollId, Refusal>,
 }
 
-/// A poll, and until when it may be used without asking the cache again.
+/// A poll, and how long it may be used without asking the cache again.
 struct Known {
     poll: Arc<IndexedPoll>,
     until: Moment,
@@ -70,15 +70,15 @@ struct Known {
 
 /// Why a vote has no poll.
 pub(super) enum Missing {
-    /// It has to be looked up.
+    /// The poll must be looked up.
     Look,
     /// The vote is refused.
     Refuse(Refusal),
 }
 
 impl KnownPolls {
-    /// The poll of a vote, if it may be used at `moment`. `last` is that of the vote before: most votes of a message are for
-    /// one poll.
+    /// The poll of a vote, if it may be used at `moment`. `last` is the poll of the vote before, because most votes of
+    /// a message are for the same poll.
     #[inline(always)]
     pub(super) fn find<'a>(
         &'a self,
@@ -97,7 +97,7 @@ impl KnownPolls {
         Ok(known)
     }
 
-    /// Why votes for a poll that is not known are refused, or that it has to be looked up.
+    /// For a poll that is not known: why its votes are refused, or that it must be looked up.
     #[cold]
     fn why(&self, id: &str) -> Missing {
         match self.refused.get(id) {
@@ -119,7 +119,8 @@ impl KnownPolls {
         }
     }
 
-    /// Takes from the cache what the next votes need, and returns which polls it does not have, in the order of the votes.
+    /// Takes the polls of the next votes from the cache. Returns the polls that the cache does not have, in the order
+    /// of the votes.
     pub(super) fn recall<'v>(
         &mut self,
         votes: impl Iterator<Item = VoteResult<'v>>,
@@ -141,24 +142,24 @@ impl KnownPolls {
         absent.order
     }
 
-    /// Begins to look up more polls: what is known of those that were not found is old.
+    /// Called before further polls are looked up. Forgets earlier refusals, because they are old now.
     pub(super) fn begin_look_up(&mut self) {
         self.refused.clear();
     }
 
-    /// Votes for this poll are refused.
+    /// Refuses votes for this poll.
     pub(super) fn refuse(&mut self, id: PollId, refusal: Refusal) {
         self.refused.insert(id, refusal);
     }
 
-    /// Enters a poll, in place of its older definition.
+    /// Enters a poll. Replaces an older definition.
     pub(super) fn enter(&mut self, poll: Arc<IndexedPoll>, until: Moment) {
         match self.place(poll.id().as_str()) {
             Some(at) => self.known[at] = Known { poll, until },
             None => {
                 self.known.push(Known { poll, until });
                 let count = self.known.len();
-                // All of them, once they are looked up there.
+                // When the map begins to be used, enter all polls.
                 let first = if count == POLLS_SCANNED_MAX + 1 { 0 } else { count - 1 };
                 if count > POLLS_SCANNED_MAX {
                     self.places
@@ -169,7 +170,7 @@ impl KnownPolls {
     }
 }
 
-/// Polls that have to be looked up, each once.
+/// Polls that must be looked up, each once.
 #[derive(Default)]
 struct Absent {
     order: Vec<PollId>,
@@ -177,7 +178,7 @@ struct Absent {
 }
 
 impl Absent {
-    /// Whether there was room.
+    /// Adds a poll. Returns whether there was room.
     fn enter(&mut self, id: &str) -> bool {
         if self.seen.contains_key(id) {
             return true;

@@ -1,4 +1,4 @@
-//! Admission over a store of polls that counts its reads.
+//! Tests admission with a store of polls that counts its reads.
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +22,12 @@ use crate::session::Session;
 
 /// How long a read of a poll takes.
 const READ: Duration = Duration::from_millis(5);
-/// How long definitions stay valid, where they are not to become old.
+/// Life of poll definitions in tests in which they must not become old.
 const LONG: Duration = Duration::from_secs(60);
-/// And where they are.
+/// Life of poll definitions in tests in which they become old.
 const LIFE: Duration = Duration::from_millis(100);
 
-/// Knows one poll.
+/// A store with one poll.
 #[derive(Default)]
 struct Store {
     poll: Mutex<Option<Poll>>,
@@ -79,7 +79,7 @@ impl PollStore for Store {
     }
 }
 
-/// Stores nothing and says that it has.
+/// Stores nothing, but answers that it has.
 struct Sink;
 
 #[async_trait]
@@ -116,7 +116,7 @@ fn message<'a>(polls: impl IntoIterator<Item = &'a str>) -> VotesMessage {
     message
 }
 
-/// Admits a message: which of its votes were refused, and why.
+/// Admits a message. Returns the number of votes, and the refused ones with the reason.
 async fn admit(admission: &Admission, message: VotesMessage) -> (u64, BTreeMap<u64, Refusal>) {
     let (session, messages) = (Arc::<Session>::default(), [message]);
     let permit = admission.acquire(&messages).await;
@@ -139,7 +139,7 @@ async fn admit(admission: &Admission, message: VotesMessage) -> (u64, BTreeMap<u
 async fn each_missing_poll_is_read_once_and_several_at_a_time() {
     let store = Arc::<Store>::default();
     let admission = admission(&store, Arc::new(SystemClock::new()), LONG).await;
-    // Each of the unknown polls twice in a row, a known one behind each.
+    // Each unknown poll twice in a row, then a known one.
     let unknown: Vec<_> = (0..2_000).map(|at| format!("unknown-{at}")).collect();
     let votes = unknown.iter().flat_map(|id| [id, id.as_str(), "known"]);
     let (votes, refused) = admit(&admission, message(votes)).await;
@@ -175,7 +175,7 @@ async fn reads_end_with_the_client_and_after_a_while() {
     assert!(matches!(last, Refusal::PollUnreadable(_)), "{last:?}");
 }
 
-/// A clock whose reader stands still for a while before it reads, when it is told to.
+/// A clock that, when told to, stops the reading thread for a while before it reads.
 struct StandsStill {
     clock: SystemClock,
     stand: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -201,7 +201,7 @@ async fn a_thread_that_stands_still_accepts_nothing_on_an_old_definition() {
         if let Some(poll) = &mut *closing.poll.lock() {
             poll.closing = Closing::Asked;
         }
-        // Not a wait for anything: this is the thread that stands still.
+        // This is not a wait for something: it simulates a thread that does not run for a while.
         std::thread::sleep(LIFE + LIFE / 2);
     }));
     let (_, refused) = admit(&admission, message(["known"])).await;

@@ -1,12 +1,12 @@
-//! The votes of messages that arrived together, one after the other.
+//! Walks over the votes of messages that arrived together.
 //!
-//! Owns where judging stands. Must never pass a vote by that has no verdict.
+//! Owns the position of the judging. Must never skip a vote that was not judged.
 
 use std::ops::ControlFlow;
 
 use votestream_proto::{MalformedMessage, ReceivedVotes, VoteBytes};
 
-/// A vote, or that it cannot be read.
+/// A vote, or the error that it cannot be read.
 pub(super) type VoteResult<'a> = Result<VoteBytes<'a>, MalformedMessage>;
 
 /// A walk over votes that can stop and go on.
@@ -25,7 +25,7 @@ pub(super) fn walk<'a, M: ReceivedVotes + Sync>(
 }
 
 impl<'a, I: Iterator<Item = VoteResult<'a>> + Clone> Walk<'a, I> {
-    /// Hands out votes until one of them stops the walk, which goes on with that one later; or to the end.
+    /// Passes votes to `judge` until it stops the walk, or to the end. A stopped walk goes on later with the same vote.
     #[inline(always)]
     pub(super) fn try_for_each<S>(&mut self, mut judge: impl FnMut(&VoteResult<'a>) -> ControlFlow<S>) -> Option<S> {
         let stopped_at = &mut self.stopped_at;
@@ -35,7 +35,7 @@ impl<'a, I: Iterator<Item = VoteResult<'a>> + Clone> Walk<'a, I> {
             *stopped_at = Some(vote);
             return Some(stop);
         }
-        // Inside the iterator, which knows best how to go through messages in a row.
+        // Use the iterator's own loop, which is fastest for several messages in a row.
         let flow = self.rest.try_for_each(|vote| match judge(&vote) {
             ControlFlow::Continue(()) => ControlFlow::Continue(()),
             ControlFlow::Break(stop) => {
@@ -46,7 +46,7 @@ impl<'a, I: Iterator<Item = VoteResult<'a>> + Clone> Walk<'a, I> {
         flow.break_value()
     }
 
-    /// What comes next, without taking it.
+    /// The next votes, without taking them.
     pub(super) fn ahead(&self) -> impl Iterator<Item = VoteResult<'a>> + use<'a, I> {
         self.stopped_at.into_iter().chain(self.rest.clone())
     }

@@ -11,9 +11,9 @@ use super::{Setting, Values, duration, one_of, switch, text, whole};
 /// Settings of every service.
 pub const ENGINE: &[Setting] = &[
     Setting::new("stream", "NAME", "votestream", "Name of the Kinesis stream."),
-    Setting::new("table-prefix", "PREFIX", "votestream-", "What the names of the DynamoDB tables start with."),
+    Setting::new("table-prefix", "PREFIX", "votestream-", "Start of the names of the DynamoDB tables."),
     Setting::switch("create-tables", "For development only: create the stream and the tables that do not exist."),
-    Setting::new("shards", "N", "4", "Shards of the stream, if --create-tables creates it."),
+    Setting::new("shards", "N", "4", "Number of shards of the stream, if --create-tables creates it."),
 ];
 
 /// Settings of services that read the stream.
@@ -27,11 +27,16 @@ pub const CONSUMER: &[Setting] = &[
     Setting::optional(
         "worker-id",
         "ID",
-        "Name of this process in its group, unique among those that run [default: random].",
+        "Name of this process in its group; no other running process may have it [default: random].",
     ),
-    Setting::new("failover", "DURATION", "10s", "How long a lease must stand still before another process takes it."),
+    Setting::new(
+        "failover",
+        "DURATION",
+        "10s",
+        "How long a lease must not be renewed before another process takes it.",
+    ),
     Setting::new("renew-every", "DURATION", "3s", "How often a lease is renewed; at most a third of --failover."),
-    Setting::new("sync-every", "DURATION", "2s", "How often shards and leases are looked for."),
+    Setting::new("sync-every", "DURATION", "2s", "How often this process looks for shards and leases."),
 ];
 
 /// Settings of every process.
@@ -39,10 +44,10 @@ pub const LOGS: &[Setting] = &[Setting::new(
     "log-format",
     "FORMAT",
     "text",
-    "How logs look: text, or json with one object a line and trace ids.",
+    "Format of logs: text, or json (one object per line, with trace ids).",
 )];
 
-/// Names of settings that some service has: one environment may serve all.
+/// Names of the settings of all services: they may share one environment.
 pub const NAMES: &[&str] = &[
     "listen",
     "cors-allow-origins",
@@ -72,14 +77,14 @@ pub const NAMES: &[&str] = &[
     "drain",
 ];
 
-/// Where votes go and come from.
+/// The stream and the tables that a process uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
     /// Name of the stream.
     pub stream: String,
-    /// What the names of tables start with.
+    /// Prefix of the names of the tables.
     pub table_prefix: String,
-    /// Create what does not exist, the stream with this many shards.
+    /// Create the stream (with this many shards) and the tables if they do not exist.
     pub create_with_shards: Option<u32>,
 }
 
@@ -92,12 +97,12 @@ impl EngineConfig {
     }
 }
 
-/// How the stream is read, and by whom.
+/// How this process reads the stream.
 #[derive(Clone, Debug)]
 pub struct ConsumerConfig {
-    /// By enhanced fan-out instead of polling.
+    /// Read by enhanced fan-out instead of polling.
     pub fan_out: bool,
-    /// The group.
+    /// Settings of the consumer group.
     pub group: GroupConfig,
 }
 
@@ -126,14 +131,14 @@ impl ConsumerConfig {
     }
 }
 
-/// Reads a limit of write units a second, 0 for none.
+/// Reads a limit of write units per second; 0 means no limit.
 ///
 /// # Errors
 ///
-/// If it is no whole number.
+/// If it is not a whole number.
 pub fn write_units(text: &str) -> Result<Option<NonZeroU32>, String> {
     whole(0..=u32::MAX)(text).map(NonZeroU32::new)
 }
 
-/// Bounds of a drain: ECS waits 120 seconds at most before it kills.
+/// Bounds of the drain time: ECS kills a process at most 120 seconds after it has asked it to stop.
 pub const DRAINS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(115);

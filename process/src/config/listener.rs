@@ -1,6 +1,6 @@
-//! The settings of every program with a listener, read for the server, which knows no configuration.
+//! The settings of every program with a listener. The server knows no configuration, so they are read here for it.
 //!
-//! Owns how the numbers of [`Limits`] are called and in which range they may be. Must never count anything.
+//! Owns the names of the settings for [`Limits`], and their ranges. Must never count anything.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use votestream_server::{CorsOrigins, Limits};
 
 use super::{Setting, Values, bytes, duration, whole};
 
-/// Which pages of other origins may call.
+/// Which web pages of other origins may call.
 pub const CORS_ALLOW_ORIGINS: Setting = Setting::optional(
     "cors-allow-origins",
     "ORIGINS",
@@ -20,16 +20,16 @@ pub fn cors_allow_origins(values: &mut Values) -> Option<CorsOrigins> {
     Some(values.optional(CORS_ALLOW_ORIGINS.name, str::parse)?.unwrap_or_default())
 }
 
-/// No wait of a connection may be longer than this.
+/// Longest time-out of a connection that may be set.
 const WAIT_MAX: Duration = Duration::from_secs(3_600);
 
-/// What clients may have open.
+/// Limits on what clients may have open.
 pub const LIMITS: &[Setting] = &[
     Setting::new(
         "connections-max",
         "N",
         "0",
-        "Most connections at a time; 0 for as many as the descriptor limit allows. One more closes the one that has been \
+        "Most connections at a time; 0 for as many as the descriptor limit allows. A further one closes the one that has been \
          without a call longest.",
     ),
     Setting::new(
@@ -49,13 +49,13 @@ pub const LIMITS: &[Setting] = &[
         "message-timeout",
         "DURATION",
         "10s",
-        "How long the message of a call that takes one may take to arrive.",
+        "How long the message of a call with a single message may take to arrive.",
     ),
     Setting::new(
         "idle-timeout",
         "DURATION",
         "75s",
-        "How long a connection may be without a call; longer than the idle time-out of a load balancer in front.",
+        "How long a connection may be without a call; must be longer than the idle time-out of a load balancer.",
     ),
     Setting::new(
         "stalled-write-timeout",

@@ -1,4 +1,4 @@
-//! How the text of a setting becomes a value. Each function says what it expected.
+//! Converts the text of a setting to a value. The error of each function says what it expected.
 
 use std::{
     fmt::Display,
@@ -8,11 +8,12 @@ use std::{
     time::Duration,
 };
 
-/// An address or a host name, and a port. Of several addresses of a name an IPv4 one is taken, which every client can reach.
+/// An address or a host name, and a port. If a name has several addresses, an IPv4 address is used, because every
+/// client can reach it.
 ///
 /// # Errors
 ///
-/// If it is none, or if nothing has that name.
+/// If the text is not an address and port, or if no host has that name.
 pub fn socket_addr(text: &str) -> Result<SocketAddr, String> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);
@@ -30,7 +31,7 @@ pub fn socket_addr(text: &str) -> Result<SocketAddr, String> {
 /// Whether a text may be a host name (RFC 1123, section 2.1; underscores are common in networks of containers).
 fn is_host(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
-    // Digits and dots alone are an address with a mistake in it.
+    // A text of only digits and dots is a wrong address, not a name.
     !text.is_empty() && text.chars().all(allowed) && text.contains(|c: char| c.is_ascii_alphabetic())
 }
 
@@ -43,11 +44,11 @@ pub fn switch(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "expected true or false".into())
 }
 
-/// A whole number with unit, such as `20ms`, `10s` or `2m`, within bounds.
+/// A whole number with a unit, such as `20ms`, `10s` or `2m`, within bounds.
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn duration(bounds: RangeInclusive<Duration>) -> impl FnOnce(&str) -> Result<Duration, String> {
     move |text| {
         let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -69,7 +70,7 @@ pub fn duration(bounds: RangeInclusive<Duration>) -> impl FnOnce(&str) -> Result
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn whole<T>(bounds: RangeInclusive<T>) -> impl FnOnce(&str) -> Result<T, String>
 where
     T: FromStr + PartialOrd + Display,
@@ -85,7 +86,7 @@ where
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn bytes(bounds: RangeInclusive<usize>) -> impl FnOnce(&str) -> Result<usize, String> {
     move |text| {
         let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -102,11 +103,11 @@ pub fn bytes(bounds: RangeInclusive<usize>) -> impl FnOnce(&str) -> Result<usize
     }
 }
 
-/// A name of 1 to 128 characters of a set that every engine takes: letters, digits, `-`, `_` and `.`.
+/// A name of 1 to 128 characters that every engine accepts: letters, digits, `-`, `_` and `.`.
 ///
 /// # Errors
 ///
-/// If it is none.
+/// If the text is not such a value.
 pub fn text(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
     if (1..=128).contains(&text.len()) && text.chars().all(allowed) {
@@ -116,11 +117,11 @@ pub fn text(text: &str) -> Result<String, String> {
     }
 }
 
-/// One of some words.
+/// One of these words.
 ///
 /// # Errors
 ///
-/// If it is none of them.
+/// If the text is none of these words.
 pub fn one_of<T: Copy>(words: &[(&'static str, T)]) -> impl FnOnce(&str) -> Result<T, String> {
     move |text| {
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);

@@ -67,7 +67,7 @@ fn flags_win_over_variables_and_variables_over_defaults() {
         worker_id: None,
     };
     assert_eq!(config, expected);
-    // Of one setting, an empty variable is none.
+    // For a single setting, too, an empty variable counts as unset.
     assert_eq!(read(&["--create-tables"], &[("VOTESTREAM_SHARDS", "")]).unwrap().shards, 4);
     assert_eq!(read(&[], &[("VOTESTREAM_WORKER_ID", "w-1")]).unwrap().worker_id.as_deref(), Some("w-1"));
 }

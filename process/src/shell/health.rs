@@ -1,7 +1,7 @@
-//! `SERVICE health`: asks the service that runs with the same configuration whether it serves, for health checks of containers
-//! whose image holds nothing but the service.
+//! `SERVICE health`: asks the service that runs with the same configuration whether it serves. For health checks of
+//! containers whose image holds only the service.
 //!
-//! Must never start anything, nor wait longer than a health check does.
+//! Must never start anything, and never wait longer than a health check does.
 
 use std::{
     ffi::OsString,
@@ -16,7 +16,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use super::{ProcessError, answer, print_out};
 use crate::config::{Program, Refused, socket_addr};
 
-/// First argument that asks instead of serving.
+/// First argument that makes the program ask instead of serve.
 pub(super) const COMMAND: &str = "health";
 /// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,7 +43,7 @@ pub(super) fn main(program: &Program, arguments: impl Iterator<Item = OsString>)
     }
 }
 
-/// Where the service listens, as it can be reached from where it runs.
+/// The address at which the service can be reached on its own machine.
 fn address(program: &Program, arguments: impl Iterator<Item = OsString>) -> Result<SocketAddr, Refused> {
     let mut values = program.read(arguments, std::env::vars_os())?;
     let listen = values.get("listen", socket_addr);
@@ -57,13 +57,13 @@ fn address(program: &Program, arguments: impl Iterator<Item = OsString>) -> Resu
 async fn ask(addr: SocketAddr) -> Result<(), String> {
     let asked = async {
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|error| error.to_string())?;
-        let channel = endpoint.connect().await.map_err(|_| "nobody listens".to_owned())?;
+        let channel = endpoint.connect().await.map_err(|_| "no service listens there".to_owned())?;
         let request = HealthCheckRequest { service: String::new() };
         let answer = HealthClient::new(channel).check(request).await.map_err(|status| status.to_string())?;
         match answer.into_inner().status() {
             ServingStatus::Serving => Ok(()),
             status @ (ServingStatus::Unknown | ServingStatus::NotServing | ServingStatus::ServiceUnknown) => {
-                Err(format!("it answers {}", status.as_str_name()))
+                Err(format!("the service answers {}", status.as_str_name()))
             }
         }
     };
@@ -84,7 +84,7 @@ mod tests {
     async fn a_running_service_serves_until_it_is_told_to_stop() {
         let process = Process { shutdown: CancellationToken::new() };
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert_eq!(ask(free).await.unwrap_err(), "nobody listens");
+        assert_eq!(ask(free).await.unwrap_err(), "no service listens there");
         process.serve_health(free, votestream_server::Connections::default()).await.unwrap();
         ask(free).await.unwrap();
         process.shutdown.cancel();

@@ -1,6 +1,6 @@
 //! The OpenTelemetry pipelines: exporters, the layers of `tracing` that feed them, and the instruments of `core`'s metrics.
 //!
-//! Must be set up within the runtime that outlives it, which carries the exporters' connections.
+//! Must be set up within a runtime that lives longer, because the exporters' connections run on it.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ use crate::terminal::{self, LogOutput};
 const SCOPE: &str = "votestream";
 /// Longest wait for each signal's last export.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
-/// Crates that the export itself runs on: what they log must not be exported.
+/// Crates that the export itself uses. Their logs must not be exported, or each export would cause another one.
 const TRANSPORT: [&str; 6] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "tonic", "h2", "hyper"];
 
 /// Why telemetry could not be set up.
@@ -43,12 +43,12 @@ pub enum TelemetryError {
     /// An exporter refuses its variables.
     #[error("OTLP: {0}")]
     Exporter(#[from] ExporterBuildError),
-    /// There is a subscriber already.
+    /// Logging was already set up.
     #[error("logs: {0}")]
     Logs(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// What exports. [`Self::shutdown`] sends what is left.
+/// The exporters. [`Self::shutdown`] sends what is left.
 #[derive(Debug, Default)]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
@@ -56,8 +56,8 @@ pub struct Telemetry {
     logs: Option<SdkLoggerProvider>,
 }
 
-/// Starts logging, and what is exported. `name` is the service's name unless the standard variables have one. Must be called
-/// once a process, within the runtime.
+/// Starts logging and the exports. `name` is the service's name unless the standard variables set one. Must be called
+/// once per process, within the runtime.
 ///
 /// # Errors
 ///
@@ -65,7 +65,7 @@ pub struct Telemetry {
 pub fn init(name: &'static str, format: LogFormat, exports: Exports) -> Result<Telemetry, TelemetryError> {
     let resource = resource(name);
     let mut telemetry = Telemetry::default();
-    // Boxed, since each is there or not.
+    // Boxed, because each layer may be missing.
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = vec![stderr(format)];
     if exports.traces {
         let exporter = SpanExporter::builder().with_tonic().build()?;
@@ -111,7 +111,7 @@ impl Telemetry {
     /// Sends the spans that have ended, so that a test need not wait for the next export.
     pub fn flush_traces(&self) {
         if let Some(Err(error)) = self.traces.as_ref().map(SdkTracerProvider::force_flush) {
-            tracing::warn!(%error, "spans could not be exported");
+            tracing::warn!(%error, "could not export spans");
         }
     }
 
@@ -120,10 +120,10 @@ impl Telemetry {
         let metrics = self.metrics.map(|provider| provider.shutdown_with_timeout(FLUSH_MAX));
         let traces = self.traces.map(|provider| provider.shutdown_with_timeout(FLUSH_MAX));
         for error in [metrics, traces].into_iter().flatten().filter_map(Result::err) {
-            tracing::warn!(%error, "the last telemetry could not be exported");
+            tracing::warn!(%error, "could not export the last spans and metrics");
         }
         if let Some(Err(error)) = self.logs.map(|provider| provider.shutdown_with_timeout(FLUSH_MAX)) {
-            tracing::warn!(%error, "the last logs could not be exported");
+            tracing::warn!(%error, "could not export the last logs");
         }
     }
 }
@@ -138,7 +138,7 @@ fn resource(name: &'static str) -> Resource {
 
 fn stderr(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Spans of traces are few, and carry the trace id of the logs.
+    // Spans of traces are few, and the logs take their trace id from them.
     let filter = match format!("{}=info", trace::TARGET).parse() {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,

@@ -1,4 +1,4 @@
-//! Parents and links of spans, by W3C `traceparent`s.
+//! Sets parents and links of spans from W3C `traceparent` values.
 
 use opentelemetry::{
     Context,
@@ -8,7 +8,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use votestream_core::observe::trace::Hooks;
 
-/// The hooks of `core`, over OpenTelemetry.
+/// Implements the hooks of `core` with OpenTelemetry.
 pub(super) struct OtelHooks;
 
 impl Hooks for OtelHooks {
@@ -19,7 +19,7 @@ impl Hooks for OtelHooks {
     fn set_parent(&self, span: &Span, traceparent: &str) {
         let Some(parent) = parse(traceparent) else { return };
         if let Err(error) = span.set_parent(Context::new().with_remote_span_context(parent)) {
-            tracing::debug!(%error, "a span has lost its parent");
+            tracing::debug!(%error, "could not set the parent of a span");
         }
     }
 
@@ -41,7 +41,7 @@ impl Hooks for OtelHooks {
     }
 }
 
-/// Reads a `traceparent`. Later versions may be longer.
+/// Reads a `traceparent`. Later versions of the format may be longer.
 fn parse(traceparent: &str) -> Option<SpanContext> {
     let mut parts = traceparent.split('-');
     let [version, trace, span, flags] = [parts.next()?, parts.next()?, parts.next()?, parts.next()?];

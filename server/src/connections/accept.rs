@@ -1,7 +1,7 @@
-//! Takes new connections until it is told to stop.
+//! Accepts new connections until it is told to stop.
 //!
-//! Owns what happens when there are too many. Must never spin: whatever accept returns, the loop waits before it asks again, or a
-//! connection was taken off the queue.
+//! Owns what happens when there are too many. Must never spin: after an error, either a connection was removed from the
+//! queue, or the loop waits before the next try.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,11 +11,12 @@ use votestream_core::observe::metrics::{self, ConnectionClosed};
 
 use super::census::{Census, Place, TooManyOfAddress};
 
-/// Pauses after an error that is not of one connection: descriptors are freed within moments, or not for long.
+/// Pauses after an error that does not concern a single connection. Descriptors are free again within moments, or not
+/// for a long time.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Accepts connections and hands each on with its place.
+/// Accepts connections and passes each on with its place.
 pub(crate) async fn accept(
     listener: TcpListener,
     census: Arc<Census>,
@@ -30,7 +31,7 @@ pub(crate) async fn accept(
                 Ok(accepted) => accepted,
                 Err(error) if is_of_one_connection(&error) => continue,
                 Err(error) => {
-                    // The quietest connection has a descriptor that it does not need.
+                    // End the quietest connection, because its descriptor is needed more here.
                     census.make_room();
                     tokio::time::sleep(trouble.began(&error)).await;
                     continue;
@@ -52,10 +53,10 @@ pub(crate) async fn accept(
 
 fn refuse(peer: SocketAddr) {
     metrics::connection_closed(ConnectionClosed::Address);
-    tracing::debug!(%peer, "connection refused: its address has as many as it may");
+    tracing::debug!(%peer, "connection refused: its address has too many connections");
 }
 
-/// Whether the error took a connection off the queue, so that the next accept is about another one.
+/// Whether the error removed a connection from the queue. Then the next accept gets another one.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -70,14 +71,14 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// That no connection can be accepted, which is said when it begins and when it ends.
+/// Remembers that no connection can be accepted. Logs when this begins and when it ends.
 #[derive(Debug, Default)]
 struct Trouble {
     pause: Option<Duration>,
 }
 
 impl Trouble {
-    /// How long to wait.
+    /// Notes an error and returns how long to wait.
     fn began(&mut self, error: &io::Error) -> Duration {
         if self.pause.is_none() {
             tracing::warn!(%error, "cannot accept connections; trying again");
@@ -89,7 +90,7 @@ impl Trouble {
 
     fn ended(&mut self) {
         if self.pause.take().is_some() {
-            tracing::info!("connections are accepted again");
+            tracing::info!("accepting connections again");
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The tasks of a connection's HTTP/2 calls.
 //!
-//! Owns the end of an answer that its client does not take. Must leave everything else of a call alone, and must cost a call
+//! Owns the end of an answer that its client does not take. Must not affect anything else of a call. Must cost a call
 //! nothing as long as its answer is taken.
 //!
-//! A client that has closed its window still gets its other streams' answers: one slow reader behind a proxy must not end the
-//! others. So a stalled answer ends its call alone, unless nothing of the whole connection was taken meanwhile.
+//! A client whose window of one stream is full still gets the answers of its other streams: one slow reader behind a
+//! proxy must not end the others. So a stalled answer ends only its own call, unless nothing of the whole connection
+//! was taken meanwhile.
 
 use std::{
     future::Future,
@@ -23,7 +24,7 @@ use super::{
     outbound::Turn,
 };
 
-/// Runs the calls of a connection, each in a task of its own.
+/// Runs each call of a connection in its own task.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls(pub(crate) Arc<Link>);
 
@@ -37,12 +38,12 @@ where
 }
 
 pin_project! {
-    /// A call, and the answer that it may owe.
+    /// A call and its answer, of which a part may be waiting.
     struct Running<F> {
         #[pin]
         call: F,
         link: Arc<Link>,
-        // The client has not taken all that is ready.
+        // Part of the answer is ready but was not taken by the client.
         owed: bool,
         stall: Option<Pin<Box<Stall>>>,
     }
@@ -51,7 +52,7 @@ pin_project! {
 pin_project! {
     /// An answer that waits for its client.
     struct Stall {
-        // What the connection had taken when this began.
+        // The connection's progress when the wait began.
         progress: u64,
         #[pin]
         over: Sleep,
@@ -72,7 +73,7 @@ impl<F: Future<Output = ()>> Future for Running<F> {
             *this.stall = None;
         }
         if !turn.owed {
-            // The handler is at work.
+            // The handler is still working.
             return Poll::Pending;
         }
         let stall = this.stall.get_or_insert_with(|| {
@@ -83,7 +84,7 @@ impl<F: Future<Output = ()>> Future for Running<F> {
         if stall.progress == this.link.progress() {
             this.link.order(Order::End(ConnectionClosed::StalledWrite));
         }
-        // Dropped without an end, a call's stream is reset.
+        // The call is dropped without an end, so its stream is reset.
         Poll::Ready(())
     }
 }

@@ -1,7 +1,8 @@
-//! The connections of a process, over all its listeners.
+//! All connections of a process, over all its listeners.
 //!
-//! Owns who may stay: how many connections there are, which one makes room for a newcomer, and which one ends when answers hold
-//! too much memory. Must never be asked by a call: calls count in their own connection, and the census looks when it must.
+//! Owns the decision which connections may stay: how many there are, which one makes room for a new one, and which one
+//! ends when answers hold too much memory. Calls must never lock the census: they count in their own connection, and
+//! the census reads these counts when it needs them.
 
 use std::{
     cmp::Reverse,
@@ -25,15 +26,17 @@ use super::{
 };
 use crate::Limits;
 
-/// How long a newcomer waits before it looks again for a connection without a call. Ended connections wake it at once.
+/// How long a new connection waits before it looks again for a connection without a call. When a connection ends, it is
+/// woken at once.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How many connections are told to leave together, at most a sixteenth of all: one that takes its time must not be waited for by
-/// every newcomer.
+/// Most connections that are told to end at the same time; never more than a sixteenth of all. More than one, so that
+/// one slow connection does not delay all new ones.
 const LEAVING_MAX: usize = 32;
-/// How many connections are looked at for one newcomer: bounds what a crowd of newcomers costs while all others are busy.
+/// Most connections that are checked for one new one. Limits the cost of many new connections while all others are
+/// busy.
 const LOOKED_AT_MAX: usize = 1_024;
 
-/// The connections of a process. All listeners of a process share one, since they share its descriptors.
+/// The connections of a process. All its listeners share one value, because they share the process's descriptors.
 #[derive(Clone)]
 pub struct Connections(pub(crate) Arc<Census>);
 
@@ -50,7 +53,7 @@ impl fmt::Debug for Connections {
 }
 
 impl Connections {
-    /// As many connections as these limits allow, and as the descriptor limit, which is raised for them.
+    /// Makes a census with these limits. The descriptor limit of the process also applies; it is raised for this.
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(Census {
             limits,
@@ -65,7 +68,7 @@ impl Connections {
         }))
     }
 
-    /// What they are allowed.
+    /// The limits.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
@@ -74,17 +77,17 @@ impl Connections {
 #[derive(Debug)]
 pub(crate) struct Census {
     pub(crate) limits: Limits,
-    /// Found out when the first connection comes.
+    /// Most connections; computed when the first connection comes.
     max: OnceLock<usize>,
     origin: Instant,
     places: Mutex<Places>,
-    /// A connection has ended.
+    /// Notified when a connection ends.
     freed: Notify,
-    /// The limit was reached, and that was said.
+    /// Whether the limit was reached; used to log this once.
     full: AtomicBool,
-    /// Bytes of answers of all connections that were not told to end for them.
+    /// Bytes of answers of all connections, except those that were told to end because of their answers.
     answer_bytes: AtomicU64,
-    /// The same for requests that were received and not read, in steps.
+    /// The same for requests that were received but not read, counted in steps.
     request_bytes: AtomicU64,
     /// The same of connections that were told to end and have not ended.
     leaving_bytes: AtomicU64,
@@ -94,16 +97,17 @@ pub(crate) struct Census {
 struct Places {
     next: u64,
     taken: HashMap<u64, (Arc<Link>, Option<Quiet>)>,
-    /// Who makes room first. What stands here may have happened before the truth, and is put right when it is looked at.
+    /// The order in which connections make room. An entry may be out of date (earlier than the truth). It is corrected
+    /// when it is used.
     quiet: BTreeSet<Quiet>,
-    /// How many were told to leave and are still there.
+    /// Number of connections that were told to end and have not ended yet.
     leaving: usize,
-    /// Kept only if there is a limit.
+    /// Connections per address. Kept only if there is a limit.
     per_address: HashMap<IpAddr, u32>,
 }
 
-/// How quiet a connection was when it was last looked at: those that never sent a request come first, then those that have been
-/// without a call longest.
+/// How quiet a connection was when it was last checked. Connections that never sent a request come first, then those
+/// that have been without a call longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Quiet {
     requested: bool,
@@ -112,25 +116,26 @@ struct Quiet {
 }
 
 impl Quiet {
-    /// As quiet as it can be at most: a connection with a call becomes quiet later than now.
+    /// The present state of a connection, and whether it has a call. For a connection with a call, `since` is at most
+    /// `now`; the true value will be later.
     fn now(link: &Link, id: u64, now: u64) -> (Self, bool) {
         let state = link.state();
         (Self { requested: state.requested, since: state.idle_since.min(now), id }, state.busy)
     }
 }
 
-/// Too many connections come from this address.
+/// The address has too many connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyOfAddress;
 
-/// A connection's place, which is free when this is dropped.
+/// The place of a connection. It is free again when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) link: Arc<Link>,
     id: u64,
 }
 
-/// One person has all addresses of an IPv6 network of 64 bits.
+/// The address that is counted. In IPv6 this is the /64 network, because one person usually has all its addresses.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
@@ -144,7 +149,7 @@ impl Census {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX / 2) + 1
     }
 
-    /// The most connections that there may be at a time.
+    /// Most connections at the same time.
     fn max(&self) -> usize {
         *self.max.get_or_init(|| {
             let descriptors = descriptors::raise_descriptor_limit();
@@ -153,21 +158,21 @@ impl Census {
                 0 => allowed,
                 asked => allowed.min(asked as usize),
             };
-            tracing::debug!(descriptors, max, "connections are limited");
+            tracing::debug!(descriptors, max, "limit of connections");
             max
         })
     }
 
-    /// The instant of such a time.
+    /// The instant of such a time in milliseconds.
     pub(crate) fn instant(&self, millis: u64) -> Instant {
         self.origin + Duration::from_millis(millis.saturating_sub(1))
     }
 
-    /// Finds a place for a newcomer: waits while all are taken by connections with calls.
+    /// Finds a place for a new connection. Waits while all places are taken by connections with calls.
     ///
     /// # Errors
     ///
-    /// If its address has as many as it may.
+    /// If its address has too many connections.
     pub(crate) async fn place(self: &Arc<Self>, peer: SocketAddr, listener: u64) -> Result<Place, TooManyOfAddress> {
         loop {
             if let Some(place) = self.try_place(peer, listener)? {
@@ -180,7 +185,8 @@ impl Census {
         }
     }
 
-    /// A place, or none, and then somebody was told to leave if anybody is without a call.
+    /// Takes a place if one is free. Otherwise returns `None` and tells connections without a call to end, if there are
+    /// any.
     fn try_place(self: &Arc<Self>, peer: SocketAddr, listener: u64) -> Result<Option<Place>, TooManyOfAddress> {
         let mut places = self.places.lock();
         let per_address_max = self.limits.connections_per_address_max;
@@ -191,7 +197,7 @@ impl Census {
         if places.taken.len() >= self.max() {
             self.say_full(true);
             let together = (self.max() / 16).clamp(1, LEAVING_MAX);
-            // The next ones once these are gone.
+            // Tell no more connections to end until those that were told have ended.
             let mut left = if places.leaving == 0 { together } else { 0 };
             while left > 0 && places.make_room(self.now()) {
                 left -= 1;
@@ -211,7 +217,8 @@ impl Census {
         Ok(Some(Place { link, id }))
     }
 
-    /// Tells the connection to leave that has been without a call longest, if there is one. For when descriptors are short.
+    /// Tells the connection that has been without a call longest to end, if there is one. Used when descriptors are
+    /// short.
     pub(crate) fn make_room(&self) {
         self.places.lock().make_room(self.now());
     }
@@ -223,10 +230,10 @@ impl Census {
             if full {
                 tracing::warn!(
                     max = self.max(),
-                    "as many connections as there may be: the quietest make room for new ones"
+                    "the limit of connections is reached: the quietest connections are closed to make room for new ones"
                 );
             } else {
-                tracing::info!(max = self.max(), "fewer connections than there may be");
+                tracing::info!(max = self.max(), "the number of connections is below the limit again");
             }
         }
     }
@@ -239,7 +246,7 @@ impl Census {
         }
     }
 
-    /// A number for a listener.
+    /// Returns a number for a new listener.
     pub(crate) fn listener(&self) -> u64 {
         let mut places = self.places.lock();
         places.next += 1;
@@ -260,20 +267,21 @@ impl Census {
         self.answer_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Counts bytes of answers, and says whether there are too many.
+    /// Adds bytes of answers. Returns true if there are too many now.
     pub(crate) fn hold_answers(&self, bytes: u64) -> bool {
         self.answer_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.limits.answer_bytes_max
     }
 
-    /// Ends the connections whose clients have taken nothing for longest, until the answers of the others are not too many.
+    /// Ends connections until answers hold few enough bytes, first those whose clients have taken nothing for longest.
     pub(crate) fn write_off_answers(&self) {
         let too_many = || self.answer_bytes.load(Ordering::Relaxed) > self.limits.answer_bytes_max;
         self.write_off(too_many, Link::waiting, Link::write_off_answers);
     }
 
-    /// Counts bytes of requests anew for one connection, and says whether there are too many of all.
+    /// Changes the bytes of requests that one connection holds. Returns true if all connections together now hold too
+    /// many.
     pub(crate) fn hold_requests(&self, before: u64, now: u64) -> bool {
-        // Wraps if there are less than before; the sum does not.
+        // The change wraps if there are fewer bytes than before; the sum does not.
         let change = now.wrapping_sub(before);
         let held = self.request_bytes.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
         metrics::REQUEST_BYTES.add(change as i64);
@@ -298,14 +306,14 @@ impl Census {
         leaving > 0 && self.request_bytes.load(Ordering::Relaxed) + leaving > self.limits.request_bytes_max
     }
 
-    /// Ends the connections of which nothing was read for longest, until the requests of the others are not too many.
+    /// Ends connections until requests hold few enough bytes, first those of which nothing was read for longest.
     pub(crate) fn write_off_requests(&self) {
         let too_many = || self.request_bytes.load(Ordering::Relaxed) > self.limits.request_bytes_max;
         self.write_off(too_many, Link::unread, Link::write_off_requests);
     }
 
-    /// Writes off connections as long as there are too many: those first that have stood still for longest, and of these the
-    /// ones that hold most.
+    /// Ends ("writes off") connections as long as `too_many` holds: first those that have stood still for longest, and
+    /// of these first those that hold most.
     fn write_off(
         &self,
         too_many: impl Fn() -> bool,
@@ -334,7 +342,7 @@ impl Places {
             *known = Some(truly);
             self.quiet.insert(truly);
             if busy && quiet == truly {
-                // The others are busy, too.
+                // All other connections are busy, too.
                 return false;
             }
         }

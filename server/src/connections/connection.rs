@@ -1,11 +1,11 @@
 //! HTTP on one connection.
 //!
-//! Owns the HTTP libraries' limits. Must never decide when a connection ends: its `life` does.
+//! Owns the limits of the HTTP libraries. Must never decide when a connection ends: its `life` does.
 //!
-//! The HTTP/2 windows are not free to choose. Since version 0.4.16, h2 closes a connection that holds too many unread DATA
-//! frames of under 256 bytes, which is what a fast stream of one vote a message looks like as soon as the engine stalls.
-//! Half of the connection's window is the budget, and each small frame costs 256 bytes less its length. The streams' windows full
-//! of the smallest votes must fit; the assertion below keeps the constants that way.
+//! The HTTP/2 windows cannot be chosen freely. Since version 0.4.16, h2 closes a connection that holds too many unread
+//! DATA frames of under 256 bytes. A fast stream with one vote per message looks like this as soon as the engine
+//! stalls. The budget of h2 is half of the connection's window, and each small frame costs 256 bytes minus its length.
+//! All streams' windows, full of the smallest votes, must fit into this budget. The assertion below checks this.
 
 use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
@@ -34,12 +34,12 @@ use crate::gather::Gather;
 
 /// HTTP/2 receive window of a stream.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
-/// Largest HTTP/2 frame that clients may send: all that fits into the window. What arrives in one piece need not be put
-/// together, and costs fewer reads.
+/// Largest HTTP/2 frame that clients may send: as much as fits into the window. Data that arrives in one piece need not
+/// be put together, and costs fewer reads.
 const FRAME_BYTES_MAX: u32 = STREAM_WINDOW_BYTES;
-/// HTTP/2 receive window of a connection. It is there for h2's budget; what clients can send is bounded by the streams' windows.
+/// HTTP/2 receive window of a connection. It only sets h2's budget; the streams' windows limit what clients can send.
 const CONNECTION_WINDOW_BYTES: u32 = 72 << 20;
-/// Most streams of a connection; more calls wait in the client.
+/// Most streams of a connection. Further calls wait in the client.
 const STREAMS_MAX: u32 = 38;
 
 /// The smallest message of a vote: a frame header (5), the field of the vote (2), and three ids of one character (3 each).
@@ -51,29 +51,30 @@ const _: () = assert!(
     "streams full of the smallest votes must fit into h2's budget for small DATA frames",
 );
 
-/// Streams that a client may reset before they were looked at. Behind a proxy, all callers that give up in a moment look like one
-/// client. Such streams are gone at the end of the turn that read them, so their memory (a head of at most 16 KiB each) is held
-/// once a thread, not once a connection.
+/// Most streams that a client may reset before the server has accepted them. Behind a proxy, all callers that give up
+/// at the same moment look like one client. Such streams are freed at the end of the poll that read them, so their
+/// memory (at most 16 KiB each for a head) is held once per thread, not once per connection.
 const UNSEEN_RESETS_MAX: usize = 1_024;
-/// Streams that are reset for the client's own mistakes, in the life of a connection. A client without a mistake has none.
+/// Most streams that the server resets because of the client's errors, in the life of a connection. A correct client
+/// has none.
 const MISTAKEN_STREAMS_MAX: usize = 1_024;
 /// Largest head of an HTTP/2 request.
 const HEAD_BYTES_MAX: u32 = 16 << 10;
-/// Largest head of an HTTP/1.1 request, and what the connection keeps of an answer.
+/// Largest head of an HTTP/1.1 request, and most bytes of an answer that the connection keeps.
 const HTTP1_BUFFER_BYTES: usize = 64 << 10;
 
-/// How often an HTTP/2 connection is asked whether it still lives.
+/// Interval of pings that check whether the client of an HTTP/2 connection still answers.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
-/// How long it may take to answer.
+/// How long the client may take to answer a ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serves a connection that was accepted.
+/// Serves an accepted connection.
 pub(crate) async fn run<S>(socket: TcpStream, entry: Entry<S>, place: Place)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    // Linux hands the option on from the listener, which has it.
+    // On Linux the connection inherits the option from the listener.
     if cfg!(not(target_os = "linux"))
         && let Err(error) = socket.set_nodelay(true)
     {
@@ -82,7 +83,7 @@ where
     run_over(socket, entry, place).await;
 }
 
-/// Serves a connection over anything that carries bytes.
+/// Serves a connection over any byte stream.
 pub(crate) async fn run_over<C, S>(socket: C, entry: Entry<S>, place: Place)
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -90,7 +91,8 @@ where
     S::Future: Send,
 {
     let socket = Watched::new(socket, place.link.clone());
-    // A TLS handshake belongs here: the socket is watched, and the time for the first request runs since accept.
+    // A TLS handshake would belong here: the socket is watched, and the time for the first request has run since
+    // accept.
     speak(socket, entry, &place.link).await;
 }
 
@@ -124,10 +126,10 @@ fn builder(link: &Arc<Link>) -> auto::Builder<Calls> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // `life` has this limit: the library's runs between two requests as well, when no head has begun.
+        // `life` has this limit. The library's own limit would also run between two requests, when no head has begun.
         .header_read_timeout(None)
         .max_buf_size(HTTP1_BUFFER_BYTES)
-        // A client that has sent everything may say so, and still gets its answer.
+        // A client that closes its sending side after the request still gets its answer.
         .half_close(true);
     builder
 }

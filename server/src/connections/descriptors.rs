@@ -1,18 +1,19 @@
-//! File descriptors: how many the process may have, and how many of them are for connections.
+//! File descriptors: how many the process may have, and how many of them connections may use.
 //!
-//! Owns the process's descriptor limit. Must never leave the engines without files: a store that cannot open one ends.
+//! Owns the process's descriptor limit. Must never leave the engines without descriptors: a store that cannot open a
+//! file ends.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// More than this are never asked for: it is what Linux allows a process unless it was configured otherwise.
+/// Most descriptors that are requested. Linux allows a process this many unless it is configured otherwise.
 const DESCRIPTORS_MAX: u64 = 1 << 20;
 
-/// What the engines and the rest of the process may need at the most: each of the two embedded databases keeps up to 900 tables
-/// open, and opens journals, and tables that it writes or merges, besides.
+/// Most descriptors that the engines and the rest of the process need: each of the two embedded databases keeps up to
+/// 900 tables open, and also opens journals and the tables that it writes or merges.
 const RESERVED_MAX: u64 = 2_048;
 
-/// Raises the soft limit of file descriptors to the hard one, and returns what then holds. To be called before an engine opens its
-/// files.
+/// Raises the soft limit of file descriptors to the hard one, and returns the limit that then applies. Call this before
+/// an engine opens its files.
 pub fn raise_descriptor_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX);
@@ -29,7 +30,7 @@ pub fn raise_descriptor_limit() -> u64 {
     }
 }
 
-/// How many of so many descriptors are for connections. Where there are few, the engines have half.
+/// The number of descriptors for connections, of `limit` in all. If there are few, the engines have half.
 pub(crate) const fn for_connections(limit: u64) -> u64 {
     let reserved = if limit / 2 < RESERVED_MAX { limit / 2 } else { RESERVED_MAX };
     let left = limit - reserved;

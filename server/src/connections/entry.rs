@@ -1,6 +1,6 @@
-//! Where a request enters: from the HTTP library to the port's services, and its answer back.
+//! Passes a request from the HTTP library to the port's services, and the answer back.
 //!
-//! Owns what every request passes, whatever it is for. Must never look into one.
+//! Owns the steps that are the same for every request. Must never look into the content of a request.
 
 use std::{
     convert::Infallible,
@@ -24,18 +24,18 @@ use super::{
     outbound::Outbound,
 };
 
-/// Extension of every request: the address at the other end of its connection.
+/// Extension of every request: the address of the client's end of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
 
-/// The services of a port, as one connection sees them.
+/// The services of a port, for one connection.
 #[derive(Clone)]
 pub(crate) struct Entry<S> {
     pub(crate) services: S,
     pub(crate) link: Arc<Link>,
-    /// The listener can be reached from this machine only.
+    /// Whether the listener can only be reached from this machine.
     pub(crate) is_loopback: bool,
-    /// Paths of the calls that take one message, which must arrive in time.
+    /// Paths of the calls that take one message. The message must arrive in time.
     pub(crate) single: Arc<[String]>,
 }
 
@@ -52,7 +52,7 @@ where
         if self.is_loopback && !host::is_of_this_machine(&request) {
             return Answer { state: State::Refused { answer: Some(refusal(&request)) }, call };
         }
-        // Few, and seldom two of one length: comparing is cheaper than hashing.
+        // There are few paths, and seldom two of the same length, so comparing is cheaper than hashing.
         let is_single = self.single.iter().any(|path| path == request.uri().path());
         let within = is_single.then_some(self.link.census.limits.message);
         let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone(), within)));
@@ -61,9 +61,10 @@ where
     }
 }
 
-/// The answer for a page that has pointed its own name at this machine.
+/// The answer to a web page whose own name points to this machine.
 fn refusal(request: &Request<Incoming>) -> Response<Body> {
-    let status = Status::permission_denied("this server is called localhost; the request has another name for it");
+    let status =
+        Status::permission_denied("unexpected host name: use localhost, a loopback address, or a name without a dot");
     let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     if content_type.starts_with(b"application/grpc") {
         return status.into_http();
@@ -72,7 +73,7 @@ fn refusal(request: &Request<Incoming>) -> Response<Body> {
 }
 
 pin_project! {
-    /// An answer in the making.
+    /// An answer that is being made.
     pub(crate) struct Answer<S: Service<Request<Body>>> {
         #[pin]
         state: State<S>,
@@ -102,7 +103,7 @@ where
         };
         match answer.zip(this.call.take()) {
             Some((answer, call)) => Poll::Ready(Ok(answer.map(|body| Outbound::new(body, call)))),
-            // It was answered, and is not to be polled again.
+            // It was answered already and must not be polled again.
             None => Poll::Pending,
         }
     }

@@ -1,17 +1,19 @@
-//! Whose name a request calls this server by.
+//! Checks the host name that a request uses for this server.
 //!
-//! Owns the defence against DNS rebinding: a page whose own name suddenly leads to 127.0.0.1 may ask whatever listens there,
-//! and its browser thinks that it asks the page's own server. It sends the page's name, by which nobody calls a server that only
-//! this machine can reach. Must never be asked for other listeners: any name may lead to them.
+//! Owns the defence against DNS rebinding. In this attack the name of a web page suddenly leads to 127.0.0.1. Its
+//! browser then lets the page call any server there, because it believes that it is the page's own server. But it sends
+//! the page's name, and nobody uses that name for a server that only this machine can reach. Must never be used for
+//! other listeners: any name may lead to them.
 
 use http::{HeaderValue, Request, header, uri::Authority};
 
-/// Whether every name that the request gives is one that strangers cannot point at this machine: a loopback address, `localhost`
-/// or a name below it, or a name without a dot, which no public DNS has. A request without a name comes from no browser.
+/// Whether every host name of the request is safe: a name that strangers cannot point to this machine. Safe names are a
+/// loopback address, `localhost` or a name below it, or a name without a dot, which no public DNS has. A request
+/// without a name does not come from a browser.
 pub(crate) fn is_of_this_machine<B>(request: &Request<B>) -> bool {
     let authority = request.uri().authority().map(Authority::as_str);
     let host = request.headers().get_all(header::HOST).into_iter().map(HeaderValue::to_str);
-    // What cannot be read is no name of ours.
+    // A name that cannot be read is not a name of this machine.
     authority.is_none_or(is_local) && host.into_iter().all(|host| host.is_ok_and(is_local))
 }
 
@@ -19,7 +21,7 @@ fn is_local(authority: &str) -> bool {
     if authority.is_empty() {
         return true;
     }
-    // A user in front of a name is no part of a Host (RFC 9110, section 7.2).
+    // A Host must not have a user before the name (RFC 9110, section 7.2).
     let Some(authority) = authority.parse::<Authority>().ok().filter(|_| !authority.contains('@')) else {
         return false;
     };
@@ -32,7 +34,7 @@ fn is_local(authority: &str) -> bool {
         return v4.is_loopback();
     }
     let last = host.rsplit('.').next().unwrap_or_default();
-    // Browsers read a name that ends in a number as an address, in more ways than we do (127.1, 0x7f000001).
+    // Browsers read a name that ends in a number as an address, and accept more forms than we do (127.1, 0x7f000001).
     let is_number = last.starts_with(|first: char| first.is_ascii_digit());
     last.eq_ignore_ascii_case("localhost") || (!host.contains('.') && !is_number && !host.is_empty())
 }

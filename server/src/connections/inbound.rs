@@ -1,12 +1,12 @@
-//! Requests on their way in.
+//! Incoming requests: counts and limits what was received but not read.
 //!
-//! Owns what was received and not yet read, which the HTTP/2 library keeps: it reads on as long as the streams' windows allow,
-//! whether or not anybody reads the streams. Must never be exact at the price of a lock for every frame: what a connection holds is
-//! counted in its [`Link`], and reported in steps.
+//! Owns the count of bytes that were received and not yet read. The HTTP/2 library keeps them: it reads on as long as
+//! the streams' windows allow, whether or not anybody reads the streams. Must never take a lock for every frame in
+//! order to be exact: what a connection holds is counted in its [`Link`], and reported in steps.
 //!
-//! DATA frames are counted as they come from the socket, and again as the bodies of requests hand them out. The difference also has
-//! what the library dropped because its stream had ended. It is forgotten whenever all bodies of the connection have been read as
-//! far as they came, since nothing is held then.
+//! DATA frames are counted when they come from the socket, and again when they are read from the bodies of requests.
+//! The difference also contains data that the library dropped because its stream had ended. So the difference is reset
+//! whenever all bodies of the connection have been read up to what has come: nothing is held then.
 
 use std::{
     io::{self, IoSlice},
@@ -32,16 +32,17 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
 const DATA: u8 = 0;
 
-/// A service that looks after its messages itself has so much time to answer before its request is cut off.
+/// Extra time for a service that limits its messages itself: it can answer before its request is cut off here.
 const AFTER_THE_SERVICE: Duration = Duration::from_secs(1);
 
-/// So much is read at first. The library asks for the preface alone, and for what came behind it with a second system call.
+/// Bytes of the first read. The library asks only for the preface, and would need a second system call for what came
+/// with it.
 const FIRST_READ_BYTES: usize = 1 << 10;
 
 /// How long a connection waits before it looks again whether there is memory.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a received frame takes beside its bytes: the library's own figure for it.
+/// Memory that a received frame takes besides its bytes. The library uses the same figure.
 pub(crate) const FRAME_OVERHEAD_BYTES: u64 = 256;
 
 /// A stream of bytes whose DATA frames are counted.
@@ -54,11 +55,11 @@ pub(crate) struct Metered<C> {
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-/// What was read and not handed on.
+/// Bytes that were read and not passed on.
 enum Ahead {
     /// Nothing was read yet.
     Unread,
-    /// The rest of what was read first; empty from then on.
+    /// The rest of the first read. Once empty, it stays empty.
     Rest(Bytes),
 }
 
@@ -110,19 +111,19 @@ impl<C: AsyncRead + Unpin> Metered<C> {
     }
 }
 
-/// Finds frames in what arrives, however it is cut.
+/// Finds frames in the bytes that arrive, however they are split.
 #[derive(Debug)]
 enum Frames {
-    /// So much of the preface has come.
+    /// Within the preface, of which this many bytes have come.
     Preface { matched: usize },
-    /// Within a frame: the head as far as it has come, or how much of the payload has not come.
+    /// Within a frame: the part of the head that has come, or the number of bytes of the payload that are missing.
     Frame { head: [u8; FRAME_HEAD_BYTES], have: usize, payload: usize },
     /// Not HTTP/2.
     Other,
 }
 
 impl Frames {
-    /// What the DATA frames that begin in these bytes take.
+    /// The memory of the DATA frames that begin in these bytes.
     fn walk(&mut self, mut bytes: &[u8]) -> u64 {
         let mut taken = 0;
         while !bytes.is_empty() {
@@ -210,7 +211,7 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Metered<C> {
 pub(crate) struct Inbound {
     body: Incoming,
     link: Arc<Link>,
-    /// More of it may have come than was read.
+    /// Whether more of it may have come than was read.
     behind: bool,
     time: Time,
 }
@@ -218,16 +219,16 @@ pub(crate) struct Inbound {
 /// How long a body may take.
 #[derive(Debug)]
 enum Time {
-    /// As long as it likes: a stream may be silent.
+    /// Any time: a stream may be silent.
     Any,
-    /// So long from when it is first waited for.
+    /// This long after the first wait for it.
     Within(Duration),
-    /// Until then.
+    /// Until this timer fires.
     Until(Pin<Box<Sleep>>),
 }
 
 impl Inbound {
-    /// `within`: how long it may take, unless it is a stream.
+    /// `within` is how long the body may take; `None` for a stream.
     pub(crate) fn new(body: Incoming, link: Arc<Link>, within: Option<Duration>) -> Self {
         let behind = !body.is_end_stream();
         if behind {
@@ -247,7 +248,7 @@ impl Inbound {
         }
     }
 
-    /// What has not come in time is not waited for.
+    /// Ready with an error if the body has not come in time.
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
         if let Time::Within(within) = self.time {
             self.time = Time::Until(Box::pin(sleep(within + AFTER_THE_SERVICE)));

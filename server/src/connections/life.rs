@@ -1,7 +1,7 @@
-//! The life of one connection: when it ends although its client has not ended it.
+//! The life of one connection: decides when the server ends it.
 //!
-//! Owns the timers. One timer serves them all: when it fires, what is due is worked out from the connection's state. Must never
-//! end a call that goes on: a handler may wait as long as it likes.
+//! Owns the timers. One timer serves for all of them: when it fires, the connection's state decides what is due. Must
+//! never end a call that makes progress: a handler may wait as long as it needs.
 
 use std::{
     future::{Future, poll_fn},
@@ -16,25 +16,25 @@ use votestream_core::observe::metrics::{self, ConnectionClosed};
 use super::link::{Link, Order, State};
 use crate::Limits;
 
-/// How long a client may take to part after it was told that the connection ends: a round trip over a bad link.
+/// How long a client may take to close the connection after it was told that it ends: a round trip over a bad link.
 const PARTING: Duration = Duration::from_secs(1);
-/// The same if others wait for the place.
+/// The same if other connections wait for the place.
 const PARTING_IN_HASTE: Duration = Duration::from_millis(250);
 
-/// An HTTP connection that can be told to take no more calls.
+/// An HTTP connection that can be told to accept no more calls.
 pub(crate) trait Http: Future {
-    /// Finishes the calls under way and then ends.
+    /// Accepts no more calls, finishes the running ones, and then ends.
     fn part(self: Pin<&mut Self>);
 }
 
-/// What is due.
+/// What must be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
-    /// Nothing until then.
+    /// Nothing until this time.
     At(u64),
-    /// No more calls are to be taken.
+    /// Stop accepting calls.
     Part(ConnectionClosed),
-    /// The end.
+    /// End the connection.
     End(ConnectionClosed),
 }
 
@@ -44,7 +44,7 @@ struct Timers {
     idle: u64,
     stalled_write: u64,
     order: Order,
-    /// Since when it takes no more calls, and why.
+    /// Time since which it accepts no more calls, and the reason.
     parted: Option<(u64, ConnectionClosed)>,
 }
 
@@ -110,7 +110,7 @@ impl Timers {
     }
 }
 
-/// Drives a connection to its end.
+/// Runs a connection to its end.
 pub(crate) async fn live(http: impl Http, link: &Link) {
     let (mut http, mut timers) = (pin!(http), Timers::new(&link.census.limits));
     let mut timer = pin!(sleep_until(link.census.instant(link.accepted_at + timers.first_request)));
@@ -137,7 +137,7 @@ pub(crate) async fn live(http: impl Http, link: &Link) {
     }
 }
 
-/// Does what is due, until nothing is.
+/// Does everything that is due.
 fn act<H: Http>(
     timers: &mut Timers,
     mut http: Pin<&mut H>,
@@ -182,7 +182,7 @@ mod tests {
         Timers::new(&Limits::default())
     }
 
-    /// Without a call since then.
+    /// A connection without a call since this time.
     fn quiet(idle_since: u64) -> State {
         State { accepted_at: 1, requested: true, busy: false, idle_since, blocked_since: None, waiting_since: None }
     }
@@ -198,7 +198,7 @@ mod tests {
         let blocked = State { blocked_since: Some(NOW - stalled), busy: true, ..quiet(u64::MAX) };
         assert_eq!(timers().due(&blocked, NOW - 1), Due::At(NOW));
         assert_eq!(timers().due(&blocked, NOW), Due::End(ConnectionClosed::StalledWrite));
-        // All of the answer is with the HTTP library, and its client takes nothing.
+        // The HTTP library has the whole answer, but the client takes nothing.
         let waiting = State { waiting_since: Some(NOW - stalled), ..quiet(NOW - 1) };
         assert_eq!(timers().due(&waiting, NOW), Due::End(ConnectionClosed::StalledWrite));
         assert_eq!(timers().due(&State { busy: true, ..waiting }, NOW), Due::At(NOW - 1 + idle));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     proptest! {
-        /// The timer never fires again and again for nothing.
+        /// The timer must not fire again and again for nothing.
         #[test]
         fn nothing_is_waited_for_in_a_circle(
             accepted in 0..NOW, idle in prop_oneof![0..NOW, Just(u64::MAX)], requested: bool, busy: bool,

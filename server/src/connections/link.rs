@@ -1,7 +1,7 @@
-//! What is known of one connection while it lives.
+//! The shared state of one connection.
 //!
-//! Owns the counts that its calls, its socket and the census share. A call adds to them without a lock. Must never decide: the
-//! connection's life and the census do.
+//! Owns the counts that its calls, its socket and the census share. A call changes them without a lock. Must never
+//! decide anything: the connection's life and the census do.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,50 +19,51 @@ use votestream_core::observe::metrics::{self, ConnectionClosed};
 
 use super::census::Census;
 
-/// What a connection is told from outside, in order of urgency.
+/// An order to a connection, in order of urgency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Order {
-    /// Nothing.
+    /// No order.
     #[default]
     None,
-    /// The process stops: end as soon as there is no call.
+    /// The process stops: end as soon as no call is running.
     Drain,
-    /// Another connection needs the place: end, since there is no call.
+    /// Another connection needs the place: end, because no call is running.
     MakeRoom,
-    /// End at once, whatever is under way.
+    /// End at once, even if calls are running.
     End(ConnectionClosed),
 }
 
-/// What a connection's answers hold.
+/// The memory that a connection's answers hold.
 #[derive(Debug, Default)]
 struct Answers {
     bytes: u64,
-    /// When some of it was last taken, in milliseconds of the census.
+    /// When the client last took some of it, in milliseconds of the census.
     taken_at: u64,
-    /// The connection was told to end for it, and is counted no longer.
+    /// Whether the connection was told to end because of it. Then it no longer counts.
     written_off: bool,
-    /// What is held, to be freed at once when it is written off: the connection's own task may have to wait for its turn.
+    /// The answers. When they are written off they are freed at once from here, because the connection's own task may
+    /// have to wait for its turn.
     held: Vec<Weak<Held>>,
 }
 
-/// As many answers may be listed before those that are gone are sorted out: more than a connection has streams.
+/// Length of the list at which dropped answers are removed from it. More than a connection has streams.
 const HELD_LISTED: usize = 64;
 
-/// What a connection's requests hold, as far as it was reported.
+/// The memory that a connection's requests hold, as far as it was reported.
 #[derive(Debug, Default)]
 struct Requests {
     steps: u64,
-    /// When some of it was last read.
+    /// When some of it was last read, in milliseconds of the census.
     read_at: u64,
     written_off: bool,
     /// Steps that it was written off with.
     left: u64,
 }
 
-/// What requests hold is reported in steps of this size: small requests never are.
+/// The memory of requests is reported in steps of this size. Small requests are never reported.
 const STEP_BYTES: u64 = 64 << 10;
 
-/// One more call is under way. What is above is the number of those that ended.
+/// Added to `calls` when a call ends. The lower half counts running calls, the upper half ended ones.
 const ENDED: u64 = 1 << 32;
 
 /// When a connection may take more bytes of requests.
@@ -80,47 +81,47 @@ pub(crate) enum Room {
 pub(crate) struct Link {
     pub(crate) census: Arc<Census>,
     pub(crate) peer: SocketAddr,
-    /// The listener that it came from.
+    /// Number of the listener that accepted it.
     pub(crate) listener: u64,
-    /// All times are milliseconds of the census.
+    /// When it was accepted. All times here are milliseconds of the census.
     pub(crate) accepted_at: u64,
-    /// Calls under way in the lower half, calls that have ended in the upper.
+    /// Running calls in the lower half, ended calls in the upper half.
     calls: AtomicU64,
-    /// When the last call ended; in the future while one is under way.
+    /// When the last call ended. In the future while one is running.
     idle_since: AtomicU64,
-    /// Since when the socket takes no bytes; 0 if it does.
+    /// Time since which the socket accepts no bytes; 0 if it accepts some.
     blocked_since: AtomicU64,
-    /// Pieces of long answers that were taken.
+    /// Number of pieces of long answers that were taken.
     taken: AtomicU32,
     answers: Mutex<Answers>,
-    /// Bytes of requests that came, ever; only the connection's own task writes it.
+    /// Bytes of requests received so far. Only the connection's own task writes it.
     received: AtomicU64,
-    /// How many of them were read, or are known to be gone.
+    /// Bytes of requests that were read, or that are known to be dropped.
     read: AtomicU64,
-    /// Bodies of requests of which more may have come than was read.
+    /// Number of request bodies of which more may have come than was read.
     behind: AtomicU32,
-    /// [`Requests::steps`], to be seen without its lock.
+    /// Copy of [`Requests::steps`], readable without the lock.
     steps: AtomicU64,
     requests: Mutex<Requests>,
     /// [`Requests::written_off`], to be seen without its lock.
     written_off: AtomicBool,
     order: Mutex<Order>,
-    /// Tells whether there is an order without its lock.
+    /// Number of orders, readable without the lock of `order`.
     ordered: AtomicU8,
     task: AtomicWaker,
 }
 
-/// What a connection looks like at a moment.
+/// The state of a connection at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) accepted_at: u64,
-    /// A request's head has come.
+    /// Whether the head of a request has come.
     pub(crate) requested: bool,
-    /// Calls are under way.
+    /// Whether calls are running.
     pub(crate) busy: bool,
     pub(crate) idle_since: u64,
     pub(crate) blocked_since: Option<u64>,
-    /// When some answer was last taken, if there are any that wait.
+    /// If answers wait for the client: when some of them was last taken.
     pub(crate) waiting_since: Option<u64>,
 }
 
@@ -154,7 +155,7 @@ impl Link {
     }
 
     pub(crate) fn state(&self) -> State {
-        // Before the time: a call that ends in between has already written it.
+        // Read the calls before the time: a call that ends in between has already written its time.
         let calls = self.calls.load(Ordering::Acquire);
         let blocked_since = self.blocked_since.load(Ordering::Relaxed);
         let answers = self.answers.lock();
@@ -168,26 +169,26 @@ impl Link {
         }
     }
 
-    /// Whether calls are under way.
+    /// Whether calls are running.
     pub(crate) fn is_busy(&self) -> bool {
         !self.calls.load(Ordering::Relaxed).is_multiple_of(ENDED)
     }
 
-    /// Grows whenever the client has taken the end of an answer, or a piece of a long one.
+    /// A number that grows whenever the client takes the end of an answer, or a piece of a long one.
     pub(crate) fn progress(&self) -> u64 {
         (self.calls.load(Ordering::Relaxed) / ENDED) + u64::from(self.taken.load(Ordering::Relaxed))
     }
 
-    /// A piece of a long answer was taken.
+    /// Notes that a piece of a long answer was taken.
     pub(crate) fn taken(&self) {
         self.taken.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The socket takes bytes, or takes none at the moment.
+    /// Notes whether the socket accepts bytes at present.
     pub(crate) fn writable(&self, writable: bool) {
         let blocked = self.blocked_since.load(Ordering::Relaxed) != 0;
         if writable == blocked {
-            // Only the connection's own task writes.
+            // Only the connection's own task writes this.
             self.blocked_since.store(if writable { 0 } else { self.census.now() }, Ordering::Relaxed);
         }
     }
@@ -196,7 +197,7 @@ impl Link {
         self.blocked_since.load(Ordering::Relaxed) != 0
     }
 
-    /// Gives an order, unless a more urgent one was given.
+    /// Gives an order, unless a more urgent one was given before.
     pub(crate) fn order(&self, order: Order) {
         let mut given = self.order.lock();
         if order > *given {
@@ -207,7 +208,7 @@ impl Link {
         }
     }
 
-    /// How many orders were given, and the last of them if there are more than `seen`.
+    /// The latest order, if there were more orders than `seen`. Updates `seen`.
     pub(crate) fn ordered(&self, seen: &mut u8) -> Option<Order> {
         let ordered = self.ordered.load(Ordering::Acquire);
         (ordered != *seen).then(|| {
@@ -230,7 +231,7 @@ impl Link {
         if self.steps.load(Ordering::Relaxed) > 0 && self.census.requests_are_full() { Room::Later } else { Room::Now }
     }
 
-    /// Bytes of requests have come.
+    /// Notes that bytes of requests have come.
     pub(crate) fn received(&self, bytes: u64) {
         let received = self.received.load(Ordering::Relaxed) + bytes;
         self.received.store(received, Ordering::Relaxed);
@@ -240,7 +241,7 @@ impl Link {
         }
     }
 
-    /// Bytes of requests were read.
+    /// Notes that bytes of requests were read.
     pub(crate) fn read(&self, bytes: u64) {
         self.read.fetch_add(bytes, Ordering::Relaxed);
         if self.steps.load(Ordering::Relaxed) > 0 {
@@ -248,12 +249,12 @@ impl Link {
         }
     }
 
-    /// One more body may have more than was read of it.
+    /// Notes one more body that may hold unread bytes.
     pub(crate) fn fell_behind(&self) {
         self.behind.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One body less. When there is none, nothing is held: what was not read was dropped.
+    /// Notes one body less. If none is left, nothing is held: what was not read was dropped.
     pub(crate) fn caught_up(&self) {
         if self.behind.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.read.store(self.received.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -263,7 +264,7 @@ impl Link {
         }
     }
 
-    /// Tells the census what the requests hold, in steps.
+    /// Reports the memory of the requests to the census, in steps.
     fn report(&self) {
         let mut requests = self.requests.lock();
         let held = self.received.load(Ordering::Relaxed).saturating_sub(self.read.load(Ordering::Relaxed));
@@ -280,13 +281,13 @@ impl Link {
         }
     }
 
-    /// Since when nothing of its requests was read, and what they hold, unless they are written off.
+    /// When its requests were last read, and how much they hold; `None` if nothing, or if they are written off.
     pub(crate) fn unread(&self) -> Option<(u64, u64)> {
         let requests = self.requests.lock();
         (!requests.written_off && requests.steps > 0).then_some((requests.read_at, requests.steps * STEP_BYTES))
     }
 
-    /// Tells the connection to end for what its requests hold.
+    /// Tells the connection to end because of the memory of its requests.
     pub(crate) fn write_off_requests(&self) {
         let mut requests = self.requests.lock();
         if !requests.written_off {
@@ -299,13 +300,13 @@ impl Link {
         self.order(Order::End(ConnectionClosed::RequestBytes));
     }
 
-    /// Bytes and last progress of the answers that wait, unless they are written off.
+    /// Last progress and bytes of the waiting answers; `None` if there are none, or if they are written off.
     pub(crate) fn waiting(&self) -> Option<(u64, u64)> {
         let answers = self.answers.lock();
         (!answers.written_off && answers.bytes > 0).then_some((answers.taken_at, answers.bytes))
     }
 
-    /// Tells the connection to end for what its answers hold.
+    /// Tells the connection to end because of the memory of its answers.
     pub(crate) fn write_off_answers(&self) {
         let mut answers = self.answers.lock();
         if !answers.written_off {
@@ -313,7 +314,7 @@ impl Link {
             self.census.release_answers(answers.bytes);
         }
         let held: Vec<_> = answers.held.drain(..).filter_map(|held| held.upgrade()).collect();
-        // Whoever drops the last copy of one of them takes the lock.
+        // Release the lock first: dropping the last copy of an answer takes it.
         drop(answers);
         held.iter().for_each(|held| drop(held.rest.lock().take()));
         self.order(Order::End(ConnectionClosed::AnswerBytes));
@@ -331,12 +332,12 @@ impl Drop for Link {
     }
 }
 
-/// A call that is under way.
+/// A running call.
 #[derive(Debug)]
 pub(crate) struct Call(Arc<Link>);
 
 impl Call {
-    /// Its head is complete.
+    /// Begins a call. Called when its head is complete.
     pub(crate) fn begin(link: &Arc<Link>) -> Self {
         if link.calls.fetch_add(1, Ordering::AcqRel).is_multiple_of(ENDED) {
             link.idle_since.store(u64::MAX, Ordering::Release);
@@ -358,12 +359,12 @@ impl Drop for Call {
     }
 }
 
-/// Bytes of an answer from when they were made until the last of them is written, or the call is dropped.
+/// Bytes of an answer. They count from when they are made until the last of them is written or the call is dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
     link: Arc<Link>,
     bytes: u64,
-    /// What is not handed out yet; gone if the connection is written off.
+    /// The bytes that are not handed out yet. `None` if the connection is written off.
     rest: Mutex<Option<Bytes>>,
 }
 
@@ -381,7 +382,7 @@ impl Held {
         }
         answers.held.push(Arc::downgrade(&held));
         let written_off = answers.written_off;
-        // Under the lock, as everything that takes it back.
+        // Count under the lock, like everything that reverses it.
         let too_many = !written_off && link.census.hold_answers(len);
         drop(answers);
         metrics::ANSWER_BYTES.add(len as i64);
@@ -393,7 +394,7 @@ impl Held {
         held
     }
 
-    /// The next of it, as many bytes at the most, and whether they are the last. None if the connection is written off.
+    /// The next bytes, at most `bytes_max`, and whether they are the last. `None` if the connection is written off.
     pub(crate) fn cut(&self, bytes_max: usize) -> Option<(Bytes, bool)> {
         let mut rest = self.rest.lock();
         let bytes = rest.as_mut()?;

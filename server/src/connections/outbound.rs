@@ -1,8 +1,8 @@
-//! An answer on its way out.
+//! Outgoing answers: hands them out in pieces, and counts what waits.
 //!
-//! Owns how much of an answer the HTTP library holds, and what all answers hold together. The library asks for the next piece when
-//! the client has room for it, and keeps a piece that the client has no room for; so pieces are small. Must cost a small answer
-//! nothing: only larger ones are counted.
+//! Owns how much of an answer the HTTP library holds, and the memory of all answers together. The library asks for the
+//! next piece when the client has room for it, and keeps a piece that the client has no room for. So pieces are small.
+//! Must cost a small answer nothing: only larger ones are counted.
 
 use std::{
     cell::Cell,
@@ -18,28 +18,30 @@ use tonic::{Status, body::Body};
 
 use super::link::{Call, Held};
 
-/// Largest piece that is handed out: HTTP/2 frames are no larger, unless a client asks for it.
+/// Largest piece that is handed out. HTTP/2 frames are not larger unless a client asks for it.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// Smaller pieces are not counted: the streams of a connection times this is less than a connection takes anyway.
+/// Data up to this size are not counted: for all streams of a connection, this is less than the connection itself
+/// takes.
 const COUNTED_BYTES: usize = 1 << 10;
 
 thread_local! {
-    /// What the answer of the call that is being polled on this thread says of itself, for whoever polls it.
+    /// What happened to the answer of the call that is polled on this thread. The answer sets it, and the poller reads
+    /// it.
     static TURN: Cell<Turn> = const { Cell::new(Turn { owed: false, taken: false }) };
 }
 
-/// What happened to a call's answer in one turn of its task.
+/// What happened to a call's answer in one poll of its task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Turn {
-    /// The last piece was not taken yet, or it was not asked whether there is another.
+    /// The library has not taken the last piece yet, or has not asked whether there is another.
     pub(crate) owed: bool,
-    /// The HTTP library came for a piece.
+    /// The HTTP library asked for a piece.
     pub(crate) taken: bool,
 }
 
 impl Turn {
-    /// Lets `poll` have its turn, and says what happened in it.
+    /// Runs `poll`, and returns what happened in it.
     pub(crate) fn of<T>(owed: bool, poll: impl FnOnce() -> T) -> (T, Self) {
         TURN.set(Self { owed, taken: false });
         let polled = poll();
@@ -51,27 +53,27 @@ impl Turn {
 #[derive(Debug)]
 pub(crate) struct Outbound {
     body: Body,
-    /// What the body gave and is not handed out yet.
+    /// What the body returned and is not handed out yet.
     next: Option<Given>,
     /// Pieces that were handed out.
     pieces: usize,
-    /// It is under way until the answer is handed out.
+    /// The call runs until the whole answer is handed out.
     call: Call,
 }
 
-/// What a body gave.
+/// What a body returned.
 #[derive(Debug)]
 enum Given {
-    /// Data that is not counted.
+    /// Data that do not count.
     Small(Bytes),
-    /// Data that is, as long as the connection is not written off.
+    /// Data that count, as long as the connection is not written off.
     Large(Arc<Held>),
     Trailers(HeaderMap),
     Error(Status),
     End,
 }
 
-/// A piece of an answer, counted until the last of its kind is written.
+/// A piece of an answer. The data count until their last piece is written.
 #[derive(Debug)]
 pub(crate) struct Piece {
     bytes: Bytes,
@@ -81,15 +83,15 @@ pub(crate) struct Piece {
 impl Outbound {
     pub(crate) fn new(body: Body, call: Call) -> Self {
         let mut this = Self { body, next: None, pieces: 0, call };
-        // A body may hold what it will give in another form, as large as that, and the library does not ask for it while the client
-        // has no room. So it is made at once, and counted. Whoever asks later is woken by what comes later.
+        // A body may hold its data in another form, which is as large, and the library does not ask for the data while
+        // the client has no room. So make the data at once, and count them. A later poll registers its own waker.
         if let Poll::Ready(given) = this.pull(&mut Context::from_waker(Waker::noop())) {
             this.next = Some(given);
         }
         this
     }
 
-    /// What the body gives next, counted.
+    /// Takes what the body returns next, and counts it.
     fn pull(&mut self, cx: &mut Context<'_>) -> Poll<Given> {
         Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => match frame.into_data() {
@@ -116,10 +118,10 @@ impl Outbound {
         })
     }
 
-    /// The next piece of what is held, whose memory is free when all pieces of it are.
+    /// The next piece of these data. Their memory is freed when all pieces are dropped.
     fn cut(&mut self, held: Arc<Held>) -> Result<Piece, Status> {
         let Some((bytes, is_last)) = held.cut(PIECE_BYTES) else {
-            return Err(Status::resource_exhausted("the answer was not taken in time"));
+            return Err(Status::resource_exhausted("the client did not take the answer in time"));
         };
         if !is_last {
             self.next = Some(Given::Large(held.clone()));
@@ -137,7 +139,7 @@ impl http_body::Body for Outbound {
         let next = this.next(cx);
         if next.is_ready() {
             this.pieces += 1;
-            // Small answers have a piece and a trailer; their end is progress enough.
+            // A small answer has one piece and a trailer; its end counts as progress.
             if this.pieces > 2 {
                 this.call.link().taken();
             }

@@ -1,7 +1,7 @@
-//! A connection's socket, watched.
+//! Watches the socket of a connection.
 //!
-//! Owns when it counts as blocked: its client takes no bytes. Must stand below whatever delays writes on purpose, and must be
-//! dropped when the connection has ended.
+//! Owns when it counts as blocked: its client takes no bytes. Must be below every layer that delays writes on purpose.
+//! Must be dropped when the connection has ended.
 
 use std::{
     io::{self, IoSlice},
@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::link::Link;
 
-/// A socket that tells its [`Link`] whether it takes bytes.
+/// A socket that tells its [`Link`] whether it accepts bytes.
 pub(crate) struct Watched<C> {
     socket: C,
     link: Arc<Link>,
-    /// The client sends no more.
+    /// The client has closed its sending side.
     ended: bool,
 }
 
@@ -58,7 +58,7 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Watched<C> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What closes the socket in a moment says the same, without a system call of its own.
+        // The socket is closed in a moment anyway, which tells the client the same without another system call.
         if self.ended {
             return Poll::Ready(Ok(()));
         }

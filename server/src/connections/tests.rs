@@ -1,4 +1,4 @@
-//! Connections as clients see them: over pipes on a paused clock, and over sockets where accept matters.
+//! Tests connections from the client's side: over pipes with a paused clock, and over sockets where accept matters.
 
 mod frames;
 
@@ -27,11 +27,11 @@ type Services = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 const LARGE_BYTES: usize = 650_000;
 const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
-/// Shorter than what a client that answers no ping is given.
+/// Shorter than the time that a client has to answer a ping.
 const SLOW: Duration = Duration::from_secs(50);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Services whose answer depends on the path alone.
+/// Services whose answer depends only on the path.
 fn services() -> Services {
     BoxCloneSyncService::new(service_fn(answer))
 }
@@ -42,7 +42,7 @@ fn answer(request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, I
         match request.uri().path() {
             "/large" => of(vec![b'x'; LARGE_BYTES]),
             "/never" => pending().await,
-            // Reads nothing of what is sent to it.
+            // Does not read what is sent to it.
             "/deaf" => {
                 let _request = request;
                 pending().await
@@ -73,7 +73,7 @@ fn census(limits: Limits) -> Arc<Census> {
     Connections::new(limits).0
 }
 
-/// A connection of this census over a pipe that holds so many bytes in each direction.
+/// A connection of this census over a pipe that holds `pipe_bytes` in each direction.
 async fn piped(census: &Arc<Census>, pipe_bytes: usize) -> (DuplexStream, JoinHandle<()>) {
     let place = census.place(PEER, 0).await.unwrap();
     let (near, far) = duplex(pipe_bytes);
@@ -116,7 +116,7 @@ async fn a_connection_without_a_request_ends_whatever_it_sends_instead() {
             0 => b"POST /v1/polls/p/votes HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n".to_vec(),
             1 => PREFACE.to_vec(),
             2 => [PREFACE, &settings].concat(),
-            // A head that is continued for ever.
+            // A head that continues without end.
             _ => [PREFACE, &settings, &Frame::headers(1, "/", false).without_end_of_head().bytes()].concat(),
         };
         let complete = dice.below(2) == 0;
@@ -217,7 +217,7 @@ async fn a_message_has_its_time_and_a_stream_has_any() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_nobody_takes_ends_its_connection() {
     let census = census(Limits::default());
-    // The socket takes nothing more.
+    // The socket accepts nothing more.
     let (mut pipe, served) = piped(&census, 1_000).await;
     pipe.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let began = Instant::now();
@@ -314,7 +314,7 @@ async fn the_quietest_connection_makes_room() {
     let (mut busy, busy_served) = client(&census, 1 << 16).await;
     busy.send(Frame::headers(1, "/never", true)).await;
     sleep(SECOND).await;
-    // The one that never asked for anything goes first, although the other has been idle for longer.
+    // The connection that never sent a request goes first, although the other has been idle for longer.
     let (mut fourth, _) = client(&census, 1 << 16).await;
     assert!(silent_served.is_finished() && !idle_served.is_finished());
     fourth.send(Frame::headers(1, "/never", true)).await;
@@ -323,7 +323,7 @@ async fn the_quietest_connection_makes_room() {
     assert!(idle_served.is_finished() && !busy_served.is_finished());
     fifth.send(Frame::headers(1, "/slow", true)).await;
     sleep(SECOND).await;
-    // All have calls: the next one waits until one has none.
+    // All connections have calls, so the next one waits until one has none.
     let began = Instant::now();
     let (_sixth, _) = client(&census, 1 << 16).await;
     assert!(began.elapsed() > SLOW - 2 * SECOND, "{:?}", began.elapsed());
@@ -388,7 +388,7 @@ async fn at_the_end_only_calls_are_waited_for() {
         served.await.unwrap();
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
-    // It does not say that it has heard.
+    // The client does not react.
     idle_served.await.unwrap();
     assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
     let frames = busy.until_end().await;
@@ -426,7 +426,7 @@ async fn requests_that_nobody_reads_hold_no_more_than_their_share() {
         let (mut client, served) = client(&census, 1 << 16).await;
         for at in 0..20 {
             client.send(Frame::headers(1 + 2 * at, "/deaf", false)).await;
-            // What frames take counts, not what is in them.
+            // The memory of frames counts, not only their content.
             for _ in 0..800 {
                 drop(client.try_send_bytes(&Frame::data(1 + 2 * at, b"v").bytes()).await);
             }
@@ -446,14 +446,14 @@ async fn requests_that_nobody_reads_hold_no_more_than_their_share() {
 async fn requests_that_are_read_hold_nothing_and_neither_do_those_that_were_given_up() {
     let census = census(Limits::default());
     let (mut client, served) = client(&census, 1 << 16).await;
-    // Until then, the connection's window is the protocol's.
+    // Until then, the connection's window is the protocol's default.
     client.until(|frame| frame.kind == WINDOW_UPDATE).await;
     for round in 0..20 {
         let deaf = 1 + 4 * round;
         client.send(Frame::headers(deaf, "/deaf", false)).await;
         client.send(Frame::data(deaf, &[b'x'; 60_000])).await;
         client.send(Frame::reset(deaf)).await;
-        // It has ended: the library drops what comes for it.
+        // The stream has ended, so the library drops what comes for it.
         client.send(Frame::data(deaf, &[b'x'; 5_000])).await;
         client.send(Frame::headers(deaf + 2, "/read", false)).await;
         client.send(Frame::data(deaf + 2, &[b'x'; 60_000])).await;

@@ -1,6 +1,6 @@
 //! Stand-ins for AWS in this process, on loopback.
 //!
-//! Owns starting them and reaching them. Must never be taken for AWS: `adapters/aws` relies on what AWS documents.
+//! Starts them and makes clients for them. They are not AWS: `adapters/aws` relies only on what AWS documents.
 
 use axum::Router;
 use tokio::net::TcpListener;
@@ -34,7 +34,7 @@ pub async fn kinesis(shards: u32) -> (String, Server) {
     (endpoint, server)
 }
 
-/// The same with other options.
+/// Like [`kinesis`], with other options.
 pub async fn kinesis_with(shards: u32, change: impl FnOnce(&mut StoreOptions)) -> (String, Server, KinesisStore) {
     let (router, store) = stand_ins::kinesis(|options| {
         options.update_stream_ms = 20;

@@ -1,8 +1,9 @@
-//! A deployment of real processes: the services' binaries, on stand-ins for Kinesis and DynamoDB in this process.
+//! A deployment of real processes: the binaries of the services, with stand-ins for Kinesis and DynamoDB in this
+//! process.
 //!
-//! Owns starting, killing and stopping processes, a load that behaves as the API asks of a relay, and the look at lease rows.
-//! Must never leave a process behind, and never wait without a bound: what did not happen in time is said, with the last logs
-//! of every process.
+//! Starts, kills and stops processes, makes a load that behaves as the API asks of a relay, and reads lease rows. Must
+//! never leave a process behind. Must never wait without a limit: what did not happen in time is reported, with the
+//! last logs of every process.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -46,22 +47,22 @@ use votestream_proto::{
 
 use crate::aws::{Server, dynamo_store, dynamodb, kinesis_clients};
 
-/// Longest time that any one thing may take on a busy machine.
+/// Longest time that a single step may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest time from closing a poll to its final result: all votes of an election may still have to be stored.
 const FINAL_MAX: Duration = Duration::from_secs(240);
-/// How often a condition is looked at.
+/// How often a condition is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Lines of its log that are kept of each process.
+/// Most log lines that are kept of each process.
 const LOG_LINES_MAX: usize = 400;
 /// Votes that a relay puts into a message.
 const VOTES_PER_MESSAGE: usize = 50;
-/// Streams that may break of one relay.
+/// Most streams of one relay that may break.
 const STREAMS_MAX: usize = 100;
-/// Votes that a relay holds and that are not durable.
+/// Most votes that a relay holds until they are durable.
 const OPEN_MAX: usize = 4_000;
 
-/// Where the binaries are: a test finds those of its own package.
+/// Paths of the binaries. A test finds those of its own package.
 #[derive(Clone, Copy, Debug)]
 pub struct Binaries {
     /// `ingest-svc`.
@@ -72,11 +73,11 @@ pub struct Binaries {
     pub tally: &'static str,
 }
 
-/// Waits until a look finds something.
+/// Calls `look` again and again until it finds something.
 ///
 /// # Panics
 ///
-/// If it does not within `within`; says what the last look saw.
+/// If it finds nothing within `within`. The message says what the last look saw.
 pub async fn eventually<T, S: Debug>(what: &str, within: Duration, mut look: impl AsyncFnMut() -> Result<T, S>) -> T {
     let start = Instant::now();
     loop {
@@ -102,7 +103,8 @@ impl Process {
         eprintln!("{name}: {} {}", Path::new(binary).display(), arguments.join(" "));
         let mut child = Command::new(binary)
             .args(arguments)
-            // Nothing of the shell that runs the tests: it may have variables of the project, of AWS, or for telemetry.
+            // Take no variables from the shell that runs the tests: it may have some of the project, of AWS, or for
+            // telemetry.
             .env_clear()
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
@@ -171,18 +173,18 @@ impl Process {
         ended.unwrap_or_else(|_| panic!("{} does not stop within {within:?}", self.name)).expect("it can be waited for")
     }
 
-    /// SIGTERM, and a good end: exit code 0 says that everything was finished.
+    /// Sends SIGTERM and waits for a good end: exit code 0 says that everything was finished.
     ///
     /// # Panics
     ///
-    /// If it ends otherwise, or not within `within`.
+    /// If it ends with another code, or not within `within`.
     pub async fn stop(mut self, within: Duration) {
         self.terminate().await;
         let ended = self.ended(within).await;
         assert!(ended.success(), "{} stopped with {ended}", self.name);
     }
 
-    /// Lines of its log, the last ones, that hold this text.
+    /// Number of its last log lines that contain this text.
     pub fn logged(&self, text: &str) -> usize {
         self.log.lock().iter().filter(|line| line.contains(text)).count()
     }
@@ -205,7 +207,7 @@ fn address_in(line: &str) -> Option<SocketAddr> {
     (fields.get("message")? == "listening").then(|| fields.get("address")?.as_str()?.parse().ok())?
 }
 
-/// Stream, tables and what every process is told.
+/// Stream, tables and the settings of every process.
 pub struct Cluster {
     binaries: Binaries,
     stream: String,
@@ -214,23 +216,23 @@ pub struct Cluster {
     clients: Clients,
     store: DynamoStore,
     _servers: Vec<Server>,
-    /// Where relays find an ingest service.
+    /// Addresses of ingest services for relays.
     pub ingest: Addresses,
-    /// Where results are asked for.
+    /// Addresses of services for results.
     pub results: Addresses,
 }
 
-/// Addresses of the processes of one service that take calls.
+/// Addresses of the processes of one service that accept calls.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses(Arc<Mutex<Vec<SocketAddr>>>);
 
 impl Addresses {
-    /// Adds one that listens.
+    /// Adds a process that listens.
     pub fn add(&self, address: SocketAddr) {
         self.0.lock().push(address);
     }
 
-    /// Takes one out, before its process stops or after it was killed.
+    /// Removes an address before its process stops, or after it was killed.
     pub fn remove(&self, address: SocketAddr) {
         self.0.lock().retain(|known| *known != address);
     }
@@ -240,7 +242,7 @@ impl Addresses {
         addresses.get(turn % addresses.len().max(1)).copied()
     }
 
-    /// A connection to one of them, another one at another turn.
+    /// A connection to one of them. Another `turn` gives another one.
     async fn connect(&self, turn: usize) -> Channel {
         let start = Instant::now();
         loop {
@@ -261,7 +263,7 @@ impl Addresses {
 }
 
 impl Cluster {
-    /// A deployment without processes, over these endpoints; the servers live as long as it does.
+    /// A deployment without processes, with these endpoints. The servers live as long as the deployment.
     pub async fn over(
         binaries: Binaries,
         stream: &str,
@@ -311,21 +313,22 @@ impl Cluster {
         Process::start(binary, name, &all, &[&variables, more].concat())
     }
 
-    /// Starts an ingest service and waits until it takes calls.
+    /// Starts an ingest service and waits until it accepts calls.
     pub async fn start_ingest(&self, name: &str, arguments: &[&str]) -> Process {
         let mut process = self.start(self.binaries.ingest, name, &[&["--listen", "127.0.0.1:0"], arguments].concat());
         self.ingest.add(process.address().await);
         process
     }
 
-    /// Starts an ingest service with these variables, and waits until it takes calls. It is not among [`Self::ingest`].
+    /// Starts an ingest service with these variables, and waits until it accepts calls. It is not added to
+    /// [`Self::ingest`].
     pub async fn start_ingest_apart(&self, name: &str, variables: &[(&str, &str)]) -> (Process, SocketAddr) {
         let mut process = self.start_with(self.binaries.ingest, name, &["--listen", "127.0.0.1:0"], variables);
         let address = process.address().await;
         (process, address)
     }
 
-    /// Starts a tally service and waits until it takes calls.
+    /// Starts a tally service and waits until it accepts calls.
     pub async fn start_tally(&self, name: &str, arguments: &[&str]) -> Process {
         let arguments = [&["--listen", "127.0.0.1:0", "--worker-id", name], arguments].concat();
         let mut process = self.start(self.binaries.tally, name, &arguments);
@@ -333,7 +336,7 @@ impl Cluster {
         process
     }
 
-    /// Starts a persist service. It is there once it owns shards.
+    /// Starts a persist service. It is ready once it owns shards.
     pub fn start_persist(&self, name: &str, arguments: &[&str]) -> Process {
         self.start(self.binaries.persist, name, &[&["--worker-id", name], arguments].concat())
     }
@@ -343,7 +346,7 @@ impl Cluster {
         self.store.list(group).await.expect("the shard rows can be read")
     }
 
-    /// How many shards that are open each worker owns; those of nobody under "".
+    /// Number of open shards of each worker. Shards without an owner are under "".
     pub async fn shares(&self, group: Group) -> BTreeMap<String, usize> {
         let mut shares = BTreeMap::new();
         for row in self.rows(group).await.into_iter().filter(|row| row.started && !row.progress.ended) {
@@ -365,7 +368,7 @@ impl Cluster {
         start.elapsed()
     }
 
-    /// Kinesis, as an operator calls it.
+    /// Clients with which a test calls Kinesis like an operator.
     pub fn clients(&self) -> &Clients {
         &self.clients
     }
@@ -390,7 +393,7 @@ impl Cluster {
         self.create_poll_until(id, options, SystemTime::now() + Duration::from_secs(3_600)).await;
     }
 
-    /// Creates a poll that is open until then.
+    /// Creates a poll that closes at this time.
     pub async fn create_poll_until<'a>(
         &self,
         id: &str,
@@ -431,8 +434,8 @@ impl Cluster {
         }
     }
 
-    /// Closes the poll of a load, and compares its final result with what the load knows: the last vote of every user counts,
-    /// everything acknowledged is counted as submitted once, and nothing that was not sent. A recount agrees.
+    /// Closes the poll of a load, and compares its final result with what the load knows: the last vote of every user
+    /// counts, every acknowledged vote is submitted once, and nothing else is. A recount agrees.
     pub async fn is_exact(&self, poll: &str, cast: &Cast) {
         let result = self.finish(poll).await;
         let found: BTreeMap<_, _> = result.options.into_iter().map(|option| (option.option_id, option.votes)).collect();
@@ -478,9 +481,9 @@ pub struct Cast {
     pub last: HashMap<String, Arc<String>>,
     /// Votes that were acknowledged.
     pub acknowledged: u64,
-    /// Votes that the service said it could not take at the moment: they are as if never cast.
+    /// Votes that the service refused because it could not accept them at the moment. They count as not cast.
     pub rejected: u64,
-    /// Votes that were sent, those that were sent again included.
+    /// Votes that were sent, including those that were sent again.
     pub sent: u64,
     /// Streams that were opened.
     pub streams: u64,
@@ -525,7 +528,7 @@ impl Load {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more votes are acknowledged: whatever happened before happened under load.
+    /// Waits until this many more votes are acknowledged. So what happened before happened under load.
     pub async fn goes_on(&self, votes: u64) {
         let goal = self.acknowledged() + votes;
         eventually("the load goes on", PATIENCE, async || {
@@ -553,7 +556,8 @@ impl Load {
     }
 }
 
-/// A client as the API describes it: after a broken stream it sends again from `durable_through`, in order.
+/// A client that follows the API's documentation: after a broken stream it sends again from `durable_through`, in
+/// order.
 struct Relay {
     number: usize,
     poll: String,
@@ -617,7 +621,7 @@ impl Relay {
                         if send.is_some() && next < self.open.len() =>
                     {
                         let Ok(permit) = permit else {
-                            // The stream is broken; the answers say so after the last of them.
+                            // The stream is broken. The answers end with the error.
                             send = None;
                             continue;
                         };
@@ -641,7 +645,7 @@ impl Relay {
         panic!("relay {}: {STREAMS_MAX} streams broke", self.number);
     }
 
-    /// Casts a tenth of a second's votes, unless too many are waiting.
+    /// Casts the votes of a tenth of a second, unless too many are waiting.
     fn vote(&mut self) {
         for _ in 0..self.plan.rate / 10 {
             if self.open.len() >= OPEN_MAX {
@@ -658,7 +662,7 @@ impl Relay {
     }
 }
 
-/// Where a test finds data of the project, if it is there.
+/// Path of a data file of the project, if it exists.
 pub fn shared_data(name: &str) -> Option<PathBuf> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
     file.exists().then_some(file)

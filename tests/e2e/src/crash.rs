@@ -1,8 +1,9 @@
-//! `kill -9` of real processes at random times, while honest clients vote beside hostile ones and polls are closed, and the
-//! verdict on what is left.
+//! Kills real processes with `kill -9` at random times, while honest clients vote next to hostile ones and polls are
+//! closed. Then judges what is left.
 //!
-//! Owns starting, freezing, killing and restarting processes, and one run over `votestream up` or over the three services on
-//! stand-ins that live in this process. Must never leave a process behind, and never pass a run in which nothing was killed.
+//! Starts, freezes, kills and restarts processes, in one run with `votestream up` or with the three services and
+//! stand-ins that live in this process. Must never leave a process behind. Must never pass a run in which nothing was
+//! killed.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -34,28 +35,29 @@ use crate::{
 };
 use votestream_testkit::audit::Answer;
 
-/// Lines of its output that are kept of each process.
+/// Most output lines that are kept of each process.
 const LOG_LINES_MAX: usize = 60;
 /// Clients that vote at once.
 const CLIENTS: u64 = 6;
-/// Hostile clients that begin in a round.
+/// Number of hostile clients that begin in a round.
 const STRANGERS: std::ops::Range<usize> = 1..4;
-/// How long each of them goes on, in milliseconds: some beyond the kill.
+/// How long each of them goes on, in milliseconds. Some go on beyond the kill.
 const ATTACK_MS: std::ops::Range<u64> = 100..2_000;
 /// Shards of the stream.
 const SHARDS: u32 = 3;
-/// Most rounds that are added until a kill has hit a vote on its way: each process is hit ten times.
+/// Most rounds that are added until a kill has hit a vote that waits for its answer. Each process is hit ten times.
 const MORE_ROUNDS_MAX: usize = 60;
 /// Rounds after which a poll is closed and another one opened.
 const ROUNDS_PER_POLL: usize = 8;
-/// Time between a restart and the next kill, in milliseconds: some hit a process that is only starting.
+/// Time between a restart and the next kill, in milliseconds. Some kills hit a process that is still starting.
 const PAUSE_MS: std::ops::Range<u64> = 20..1_100;
-/// How long a frozen process stands still, in milliseconds: longer than `--failover`, so that it wakes up as a zombie.
+/// How long a process is frozen, in milliseconds. Often longer than `--failover`, so that it wakes up as a zombie: an
+/// old owner that still runs.
 const FREEZE_MS: std::ops::Range<u64> = 500..4_000;
-/// Failover short enough that leases move in every round.
+/// Lease times so short that leases move in every round.
 const LEASES: [&str; 3] = ["--failover=1200ms", "--renew-every=300ms", "--sync-every=300ms"];
 
-/// Where the binaries are.
+/// Paths of the binaries.
 #[derive(Clone, Copy, Debug)]
 pub struct Binaries {
     /// `votestream`.
@@ -71,11 +73,11 @@ pub struct Binaries {
 /// What was done to the processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Kills, by the name of what was killed.
+    /// Number of kills, by the name of the process.
     pub kills: BTreeMap<&'static str, usize>,
     /// Kills while votes were waiting for their answer.
     pub kills_under_load: usize,
-    /// Processes that stood still for a while and woke up.
+    /// Number of processes that were frozen and woke up.
     pub freezes: usize,
     /// How often each attack was begun on a process.
     pub attacks: BTreeMap<Attack, u64>,
@@ -85,7 +87,7 @@ pub struct Report {
     pub polls: usize,
 }
 
-/// What a process is told, and where its addresses show.
+/// The role of a process, with its settings and its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Up,
@@ -114,7 +116,7 @@ impl Role {
     }
 }
 
-/// How to start a process again.
+/// What is needed to start a process again.
 pub(crate) struct Slot {
     role: Role,
     /// Its place among the addresses of its role.
@@ -124,16 +126,16 @@ pub(crate) struct Slot {
     variables: Vec<(&'static str, String)>,
 }
 
-/// A process that runs.
+/// A running process.
 pub(crate) struct Process {
     pub(crate) child: Child,
     output: Arc<Mutex<VecDeque<String>>>,
-    /// They end with the process.
+    /// Tasks that read its output. They end with the process.
     readers: Vec<JoinHandle<()>>,
 }
 
 impl Slot {
-    /// `votestream up` on a data directory. `before` is put in front of the command.
+    /// `votestream up` on a data directory. `before` is put before the command.
     pub(crate) fn up(votestream: &'static str, before: &[&str], directory: &Path) -> Self {
         let up = ["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--shards"];
         let mut words: Vec<String> = before.iter().chain(&[votestream]).chain(&up).map(|&word| word.into()).collect();
@@ -144,7 +146,8 @@ impl Slot {
 
     pub(crate) fn start(&self, election: &Arc<Election>) -> Process {
         let mut command = Command::new(&self.binary);
-        // Nothing of the shell that runs the tests: it may have variables of the project, of AWS, or for telemetry.
+        // Take no variables from the shell that runs the tests: it may have some of the project, of AWS, or for
+        // telemetry.
         command.args(&self.arguments).env_clear().envs(self.variables.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{} cannot be started: {error}", self.binary));
@@ -154,7 +157,7 @@ impl Slot {
         Process { child, output, readers }
     }
 
-    /// Keeps what the process says, and takes the addresses out of it.
+    /// Keeps the output of the process, and reads the addresses from it.
     fn listen(
         &self,
         pipe: impl AsyncRead + Unpin + Send + 'static,
@@ -196,13 +199,13 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// If it has ended by itself, which no process may.
+    /// If it has ended by itself, which is not allowed.
     async fn kill(&self, mut process: Process, election: &Election) -> Result<(), String> {
         self.begin_kill(&mut process)?;
         self.reap(process, election).await
     }
 
-    /// SIGKILL, which a process that waits for its disk does not notice before that answers.
+    /// Sends SIGKILL. A process that waits for its disk notices it only when the disk answers.
     pub(crate) fn begin_kill(&self, process: &mut Process) -> Result<(), String> {
         if let Ok(Some(status)) = process.child.try_wait() {
             return Err(format!("{} ended by itself with {status}:\n{}", self.role.name(), process.said()));
@@ -214,7 +217,7 @@ impl Slot {
     pub(crate) async fn reap(&self, mut process: Process, election: &Election) -> Result<(), String> {
         let gone = timeout(PATIENCE, process.child.wait()).await;
         gone.map_err(|_| format!("{} outlives its SIGKILL", self.role.name()))?.map_err(|error| error.to_string())?;
-        // What it said before it died must not be taken for what its successor says.
+        // Its last output must not be mistaken for the output of its successor.
         for reader in &mut process.readers {
             timeout(PATIENCE, reader).await.map_err(|_| "a pipe outlives its process")?.ok();
         }
@@ -234,13 +237,13 @@ impl Process {
     /// SIGSTOP or SIGCONT, to this process alone.
     async fn signal(&self, signal: &str) {
         if let Some(id) = self.child.id() {
-            // It may have ended, which the next kill finds.
+            // The process may have ended. The next kill finds this.
             Command::new("kill").args([signal, &id.to_string()]).status().await.ok();
         }
     }
 }
 
-/// The addresses in a line of output: `votestream up --json` prints both, a service logs the one that it listens on.
+/// The addresses in a line of output. `votestream up --json` prints both; a service logs the one on which it listens.
 fn addresses(line: &str) -> Vec<SocketAddr> {
     let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { return vec![] };
     let address = |value: &serde_json::Value| value.as_str()?.trim_start_matches("http://").parse().ok();
@@ -252,7 +255,7 @@ fn addresses(line: &str) -> Vec<SocketAddr> {
     fields.get("address").filter(|_| listens).and_then(address).into_iter().collect()
 }
 
-/// Kills `votestream up` again and again; its data directory is kept.
+/// Kills `votestream up` again and again, and keeps its data directory.
 ///
 /// # Errors
 ///
@@ -262,7 +265,7 @@ pub async fn up(binaries: Binaries, directory: &Path, rounds: usize, seed: u64) 
     run(vec![slot], rounds, seed).await
 }
 
-/// Kills the three services, of each of which two processes run, again and again. The stand-ins live on.
+/// Kills the three services again and again. Each has two processes. The stand-ins live on.
 ///
 /// # Errors
 ///
@@ -322,7 +325,7 @@ async fn kill_and_judge(
     let voters = Voters::start(election, CLIENTS, rng.random());
     let mut strangers = JoinSet::new();
     for round in 0..rounds + MORE_ROUNDS_MAX {
-        // A few rounds may spare every vote on its way, and then the kills go on.
+        // In a few rounds, perhaps no kill hits a waiting vote. Then the kills go on.
         let hit = report.kills_under_load > 0 && election.log.count(Answer::Unknown) > 0;
         if round >= rounds && hit {
             break;
@@ -340,7 +343,7 @@ async fn kill_and_judge(
         }
         send_strangers(&mut strangers, election, &poll, rng);
         sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
-        // Each process once before any of them a second time.
+        // Kill each process once before any is killed again.
         if victims.is_empty() {
             victims = (0..slots.len()).collect();
             victims.shuffle(rng);
@@ -368,7 +371,7 @@ async fn kill_and_judge(
     while let Some(closed) = timeout(PATIENCE, closing.join_next()).await.map_err(|_| "a poll is never closed")? {
         closed.map_err(|error| error.to_string())??;
     }
-    // Once more over a crash of everything: what is final stays as it is.
+    // Finally kill everything: final results must stay the same.
     for (slot, process) in slots.iter().zip(processes) {
         slot.restart(process, election, &mut report).await?;
     }
@@ -377,7 +380,7 @@ async fn kill_and_judge(
     Ok(report)
 }
 
-/// Hostile clients of kinds that the seed chooses, at whichever processes run.
+/// Starts hostile clients against the running processes. The seed chooses their kinds.
 fn send_strangers(strangers: &mut JoinSet<(Attack, u64)>, election: &Election, poll: &str, rng: &mut StdRng) {
     for _ in 0..rng.random_range(STRANGERS) {
         let any = |places: &Mutex<Vec<Option<SocketAddr>>>, rng: &mut StdRng| {

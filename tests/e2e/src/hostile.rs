@@ -1,8 +1,9 @@
 //! Hostile, slow and broken clients, on sockets of their own.
 //!
-//! Owns the bytes that they send ([`wire`]), a connection that is free to break every rule ([`http2`]), calls of any bytes whose
-//! answer is kept whole ([`call`]), what each kind of attacker does ([`attack`]), and a `votestream up` of which memory and processor time are looked at from outside ([`server`]). Must never
-//! use the product's clients: they are too polite. Must never attack without an end.
+//! Owns the bytes that they send ([`wire`]), a connection that can break every rule ([`http2`]), calls of any bytes
+//! whose answer is kept whole ([`call`]), the kinds of attacks ([`attack`]), and a `votestream up` whose memory and
+//! processor time are measured from outside ([`server`]). Must never use the product's clients, because they keep the
+//! rules. Must never attack without an end.
 
 pub mod attack;
 pub mod call;
@@ -19,14 +20,16 @@ pub use call::{Answer, Call};
 pub use http2::Http2;
 pub use server::{Options, Server};
 
-/// The seed of this run: `VOTESTREAM_SEED`, or another one each time. It is printed, so that a failure can be repeated.
+/// The seed of this run: `VOTESTREAM_SEED`, or a new one each time. It is printed, so that a failure can be repeated.
 ///
 /// # Panics
 ///
-/// If the variable is set and is no whole number.
+/// If the variable is set but is not a whole number.
 pub fn seed(what: &str) -> u64 {
     let seed = match std::env::var("VOTESTREAM_SEED") {
-        Ok(value) => value.parse().unwrap_or_else(|_| panic!("VOTESTREAM_SEED is {value:?}, which is no whole number")),
+        Ok(value) => {
+            value.parse().unwrap_or_else(|_| panic!("VOTESTREAM_SEED is {value:?}, which is not a whole number"))
+        }
         Err(_) => rand::random::<u32>().into(),
     };
     eprintln!("{what}: VOTESTREAM_SEED={seed}");

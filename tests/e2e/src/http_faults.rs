@@ -1,8 +1,9 @@
-//! Faults between the AWS SDK and the stand-ins, at the SDK's own HTTP connector: everything above it is the real path.
+//! Injects faults between the AWS SDK and the stand-ins, at the SDK's own HTTP connector. Everything above it is the
+//! real code.
 //!
-//! Owns one HTTP client that fails on purpose, drawn from a seed, and the count of each kind of fault. What Kinesis and DynamoDB
-//! never do must not happen here either: an entry that is said to be throttled has no effect, and a copy of a request is one
-//! that arrives later, as a retry by a proxy is.
+//! Owns an HTTP client that fails on purpose, as a seed decides, and the count of each kind of fault. It must not do
+//! what Kinesis and DynamoDB never do: an entry that is reported as throttled has no effect, and a copy of a request
+//! arrives later, as after a retry by a proxy.
 
 use std::{
     sync::{
@@ -41,11 +42,11 @@ pub enum HttpFault {
     ResetBefore,
     /// The call took effect, and the connection was reset before the answer arrived.
     AnswerLost,
-    /// The call took effect, and its answer came late or not in time.
+    /// The call took effect, but its answer came late, or too late.
     AnswerDelayed,
     /// The call took effect late, whether or not anybody still waited.
     RequestDelayed,
-    /// The call took effect, and once more later.
+    /// The call took effect, and a copy took effect later.
     Duplicated,
     /// An internal error without effect.
     ErrorBefore,
@@ -71,7 +72,7 @@ impl HttpFault {
     ];
 }
 
-/// How likely each kind is, of a hundred calls; one draw a call. Entries are throttled only where a call has several.
+/// Probability of each kind in percent. There is one draw per call. Entries are throttled only if a call has several.
 const PERCENT: [(HttpFault, u32); 10] = [
     (HttpFault::CallThrottled, 3),
     (HttpFault::EntryThrottled, 4),
@@ -85,9 +86,9 @@ const PERCENT: [(HttpFault, u32); 10] = [
     (HttpFault::AnswerCut, 1),
 ];
 
-/// Longest delay: past the time limit of a call, the answer deadline and L of a test.
+/// Longest delay. Longer than the time limit of a call, the answer deadline and L of a test.
 const DELAY_MS_MAX: u64 = 5_000;
-/// The operations that fail. Those that only set things up do not.
+/// The operations that may fail. Operations that only set things up do not fail.
 const OPERATIONS: &[&str] = &[
     "PutRecords",
     "GetRecords",
@@ -120,7 +121,7 @@ pub struct FaultyClient {
 }
 
 impl FaultyClient {
-    /// A client whose faults are drawn from this seed. Not armed yet.
+    /// A client whose faults are drawn from this seed. It is not armed yet.
     pub fn new(seed: u64) -> Self {
         let shared = Shared {
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
@@ -173,7 +174,7 @@ impl Shared {
         let mut at = self.rng.lock().random_range(0..100);
         for (fault, percent) in PERCENT {
             if at < percent {
-                // A subscription's answer has no end that could be waited for.
+                // The answer to a subscription has no end for which one could wait.
                 let possible = if fault == HttpFault::EntryThrottled {
                     entries(operation, request).is_some()
                 } else {
@@ -206,7 +207,7 @@ impl FaultyConnector {
             HttpFault::ErrorBefore => Ok(error(500, "InternalFailure")),
             HttpFault::ResetBefore => Err(reset()),
             HttpFault::EntryThrottled => self.some_entries(operation, request).await,
-            // What happens from here on happens whether or not the caller still waits.
+            // From here on the caller may have stopped waiting; the effect still happens.
             HttpFault::AnswerLost => {
                 self.detached(Duration::ZERO, request).await?;
                 Err(reset())
@@ -250,7 +251,7 @@ impl FaultyConnector {
         sent.await.unwrap_or_else(|error| Err(ConnectorError::other(error.into(), None)))
     }
 
-    /// Sends some of the entries of a call, and answers for the others that they were throttled.
+    /// Sends some of the entries of a call, and reports the others as throttled.
     async fn some_entries(&self, operation: &str, mut request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
         let Some((mut body, field, count)) = entries(operation, &request) else {
             return self.inner.call(request).await;
@@ -304,7 +305,7 @@ impl FaultyConnector {
     }
 }
 
-/// The body of a call of several entries that can fail one by one, the field that holds them, and how many there are.
+/// For a call whose entries can fail one by one: its body, the field that holds the entries, and their number.
 fn entries(operation: &str, request: &HttpRequest) -> Option<(Value, &'static str, usize)> {
     let field = match operation {
         "PutRecords" => "Records",

@@ -1,4 +1,4 @@
-//! Whole-system tests: what they share.
+//! Code that whole-system tests share.
 //!
 //! Owns a stack of all three services in one process, ports that fail on purpose, processes that are killed, and power that is
 //! cut. Must never be used outside tests.

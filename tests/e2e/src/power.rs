@@ -1,7 +1,7 @@
-//! Power cuts under `votestream up` while people vote, and the verdict on what is left.
+//! Cuts the power under `votestream up` while people vote, and judges what is left.
 //!
-//! Owns when and how the power is cut, by seed; a site, which loses its power and starts again on what survived; and its
-//! histories. Must never pass a history in which nothing was cut, and must never leave anything mounted.
+//! Owns when and how the power is cut, as a seed decides; a site, which loses its power and starts again with what
+//! survived; and its histories. Must never pass a history in which nothing was cut. Must never leave anything mounted.
 
 mod crowd;
 mod disk;

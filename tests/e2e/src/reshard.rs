@@ -1,7 +1,8 @@
-//! Resharding under load: shards of a Kinesis stream split and merge while lanes put, and nothing is lost, doubled or reordered.
+//! Resharding under load: shards of a Kinesis stream split and merge while lanes put. Nothing may be lost, doubled or
+//! reordered.
 //!
 //! Owns the check, for stand-ins and for AWS. Must never rely on how soon an engine shows what it did: it waits for
-//! conditions, with a bound.
+//! conditions, with a limit.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,14 +24,14 @@ use votestream_core::{
     port::{Effect, Group, ReadOutcome, Record, RecordReader, Shard, Stored, VoteStream},
 };
 
-/// Longest time that anything here may take.
+/// Longest time that a step may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Pause between two looks at a stream that is being resharded. AWS allows twenty a second.
+/// Pause between two reads of the shard list during resharding. AWS allows twenty per second.
 const LOOK_PAUSE: Duration = Duration::from_millis(60);
 /// Pause after a call that was refused for its rate.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 
-/// Puts until it is stored, and says how often it was refused. Nothing here fails in a way that leaves the outcome open.
+/// Puts a record until it is stored. Returns how often it was refused. No failure here leaves the outcome unknown.
 pub async fn put(stream: &Kinesis, hash: u128, data: Bytes) -> (Stored, u32) {
     let mut refused = 0;
     loop {
@@ -45,7 +46,7 @@ pub async fn put(stream: &Kinesis, hash: u128, data: Bytes) -> (Stored, u32) {
     }
 }
 
-/// Reads until so many records have come or the shard has ended.
+/// Reads until this many records have come or the shard has ended.
 pub async fn read(reader: &mut dyn RecordReader, count: usize) -> (Vec<Record>, bool) {
     let mut all = Vec::new();
     let reading = async {
@@ -101,8 +102,8 @@ fn lane_hash(lane: u8) -> u128 {
     (u128::MAX / 8) * u128::from(lane) + 12_345
 }
 
-/// Eight lanes put while shards split and merge, `records` each and more until the last merge is over. The stream is called
-/// `name`, holds nothing, and has two shards.
+/// Eight lanes put while shards split and merge: at least `records` each, and on until the last merge is over. The
+/// stream `name` must be empty and have two shards.
 pub async fn check(stream: Arc<Kinesis>, clients: &Clients, name: &str, records: u16) {
     let resharded = Arc::new(AtomicBool::new(false));
     let mut lanes = JoinSet::new();
@@ -144,7 +145,7 @@ pub async fn check(stream: Arc<Kinesis>, clients: &Clients, name: &str, records:
     resharded.store(true, Ordering::Release);
     let put = timeout(PATIENCE, lanes.join_all()).await.expect("the lanes get everything stored");
 
-    // Parents first, as the consumer groups do.
+    // Read parents first, like the consumer groups.
     let shards = list(&stream).await;
     assert_eq!(shards.len(), 2 + 2 + 1 + 2 + 1);
     assert_eq!(shards.iter().filter(|shard| !shard.parents.is_empty()).count(), 6);
@@ -169,7 +170,7 @@ pub async fn check(stream: Arc<Kinesis>, clients: &Clients, name: &str, records:
     }
 }
 
-/// Everything in a shard; if it is closed, up to its end.
+/// Reads everything in a shard. If it is closed, reads up to its end.
 async fn read_shard(stream: &Kinesis, shard: &Shard) -> Vec<Record> {
     let mut reader = stream.reader(Group::Persist, &shard.id, SequenceNumber::ZERO).await.unwrap();
     let mut records = Vec::new();
@@ -191,7 +192,7 @@ async fn read_shard(stream: &Kinesis, shard: &Shard) -> Vec<Record> {
     .expect("a closed shard ends");
     if !shard.open {
         assert_eq!(reader.next().await.unwrap(), ReadOutcome::ShardEnd, "it stays ended");
-        // From its last record on, there is nothing but the end.
+        // After its last record there is only the end.
         if let Some(record) = records.last() {
             let mut reader = stream.reader(Group::Tally, &shard.id, record.sequence).await.unwrap();
             let (rest, ended) = read(&mut *reader, 1).await;

@@ -1,4 +1,4 @@
-//! All three services over any ports, in one process, on loopback ports that the system chooses.
+//! All three services in one process, over any engine ports, on loopback ports that the system chooses.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -33,7 +33,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts the services as on one machine.
+    /// Starts the services with the settings for one machine.
     pub async fn start(ports: Ports, bounds: TimeBounds) -> Self {
         Self::start_with(ports, bounds, |_| ()).await
     }
@@ -56,7 +56,7 @@ impl Stack {
     ///
     /// # Panics
     ///
-    /// If one has ended by itself; says why.
+    /// If one has ended by itself. The message says why.
     pub async fn check(&mut self) {
         if let Some(broken) = self.services.broken().now_or_never() {
             panic!("{broken}");
@@ -99,7 +99,7 @@ impl Stack {
         self.polls().await.create_poll(request).await.unwrap();
     }
 
-    /// Casts votes as one client stream, 200 a message.
+    /// Casts votes in one client stream, 200 per message.
     pub async fn cast(&self, poll: &str, votes: &[(String, String)]) -> CastVotesResponse {
         let messages: Vec<_> = votes
             .chunks(200)

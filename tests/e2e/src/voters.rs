@@ -1,8 +1,8 @@
-//! Clients and an administrator for runs in which services fail: they call the API over real connections, reconnect when these
-//! break, and write down what they were told.
+//! Clients and an administrator for runs in which services fail. They call the API over real connections, reconnect
+//! when these break, and log the answers.
 //!
-//! Owns polls of which every vote has an option of its own, the clients that vote in them, and what the API shows in the end.
-//! Must never take a broken connection for an answer, and never wait without a bound.
+//! Owns polls in which every vote has its own option, the clients that vote in them, and what the API shows at the end.
+//! Must never count a broken connection as an answer. Must never wait without a limit.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,20 +32,20 @@ use votestream_proto::{
 
 use votestream_testkit::audit::{Answer, Log, SentVote, Shown, judge};
 
-/// Longest time that anything may take on a busy machine.
+/// Longest time that a step may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Options, and so most votes, of a poll: as many as a poll can have.
+/// Options of a poll, and so its most votes: as many as a poll can have.
 const OPTIONS: usize = 1_000;
-/// Users of a poll: few, so that their votes meet.
+/// Users of a poll. Few, so that each votes several times.
 const USERS: u32 = 25;
-/// Longest time of one attempt of a call; a process may be frozen.
+/// Longest time of one attempt of a call. A process may be frozen.
 const ATTEMPT: Duration = Duration::from_secs(15);
-/// How often something is tried or looked at again.
+/// Pause before the next try or check.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How long results that have come to rest are watched: they must not change.
+/// How long settled results are watched: they must not change.
 const WATCHED: Duration = Duration::from_secs(1);
 
-/// Where the processes are that take calls; `None` while one is down.
+/// Addresses of the processes that accept calls; `None` while a process is down.
 #[derive(Debug, Default)]
 pub struct Places {
     /// `IngestService`.
@@ -54,16 +54,16 @@ pub struct Places {
     pub results: Mutex<Vec<Option<SocketAddr>>>,
 }
 
-/// Polls, those who vote in them, and what they were told.
+/// Polls, their votes and the answers.
 #[derive(Debug, Default)]
 pub struct Election {
     /// Where to call.
     pub places: Places,
     /// What was sent and answered.
     pub log: Log,
-    /// Id, and how many of its options are used up. Votes go to the last two.
+    /// Id of each poll, and how many of its options are used. Votes go to the last two polls.
     polls: Mutex<Vec<(String, usize)>>,
-    /// Final results, when they were first seen.
+    /// Final results at the moment they were first seen.
     finals: Mutex<BTreeMap<String, Vec<u64>>>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize
 }
 
 impl Election {
-    /// Calls a results service until it answers well.
+    /// Calls a results service until a call succeeds.
     pub(crate) async fn ask<T, R: Clone, F: Future<Output = Result<T, Status>>>(
         &self,
         what: &str,
@@ -101,7 +101,7 @@ impl Election {
         Err(format!("{what}: not within {PATIENCE:?}: {last}"))
     }
 
-    /// Opens a poll for an hour; from now on votes go to it.
+    /// Opens a poll for an hour. From now on votes go to it.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Election {
         self.create(poll, Some(now), now + Duration::from_secs(3_600)).await
     }
 
-    /// Opens a poll, at once by the clock of its service; from now on votes go to it.
+    /// Opens a poll at once by the clock of its service. From now on votes go to it.
     ///
     /// # Errors
     ///
@@ -138,7 +138,7 @@ impl Election {
         Ok(())
     }
 
-    /// Whether the poll that was opened last has used up most of its options.
+    /// Whether most options of the latest poll are used.
     pub fn is_worn(&self) -> bool {
         self.polls.lock().last().is_none_or(|(_, used)| *used > OPTIONS * 3 / 4)
     }
@@ -225,7 +225,7 @@ impl Election {
     ///
     /// # Errors
     ///
-    /// If results cannot be had.
+    /// If results cannot be read in time.
     pub async fn submitted(&self) -> Result<u64, String> {
         let mut sum = 0;
         for poll in self.poll_ids() {
@@ -234,7 +234,7 @@ impl Election {
         Ok(sum)
     }
 
-    /// Judges every poll, once its results have come to rest. All of them must have been closed.
+    /// Judges every poll after its results have settled. All polls must have been closed.
     ///
     /// # Errors
     ///
@@ -246,7 +246,7 @@ impl Election {
         Ok(())
     }
 
-    /// The same polls elsewhere: on a copy of what is here.
+    /// The same polls at other addresses, which serve a copy of the data.
     pub fn elsewhere(&self, ingest: SocketAddr, results: SocketAddr) -> Self {
         let places = Places { ingest: Mutex::new(vec![Some(ingest)]), results: Mutex::new(vec![Some(results)]) };
         Self { places, polls: Mutex::new(self.polls.lock().clone()), ..Self::default() }
@@ -261,7 +261,7 @@ impl Election {
         let start = Instant::now();
         let mut shown = self.shown(poll).await?;
         let mut rested_at: Option<Instant> = None;
-        // What never comes to rest is judged all the same, and the verdict says what is wrong.
+        // If results do not settle, they are still judged, and the verdict says what is wrong.
         while start.elapsed() < PATIENCE / 2 && rested_at.is_none_or(|at| at.elapsed() < WATCHED) {
             sleep(AGAIN).await;
             let now = self.shown(poll).await?;
@@ -272,11 +272,11 @@ impl Election {
         judge(votes, &shown).map_err(|reason| format!("poll {poll}: {reason}"))
     }
 
-    /// Takes an unused option of one of the polls that are voted in. `None` if there is none left.
+    /// Takes an unused option of one of the current polls; `None` if none is left.
     fn vote(&self, rng: &mut StdRng, stream: u64) -> Option<Vote> {
         let mut polls = self.polls.lock();
         let from = polls.len().saturating_sub(2);
-        // Mostly the new one; the other one is closing, or closed.
+        // Mostly of the new poll. The other one is closing or closed.
         let at = if rng.random_bool(0.9) { polls.len().checked_sub(1)? } else { from };
         let (poll, used) = polls.get_mut(at)?;
         let option = if rng.random_bool(0.02) {
@@ -319,7 +319,7 @@ impl Election {
         message.push(&vote.poll, &vote.user, &vote.option);
         let answer = match timeout(ATTEMPT, IngestServiceClient::new(channel).cast_vote(message)).await {
             Ok(Ok(_)) => Answer::Durable,
-            // These are never made by a broken connection.
+            // A broken connection never causes these codes.
             Ok(Err(status))
                 if [Code::NotFound, Code::FailedPrecondition, Code::InvalidArgument].contains(&status.code()) =>
             {
@@ -330,8 +330,8 @@ impl Election {
         self.log.answered(vote.number, answer);
     }
 
-    /// One stream of a few messages. At times the client waits for its answers before it goes on, so that its votes are sent
-    /// after others were acknowledged.
+    /// One stream of a few messages. Sometimes the client waits for its answers before it goes on, so that its votes
+    /// are sent after others were acknowledged.
     async fn stream(&self, channel: Channel, rng: &mut StdRng, stop: &CancellationToken) {
         let id = self.log.stream();
         let mut left = rng.random_range(1..12);
@@ -376,7 +376,7 @@ impl Election {
                         waiting.push_back(vote.number);
                     }
                     left -= 1;
-                    // The channel has room for every message; if the stream is broken, the answers say so.
+                    // The channel has room for every message. If the stream is broken, the answers say so.
                     if send.as_ref().is_none_or(|send| send.try_send(message).is_err()) {
                         break;
                     }
@@ -411,7 +411,7 @@ impl Voters {
         Self { stop, clients }
     }
 
-    /// Stops them, and waits until each has its answers.
+    /// Stops the clients, and waits until each has its answers.
     ///
     /// # Errors
     ///
@@ -429,19 +429,19 @@ impl Voters {
 ///
 /// # Errors
 ///
-/// If it never is.
+/// If it does not become true in time.
 pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), String> {
     let start = Instant::now();
     while !condition() {
         if start.elapsed() > PATIENCE {
-            return Err(format!("never came true: {what}"));
+            return Err(format!("did not happen in time: {what}"));
         }
         sleep(AGAIN).await;
     }
     Ok(())
 }
 
-/// One of several, at random.
+/// Chooses one at random.
 pub fn pick<'a, T>(rng: &mut StdRng, of: &'a [T]) -> &'a T {
     of.choose(rng).expect("there is something to pick from")
 }

@@ -1,4 +1,4 @@
-//! The crate graph is the architecture: an arrow that ARCHITECTURE.md does not draw fails here.
+//! The crate graph is the architecture: a dependency that ARCHITECTURE.md does not draw fails here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-/// Which of our crates each crate depends on: these and no others. Their tests may use more.
+/// The crates of ours on which each crate depends: these and no others. Their tests may use more.
 const ARROWS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("client", &["proto"]),
@@ -35,11 +35,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Arrows behind a feature that is off by default: the binaries of the services, and the stand-ins of `votestream dev-aws`.
+/// Dependencies behind a feature that is off by default: of the services' binaries, and of the stand-ins of `votestream
+/// dev-aws`.
 const ARROWS_OF_FEATURES: &[(&str, &[&str])] =
     &[("ingest", &["aws"]), ("persist", &["aws"]), ("tally", &["aws"]), ("", &["testkit"])];
 
-/// The rooms of `core`, and which others each names. Top to bottom: a room names those before it only.
+/// The top-level modules ("rooms") of `core`, and the others that each names. A room may only name rooms that are
+/// listed before it.
 const ROOMS: &[(&str, &[&str])] = &[
     ("mutation", &[]),
     ("model", &[]),
@@ -72,7 +74,7 @@ fn metadata(arguments: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Normal dependencies of each crate of the workspace: the optional ones, or those that are always there.
+/// Normal dependencies of each crate of the workspace: either the optional ones, or the others.
 fn dependencies(optional: bool) -> BTreeMap<String, Vec<String>> {
     let metadata = metadata(&["--no-deps"]);
     let packages = metadata["packages"].as_array().unwrap();
@@ -86,7 +88,7 @@ fn dependencies(optional: bool) -> BTreeMap<String, Vec<String>> {
     packages.iter().map(|package| (short(package["name"].as_str().unwrap()), of(package))).collect()
 }
 
-/// A crate of ours without the name of the project; the command's is empty.
+/// Name of a crate without the name of the project. Empty for the command.
 fn short(name: &str) -> String {
     let ours = name.strip_prefix("votestream").map(|rest| rest.trim_start_matches('-'));
     ours.unwrap_or(name).to_owned()
@@ -149,7 +151,7 @@ fn the_rooms_of_core_name_those_below_them_only() {
         assert!(expected.iter().all(|named| below.contains(named)), "{room} names a room that is not below it");
         let files = files(&[&format!("core/src/{room}"), &format!("core/src/{room}.rs")]);
         let named = files.iter().flat_map(|file| named_in_crate(file));
-        // What the crate shows at its root is of the model.
+        // What the crate exports at its root belongs to the model.
         let named = named.map(|name| if rooms.contains(&*name) { name } else { "model".to_owned() });
         let named: BTreeSet<String> = named.filter(|name| name != room).collect();
         let expected: BTreeSet<String> = expected.iter().map(|&name| name.to_owned()).collect();
@@ -187,9 +189,9 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// What a page names between backticks.
+/// The texts between backticks on a page.
 fn named(page: &str) -> Vec<&str> {
-    // A block of code is none of it.
+    // Blocks of code do not count.
     page.split('`').skip(1).step_by(2).filter(|name| !name.contains('\n')).collect()
 }
 
@@ -197,7 +199,7 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// All Rust sources of these folders and files; what does not exist has none.
+/// All Rust sources of these folders and files. A path that does not exist has none.
 fn files(paths: &[&str]) -> Vec<String> {
     let mut paths: Vec<_> = paths.iter().map(|path| root().join(path)).collect();
     let mut files = Vec::new();
@@ -211,12 +213,13 @@ fn files(paths: &[&str]) -> Vec<String> {
     files
 }
 
-/// The same as one text.
+/// The same, as one text.
 fn sources(paths: &[&str]) -> String {
     files(paths).concat()
 }
 
-/// Every test, mutation, schedule and file that docs/exactness.md names exists: as a whole word in some source, or as a path.
+/// Everything that docs/exactness.md names must exist: tests, mutations and schedules as a whole word in some source,
+/// files as a path.
 #[test]
 fn the_argument_names_only_what_exists() {
     let page = std::fs::read_to_string(root().join("docs/exactness.md")).unwrap();
@@ -234,7 +237,7 @@ fn the_argument_names_only_what_exists() {
     }
 }
 
-/// Every promise and every limit of the README is attacked by a test, and docs/promises.md says by which.
+/// A test attacks every promise and every limit of the README, and docs/promises.md says which test.
 #[test]
 fn every_promise_names_a_test_that_attacks_it() {
     let page = std::fs::read_to_string(root().join("docs/promises.md")).unwrap();

@@ -1,6 +1,7 @@
-//! The store on DynamoDB, over an in-process stand-in: the contract, what votes cost, throttling, lost answers, and the brake.
+//! Tests the store on DynamoDB with a stand-in in this process: the contract, what votes cost, throttling, lost
+//! answers, and the limit on write units ("the brake").
 //!
-//! No stand-in throttles as AWS does, so a proxy in front of it does, and counts what it did: a test that injected nothing
+//! No stand-in throttles like AWS. So a proxy before it does, and counts what it did: a test that injected nothing
 //! fails.
 
 use std::{
@@ -40,7 +41,7 @@ async fn store_at(endpoint: &str, config: &DynamoConfig) -> DynamoStore {
     store
 }
 
-/// The contract over a store; its stream is another engine's.
+/// Runs the contract suite with a store. The stream is another engine's.
 async fn contract_holds<F: Future<Output = ()>>(config: DynamoConfig, check: impl FnOnce(Ports) -> F) {
     let (endpoint, _server) = dynamodb().await;
     let store = Arc::new(store_at(&endpoint, &config).await);
@@ -80,17 +81,17 @@ async fn contract_leases() {
 /// What the proxy does to calls.
 #[derive(Clone, Copy, Default)]
 struct Faults {
-    /// Share of statements that are answered with an error of their own.
+    /// Share of statements that get an error of their own.
     statements: f64,
     /// Share of calls that are throttled as a whole.
     calls: f64,
-    /// Share of calls whose answer is lost after they took place.
+    /// Share of calls that take effect and whose answer is lost.
     answers: f64,
     /// Share of keys that a read leaves unprocessed.
     keys: f64,
 }
 
-/// A DynamoDB that throttles. Holds batches to the documented limits on the way.
+/// A DynamoDB that throttles. It also checks that batches keep the documented limits.
 struct Proxy {
     upstream: String,
     faults: Mutex<Faults>,
@@ -118,7 +119,7 @@ impl Proxy {
         (endpoint, server, proxy)
     }
 
-    /// Throws a die, and counts if it falls.
+    /// Decides at random whether a fault happens, and counts it.
     fn strikes(&self, share: f64, counter: &AtomicUsize) -> bool {
         let strikes = self.rng.lock().random_bool(share);
         if strikes {
@@ -147,7 +148,7 @@ impl Proxy {
         (status, serde_json::from_slice(&body).unwrap())
     }
 
-    /// A batch of statements, of which some are answered with errors. Of those, the ones with an internal error took place.
+    /// A batch of statements. Some get errors; those with an internal error still take effect.
     async fn statements(&self, faults: Faults, headers: &axum::http::HeaderMap, mut body: Value) -> (u16, Value) {
         const CODES: [&str; 4] =
             ["ProvisionedThroughputExceeded", "ThrottlingError", "RequestLimitExceeded", "InternalServerError"];
@@ -188,7 +189,7 @@ impl Proxy {
         (status, answer)
     }
 
-    /// A read, of which some keys are left unprocessed.
+    /// A read that leaves some keys unprocessed.
     async fn keys(&self, faults: Faults, headers: &axum::http::HeaderMap, mut body: Value) -> (u16, Value) {
         let (table, mut wanted) = {
             let (table, wanted) = body["RequestItems"].as_object().unwrap().iter().next().unwrap();
@@ -266,7 +267,7 @@ async fn a_new_vote_costs_one_unit_and_a_changed_one_at_most_two() {
     let store = store_at(&endpoint, &DynamoConfig::default()).await;
     let cost = |store: &DynamoStore| {
         let votes = store.metrics().votes;
-        // A batch of which every statement failed reports nothing, here and on AWS, and is charged on AWS.
+        // A batch whose statements all failed reports no units, here and on AWS. AWS still charges it.
         (votes.write_units + votes.unreported_writes as f64, votes.requests)
     };
 
@@ -276,23 +277,23 @@ async fn a_new_vote_costs_one_unit_and_a_changed_one_at_most_two() {
     assert_eq!(inserted.0 - before.0, 1_000.0, "1.0 units a new voter");
     assert_eq!(inserted.1 - before.1, 40, "0.04 requests a vote");
 
-    // Remembered: one unit, 25 a write, 100 a read.
+    // Voters are remembered: one unit each, 25 per write, 100 per read.
     store.write(&votes(0..1_000, "b", 2)).await.unwrap();
     let changed = cost(&store);
     assert_eq!(changed.0 - inserted.0, 1_000.0, "1.0 units a change of a voter who is remembered");
     assert_eq!(changed.1 - inserted.1, 50, "0.05 requests a vote");
 
-    // After a restart nobody is remembered: an INSERT that fails comes first.
+    // After a restart no voter is remembered, so an INSERT that fails comes first.
     let restarted = dynamo_store(&endpoint, &DynamoConfig::default()).await;
     restarted.write(&votes(0..1_000, "a", 3)).await.unwrap();
     assert_eq!(cost(&restarted).0, 2_000.0, "2.0 units a change of a voter who is not");
-    // Once more, as after a crash: nothing is written, and nothing is paid for it.
+    // The same again, as after a crash: nothing is written, and nothing is charged.
     restarted.write(&votes(0..1_000, "a", 3)).await.unwrap();
     assert_eq!(cost(&restarted).0, 2_000.0);
     assert_eq!(restarted.recount(&poll(&["a", "b"], 3)).await.unwrap(), [1_000, 0]);
 }
 
-/// The greatest ids that are allowed: still one write unit.
+/// Even with the longest allowed ids a vote costs one write unit.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_vote_costs_one_unit() {
     let (endpoint, _server) = dynamodb().await;
@@ -318,7 +319,7 @@ async fn throttled_statements_are_tried_again_alone() {
     let store = store_at(&endpoint, &DynamoConfig::default()).await;
     let inserted = store.write(&votes(0..25, "a", 1)).await.unwrap();
     assert!(proxy.statements.load(Ordering::Relaxed) > 0, "some of 25 inserts were throttled");
-    // An internal error can hide a write that took place: then the vote is found at its own position.
+    // An internal error can hide a write that took effect. Then the vote is found at its own position.
     let new = |outcome: &VoteOutcome| {
         matches!(outcome, VoteOutcome::Inserted | VoteOutcome::AlreadyStored { previous: None })
     };
@@ -344,7 +345,8 @@ async fn throttled_statements_are_tried_again_alone() {
     assert!(store.metrics().votes.throttles >= (statements + calls + keys) as u64);
 }
 
-/// Answers are lost after writes: the call fails as unknown, is repeated as the consumer repeats a window, and counts once.
+/// Answers are lost after writes. The call fails with an unknown outcome, is repeated as the consumer repeats a window,
+/// and counts once.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_are_found_again() {
     let (upstream, _dynamodb) = dynamodb().await;
@@ -381,7 +383,7 @@ async fn lost_answers_are_found_again() {
     assert_eq!(sums.into_values().map(|sum| sum as u64).collect::<Vec<_>>(), counts);
 }
 
-/// Two owners of one shard, one of them a zombie that is a window behind, write for the same users at once.
+/// Two owners of one shard write for the same users at once. One of them is an old owner that is a window behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_writers_race_for_one_voter() {
     let (endpoint, _server) = dynamodb().await;
@@ -397,7 +399,7 @@ async fn two_writers_race_for_one_voter() {
     assert_eq!(one.recount(&poll(&["a", "b"], 3)).await.unwrap(), [0, 300]);
 }
 
-/// Answers at once that everything was stored, so that nothing but the brake takes time.
+/// Answers at once that everything was stored, so that only the brake takes time.
 async fn stored_at_once(request: Request) -> Response {
     let body: Value = serde_json::from_slice(&to_bytes(request.into_body(), 1 << 20).await.unwrap()).unwrap();
     let statements = body["Statements"].as_array().unwrap().len();
@@ -421,7 +423,7 @@ async fn the_brake_holds_the_rate() {
     assert!((0.9..=1.1).contains(&ratio), "{ratio} of the budget");
 }
 
-/// Changes, failed INSERTs and retries are under the brake as well; tallies are not.
+/// Changes, failed INSERTs and retries count for the brake, too; tallies do not.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_brake_counts_every_attempt_and_spares_tallies() {
     let (upstream, _dynamodb) = dynamodb().await;
@@ -453,7 +455,7 @@ async fn a_flush_is_one_write_whatever_the_number_of_options() {
     let (endpoint, _server) = dynamodb().await;
     let store = store_at(&endpoint, &DynamoConfig::default()).await;
     let (id, shard) = (PollId::new("p").unwrap(), ShardId::new("s"));
-    // More options than an expression holds are read and replaced: two requests, one of them a write.
+    // A tally with more options than an expression holds is read and replaced: two requests, one of them a write.
     for (options, requests) in [(1, 1), (250, 1), (251, 2), (1_000, 2)] {
         let counts = (0..options).map(|at| (format!("option-{at}").into(), 1)).collect();
         let delta = [TallyDelta { poll_id: id.clone(), counts }];
@@ -484,7 +486,7 @@ async fn mistakes_in_the_tables_are_all_named_at_once() {
     store.create_tables().await.unwrap();
     store.check_tables().await.unwrap();
 
-    // Nobody listens.
+    // Now nobody listens at this address.
     drop(_server);
     let nobody = dynamo_store("http://127.0.0.1:9", &DynamoConfig::default()).await;
     let error = nobody.write(&votes(0..1, "a", 1)).await.unwrap_err();

@@ -1,4 +1,5 @@
-//! The vote stream on Kinesis, over an in-process stand-in: the contract, throttling, resharding, and what readers survive.
+//! Tests the vote stream on Kinesis with a stand-in in this process: the contract, throttling, resharding, and faults
+//! that readers must survive.
 
 use std::{
     collections::BTreeMap,
@@ -69,7 +70,7 @@ async fn one_writer_is_not_throttled_at_full_speed() {
             for _ in 0..6 {
                 match stream.put(u128::from(lane), vec![lane; 64 << 10].into()).await {
                     Ok(_) => {}
-                    // Held back too long, on a slow machine.
+                    // On a slow machine a record may be held back too long.
                     Err(error) => throttled += u32::from(error.message.contains("Exceeded")),
                 }
             }
@@ -84,7 +85,7 @@ async fn one_writer_is_not_throttled_at_full_speed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn throttled_records_are_answered_one_by_one_and_stored_once() {
     let (endpoint, _server, _) = kinesis_with(2, |options| options.enforce_limits = true).await;
-    // Four processes that each believe to be alone: more than the shards take.
+    // Four processes that each use the whole rate: more than the shards accept.
     let mut lanes = JoinSet::new();
     for lane in 0..4u8 {
         let stream = open(&endpoint, polling()).await;
@@ -138,7 +139,7 @@ async fn resharding_by_fan_out() {
     resharding_loses_nothing(fan_out()).await;
 }
 
-/// Puts numbers while a reader whose foothold is taken away again and again reads them.
+/// Puts numbers while a reader reads them, whose iterator or subscription is taken away again and again.
 async fn reads_on(stream: Arc<Kinesis>, count: u32, pause: Duration) {
     let shard = stream.list_shards().await.unwrap().remove(0).id;
     let mut reader = stream.reader(Group::Persist, &shard, SequenceNumber::ZERO).await.unwrap();
@@ -157,7 +158,7 @@ async fn reads_on(stream: Arc<Kinesis>, count: u32, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_survives_expired_iterators() {
-    // Every iterator expires that is not used within a second, and the reader takes longer than that.
+    // An iterator expires if it is not used within a second, and the reader takes longer.
     let (endpoint, _server, _) = kinesis_with(1, |options| options.iterator_ttl_seconds = 1).await;
     let stream = open(&endpoint, polling()).await;
     let shard = stream.list_shards().await.unwrap().remove(0).id;
@@ -240,7 +241,8 @@ async fn errors_say_what_happened() {
     assert!(!error.retryable && error.effect == Effect::None, "{error}");
 
     drop(server);
-    // A connection that was open breaks in either way; one that cannot be made certainly sent nothing.
+    // An open connection may break before or after the request was sent. If no connection can be made, certainly
+    // nothing was sent.
     timeout(PATIENCE, async {
         loop {
             let error = stream.put(0, vec![1].into()).await.unwrap_err();
@@ -259,7 +261,7 @@ async fn an_answer_that_does_not_come_leaves_the_outcome_unknown() {
     let (endpoint, _server) = kinesis(1).await;
     let stream = open(&endpoint, polling()).await;
     drop(stream);
-    // It takes connections and answers nothing.
+    // It accepts connections but never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = AwsConfig {
         kinesis_endpoint: Some(format!("http://{}", silent.local_addr().unwrap())),

@@ -1,5 +1,5 @@
-//! Backups of a running `votestream up`, one after the other under load, each restored: every vote that was acknowledged before
-//! the backup began is in it, and its final result is its recount.
+//! Makes backups of a running `votestream up` under load, one after the other, and restores each. Every vote that was
+//! acknowledged before a backup began must be in it, and its final result must be its recount.
 
 use std::{
     fs::{File, read_to_string},
@@ -28,7 +28,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const CLIENTS: u64 = 4;
 const POLL: &str = "p";
 
-/// Starts on a data directory. Returns the process and where it takes votes and shows results.
+/// Starts with a data directory. Returns the process and its addresses for votes and for results.
 async fn up(directory: &Path) -> Result<(Child, SocketAddr, SocketAddr), String> {
     let mut command = Command::new(VOTESTREAM);
     command.args(["up", "--json", "--shards", "2", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0"]);
@@ -53,7 +53,7 @@ async fn up(directory: &Path) -> Result<(Child, SocketAddr, SocketAddr), String>
 struct Backup {
     directory: PathBuf,
     votes: Vec<SentVote>,
-    /// Votes of the crowd that must be in it, and those that may.
+    /// Numbers of votes of the crowd that must, and that may, be in it.
     crowd: std::ops::RangeInclusive<u64>,
 }
 
@@ -97,7 +97,7 @@ async fn every_backup_under_load_holds_what_was_acknowledged_before_it() {
     assert!(backups.windows(2).all(|two| two[0].crowd.start() < two[1].crowd.start()), "votes came in all the time");
     let restored = try_join_all(backups.iter().map(|backup| restore(&election, backup))).await;
     restored.unwrap();
-    // The original has lost nothing by being copied.
+    // The copies must not have changed the original.
     voters.finish().await.unwrap();
     election.close(POLL).await.unwrap();
     crowd.verdict(&election).await.unwrap();

@@ -1,9 +1,9 @@
-//! `votestream up`, and one of three services, on a machine whose wall clock jumps, by an hour and by a day, back and forth, while
-//! people vote: no vote is accepted after the end of its poll by the right clock, none that was acknowledged is lost, and the log
-//! says what happened.
+//! Runs `votestream up`, and one of three services, on a machine whose wall clock jumps by an hour and by a day, back
+//! and forth, while people vote. No vote may be accepted after the end of its poll by the right clock, no acknowledged
+//! vote may be lost, and the log must say what happened.
 //!
-//! The clock is moved by `libfaketime` (Debian: `faketime`); the monotonic clock is not, so that a jump ahead is what a suspended
-//! machine sees as well. Skipped, with a line that says so, where it is not installed.
+//! `libfaketime` (Debian: `faketime`) moves the wall clock but not the monotonic clock, so a jump ahead looks like a
+//! suspend of the machine. The tests are skipped with a message where it is not installed.
 
 use std::{
     path::{Path, PathBuf},
@@ -36,11 +36,11 @@ const BINARIES: Binaries = Binaries {
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
-/// Within this time a clock that jumped ahead is followed.
+/// Time within which the process follows a clock that jumped ahead.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
 const CLIENTS: u64 = 4;
 
-/// `None`, with a reason, where the clock of a process cannot be moved.
+/// Path of the library. `None`, with a message, if the clock of a process cannot be moved here.
 fn library() -> Option<PathBuf> {
     let found = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let mut found = found.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
@@ -51,7 +51,7 @@ fn library() -> Option<PathBuf> {
     library
 }
 
-/// `votestream up` on a machine with a clock of its own.
+/// `votestream up` on a machine with its own clock.
 struct Machine {
     directory: tempfile::TempDir,
     library: PathBuf,
@@ -62,7 +62,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// With a clock that is this far ahead of the right one.
+    /// A machine whose clock is this far ahead of the right one.
     async fn new(library: PathBuf, ahead: i64) -> Self {
         let election = Arc::<Election>::default();
         election.places.ingest.lock().push(None);
@@ -78,7 +78,7 @@ impl Machine {
         self.directory.path().join("offset")
     }
 
-    /// As `date --set` would.
+    /// Sets the clock, like `date --set`.
     fn set_clock(&self, ahead: i64) {
         let new = self.directory.path().join("new");
         std::fs::write(&new, format!("{ahead:+}s\n")).unwrap();
@@ -89,7 +89,7 @@ impl Machine {
         self.directory.path().join("data")
     }
 
-    /// Starts it; the status with which it ended if it did not start.
+    /// Starts the process. If it does not start, returns its exit status.
     async fn start(&mut self, more: &[&str]) -> Result<(), Option<i32>> {
         let mut command = Command::new(VOTESTREAM);
         command.args([
@@ -138,7 +138,7 @@ impl Machine {
         self.election.open_until(poll, right_time(ends)).await.unwrap();
     }
 
-    /// Waits until so many more votes have an answer of this kind.
+    /// Waits until this many more votes have this answer.
     async fn more(&self, answer: Answer, votes: u64) {
         let before = self.election.log.count(answer);
         let enough = || self.election.log.count(answer) >= before + votes;
@@ -147,7 +147,7 @@ impl Machine {
         });
     }
 
-    /// From now on no vote in this poll is acknowledged: its end has passed by the right clock.
+    /// Checks that no vote in this poll is acknowledged from now on, because its end has passed by the right clock.
     async fn takes_no_more(&self, poll: &str) {
         let so_far = self.election.log.of_poll(poll).len();
         self.more(Answer::Rejected, 40).await;
@@ -163,7 +163,7 @@ impl Machine {
         });
     }
 
-    /// Every poll is closed, and nothing is lost or doubled.
+    /// Closes every poll, and checks that nothing is lost or doubled.
     async fn judge(&self, voters: Voters) {
         voters.finish().await.unwrap();
         for poll in self.election.poll_ids() {
@@ -173,13 +173,13 @@ impl Machine {
     }
 }
 
-/// What a clock that is right says, and this many seconds.
+/// The right time plus this many seconds.
 fn right_time(and_seconds: i64) -> SystemTime {
     let seconds = Duration::from_secs(and_seconds.unsigned_abs());
     if and_seconds < 0 { SystemTime::now() - seconds } else { SystemTime::now() + seconds }
 }
 
-/// The clock is behind by `step` and then right: after a suspend, or a late synchronisation.
+/// The clock is behind by `step` and then becomes right, as after a suspend or a late synchronisation.
 async fn jumps_ahead(library: PathBuf, step: i64) {
     let machine = Machine::new(library, -step).await;
     machine.open("p", -step / 2).await;
@@ -189,7 +189,7 @@ async fn jumps_ahead(library: PathBuf, step: i64) {
     sleep(FOLLOWED_WITHIN).await;
     machine.takes_no_more("p").await;
     machine.says("clock jumped ahead").await;
-    // Polls of the right time are as good as ever.
+    // Polls with the right time work as before.
     machine.open("q", HOUR).await;
     machine.more(Answer::Durable, 50).await;
     machine.judge(voters).await;
@@ -215,7 +215,7 @@ async fn a_clock_that_is_set_back_and_forth_loses_no_vote_and_opens_no_poll_agai
     let voters = Voters::start(&machine.election, CLIENTS, 1);
     machine.more(Answer::Durable, 50).await;
     for ahead in [HOUR, DAY] {
-        // The end of every poll of before passes, and does not come again.
+        // The end of every earlier poll has passed, and does not come again.
         let before = machine.election.poll_ids().pop().unwrap();
         machine.set_clock(ahead);
         sleep(FOLLOWED_WITHIN).await;
@@ -231,7 +231,7 @@ async fn a_clock_that_is_set_back_and_forth_loses_no_vote_and_opens_no_poll_agai
     start_again(&mut machine).await;
 }
 
-/// The clock is right again, and a day behind what was stored: the start says so, and what to do.
+/// The clock is right again, and a day behind the stored votes. The start must say so, and say what to do.
 async fn start_again(machine: &mut Machine) {
     machine.log.lock().clear();
     let refused = machine.start(&[]).await.expect_err("it cannot know which of the two is wrong");
@@ -242,26 +242,26 @@ async fn start_again(machine: &mut Machine) {
     let flag = flag.trim_end_matches(|c: char| !c.is_alphanumeric()).to_owned();
     machine.start(&[&flag]).await.unwrap_or_else(|_| panic!("{:#?}", machine.log.lock()));
     machine.election.verdict().await.unwrap();
-    // Votes are taken by the time of the log.
+    // Votes are accepted by the time of the log.
     machine.open("again", DAY + 2 * HOUR).await;
     let voters = Voters::start(&machine.election, CLIENTS, 2);
     machine.more(Answer::Durable, 50).await;
     machine.judge(voters).await;
 }
 
-/// An ingest service of a cluster, on a machine with a clock of its own.
+/// An ingest service of a cluster, on a machine with its own clock.
 struct Ingest {
     offset: PathBuf,
     process: Process,
     client: IngestServiceClient<Channel>,
-    /// Votes so far; each is one of a new user.
+    /// Number of votes so far. Each is from a new user.
     sent: u64,
     acknowledged: u64,
     unknown: u64,
 }
 
 impl Ingest {
-    /// With a clock that is right.
+    /// Starts the service with a right clock.
     async fn start(cluster: &Cluster, library: &Path, directory: &Path, name: &str) -> Self {
         let offset = directory.join(name);
         std::fs::write(&offset, "+0s\n").unwrap();
@@ -276,7 +276,7 @@ impl Ingest {
         Self { offset, process, client, sent: 0, acknowledged: 0, unknown: 0 }
     }
 
-    /// Casts a vote of a new user, and says what it was told.
+    /// Casts a vote of a new user. Returns the answer.
     async fn cast(&mut self, poll: &str) -> Code {
         self.sent += 1;
         let mut message = VotesMessage::default();
@@ -288,8 +288,8 @@ impl Ingest {
     }
 }
 
-/// A clock that jumps in one of three services: the engines' answers contradict it, so that it acknowledges nothing; what it has
-/// acknowledged before counts, and a service whose clock is right takes its place.
+/// The clock of one of three services jumps. The engines' answers contradict it, so this service acknowledges nothing.
+/// What it acknowledged before counts, and a service with a right clock takes its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_of_three_services_whose_clock_jumps_loses_no_vote() {
     let Some(library) = library() else { return };
@@ -314,12 +314,12 @@ async fn one_of_three_services_whose_clock_jumps_loses_no_vote() {
             })
             .await;
             assert!(ingest.process.logged("clock") > 0, "the log says nothing about the clock");
-            // From then on none is acknowledged, whatever is called for.
+            // From then on no vote is acknowledged.
             for _ in 0..20 {
                 assert_ne!(ingest.cast("p").await, Code::Ok);
             }
         } else {
-            // One that was set back goes on, more slowly, and is right for as long as nothing contradicts it.
+            // A clock that was set back goes on more slowly, and is trusted as long as nothing contradicts it.
             for _ in 0..20 {
                 ingest.cast("p").await;
             }

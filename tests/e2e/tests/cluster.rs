@@ -1,7 +1,7 @@
-//! The three binaries as processes of their own, on stand-ins for Kinesis and DynamoDB: an election, kill -9, hand-overs,
-//! resharding, what writes cost, and a rolling restart.
+//! Runs the three binaries as separate processes, with stand-ins for Kinesis and DynamoDB: an election, kill -9,
+//! hand-overs, resharding, what writes cost, and a rolling restart.
 //!
-//! Whatever is done to the processes, it is done under load, and the result is compared with what the load knows.
+//! Everything is done under load, and the result is compared with what the load knows.
 
 use std::{
     collections::BTreeMap,
@@ -31,10 +31,10 @@ const BINARIES: Binaries = Binaries {
     tally: env!("CARGO_BIN_EXE_cluster-tally-svc"),
 };
 
-/// Long enough that a hand-over is told from a take-over on a busy machine.
+/// Long enough to distinguish a hand-over from a take-over on a busy machine.
 const FAILOVER: Duration = Duration::from_secs(10);
 const LEASES: &[&str] = &["--failover=10s", "--renew-every=2s", "--sync-every=500ms"];
-/// Many, so that a vote that went wrong shows.
+/// Many options, so that a wrong vote shows.
 const OPTIONS: usize = 64;
 
 const GROUPS: [Group; 2] = [Group::Persist, Group::Tally];
@@ -51,8 +51,8 @@ async fn poll_and_load(cluster: &Cluster, plan: LoadPlan) -> Load {
     load
 }
 
-/// The mayoral election of Minneapolis in 2013. Each voter casts the third choice, then the second, then the first; a few
-/// thousand voters at a time, so that most changes of mind meet in a window and the others in the store.
+/// The mayoral election of Minneapolis in 2013. Each voter casts the third choice, then the second, then the first. A
+/// few thousand voters vote at a time, so most changed votes meet in one window and the others in the store.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_election_gives_its_official_result() {
     const VOTERS_AT_A_TIME: usize = 4_000;
@@ -73,7 +73,7 @@ async fn a_real_election_gives_its_official_result() {
     options.sort_unstable();
     options.dedup();
 
-    // As the README starts them: all at once, on nothing.
+    // Start them as in the README: all at once, with empty engines.
     let (kinesis, (dynamodb, server)) = (aws::kinesis(1).await, aws::dynamodb().await);
     let cluster = Cluster::over(BINARIES, "election", kinesis, (dynamodb, vec![server])).await;
     let create = ["--create-tables", "--shards=4"];
@@ -104,8 +104,8 @@ async fn a_real_election_gives_its_official_result() {
     }
 }
 
-/// Casts these votes, of a user each. Those that the service could not take at the moment, and says so, are cast again.
-/// Returns how many were acknowledged, which is all of them.
+/// Casts these votes, each of another user. Votes that the service refused because it could not accept them at the
+/// moment are cast again. Returns the number of acknowledged votes, which is all of them.
 async fn cast(cluster: &Cluster, poll: &str, votes: &[(String, String)]) -> usize {
     const ATTEMPTS_MAX: usize = 20;
     let (mut left, mut accepted) = (votes.to_vec(), 0);
@@ -136,7 +136,7 @@ async fn cast(cluster: &Cluster, poll: &str, votes: &[(String, String)]) -> usiz
     panic!("{} votes were refused {ATTEMPTS_MAX} times", left.len());
 }
 
-/// Half of the processes die and come back; then others leave as they should.
+/// Half of the processes are killed and started again. Then others are stopped in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_are_shared_taken_over_and_handed_over() {
     let cluster = Cluster::with_shards(BINARIES, 8).await;
@@ -181,7 +181,7 @@ async fn shards_are_shared_taken_over_and_handed_over() {
     tokio::join!(persist_3.stop(PATIENCE), tally_3.stop(PATIENCE));
 }
 
-/// Shards are split and merged under load, also those that have only just come to be.
+/// Shards are split and merged under load, also shards that were just created.
 #[tokio::test(flavor = "multi_thread")]
 async fn resharding_loses_and_doubles_nothing() {
     let cluster = Cluster::with_shards(BINARIES, 4).await;
@@ -196,7 +196,7 @@ async fn resharding_loses_and_doubles_nothing() {
     split(&cluster, 0).await;
     load.goes_on(500).await;
     merge(&cluster, 1).await;
-    // The child of the merge and one of its neighbours, whether or not anybody has read their parents to the end.
+    // The child of the merge and one of its neighbours, even if nobody has read their parents to the end.
     split(&cluster, 1).await;
     merge(&cluster, 0).await;
     load.goes_on(500).await;
@@ -205,7 +205,7 @@ async fn resharding_loses_and_doubles_nothing() {
     merge(&cluster, 0).await;
     load.goes_on(500).await;
 
-    // Every shard that was closed is read to its end, and the open ones are those of the stream.
+    // Every closed shard is read to its end, and the open rows are the open shards of the stream.
     for group in GROUPS {
         let what = format!("{group:?} has finished the closed shards");
         eventually(&what, PATIENCE, async || {
@@ -275,11 +275,11 @@ async fn resharded(cluster: &Cluster, shards: usize) {
     .await;
 }
 
-/// So few that a busy machine is never what holds the writes back.
+/// So few that even a busy machine can write more.
 const UNITS_PER_SECOND: usize = 100;
 const MEASURED: Duration = Duration::from_secs(15);
 
-/// Votes come in twice as fast as they may be stored: the brake holds, and interim results stay fresh all the same.
+/// Votes come in twice as fast as they may be stored. The limit must hold, and interim results must stay fresh.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_brake_on_write_units_holds_while_interim_results_stay_fresh() {
     const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
@@ -296,7 +296,7 @@ async fn the_brake_on_write_units_holds_while_interim_results_stay_fresh() {
     );
     let _persist = cluster.start_persist("persist-1", &["--create-tables", &budget]);
     let load = poll_and_load(&cluster, LoadPlan { relays: 4, rate: UNITS_PER_SECOND / 2, users: None }).await;
-    // A backlog: from now on nothing but the brake holds the writes back.
+    // There is a backlog: from now on only the limit slows the writes.
     eventually("persist is behind", PATIENCE, async || {
         let counted = cluster.interim("p").await.total_counted;
         let behind = load.acknowledged().saturating_sub(counted);
@@ -307,7 +307,7 @@ async fn the_brake_on_write_units_holds_while_interim_results_stay_fresh() {
     let (start, before) = (Instant::now(), meter.costs());
     let mut fresh = 0;
     while start.elapsed() < MEASURED || fresh == 0 {
-        // What is acknowledged now shows in the submitted votes long before it is stored.
+        // Votes that are acknowledged now show as submitted long before they are stored.
         let acknowledged = load.acknowledged();
         let counted = eventually("interim results go on", PATIENCE, async || {
             let interim = cluster.interim("p").await;
@@ -325,15 +325,15 @@ async fn the_brake_on_write_units_holds_while_interim_results_stay_fresh() {
     assert!((0.9..=1.1).contains(&ratio), "{rate} write units a second");
     assert!(behind > UNITS_PER_SECOND as u64, "the brake was not what held the writes back: {behind} votes behind");
 
-    // Interim results: one write for each flush of a shard, and one for its window, or two if it was committed when no
-    // record came for a while.
+    // Interim results: one write for each flush of a shard, and one for its window; or two, if it was committed because
+    // no record came for a while.
     assert_eq!(after.sums.len(), SHARDS as usize, "every shard is written: {after:?}");
     let flushes_max = (took.as_secs_f64() / FLUSH_INTERVAL.as_secs_f64()) as u32 + 2;
     for (shard, sums) in &after.sums {
         let sums = sums - before.sums.get(shard).unwrap_or(&0);
         let progress = after.progress[shard] - before.progress.get(shard).unwrap_or(&0);
         assert!((1..=flushes_max).contains(&sums), "{shard}: {sums} flushes in {took:?}");
-        // A window is noted before its sums are written, and the time may begin and end in between.
+        // A window is noted before its sums are written, and the measurement may begin or end in between.
         assert!((sums..=2 * sums + 2).contains(&(progress + 1)), "{shard}: {progress} for {sums} flushes in {took:?}");
     }
 
@@ -353,7 +353,7 @@ struct Costs {
     progress: BTreeMap<String, u32>,
 }
 
-/// Stands before DynamoDB and adds up.
+/// A proxy before DynamoDB that adds up the costs.
 struct Meter {
     upstream: String,
     client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<axum::body::Bytes>>,
@@ -401,7 +401,7 @@ impl Meter {
                 *costs.sums.entry(shard.to_owned()).or_default() += 1;
             }
         } else if table.ends_with("shards") && key["shard_group"]["S"] == "tally" {
-            // Renewals of the lease are no progress.
+            // Renewals of the lease are not progress.
             if request["UpdateExpression"].as_str().unwrap().contains("#window_end") {
                 *costs.progress.entry(key["shard_id"]["S"].as_str().unwrap().to_owned()).or_default() += 1;
             }
@@ -409,7 +409,7 @@ impl Meter {
     }
 }
 
-/// Every process is replaced by a new one, as a deployment does it.
+/// Every process is replaced by a new one, as in a deployment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_fails_no_vote() {
     let cluster = Cluster::with_shards(BINARIES, 4).await;

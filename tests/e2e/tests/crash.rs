@@ -1,8 +1,8 @@
-//! `kill -9` of real processes at random times, of `votestream up` and of each of the three services, with hostile clients beside
-//! the honest ones, and the auditor's verdict.
+//! Kills real processes with `kill -9` at random times: `votestream up` and each of the three services, with hostile
+//! and honest clients at the same time. The auditor judges.
 //!
-//! A few rounds by default; `VOTESTREAM_CRASH_ROUNDS=200 cargo test --release -p votestream-e2e --test crash -- --nocapture`
-//! for many, and `VOTESTREAM_CRASH_SEED` for others than those of every day.
+//! A few rounds by default. `VOTESTREAM_CRASH_ROUNDS=200 cargo test --release -p votestream-e2e --test crash --
+//! --nocapture` runs many, and `VOTESTREAM_CRASH_SEED` chooses another seed than the default.
 
 use votestream_e2e::crash::{self, Binaries, Report};
 
@@ -13,16 +13,16 @@ const BINARIES: Binaries = Binaries {
     tally: env!("CARGO_BIN_EXE_cluster-tally-svc"),
 };
 
-/// A number of the environment.
+/// A number from the environment.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no whole number")))
 }
 
-/// Kills happened, each kind of process was hit, votes were on their way and came through.
+/// Checks that kills happened, that each kind of process was hit, and that votes were waiting and others succeeded.
 fn hit(report: &Report, rounds: u64, names: &[&str]) {
     eprintln!("{rounds} rounds: {report:?}");
     assert_eq!(report.kills.keys().copied().collect::<Vec<_>>(), names);
-    // The last kills are of everything at once.
+    // The last kills hit all processes at once.
     assert!(report.kills.values().sum::<usize>() as u64 > rounds, "{report:?}");
     assert!(report.attacks.values().sum::<u64>() > 0, "no hostile client was beside: {report:?}");
     assert!(report.kills_under_load > 0, "no kill hit a vote on its way: {report:?}");

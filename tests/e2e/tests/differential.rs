@@ -1,8 +1,10 @@
-//! The same bytes to the generated service and to the edge of ingest: whoever passes a library by must answer what it answers.
+//! Sends the same bytes to the generated service and to the edge of ingest. The edge replaces the library, so it must
+//! give the same answers.
 //!
-//! Calls of all three methods, over gRPC, gRPC-Web and gRPC-Web in text, on both versions of HTTP, right and wrong in every part.
-//! Status, message, content, the place of the status, and how a call breaks have to be equal. Where the edge is meant to differ,
-//! [`excuse`] says so and why. `VOTESTREAM_SEED` repeats a run, `VOTESTREAM_CALLS` makes it longer.
+//! The calls use all three methods, over gRPC, gRPC-Web and gRPC-Web in text, on both versions of HTTP, right and wrong
+//! in every part. Status, message, content, the place of the status, and how a call breaks must be equal. Where the
+//! edge differs on purpose, [`excuse`] says so and why. `VOTESTREAM_SEED` repeats a run, `VOTESTREAM_CALLS` makes it
+//! longer.
 
 #[path = "differential/calls.rs"]
 mod calls;
@@ -22,21 +24,21 @@ use votestream_e2e::{
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::v1::{CastVotesResponse, StreamVotesResponse};
 
-/// Calls at random.
+/// Number of random calls.
 const CALLS: usize = 400;
-/// Exceptions in [`excuse`].
+/// Number of exceptions in [`excuse`].
 const EXCUSES: usize = 8;
-/// Calls under way at once.
+/// Calls at the same time.
 const TOGETHER: usize = 16;
 
-/// What a client learns, in a form in which it can be compared.
+/// What a client learns, in a form that can be compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Learned {
     http: u16,
     content_type: String,
     status: Option<(u32, String)>,
     status_in: &'static str,
-    /// Votes that are settled, and the rejections among them, however many answers they came in.
+    /// Settled votes, and the rejections among them, however many answers they came in.
     through: u64,
     rejected: u64,
     rejections: Vec<(u64, i32, String)>,
@@ -97,7 +99,7 @@ impl Learned {
     }
 }
 
-/// A message of gRPC without its escapes.
+/// The text of a gRPC status, without escapes.
 fn unescaped(message: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = message.as_bytes();
@@ -117,40 +119,41 @@ fn unescaped(message: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Why the edge may answer something else than the generated service; `None` if it may not.
+/// Why the edge may answer differently from the generated service; `None` if it may not.
 fn excuse(case: &Case, edge: &Learned, generated: &Learned) -> Option<&'static str> {
-    // The generated service takes every type, also those that a browser lets any page send without asking.
+    // The generated service accepts every content type, also those that a browser lets any page send without asking.
     if case.is_of_another_type() && edge.http == 415 {
-        return Some("what does not say that it is gRPC is refused");
+        return Some("a call without a gRPC content type is refused");
     }
-    // tonic's timer is over once the headers of the answer are there: the stream goes on for ever.
+    // tonic's timer ends when the headers of the answer are there, so the stream would go on for ever.
     if case.expires() && case.method == Method::StreamVotes && edge.code() == Some(Code::DeadlineExceeded) {
         return Some("a deadline holds for the whole of a stream");
     }
-    // Whoever means a deadline has one, or is told that they have none.
+    // A client that wants a deadline must get one, or an error.
     if case.has_bad_deadline() && edge.code() == Some(Code::InvalidArgument) {
-        return Some("a deadline that cannot be read is refused, not left out");
+        return Some("a deadline that cannot be read is refused, not ignored");
     }
     let same_but_words = edge.without_words() == generated.without_words();
     let code = (edge.code()?, generated.code()?);
     match code {
-        // Both are INVALID_ARGUMENT, and only the edge knows which message it was, and what was settled before it.
+        // Both answer INVALID_ARGUMENT, but only the edge knows which message it was, and what was settled before it.
         (Code::InvalidArgument, Code::InvalidArgument) if same_but_words && case.is_unreadable() => {
             Some("the edge names the message that cannot be read, and the votes before it")
         }
-        // The codec of the generated service answers before any handler is asked, each mistake with a code of its own.
+        // The codec of the generated service answers before any handler is called, with a different code for each
+        // mistake.
         (Code::InvalidArgument, Code::Internal | Code::OutOfRange | Code::Unknown)
             if case.method == Method::CastVote && case.is_unreadable() =>
         {
-            Some("one code for what cannot be read: INVALID_ARGUMENT, in single calls as in streams")
+            Some("one code for everything that cannot be read: INVALID_ARGUMENT, in single calls and in streams")
         }
-        // The generated service looks at the first message only: the second vote would be lost without a word.
+        // The generated service reads only the first message. The second vote would be lost silently.
         (Code::InvalidArgument, _) if case.method == Method::CastVote && case.has_second_message() => {
-            Some("a call of one vote that has more is refused as a whole")
+            Some("a call for one vote that has more messages is refused as a whole")
         }
-        // The codec of the generated service drops the header, and takes the call for one that ended well.
+        // The codec of the generated service drops the header, and treats the call as successfully ended.
         (Code::InvalidArgument, Code::Ok) if case.ends_after_header() => {
-            Some("a call that ends within a message is cut off, also right behind its length")
+            Some("a call that ends within a message is an error, also directly after its length")
         }
         // In gRPC an expired deadline is DEADLINE_EXCEEDED; tonic's timer says CANCELLED.
         (Code::DeadlineExceeded, Code::Cancelled) if case.expires() => {

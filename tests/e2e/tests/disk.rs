@@ -1,7 +1,8 @@
-//! `votestream up` on a disk that is full, or that cannot be written: a clear message, and nothing acknowledged that is not safe.
+//! Runs `votestream up` on a disk that is full or cannot be written. It must give a clear message, and must acknowledge
+//! nothing that is not safe.
 //!
-//! The disks are small file systems in memory, in namespaces that end with their first process, and everything in them with it. Where a user may not
-//! make one (`unshare --user --mount`), the tests are skipped and say so.
+//! The disks are small file systems in memory, in namespaces. A namespace ends with its first process, and everything
+//! in it ends, too. Where a user may not make one (`unshare --user --mount`), the tests are skipped with a message.
 
 use std::{
     path::Path,
@@ -19,7 +20,8 @@ use votestream_testkit::audit::Answer;
 
 const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 
-/// Runs `up` on a small disk, which is filled once there is a file `full`; when it has ended, makes room and runs it again.
+/// Runs `up` on a small disk, and fills the disk once a file `full` exists. When `up` has ended, makes room and runs it
+/// again.
 const FULL: &str = r#"
 mount -t tmpfs -o size=8m none "$1/disk" || exit 77
 up() {
@@ -39,7 +41,7 @@ mount -t tmpfs -o ro none "$1/disk" || exit 77
 exec "$0" up --data-dir "$1/disk/data" --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0
 "#;
 
-/// The command that runs a script in namespaces of its own; `None`, with a reason, where that cannot be had.
+/// The command that runs a script in its own namespaces. `None`, with a message, where that is not possible.
 fn in_namespace(script: &str, directory: &Path) -> Option<Command> {
     let unshare = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--kill-child", "--fork"];
     let may = Blocking::new(unshare[0]).args(&unshare[1..]).args(["mount", "-t", "tmpfs", "none", "/mnt"]).output();
@@ -93,7 +95,7 @@ async fn a_full_disk_acknowledges_nothing_and_loses_nothing() {
     assert_eq!(ended, Some(3), "it ends with the code of a stack that broke");
     let when_full = durable();
     starts(&next().await);
-    // The votes that were refused have used up the options of the first poll.
+    // The refused votes have used the options of the first poll.
     election.open("q").await.unwrap();
     wait_until("votes are acknowledged again", || durable() > when_full + 50).await.unwrap();
     voters.finish().await.unwrap();
@@ -124,7 +126,7 @@ async fn what_is_no_data_directory_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     std::fs::write(&file, "not a directory").unwrap();
-    // One with data in it, of which a part cannot be read: a directory stands where a file should.
+    // A directory with data of which a part cannot be read: a directory is where a file should be.
     let damaged = directory.path().join("damaged");
     std::fs::create_dir_all(damaged.join("format")).unwrap();
     for path in [file, damaged] {

@@ -1,8 +1,8 @@
-//! The contract suite, resharding and votes of other producers over whatever the standard AWS variables lead to: a stand-in of
-//! another make, or AWS itself. [`WANTED`] names what is tested there; the rest is skipped, with a message. How to use it, and
-//! where the stand-ins differ: adapters/aws/README.md.
+//! Runs the contract suite, resharding and votes of other producers with the endpoint of the standard AWS variables:
+//! another stand-in, or AWS itself. [`WANTED`] names what is tested; the rest is skipped with a message.
+//! adapters/aws/README.md says how to use it, and where the stand-ins differ.
 //!
-//! Every stream and table gets a name of its own and is deleted afterwards, whatever became of the test.
+//! Every stream and table gets its own name and is deleted afterwards, even if the test fails.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,29 +33,30 @@ use votestream_proto::v1::{
 };
 use votestream_testkit::contract;
 
-/// What is tested, separated by commas. Without it nothing is, wherever the AWS variables lead: it may cost money.
+/// What to test, separated by commas. Without it nothing is tested, whatever the AWS variables say, because it may cost
+/// money.
 const WANTED: &str = "VOTESTREAM_TEST_AWS";
 /// The contract of the stream, by polling.
 const KINESIS: &str = "kinesis";
-/// The contract of the stream, by enhanced fan-out; with [`RESHARDING`], that too.
+/// The contract of the stream, by enhanced fan-out; with [`RESHARDING`], also resharding.
 const FAN_OUT: &str = "fan-out";
 /// Shards that split and merge under load.
 const RESHARDING: &str = "resharding";
 /// The contract of the store.
 const DYNAMODB: &str = "dynamodb";
-/// Votes of a producer in Python, through both.
+/// Votes of a producer in Python, with both stream and store.
 const FOREIGN: &str = "foreign";
-/// A Python interpreter that has boto3 and aws-kinesis-agg, else `python3`.
+/// A Python interpreter with boto3 and aws-kinesis-agg; by default `python3`.
 const PYTHON: &str = "VOTESTREAM_TEST_PYTHON";
 
-/// Longest time for one call. A stand-in on a busy machine may need seconds, and not every check tries again.
+/// Longest time for one call. A stand-in on a busy machine may need seconds, and some checks do not try again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time for a foreign producer, and for what waits for it.
+/// Longest time for a foreign producer, and for waiting for its votes.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often and how long a table is waited for that cannot be deleted yet.
+/// Number of tries, and the pause between them, to delete a table that cannot be deleted yet.
 const DELETION_WAIT: (u32, Duration) = (120, Duration::from_millis(500));
 
-/// Whether this is to be tested.
+/// Whether to test this.
 fn wanted(what: &str) -> bool {
     let list = env::var(WANTED).unwrap_or_default();
     let mut names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
@@ -63,14 +64,14 @@ fn wanted(what: &str) -> bool {
     assert!(names.clone().all(|name| known.contains(&name)), "{WANTED} may name {known:?}");
     let wanted = names.any(|name| name == what);
     if !wanted {
-        // Not by a macro, whose output is kept back when a test passes.
+        // Not by `println!`, whose output is hidden when a test passes.
         let line = format!("skipped: {WANTED} does not name {what}\n");
         io::stderr().write_all(line.as_bytes()).unwrap();
     }
     wanted
 }
 
-/// Clients of what the standard AWS variables name.
+/// Clients for the endpoint of the standard AWS variables.
 async fn clients() -> Clients {
     Clients::new(&AwsConfig { call_timeout: CALL_TIMEOUT, ..AwsConfig::default() }).await
 }
@@ -190,7 +191,7 @@ async fn kinesis_resharding_by_fan_out() {
     }
 }
 
-/// The contract over a store; its stream is another engine's.
+/// Runs the contract suite with a store. The stream is another engine's.
 async fn store_contract<F>(change: DynamoConfig, check: impl FnOnce(Ports) -> F + Send + 'static)
 where
     F: Future<Output = ()> + Send,
@@ -241,7 +242,7 @@ async fn dynamodb_contract_leases() {
     store_contract(DynamoConfig::default(), contract::check_leases).await;
 }
 
-/// What the foreign producer has put, in its own words.
+/// What the foreign producer has put, as it reports it.
 struct Produced {
     /// Votes that count as submitted: those within their shard's range.
     submitted: u64,
@@ -283,12 +284,13 @@ async fn open_poll(stack: &Stack, id: &str, options: &[&str]) {
         }
     };
     timeout(PATIENCE, open).await.expect("the poll opens");
-    // The stream's clock decides what came before the opening, and may be behind by as much as the protocol allows.
+    // The stream's clock decides which votes came before the opening. It may be behind by as much as the protocol
+    // allows.
     sleep(TimeBounds::DISTRIBUTED.clock_skew_max * 2).await;
 }
 
-/// A program in another language puts votes as plain JSON and as aggregates; both groups read them from the endpoint and
-/// keep them there.
+/// A program in another language puts votes as plain JSON and as aggregates. Both groups read them from the endpoint
+/// and store their results there.
 #[tokio::test(flavor = "multi_thread")]
 async fn votes_of_a_foreign_producer_are_persisted_and_counted() {
     if !wanted(FOREIGN) {

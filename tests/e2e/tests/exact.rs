@@ -1,4 +1,5 @@
-//! From a client that streams votes to an exact final result, over real gRPC and the embedded engines.
+//! Tests the whole way from a client that streams votes to an exact final result, with real gRPC and the embedded
+//! engines.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -63,7 +64,7 @@ async fn last_vote_wins_and_final_stays_final() {
     let mut model = BTreeMap::<String, u64>::new();
     last.values().for_each(|option| *model.entry(option.clone()).or_default() += 1);
 
-    // Two streams, one after the other: the second is sent when the first is acknowledged.
+    // Two streams, one after the other: the second is sent after the first is acknowledged.
     for half in votes.chunks(10_000) {
         let answer = stack.cast("p", half).await;
         assert_eq!((answer.accepted, answer.rejected), (10_000, 0));
@@ -82,7 +83,7 @@ async fn last_vote_wins_and_final_stays_final() {
     stack.stop().await;
     opened.close();
 
-    // The answer survives a restart, to the byte.
+    // After a restart the answer is the same, byte for byte.
     let opened = engine(dir.path(), TEST_BOUNDS);
     let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
     let again = stack.results().await.get_final_results(request).await.unwrap().into_inner();
@@ -112,7 +113,7 @@ async fn bad_votes_are_named_and_good_ones_accepted() {
     ] {
         message.push(poll, user, option);
     }
-    // A user id that is not UTF-8, as no client library would send it.
+    // A user id that is not UTF-8. No client library would send it.
     let mut bytes = prost::Message::encode_to_vec(&message);
     bytes.extend([0x0a, 9, 0x0a, 1, b'p', 0x12, 1, 0xff, 0x1a, 1, b'a']);
     let message = prost::Message::decode(&bytes[..]).unwrap();
@@ -134,7 +135,7 @@ async fn bad_votes_are_named_and_good_ones_accepted() {
     let reason = &rejections[3].reason;
     assert!(reason.contains("user_id") && reason.contains("256"), "names the field and the limit: {reason}");
 
-    // A message above the limit ends the stream with a reason; the votes before it are durable and said to be.
+    // A message above the limit ends the stream with a reason. The votes before it are durable, and the answer says so.
     let mut good = VotesMessage::default();
     good.push("p", "w", "a");
     let mut huge = VotesMessage::default();
@@ -167,7 +168,7 @@ async fn bad_votes_are_named_and_good_ones_accepted() {
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     assert!(status.message().contains("not open"), "{}", status.message());
 
-    // Single votes get the status of their kind.
+    // Single votes get the right status for each kind of error.
     for (poll, option, code) in
         [("p", "a", None), ("nope", "a", Some(Code::NotFound)), ("p", "nope", Some(Code::InvalidArgument))]
     {

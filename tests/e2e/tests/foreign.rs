@@ -1,4 +1,5 @@
-//! Votes of other producers, put into the stream past the ingest service, as plain JSON and as KPL aggregates.
+//! Votes of other producers, which put them into the stream without the ingest service, as plain JSON and as KPL
+//! aggregates.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -106,7 +107,7 @@ async fn votes_of_other_producers_are_counted_exactly() {
             votes.push((format!("user-{}", rng.random_range(0..50)), ["a", "b"][rng.random_range(0..2)]));
         }
         if rng.random_bool(0.5) {
-            // One record a vote, in the shard of its partition key.
+            // One record per vote, in the shard of its partition key.
             for (user, option) in &votes {
                 ports.stream.put(key_hash(user.as_bytes()), vote("s", user, option).into()).await.unwrap();
                 last.insert(user.clone(), option);
@@ -114,7 +115,7 @@ async fn votes_of_other_producers_are_counted_exactly() {
             }
             continue;
         }
-        // An aggregate goes where its first vote belongs. The producer sends those again that do not belong there.
+        // An aggregate goes to the shard of its first vote. The producer sends votes again that do not belong there.
         while let Some((user, _)) = votes.first() {
             let hash = key_hash(user.as_bytes());
             let range = shard_of(&ports, hash).await;
@@ -127,7 +128,7 @@ async fn votes_of_other_producers_are_counted_exactly() {
         }
     }
 
-    // From the wrong side, and nonsense: counted, and nothing else.
+    // Votes in the wrong shard, and nonsense, are only counted as discarded.
     ports.stream.put(0, vote("i", "u", "a").into()).await.unwrap();
     let mut open = OpenBatch::default();
     let (poll, hash) = (PollId::new("s").unwrap(), vote_hash("s", "user-1"));

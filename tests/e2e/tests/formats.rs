@@ -1,8 +1,9 @@
-//! Data that earlier versions stored is read, and goes on, under the current code.
+//! Tests that the current code can read data of earlier versions and continue with it.
 //!
-//! `formats/` has what each version of each format wrote: a data directory of the embedded engine, the items of the four
-//! DynamoDB tables, a record of the stream. `VOTESTREAM_WRITE_FORMATS=1 cargo test -p votestream-e2e --test formats` writes
-//! them anew, for a version that has none yet. Files of earlier versions stay as they are: they stand for data that somebody has.
+//! `formats/` has what each version of each format wrote: a data directory of the embedded engine, the items of the
+//! four DynamoDB tables, a record of the stream. `VOTESTREAM_WRITE_FORMATS=1 cargo test -p votestream-e2e --test
+//! formats` writes them again, for a version that has none yet. Files of earlier versions must stay as they are: they
+//! stand for data of users.
 
 use std::{
     borrow::Cow,
@@ -51,7 +52,7 @@ const FINAL: &str = "final";
 /// The year 2100.
 const CLOSES_AT: Timestamp = Timestamp(4_102_444_800_000);
 const OPTIONS: [&str; 3] = ["a", "b", "c"];
-/// The tables of a deployment, and their partition keys' items.
+/// The tables of a deployment.
 const NAMES: [&str; 4] = ["polls", "votes", "tallies", "shards"];
 
 fn folder() -> PathBuf {
@@ -62,7 +63,7 @@ fn writing() -> bool {
     std::env::var_os("VOTESTREAM_WRITE_FORMATS").is_some()
 }
 
-/// Versions that are there, of one format.
+/// The stored versions of one format.
 fn stored(start: &str) -> Vec<PathBuf> {
     let mut found: Vec<_> = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start)));
@@ -71,7 +72,7 @@ fn stored(start: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Votes of one part of the data's life. Some users vote in every part.
+/// Votes of one part of the run. Some users vote in every part.
 fn votes(part: usize) -> Vec<(String, String)> {
     (0..200).map(|at| (format!("user-{}", (at * 7 + part * 31) % 150), OPTIONS[(at + part) % 3].to_owned())).collect()
 }
@@ -84,7 +85,8 @@ fn last_votes<'a>(votes: impl IntoIterator<Item = &'a (String, String)>) -> BTre
     counts
 }
 
-/// By the port: the API takes no poll that is open until the year 2100, as this must be, whenever the data is read.
+/// Creates a poll by the port: it must still be open whenever the data is read, and the API does not allow a poll until
+/// the year 2100.
 async fn create_poll(polls: &dyn PollStore, poll_id: &str) {
     let poll = Poll {
         id: PollId::new(poll_id).unwrap(),
@@ -102,7 +104,8 @@ async fn create_poll(polls: &dyn PollStore, poll_id: &str) {
     assert_eq!(polls.create(&poll).await.unwrap(), Created::New);
 }
 
-/// A life of the data: a poll that becomes final, and one that has been counted in part. More votes may be in the stream only.
+/// Makes the data: a poll that becomes final, and one that has been counted in part. Further votes may be only in the
+/// stream.
 async fn live(ports: Ports) {
     create_poll(&*ports.polls, OPEN).await;
     create_poll(&*ports.polls, FINAL).await;
@@ -125,7 +128,8 @@ fn engine(directory: &Path) -> EmbeddedEngine {
     EmbeddedEngine::open(directory, options).unwrap()
 }
 
-/// A directory as one file: every file's path and content behind their lengths, compressed, since journals are mostly zeros.
+/// A directory as one file: the path and content of every file, each after its length. Compressed, because journals are
+/// mostly zeros.
 fn pack(directory: &Path) -> Vec<u8> {
     let (mut files, mut folders) = (Vec::new(), vec![directory.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -167,7 +171,7 @@ fn unpack(file: &Path, directory: &Path) {
 async fn write_embedded(directory: &Path) {
     let opened = engine(directory);
     live(opened.ports()).await;
-    // Ingest alone: these votes stay in the log.
+    // Only ingest runs, so these votes stay in the log.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
@@ -214,7 +218,7 @@ async fn a_stored_data_directory_goes_on() {
         stack.stop().await;
         opened.close();
 
-        // What was converted is found again.
+        // The converted data is found again.
         let opened = engine(temporary.path());
         let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
         for poll_id in [OPEN, FINAL] {
@@ -227,7 +231,7 @@ async fn a_stored_data_directory_goes_on() {
     }
 }
 
-/// Calls of DynamoDB as they are on the wire: what is stored here must not pass through the code that is tested.
+/// Raw calls to DynamoDB: these items must not pass through the code that is tested.
 struct Raw(SocketAddr);
 
 impl Raw {
@@ -297,7 +301,7 @@ async fn write_tables(file: &Path) {
         items.sort_by_key(Value::to_string);
         tables.insert(name, items);
     }
-    // One item a line: a reader sees what is stored.
+    // One item per line, so that a reader sees what is stored.
     let lines = tables.iter().map(|(name, items)| {
         let items = items.iter().map(|item| format!("    {item}")).collect::<Vec<_>>().join(",\n");
         format!("  \"{name}\": [\n{items}\n  ]")
@@ -361,7 +365,7 @@ async fn stored_items_are_read_and_changed() {
             }
         }
 
-        // A vote on top of a stored one replaces it, and says what it was.
+        // A vote after a stored one replaces it, and names the replaced option.
         let (user, option) = votes(0).pop().unwrap();
         let write = VoteWrite {
             poll_id: Cow::Borrowed(&open.id),
@@ -376,7 +380,7 @@ async fn stored_items_are_read_and_changed() {
     }
 }
 
-/// What the record of a version holds. Version 2 brought UUIDs, alone and behind a prefix.
+/// The content of the record of a version. Version 2 added UUIDs, alone and after a prefix.
 fn record(version: u8) -> Batch {
     let users = match version {
         1 => ["ada", "bób", "eve"],

@@ -1,4 +1,4 @@
-//! The fuzzer's corpus, on a stable compiler: what was found once is never found again.
+//! Runs the fuzzer's corpus on a stable compiler, so that errors that were found once do not come back.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ fn replay(name: &str, target: fn(&[u8])) {
     let mut inputs = 0;
     for entry in fs::read_dir(&corpus).unwrap_or_else(|error| panic!("{}: {error}", corpus.display())) {
         let path = entry.unwrap().path();
-        // Of a failure the test prints the last one.
+        // If the test fails, the last printed path is the input that failed.
         println!("{}", path.display());
         target(&fs::read(&path).unwrap());
         inputs += 1;

@@ -1,8 +1,8 @@
-//! The real SDK path under faults: lanes, groups, windows and services over the AWS adapter, whose HTTP client throttles, delays,
-//! repeats and loses what goes to and comes from the stand-ins. The auditor judges, and every vote that was refused or dropped
-//! must be in a metric.
+//! Tests the real SDK path under faults: lanes, groups, windows and services with the AWS adapter, whose HTTP client
+//! throttles, delays, repeats and loses requests and answers. The auditor judges, and every vote that was refused or
+//! dropped must show in a metric.
 //!
-//! One test in a process of its own: the metrics are those of the process.
+//! Only one test in this process, because the metrics belong to the process.
 
 use std::{
     sync::Arc,
@@ -27,15 +27,16 @@ use votestream_e2e::{
 };
 use votestream_testkit::audit::Answer;
 
-/// Votes after which the faults may end, if each kind has happened, and each kind of answer was given.
+/// Number of votes after which the faults may end, if each kind of fault has happened and each kind of answer was
+/// given.
 const VOTES: usize = 1_500;
-/// Polls after which they must have.
+/// Number of polls after which this must have happened.
 const POLLS_MAX: usize = 12;
-/// Stacks of all services, as if on hosts of their own.
+/// Stacks of all services, as if on separate hosts.
 const STACKS: u64 = 2;
 const SHARDS: u32 = 2;
 const CLIENTS: u64 = 8;
-/// Several times within it a lease is renewed, and calls take a second at the most.
+/// Within this time a lease is renewed several times, and calls take at most a second.
 const FAILOVER: Duration = Duration::from_secs(3);
 
 fn sum(counter: &dyn ReadCounter) -> u64 {
@@ -46,7 +47,7 @@ fn sum(counter: &dyn ReadCounter) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sdk_path_is_exact_under_faults() {
-    // Of a failure the test shows what went wrong; `RUST_LOG` says how much.
+    // If the test fails it shows the log; `RUST_LOG` sets the level.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().init();
     let seed = std::env::var("VOTESTREAM_FAULT_SEED").map_or(1, |seed| seed.parse().unwrap());
@@ -113,15 +114,15 @@ async fn the_sdk_path_is_exact_under_faults() {
     println!("{} votes: {durable} durable, {rejected} rejected, {unknown} unknown", log.len());
     election.verdict().await.unwrap_or_else(|reason| panic!("{reason} (seed {seed})"));
 
-    // What clients were told is what the metrics say. A single vote that is refused for want of the stream is `Unknown` to its
-    // client here, since a broken connection looks the same.
+    // The answers to clients must agree with the metrics. A single vote that is refused because the stream is not
+    // available is `Unknown` to its client here, because a broken connection looks the same.
     let settled = [0, 1, 2].map(|outcome| VOTES_SETTLED.get(outcome));
     assert_eq!(settled.iter().sum::<u64>(), sum(&VOTES_ACCEPTED), "what was accepted is settled");
     assert_eq!(settled[0], durable, "acknowledged votes");
     assert_eq!(sum(&VOTES_REJECTED) + settled[1] + settled[2], rejected + unknown, "refused or unknown votes");
     assert!(sum(&VOTES_REJECTED) + settled[1] >= rejected, "refused votes");
 
-    // Every vote that is in the stream was applied, or discarded for a reason, by each group.
+    // Each group has applied every vote in the stream, or discarded it for a reason.
     let stored = votes_in_stream(&kinesis).await;
     let applied = [Group::Persist, Group::Tally].map(|group| VOTES_APPLIED.get(group as usize));
     let caught_up = || {
@@ -135,14 +136,14 @@ async fn the_sdk_path_is_exact_under_faults() {
     println!("{stored} stored votes, {submitted} submitted, {applied:?} applied, discarded: {discarded:?}");
     let dropped = stored - submitted;
     assert!(dropped > 0, "the faults doubled no record");
-    // By both groups. A window that is applied again is counted again.
+    // By both groups. A window that is applied again counts again.
     assert!(discarded.iter().map(|(_, votes)| votes).sum::<u64>() >= 2 * dropped, "{dropped} votes were dropped");
     for stack in stacks {
         stack.stop().await;
     }
 }
 
-/// How many votes the records of the stream hold, copies included.
+/// Number of votes in the records of the stream, copies included.
 async fn votes_in_stream(endpoint: &str) -> u64 {
     let clients = aws::kinesis_clients(endpoint).await;
     let config = votestream_aws::kinesis::KinesisConfig::new(aws::STREAM);

@@ -1,4 +1,4 @@
-//! JSON and gRPC-Web on the services' own ports, by clients of another kind over real sockets.
+//! Tests JSON and gRPC-Web on the services' own ports, with other clients over real sockets.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -108,7 +108,7 @@ async fn votes_of_a_web_page_are_counted_exactly() {
     let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
     stack.create_poll("p", ["a", "b", "c"]).await;
 
-    // Each client has users of its own, who change their mind; their order is that of the answers.
+    // Each client has its own users, who change their votes. The order of their votes is the order of the answers.
     let clients = (0..8u64).map(|client| {
         let addr = stack.ingest;
         tokio::spawn(async move {
@@ -209,7 +209,7 @@ async fn every_mistake_is_named() {
     for (path, body) in [("/vote", json!(["u", "p", "a"])), ("/v1/polls/p/votes", json!(["u", "a"]))] {
         assert_eq!(http.post(path, &body).await.error(), (400, "INVALID_ARGUMENT".into(), None), "{body}");
     }
-    // Numbers and fields that nobody knows are no mistakes.
+    // Numbers and unknown fields are not mistakes.
     let answer = http.post("/vote", &json!({"cognitoid": 5, "voteid": "p", "option": 7, "more": [1, {}]})).await;
     assert_eq!(answer.status, 200);
 
@@ -259,7 +259,7 @@ impl VoteStream for Refusing {
     }
 }
 
-/// Answers no question about a poll.
+/// Fails to read any poll.
 struct Broken(Arc<dyn PollStore>);
 
 #[async_trait]
@@ -308,7 +308,7 @@ struct Server {
 }
 
 impl Server {
-    /// The ingest service alone, with settings of its own.
+    /// Only the ingest service, with its own settings.
     async fn ingest(ports: Ports, change: impl FnOnce(&mut IngestConfig)) -> Self {
         let mut config = IngestConfig::one_machine();
         (config.bounds, config.lanes.bounds) = (TEST_BOUNDS, TEST_BOUNDS);
@@ -341,7 +341,7 @@ async fn the_state_of_the_engines_has_its_status() {
     create(&ports, "later", Duration::from_secs(60), PollSource::Ingest).await;
     create(&ports, "s", Duration::ZERO, PollSource::Stream).await;
 
-    // A stream that does not answer: the first vote's outcome is unknown, and there is no room for a second.
+    // A stream that does not answer: the outcome of the first vote is unknown, and there is no room for a second one.
     let stalling = StallingStream::new(ports.stream.clone());
     stalling.stall(true);
     let stalled = Ports { stream: stalling.clone(), ..ports.clone() };
@@ -385,7 +385,7 @@ async fn the_state_of_the_engines_has_its_status() {
     server.stop().await;
 }
 
-/// A gRPC-Web call: a frame of the request in, a frame of the response and one with the trailers out.
+/// A gRPC-Web call sends a frame with the request, and gets a frame with the response and one with the trailers.
 #[tokio::test(flavor = "multi_thread")]
 async fn grpc_web_over_http_1() {
     let dir = tempfile::tempdir().unwrap();
@@ -447,7 +447,7 @@ async fn only_named_pages_may_call_from_a_browser() {
             }
         }
         let vote = sample("p", "u", "a").to_string();
-        // What browsers send without asking is not taken for JSON.
+        // Content types that browsers send without asking do not count as JSON.
         for content_type in [&[][..], &[("content-type", "text/plain")]] {
             let headers = [&[("origin", bad)], content_type].concat();
             let answer = http.send("POST", "/vote", &headers, vote.clone()).await;
@@ -465,7 +465,8 @@ async fn only_named_pages_may_call_from_a_browser() {
     }
 }
 
-/// What a client of another protocol, or a broken one, sends must not take anybody else's service away, nor hold up the end.
+/// A client of another protocol, or a broken one, must not disturb other clients, and must not delay the end of the
+/// service.
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_connections_hold_up_nobody() {
     let dir = tempfile::tempdir().unwrap();
@@ -488,7 +489,7 @@ async fn broken_connections_hold_up_nobody() {
     }
     let answer = Http::connect(server.addr).await.post("/vote", &sample("p", "u", "a")).await;
     assert_eq!(answer.status, 200);
-    // An answer to nonsense, or the end of the connection, not silence.
+    // Nonsense gets an answer, or the connection ends; it must not stay silent.
     let mut nonsense = broken.pop().unwrap();
     let mut answer = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(10), nonsense.read_to_end(&mut answer)).await;

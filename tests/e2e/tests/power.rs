@@ -1,28 +1,30 @@
-//! Power cuts: a disk loses what was not synced, `votestream up` starts again on what is left, and nothing that was acknowledged
-//! is gone.
+//! Power cuts: a disk loses what was not synced, `votestream up` starts again with what is left, and nothing
+//! acknowledged may be lost.
 //!
-//! Some twenty cuts by default; `VOTESTREAM_POWER_ROUNDS=300 cargo test -p votestream-e2e --test power -- --nocapture` for many,
-//! `VOTESTREAM_POWER_SEED` for others than those of every day. Skipped, with a line that says so, where no disk can be mounted:
-//! that needs root, `/dev/fuse`, and loop devices, `e2fsprogs` and `xfsprogs` for the file systems of the kernel.
+//! About twenty cuts by default. `VOTESTREAM_POWER_ROUNDS=300 cargo test -p votestream-e2e --test power -- --nocapture`
+//! makes many, `VOTESTREAM_POWER_SEED` chooses another seed than the default. Skipped with a message where no disk can
+//! be mounted: that needs root, `/dev/fuse`, and for the file systems of the kernel also loop devices, `e2fsprogs` and
+//! `xfsprogs`.
 
 use votestream_e2e::power::{self, FileSystem, Kind, Report};
 
 const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
-/// Cuts that one data directory lives through, before it is judged.
+/// Cuts of one data directory before it is judged.
 const CUTS_PER_HISTORY: u64 = 5;
 
-/// Most cuts that are added until one has hit a vote on its way, and one has lost something.
+/// Most cuts that are added until one has hit a waiting vote and one has lost something.
 const MORE_CUTS_MAX: u64 = 20;
-/// From so many cuts on, the power is cut before every event of a first start, of which there are about so many.
+/// With at least this many cuts, the power is cut before every event of a first start. A first start has about this
+/// many events.
 const EVERY_EVENT: u64 = 300;
 const START_EVENTS: u64 = 1_200;
 
-/// A number of the environment.
+/// A number from the environment.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no whole number")))
 }
 
-/// A share of the cuts on one kind of disk, in histories of which each has a seed.
+/// Makes a share of the cuts on one kind of disk, in histories that each have a seed.
 async fn cuts(test: &str, kind: Kind, percent: u64) {
     if let Some(reason) = kind.missing() {
         eprintln!("skipped: {test}: {reason}");
@@ -33,7 +35,7 @@ async fn cuts(test: &str, kind: Kind, percent: u64) {
     let mut report = Report::default();
     for history in 0.. {
         let left = rounds.saturating_sub(report.total() as u64);
-        // A few cuts may spare everything, and then there are more.
+        // If a few cuts have hit nothing, make more.
         if left == 0 && (hit(&report) || report.total() as u64 >= rounds + MORE_CUTS_MAX) {
             break;
         }
@@ -80,7 +82,7 @@ async fn up_survives_on_xfs() {
     cuts("up_survives_on_xfs", Kind { commit: 0, file_system: Some(FileSystem::Xfs) }, 20).await;
 }
 
-/// Every one by `VOTESTREAM_POWER_ROUNDS=300`, otherwise some of them, others for each seed.
+/// Cuts before every event with `VOTESTREAM_POWER_ROUNDS=300`; otherwise before some of them, which depend on the seed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_start_that_is_cut_off_is_begun_again() {
     for kind in [0, 2].map(|commit| Kind { commit, file_system: None }) {
@@ -97,7 +99,8 @@ async fn a_first_start_that_is_cut_off_is_begun_again() {
     }
 }
 
-/// One error, a full disk, and one that can no longer be written: a clear end, nothing lost, and a start when it is mended.
+/// A single error, a full disk, and a disk that can no longer be written: the process ends with a clear message,
+/// nothing is lost, and it starts after the repair.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_ends_up_and_loses_nothing() {
     let kind = Kind { commit: 0, file_system: None };

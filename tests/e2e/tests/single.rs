@@ -1,4 +1,4 @@
-//! CastVote, whatever arrives as its request: ingest reads and answers these calls itself.
+//! Tests CastVote with all kinds of requests: ingest reads and answers these calls without the generated service.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn message(votes: &[(&str, &str, &str)]) -> VotesMessage {
     message
 }
 
-/// Calls CastVote, compressed or not as `encoding` says, with as many messages as given, which no generated client does.
+/// Calls CastVote with these messages, compressed if `encoding` says so. No generated client can send several messages.
 async fn call(stack: &Stack, messages: Vec<VotesMessage>, encoding: Option<&'static str>) -> Result<(), Status> {
     let mut client = Grpc::new(connect(stack.ingest).await);
     client.ready().await.unwrap();
@@ -46,7 +46,7 @@ async fn a_call_takes_one_vote_and_says_what_else_it_got() {
     let vote = |user: &str| message(&[("p", user, "a")]);
     let huge = vote(&"x".repeat(SINGLE_VOTE_BYTES_MAX));
     let limit = SINGLE_VOTE_BYTES_MAX.to_string();
-    // What tonic answers, it answers for calls that name an encoding.
+    // For a call that names an encoding, the answers are those of tonic.
     let cases = [
         (vec![vote("u")], None, None),
         (vec![vote("v")], Some("identity"), None),
@@ -78,7 +78,7 @@ async fn a_call_takes_one_vote_and_says_what_else_it_got() {
     stack.stop().await;
 }
 
-/// A stream of votes that brings none, or none any more, ends by itself; what it brought has its answer.
+/// A stream without votes, or without further votes, is ended by the server. Earlier votes have their answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_says_nothing_has_an_end() {
     const SILENCE: Duration = Duration::from_secs(1);

@@ -29,8 +29,8 @@ async fn wait_for_submitted(stack: &Stack, poll: &str, votes: u64) {
     tokio::time::timeout(Duration::from_secs(60), shown).await.expect("interim results never showed every vote");
 }
 
-/// A fast stream of one vote a message, 30 of them on one connection, while the engine stalls for two seconds. h2 would close
-/// a connection that holds too many small DATA frames, see `server/src/connections/connection.rs`.
+/// 30 fast streams with one vote per message on one connection, while the engine stalls for two seconds. By itself h2
+/// would close a connection that holds too many small DATA frames, see `server/src/connections/connection.rs`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_engine_closes_no_connection_and_loses_nothing() {
     const STREAMS: usize = 30;
@@ -81,7 +81,7 @@ async fn wait_until<F: Future<Output = bool>>(condition: impl Fn() -> F) {
     tokio::time::timeout(Duration::from_secs(30), met).await.expect("the condition was never met");
 }
 
-/// Whether a tally row exists: votes flow.
+/// Whether a tally row exists, that is, votes arrive at the tallies.
 async fn stack_has_votes(engine: &EmbeddedEngine) -> bool {
     let poll = votestream_core::PollId::new("p").unwrap();
     !engine.ports().tallies.read(&poll).await.unwrap().is_empty()

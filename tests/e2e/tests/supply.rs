@@ -1,6 +1,6 @@
-//! What may come into the tree: the licences, sources and duplicates that `deny.toml` allows, and no dependency that nobody uses.
+//! Checks the dependencies: only licences, sources and duplicates that `deny.toml` allows, and no unused dependency.
 //!
-//! `cargo deny check` reads the same page where it is installed, and knows advisories as well.
+//! `cargo deny check` reads the same file, where it is installed, and also knows advisories.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,7 +46,7 @@ fn listed(name: &str) -> BTreeSet<String> {
     strings.map(str::to_owned).collect()
 }
 
-/// Whether an expression of SPDX (version 2.3, annex D) can be met with these licences. Exceptions only permit more.
+/// Whether an SPDX expression (version 2.3, annex D) can be satisfied with these licences. Exceptions only permit more.
 fn is_met(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let mut words = spaced.split_whitespace().peekable();
@@ -165,7 +165,7 @@ fn every_dependency_is_used() {
             if OF_GENERATED_CODE.contains(&(name, dependency)) {
                 continue;
             }
-            // Not built on this system: not looked at.
+            // Dependencies that are not built on this system are not checked.
             let Some(library) = library(dependency) else { continue };
             assert!(words.contains(&*library), "{name} does not use {dependency}");
             looked_at += 1;

@@ -1,7 +1,7 @@
-//! The trace of one vote, from its client's span to its conditional write, as a collector receives it.
+//! Tests the trace of one vote, from its client's span to its conditional write, as a collector receives it.
 //!
-//! The stack runs in a process of its own, since it is the standard variables that turn the export on. That process is this
-//! test binary, told by those variables which of the two tests has something to do.
+//! The stack runs in a separate process, because the standard variables turn the export on. That process is this test
+//! binary; the variables tell it which of the two tests has work to do.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct Received {
     spans: Arc<Mutex<Vec<Span>>>,
     logs: Arc<Mutex<Vec<LogRecord>>>,
-    /// Sums and counts by name: the latest.
+    /// The latest sums and counts, by name.
     metrics: Arc<Mutex<BTreeMap<String, f64>>>,
     services: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -165,7 +165,7 @@ async fn the_stack_that_is_traced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vote_is_followed_from_its_client_to_its_conditional_write() {
     if std::env::var(ENDPOINT).is_ok() {
-        // Inherited from a shell that exports its own telemetry: the other test would not know whom it works for.
+        // The variables come from a shell that exports its own telemetry, not from the other test. So do nothing.
         return;
     }
     let received = Received::default();
@@ -191,7 +191,8 @@ async fn a_vote_is_followed_from_its_client_to_its_conditional_write() {
 
     let spans = received.spans.lock().clone();
     let named = |name: &str| spans.iter().filter(|span| span.name == name).collect::<Vec<_>>();
-    // Neither the stream without a trace nor the one whose trace is not sampled left one; the third is the test's own.
+    // The stream without a trace and the stream with an unsampled trace must leave no span. The third span is the
+    // test's own.
     let cast: Vec<_> = named("cast votes").into_iter().filter(|span| text(span, "rpc.method") != "Test").collect();
     let [cast] = cast[..] else { panic!("{cast:#?}") };
     assert_eq!((hex(&cast.trace_id), hex(&cast.parent_span_id)), (TRACE.into(), CLIENT_SPAN.into()));

@@ -1,7 +1,8 @@
-//! The auditor: from the clients' requests and answers alone, which stored facts are allowed?
+//! The auditor: decides which stored facts are allowed, only from the clients' requests and answers.
 //!
-//! Acknowledged votes count exactly once in `submitted`, refused ones never, others at most once. `counted`, the recount and
-//! the final result are one and the same, and hold one vote a user: one that no later vote of the user should have replaced.
+//! In `submitted`, acknowledged votes count exactly once, refused votes never, others at most once. `counted`, the
+//! recount and the final result must be equal, and hold one vote per user: a vote that no later vote of the user should
+//! have replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,7 @@ use super::{
     world::{ForeignVote, State},
 };
 
-/// Judges a run that has come to rest. `finals` are the results as they were when they became final.
+/// Judges a run after everything has settled. `finals` are the results at the moment they became final.
 pub(super) fn judge(
     state: &State,
     votes: &[SentVote],
@@ -40,10 +41,10 @@ struct Facts {
     counted: Vec<i64>,
 }
 
-/// What holds for every poll: what is stored contradicts itself nowhere.
+/// Checks that hold for every poll: stored data never contradict each other.
 fn judge_facts(state: &State, poll: &Poll, finals: &BTreeMap<String, Vec<u64>>) -> Result<Facts, String> {
     if poll.needs_recount {
-        return Err("stored data contradicted itself".into());
+        return Err("stored data contradict each other".into());
     }
     let submitted = sums(state, poll, Group::Tally)?;
     let counted = sums(state, poll, Group::Persist)?;
@@ -61,8 +62,8 @@ fn judge_facts(state: &State, poll: &Poll, finals: &BTreeMap<String, Vec<u64>>) 
     Ok(Facts { submitted, counted })
 }
 
-/// A poll of other producers: every vote that arrived in time and in its shard counts, as often as it is in the stream, and
-/// each user's last one is theirs.
+/// Judges a poll of other producers. Every vote that arrived in time and in its own shard is submitted, as often as it
+/// is in the stream, and for each user the last one is counted.
 fn judge_stream(
     state: &State,
     poll: &Poll,
@@ -97,7 +98,7 @@ fn judge_stream(
     Ok(())
 }
 
-/// A poll of the ingest service: what clients were told is true.
+/// Judges a poll of the ingest service: the answers to clients must be true.
 fn judge_poll(Facts { submitted, counted }: &Facts, votes: &[&SentVote]) -> Result<(), String> {
     if let Some(option) = submitted.iter().chain(counted).position(|sum| !(0..=1).contains(sum)) {
         return Err(format!("option {option}: submitted {submitted:?}, counted {counted:?}"));
@@ -132,7 +133,7 @@ fn judge_user(counted: &[i64], votes: &[&SentVote]) -> Result<(), String> {
     let durable = || votes.iter().filter(|vote| matches!(vote.answer, Some((Answer::Durable, _))));
     let winner = match winners[..] {
         [] if durable().next().is_none() => return Ok(()),
-        [] => return Err("has acknowledged votes, and none is counted".into()),
+        [] => return Err("has acknowledged votes, but none is counted".into()),
         [winner] => winner,
         _ => return Err(format!("is counted more than once: {winners:?}")),
     };

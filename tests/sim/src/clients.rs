@@ -1,4 +1,4 @@
-//! Clients: they stream votes to ingest processes and write down what they sent and what they were told.
+//! Clients: they stream votes to ingest processes and log what they sent and which answers they got.
 
 use std::{
     collections::VecDeque,
@@ -19,23 +19,23 @@ use votestream_proto::{VotesMessage, v1::RejectionCode};
 
 use super::world::World;
 
-/// What a client was told about a vote.
+/// The answer to a vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Durable,
-    /// Certainly not stored.
+    /// The vote was certainly not stored.
     Rejected,
-    /// Nobody knows: the service said so, or died.
+    /// The outcome is unknown: the service said so, or it died.
     Unknown,
 }
 
-/// A vote as its client knows it. Each has an option of its own, so that the sums tell the votes apart.
+/// What a client knows about a vote. Each vote has its own option, so the sums distinguish the votes.
 #[derive(Clone, Debug)]
 pub(super) struct SentVote {
     pub(super) poll: PollId,
     pub(super) user: String,
     pub(super) option: usize,
-    /// Votes of one stream keep their order.
+    /// Number of the stream. Votes of one stream keep their order.
     pub(super) stream: u64,
     pub(super) sent_at: u64,
     pub(super) answer: Option<(Answer, u64)>,
@@ -45,7 +45,7 @@ pub(super) struct SentVote {
 #[derive(Default)]
 pub(super) struct Log {
     votes: Mutex<Vec<SentVote>>,
-    /// Counts sends and answers: the real-time order.
+    /// Counts sends and answers. This gives their real-time order.
     step: AtomicU64,
     pub(super) streams: AtomicU64,
 }
@@ -72,26 +72,27 @@ impl Log {
     }
 }
 
-/// An ingest process, as clients see it.
+/// An ingest process from the clients' side.
 #[derive(Clone)]
 pub(super) struct IngestProcess {
     pub(super) admission: Arc<Admission>,
-    /// Cancelled when it is killed: its clients see the connection break.
+    /// Cancelled when the process is killed. Then its clients see a broken connection.
     pub(super) dead: CancellationToken,
 }
 
-/// The processes that clients can reach at the moment.
+/// The processes that clients can reach at present.
 pub(super) type Ingests = Arc<Mutex<Vec<Option<IngestProcess>>>>;
 
-/// Polls in which votes can be cast, and how many of their options are used up.
+/// Polls in which votes can be cast, and how many of their options are used.
 pub(super) type OpenPolls = Arc<Mutex<Vec<(PollId, usize)>>>;
 
-/// Users of a run: few, so that their votes meet.
+/// Users of a run. Few, so that each votes several times.
 const USERS: u32 = 7;
 /// Most options of a simulated poll, and so most votes.
 pub(super) const OPTIONS: usize = 400;
 
-/// Streams votes until `until`: for polls of the ingest service, and few for those of other producers, which must be refused.
+/// Streams votes until `until`: mostly for polls of the ingest service. A few are for polls of other producers, and
+/// must be refused.
 pub(super) async fn client(world: Arc<World>, ingests: Ingests, polls: [OpenPolls; 2], log: Arc<Log>, until: Instant) {
     while Instant::now() < until {
         sleep(Duration::from_millis(world.draw(|rng| rng.random_range(0..400)))).await;
@@ -121,7 +122,7 @@ async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &[OpenPolls;
             let message = message(world, polls, log, id, &waiting);
             let messages = [message];
             let permit = process.admission.acquire(&messages).await;
-            // The answers are read as they come, so that nothing is crowded.
+            // Answers are read as they come, so `Crowded` does not happen.
             first += process.admission.admit(&session, first, &messages, permit).await.unwrap_or_default();
             let (pause, wait) = world.draw(|rng| (rng.random_range(0..150), rng.random_bool(0.4)));
             sleep(Duration::from_millis(pause)).await;
@@ -149,7 +150,7 @@ async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &[OpenPolls;
 /// Votes that wait for their answer, in the order of their stream.
 pub(super) type Waiting = Arc<Mutex<VecDeque<usize>>>;
 
-/// Writes down what a stream's client is told.
+/// Logs the answers of a stream.
 pub(super) async fn answers(world: Arc<World>, session: Arc<Session>, waiting: Waiting, log: Arc<Log>) {
     let mut through = 0;
     while let Some(settled) = session.settled().await {

@@ -1,10 +1,11 @@
 //! One process: its view of the engines and its clock.
 //!
-//! All ports of one process stop answering while it is frozen: timers run on, nothing else does. When it wakes, it goes on
-//! where it was, as a zombie if somebody else has taken its shards.
+//! While a process is frozen, none of its ports answers; only its timers run on. When it wakes up, it continues where
+//! it was. If another process has taken its shards, it is then a zombie: an old owner that still runs.
 //!
-//! Before any reading of a clock the process may stand still, also within code that does not wait. Others go on meanwhile: the
-//! process is then ahead of the simulation's clock, and what it sends next leaves when that has come to where it is.
+//! A process may also stop before any reading of a clock, even within code that does not wait. Others go on meanwhile.
+//! The process is then ahead of the simulation's clock, and what it sends next is delayed until the simulation's clock
+//! has reached the same time.
 
 use std::{
     sync::{
@@ -40,7 +41,7 @@ use super::world::{State, StoredTally, StoredVote, World};
 const READ_WAIT: Duration = Duration::from_millis(200);
 const READ_RECORDS_MAX: usize = 3;
 
-/// Whether a process stands still.
+/// Whether a process is frozen.
 #[derive(Default)]
 pub(super) struct Frozen {
     frozen: AtomicBool,
@@ -69,11 +70,11 @@ impl Frozen {
 pub(super) struct Host {
     world: Arc<World>,
     frozen: Arc<Frozen>,
-    /// Difference of its clock to the true time, in milliseconds. Grows only: readings never go back.
+    /// Difference of its clock from the true time, in milliseconds. It only grows, so readings never go back.
     skew_ms: Arc<AtomicI64>,
-    /// Compares its clock with the engines'.
+    /// Compares its clock with the clocks of the engines.
     watch: Arc<ClockWatch>,
-    /// Where it is in time, if that is later than the simulation.
+    /// The time of this process, if it is later than the simulation's.
     ahead: Arc<Mutex<Instant>>,
 }
 
@@ -96,7 +97,7 @@ impl Host {
         }
     }
 
-    /// Where this process is in time, after standing still if the seed says so.
+    /// The time of this process, after a stop if the seed says so.
     fn reading(&self) -> Instant {
         let stall = self.world.stall();
         let mut ahead = self.ahead.lock();
@@ -104,7 +105,7 @@ impl Host {
         *ahead
     }
 
-    /// Where this process is in time.
+    /// The time of this process.
     fn place(&self) -> Instant {
         Instant::now().max(*self.ahead.lock())
     }
@@ -113,7 +114,7 @@ impl Host {
         Timestamp(self.world.at(instant).0 + self.skew_ms.load(Ordering::Relaxed))
     }
 
-    /// Compares the clock with the time in an answer, which the engine has written in whole seconds.
+    /// Compares the clock with the time in an answer. The engine writes it in whole seconds.
     fn compare(&self, sent_at: Timestamp, engine: Timestamp) {
         let (place, second) = (self.place(), Timestamp(engine.0.div_euclid(1_000) * 1_000));
         self.watch.answered(sent_at, self.stamp(place), second, place);
@@ -124,12 +125,12 @@ impl Host {
         u128::from(self.skew_ms.load(Ordering::Relaxed).unsigned_abs()) > BOUNDS.clock_skew_max.as_millis()
     }
 
-    /// The clock jumps ahead.
+    /// Makes the clock jump ahead.
     pub(super) fn jump(&self, ms: i64) {
         self.skew_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// How long it takes the simulation to come to where this process is.
+    /// How long the simulation takes to reach the time of this process.
     fn lag(&self) -> Duration {
         self.ahead.lock().saturating_duration_since(Instant::now())
     }
@@ -336,7 +337,7 @@ impl PollStore for Host {
 #[async_trait]
 impl VoteStore for Host {
     async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError> {
-        // Each vote is atomic, the call is not: every one is a request of its own.
+        // Each vote is atomic, but the call is not: every vote is a request of its own.
         let mut outcomes = Vec::with_capacity(votes.len());
         for vote in votes {
             let vote = vote.to_static();
@@ -539,7 +540,8 @@ impl LeaseStore for Host {
     }
 }
 
-/// With the faults off, the engines of the simulation keep what the ports promise: what it finds out holds for others that do.
+/// Without faults, the engines of the simulation pass the contract suite. So what the simulation finds holds for other
+/// engines that pass it.
 #[cfg(test)]
 mod tests {
     use std::future::Future;

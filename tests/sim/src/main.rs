@@ -1,7 +1,8 @@
-//! Attacks the real code with faults drawn from seeds, and says which seeds it did not survive.
+//! Runs the real code with faults drawn from seeds, and reports the seeds that failed.
 //!
-//! `votestream-sim --seeds 1000` runs the seeds 0 to 999; `votestream-sim --seed 17 --trace` replays one and prints every event;
-//! `votestream-sim --mutations` breaks the code in one way after the other, and fails if a break is not seen.
+//! `votestream-sim --seeds 1000` runs the seeds 0 to 999. `votestream-sim --seed 17 --trace` replays one seed and
+//! prints every event. `votestream-sim --mutations` breaks the code in one way after the other, and fails if a break is
+//! not detected.
 
 use std::{
     collections::BTreeMap,
@@ -20,13 +21,13 @@ use votestream_sim::{Fault, Faults, Report, Settings, run};
 #[derive(Parser)]
 #[command(about = "Simulates the whole system under faults, seed by seed")]
 struct Arguments {
-    /// How many seeds to run
+    /// Number of seeds to run
     #[arg(long, default_value_t = 100)]
     seeds: u64,
     /// The first seed
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Replays this seed only
+    /// Replays only this seed
     #[arg(long, conflicts_with = "mutations")]
     seed: Option<u64>,
     /// Prints every event of a replayed seed
@@ -35,7 +36,7 @@ struct Arguments {
     /// Plays a schedule that was written by hand, and prints every event
     #[arg(long, value_parser = schedule_of, conflicts_with_all = ["mutations", "seed"])]
     schedule: Option<Schedule>,
-    /// Breaks the code in every known way, one after the other: each must be seen within the seeds
+    /// Breaks the code in every known way, one after the other; each break must be detected within the seeds
     #[arg(long)]
     mutations: bool,
     /// Breaks the code in this way
@@ -88,14 +89,14 @@ fn main() -> std::io::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     if missing {
-        println!("a kind of fault was never injected: more seeds are needed to say anything");
+        println!("a kind of fault was never injected: run more seeds");
         return Ok(ExitCode::FAILURE);
     }
     println!("every seed passed");
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a seed did must be what it does again.
+/// Whether a seed gives the same trace twice.
 fn is_deterministic(seed: u64) -> std::io::Result<bool> {
     let settings = Settings { seed, keep_trace: true };
     let (first, again) = (run(settings, Arc::default())?, run(settings, Arc::default())?);
@@ -122,7 +123,7 @@ fn all_mutations(arguments: &Arguments) -> ExitCode {
         let attack = Attack::run(arguments, &Arc::default(), true);
         match attack.failed.iter().next() {
             Some((seed, reason)) => println!("{mutation:?}: seed {seed}: {reason}"),
-            // Some show once in many thousands of seeds: a schedule sees them.
+            // Some breaks show only once in many thousands of seeds. A schedule detects them.
             None => match seen_by_schedule(mutation) {
                 Some((schedule, reason)) => println!("{mutation:?}: schedule {schedule:?}: {reason}"),
                 None => {
@@ -133,14 +134,14 @@ fn all_mutations(arguments: &Arguments) -> ExitCode {
         }
     }
     if unseen > 0 {
-        println!("{unseen} breaks were not seen");
+        println!("{unseen} breaks were not detected");
         return ExitCode::FAILURE;
     }
-    println!("every break was seen");
+    println!("every break was detected");
     ExitCode::SUCCESS
 }
 
-/// The schedule that does not survive a break, and why.
+/// The schedule that fails because of a break, and the reason.
 fn seen_by_schedule(mutation: Mutation) -> Option<(Schedule, String)> {
     let mut schedules = Schedule::ALL.into_iter().filter(|schedule| schedule.broken_by() == Some(mutation));
     schedules.find_map(|schedule| Some((schedule, scripted::run(schedule).ok()?.verdict.err()?)))
@@ -154,11 +155,11 @@ struct Attack {
     failed: BTreeMap<u64, String>,
 }
 
-/// How much of a reason is printed.
+/// Most characters of a reason that are printed.
 const REASON_CHARACTERS_MAX: usize = 300;
 
 impl Attack {
-    /// Runs the seeds; with `until_failure` it stops soon after the first that fails.
+    /// Runs the seeds. With `until_failure` it stops soon after the first failure.
     fn run(arguments: &Arguments, faults: &Arc<Faults>, until_failure: bool) -> Self {
         let (next, enough) = (AtomicU64::new(arguments.first), AtomicBool::new(false));
         let attack = Mutex::new(Self::default());

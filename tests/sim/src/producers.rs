@@ -1,5 +1,5 @@
-//! Other producers: programs that put votes into the stream themselves, as plain JSON and as aggregates, and one that puts
-//! records of our format where they do not belong.
+//! Other producers: programs that put votes into the stream themselves, as plain JSON and as aggregates. One of them
+//! puts records of our own format where they do not belong.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ const USERS: u32 = 5;
 /// Longest pause between two records.
 const PAUSE_MS_MAX: u64 = 250;
 
-/// Puts records until `until`. Nobody waits for the answers: what is in the stream counts.
+/// Puts records until `until`. It does not wait for answers: what is in the stream counts.
 pub(super) async fn produce(world: Arc<World>, polls: OpenPolls, streams: OpenPolls, until: Instant) {
     while Instant::now() < until {
         sleep(Duration::from_millis(world.draw(|rng| rng.random_range(0..PAUSE_MS_MAX)))).await;
@@ -62,7 +62,7 @@ fn plain(world: &World, polls: &OpenPolls) -> Option<(u128, Bytes)> {
     Some((hash, data))
 }
 
-/// Several votes in one record, which goes to where its first user belongs. The others may belong elsewhere.
+/// Several votes in one record. The record goes to the shard of its first user; the other users may belong elsewhere.
 fn aggregate(world: &World, polls: &OpenPolls) -> Option<(u128, Bytes)> {
     let count = world.draw(|rng| rng.random_range(1..5));
     let votes: Vec<ForeignVote> = (0..count)
@@ -72,7 +72,7 @@ fn aggregate(world: &World, polls: &OpenPolls) -> Option<(u128, Bytes)> {
     let mut message = Vec::new();
     votes.iter().for_each(|vote| field(1, vote.user.as_bytes(), &mut message));
     for (index, vote) in votes.iter().enumerate() {
-        // Field 1, a number: which partition key.
+        // Field 1 is a number: the index of the partition key.
         let mut part = vec![1 << 3, index as u8];
         field(3, &json(vote), &mut part);
         field(3, &part, &mut message);
@@ -86,7 +86,7 @@ fn aggregate(world: &World, polls: &OpenPolls) -> Option<(u128, Bytes)> {
     Some((hash, data))
 }
 
-/// A field of bytes of a protobuf message.
+/// Appends a bytes field to a protobuf message.
 fn field(number: u8, bytes: &[u8], message: &mut Vec<u8>) {
     message.push(number << 3 | 2);
     let mut length = bytes.len();
@@ -98,7 +98,7 @@ fn field(number: u8, bytes: &[u8], message: &mut Vec<u8>) {
     message.extend_from_slice(bytes);
 }
 
-/// A record of our format that names a poll which takes no such votes.
+/// A record of our format for a poll that does not accept such votes.
 fn ours(world: &World, polls: &OpenPolls) -> Option<(u128, Bytes)> {
     let ForeignVote { poll, user, option, .. } = vote(world, polls)?;
     let (hash, mut batch) = (vote_hash(poll.as_str(), &user), OpenBatch::default());

@@ -1,4 +1,4 @@
-//! One run: processes and clients start, faults happen, everything comes to rest, the auditor judges.
+//! One run: processes and clients start, faults happen, everything settles, and the auditor judges.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ use super::{
     world::{Fault, Faults, World},
 };
 
-/// Time limits of a run: short, so that their edges are met often.
+/// Time limits of a run. Short, so that their edges occur often.
 pub(super) const BOUNDS: TimeBounds = TimeBounds {
     answer_deadline: Duration::from_secs(2),
     clock_skew_max: Duration::from_millis(200),
@@ -46,32 +46,32 @@ const CLIENTS: usize = 6;
 const ACTIVE: Duration = Duration::from_secs(30);
 /// Longest time until everything is final and committed, after the last fault.
 const REST_MAX: Duration = Duration::from_secs(300);
-/// After which every late copy has landed.
+/// Time after which every late copy has arrived.
 pub(super) const AFTERMATH: Duration = Duration::from_secs(60);
 
-/// What a run is to do beside running.
+/// Settings of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The seed of everything.
     pub seed: u64,
-    /// Whether to keep every event, for looking at.
+    /// Whether to keep every event.
     pub keep_trace: bool,
 }
 
-/// What a run found.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
     /// What was violated, if anything.
     pub verdict: Result<(), String>,
     /// Votes that clients sent.
     pub votes: usize,
-    /// Hash over all events: equal for equal seeds.
+    /// Hash over all events. Equal seeds give equal hashes.
     pub trace_hash: u64,
-    /// All events, if they were to be kept.
+    /// All events, if they are kept.
     pub trace: Vec<String>,
 }
 
-/// Runs one seed, on a clock of its own that stands still while there is work.
+/// Runs one seed on its own clock, which stands still while there is work.
 ///
 /// # Errors
 ///
@@ -92,7 +92,7 @@ async fn simulate(settings: Settings, faults: Arc<Faults>) -> Report {
     Report { verdict, votes: votes.len(), trace_hash, trace }
 }
 
-/// Returns the results as they were when they became final.
+/// Returns the results at the moment they became final.
 async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String, Vec<u64>>, String> {
     let ingests: Ingests = Arc::new(Mutex::new(vec![None; INGESTS]));
     let polls: OpenPolls = Arc::default();
@@ -167,13 +167,14 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
     let is_final = || world.state.lock().polls.values().all(|poll| poll.final_result.is_some());
     wait_for("every poll is final", is_final, world).await?;
     let finals = finals(world);
-    // Whatever arrives now must not change anything.
+    // What arrives from now on must not change anything.
     sleep(AFTERMATH).await;
     wait_for("everything is committed", || is_committed(world), world).await?;
     Ok(finals)
 }
 
-/// Processes with a wrong clock are started again on a machine with a right one: nobody can settle a poll's end otherwise.
+/// Restarts processes with a wrong clock on a machine with a right clock. Otherwise no process could complete the
+/// closing of a poll.
 fn mend_clocks(world: &Arc<World>, processes: &mut [Process], ingests: &Ingests) {
     for process in processes.iter_mut().filter(|process| process.clock.is_wrong()) {
         process.crash(world, ingests);
@@ -197,7 +198,7 @@ pub(super) async fn wait_for(what: &str, condition: impl Fn() -> bool, world: &W
         let state = world.state.lock();
         let flagged: Vec<_> = state.polls.values().filter(|poll| poll.needs_recount).map(|poll| &poll.id).collect();
         let rows: Vec<_> = state.rows.iter().map(|((group, _), row)| (group, row)).collect();
-        format!("never came true: {what}; polls whose data contradicts itself: {flagged:?}; rows: {rows:?}")
+        format!("did not happen in time: {what}; polls whose data contradict each other: {flagged:?}; rows: {rows:?}")
     })
 }
 
@@ -217,7 +218,7 @@ pub(super) fn is_committed(world: &World) -> bool {
     })
 }
 
-/// Creates polls of a source, and closes some of them early.
+/// Creates polls with this source, and closes some of them early.
 async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, until: Instant) {
     let skew = skew(&world);
     let host = Host::new(world.clone(), Arc::default(), skew);
@@ -237,7 +238,7 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
         let poll = Poll::new(id.clone(), String::new(), options.collect(), opens_at, closes_at, source, 1);
         let Ok(poll) = poll else { return };
         if source == PollSource::Stream {
-            // Other producers may be early; and it is assumed that this write lands within two seconds.
+            // Other producers may use the poll at once. This write is assumed to arrive within two seconds.
             polls.lock().push((id.clone(), 0));
             sleep(Duration::from_millis(world.draw(|rng| rng.random_range(0..CREATE_MS_MAX)))).await;
             world.state.lock().polls.insert(id.clone(), poll);
@@ -254,13 +255,13 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
                 ports.polls.close(&id, host.now().plus(BOUNDS.close_margin())).await.ok();
                 continue;
             }
-            // As the service does; at times the process that closes is gone before the second step.
+            // Like the service. Sometimes the closing process dies before the second step.
             while ports.polls.begin_close(&id).await.is_err() {
                 sleep(Duration::from_millis(50)).await;
             }
             if world.draw(|rng| rng.random_bool(0.7)) {
                 let closes_at = host.now().plus(BOUNDS.settle_margin());
-                // At times the write is held back until long after the end that it names.
+                // Sometimes the write is delayed until long after the closing time that it names.
                 let held = world.draw(|rng| if rng.random_bool(0.6) { rng.random_range(0..HELD_MS_MAX) } else { 0 });
                 sleep(Duration::from_millis(held)).await;
                 while ports.polls.close(&id, closes_at).await.is_err() {
@@ -272,21 +273,21 @@ async fn administer(world: Arc<World>, polls: OpenPolls, source: PollSource, unt
     }
 }
 
-/// Longest time for which the second step of a closing is held back.
+/// Longest delay of the second step of a closing.
 const HELD_MS_MAX: u64 = 9_000;
-/// Within which the write of a STREAM poll lands.
+/// Time within which the write of a STREAM poll arrives.
 const CREATE_MS_MAX: u64 = 2_000;
 
-/// By how much a wrong clock is behind: from just beyond the bound to long beyond L. Each such vote must be refused, or be in
-/// time all the same.
+/// By how much a wrong clock is behind: from just beyond the bound to far beyond L. Each vote with such a stamp must be
+/// refused, or must still be in time.
 const BEHIND_MS: std::ops::Range<i64> = 300..20_000;
-/// By how much a wrong clock is ahead. Less than this cannot be proven by one answer, whose time is cut to a second and which
-/// may take as long as a vote may wait.
+/// By how much a wrong clock is ahead. A smaller difference cannot be proven by one answer: its time is cut to seconds,
+/// and it may take as long as a vote may wait.
 const AHEAD_MS: std::ops::Range<i64> = 4_000..60_000;
-/// Of so many ingest processes one starts with a wrong clock.
+/// One of this many ingest processes starts with a wrong clock.
 const WRONG_CLOCK_ONE_IN: u32 = 8;
 
-/// The clock of an ingest process: at times wrong.
+/// The clock of an ingest process. It is sometimes wrong.
 fn skew_of_ingest(world: &World) -> i64 {
     if world.is_calm() {
         return skew(world);
@@ -304,7 +305,7 @@ fn skew_of_ingest(world: &World) -> i64 {
     wrong
 }
 
-/// Difference of a clock to the true time: any two clocks differ by the skew bound at most.
+/// Difference of a clock from the true time. Any two clocks differ by at most the skew bound.
 fn skew(world: &World) -> i64 {
     let max = BOUNDS.clock_skew_max.as_millis() as i64 / 2;
     let skew = world.draw(|rng| *[-max, -max / 2, 0, max / 2, max].choose(rng).unwrap_or(&0));
@@ -348,7 +349,7 @@ impl Process {
         Self { kind, frozen, dead, task: task.abort_handle(), clock }
     }
 
-    /// Its clock jumps ahead, as after a suspend or a wrong synchronisation.
+    /// Makes its clock jump ahead, as after a suspend or a wrong synchronisation.
     fn jump(&self, world: &World) {
         let ahead = world.draw(|rng| rng.random_range(AHEAD_MS));
         world.fault(Fault::WrongClock);
@@ -356,7 +357,7 @@ impl Process {
         self.clock.jump(ahead);
     }
 
-    /// Ends the process: nothing of it goes on but the requests that are on their way.
+    /// Ends the process. Only requests that it has already sent go on.
     pub(super) fn crash(&self, world: &World, ingests: &Ingests) {
         world.note(|| format!("{:?} crashes", self.kind));
         self.frozen.set(true);
@@ -421,7 +422,7 @@ async fn worker(host: Host, group: Group, worker_id: String) {
                 Group::Persist => Arc::new(PersistAppliers::new(ports.votes.clone(), ports.tallies.clone())),
                 Group::Tally => Arc::new(TallyAppliers::new(ports.tallies.clone())),
             };
-            // A worker that ends is started again, as a supervisor would.
+            // Start a worker again when it ends, like a supervisor.
             group::run(config, ports.clone(), factory, never.clone()).await.ok();
             sleep(Duration::from_millis(500)).await;
         }

@@ -1,7 +1,8 @@
-//! Schedules written by hand: the shortest ones in which leaving a rule out loses a vote or counts it twice.
+//! Schedules written by hand. Each is the shortest one in which a missing rule loses a vote or counts it twice.
 //!
-//! Random schedules meet some of these holes once in thousands of seeds. Here the fate of every put is given, and nothing else
-//! fails; the real admission, lanes, groups and finalizer run as in every other run, and the same auditor judges.
+//! Random schedules find some of these holes only once in thousands of seeds. Here the result of every put is given,
+//! and nothing else fails. The real admission, lanes, groups and finalizer run as in every other run, and the same
+//! auditor judges.
 
 use std::{
     collections::BTreeMap,
@@ -25,37 +26,39 @@ use crate::{
 /// A schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schedule {
-    /// A batch is stored by one child of a split; the children merge before the rest of it is sent again.
+    /// A part of a batch is stored in one child of a split. The children merge before the rest is sent again.
     RestMeetsMerge,
-    /// A batch is refused by the parent, stored by a child without an answer, and sent again when the children have merged.
+    /// A batch is refused by the parent and stored by a child without an answer. It is sent again after the children
+    /// have merged.
     TwiceAcrossReshards,
-    /// A batch is stored by the parent and by a child, both without an answer, and sent again when the children have merged.
+    /// A batch is stored by the parent and by a child, both without an answer. It is sent again after the children have
+    /// merged.
     StoredTwiceWithoutAnswer,
     /// The rest of a batch belongs to two shards that merge before it is sent.
     RestOfTwoShards,
-    /// Two lanes of one producer go on while their shards merge; the older number comes last.
+    /// Two lanes of one producer go on while their shards merge. The older number comes last.
     LanesMeetInMerge,
-    /// A request that was given up lands after a newer batch of the same user.
+    /// A request that was given up arrives after a newer batch of the same user.
     GivenUpLandsLate,
     /// A user votes again after a split, while the batch with the older vote is still being retried.
     ChildWaitsForRetry,
     /// A part of a batch is acknowledged, and the process dies before it sends the rest.
     CrashBeforeRest,
-    /// A record shows long after it was stored, when the poll could be final by every clock.
+    /// A record becomes visible long after it was stored, when the poll could be final by every clock.
     ShowsAfterEnd,
-    /// A poll's shards are read long after it has ended, and one that holds votes of it has not been started yet.
+    /// The shards of a poll are read long after its end, and one shard with its votes has not been started yet.
     ReadAfterEnd,
-    /// A request that was given up lands after the result is final.
+    /// A request that was given up arrives after the result is final.
     LandsAfterFinal,
-    /// Two shards merge, and one group has read only one of them.
+    /// Two shards merge, but one group has read only one of them.
     ParentLagsBehind,
-    /// A part of a batch is stored, the rest is refused until it is given up, and a copy of the first request lands when the
-    /// children have merged.
+    /// A part of a batch is stored, and the rest is refused until it is given up. A copy of the first request arrives
+    /// after the children have merged.
     CopyMeetsMerge,
 }
 
 impl Schedule {
-    /// All of them.
+    /// All schedules.
     pub const ALL: [Self; 13] = [
         Self::RestMeetsMerge,
         Self::TwiceAcrossReshards,
@@ -72,8 +75,8 @@ impl Schedule {
         Self::CopyMeetsMerge,
     ];
 
-    /// The break of the code that this schedule does not survive. Two of them attack designs that no switch brings back: sending
-    /// the rest to two shards at once, and acknowledging a whole batch with its first answer.
+    /// The break of the code that makes this schedule fail. Two schedules test designs for which there is no switch:
+    /// sending the rest to two shards at once, and acknowledging a whole batch with its first answer.
     pub const fn broken_by(self) -> Option<Mutation> {
         match self {
             Self::RestMeetsMerge | Self::TwiceAcrossReshards | Self::LanesMeetInMerge => {
@@ -115,11 +118,11 @@ const POLL: &str = "poll";
 const OPTIONS: usize = 16;
 /// How long the poll is open.
 const OPEN: Duration = Duration::from_secs(20);
-/// Longer than a shard map or a poll is cached.
+/// Longer than the cache life of a shard map or a poll.
 const NOTICED: Duration = Duration::from_secs(4);
-/// Longer than the answer deadline, and shorter than what makes a record late.
+/// Longer than the answer deadline, but not long enough to make a record late.
 const GIVEN_UP: Duration = Duration::from_millis(2_900);
-/// Long after the end of the poll has come, by whatever clock.
+/// Long after the end of the poll by every clock.
 const LONG: Duration = Duration::from_secs(60);
 
 /// The hash at this many eighths of the hash space.
@@ -176,7 +179,7 @@ impl Stage {
         self.world.script.lock().extend(puts);
     }
 
-    /// Sends one vote of each user in one message, and returns when all are admitted.
+    /// Sends one vote of each user in one message. Returns when all are admitted.
     async fn cast(&mut self, users: &[&str]) -> Result<(), String> {
         let poll = PollId::new(POLL).map_err(|error| error.to_string())?;
         let mut message = VotesMessage::default();
@@ -199,7 +202,7 @@ impl Stage {
         wait_for("every vote is answered", || self.client.waiting.lock().is_empty(), &self.world).await
     }
 
-    /// Returns when this many votes still wait.
+    /// Returns when at most this many votes still wait.
     async fn waiting(&self, votes: usize) -> Result<(), String> {
         wait_for("votes are answered", || self.client.waiting.lock().len() <= votes, &self.world).await
     }
@@ -253,7 +256,7 @@ async fn play(schedule: Schedule, world: &Arc<World>, log: &Arc<Log>) -> Result<
             stage.script([ScriptedPut { hold, before: vec![Reshard::Merge(1, 2)], ..stored() }]);
             stage.cast(&[high]).await?;
             for _ in 0..3 {
-                // One batch each, all before the held one has landed.
+                // One batch each, all before the delayed one has arrived.
                 sleep(Duration::from_millis(100)).await;
                 stage.cast(&[low]).await?;
             }
@@ -270,7 +273,7 @@ async fn play(schedule: Schedule, world: &Arc<World>, log: &Arc<Log>) -> Result<
             sleep(NOTICED).await;
             let hold = Duration::from_millis(900);
             let before = vec![Reshard::Split(1, eighth(2)), Reshard::Split(2, eighth(6))];
-            // The answer to the second one tells the producer of the split.
+            // The answer to the second put tells the producer about the split.
             stage.script([ScriptedPut { hold, fate: Fate::Refused, ..stored() }, ScriptedPut { before, ..stored() }]);
             for user in [low, high, low] {
                 stage.cast(&[user]).await?;
@@ -324,7 +327,7 @@ async fn play(schedule: Schedule, world: &Arc<World>, log: &Arc<Log>) -> Result<
         }
         Schedule::CopyMeetsMerge => {
             stage.script([ScriptedPut { before: vec![half], copy: Some(GIVEN_UP), ..stored() }]);
-            // More than a lane tries within its deadline.
+            // More refusals than a lane tries within its deadline.
             stage.script((0..100).map(|_| ScriptedPut { fate: Fate::Refused, ..stored() }));
             stage.cast(&[low, high]).await?;
             stage.answered().await?;
@@ -342,7 +345,7 @@ async fn play(schedule: Schedule, world: &Arc<World>, log: &Arc<Log>) -> Result<
     let is_final = || world.state.lock().polls.values().all(|poll| poll.final_result.is_some());
     wait_for("the poll is final", is_final, world).await?;
     let finals = finals(world);
-    // Whatever arrives now must not change anything.
+    // What arrives from now on must not change anything.
     sleep(AFTERMATH + LONG).await;
     wait_for("everything is committed", || is_committed(world), world).await?;
     if !world.script.lock().is_empty() {

@@ -1,7 +1,7 @@
 //! The simulated engines: one stream and one store, shared by all processes, and the faults between them.
 //!
-//! Every effect is atomic and linearizable, as the ports promise. What is drawn from the seed is everything around it: how
-//! long a request takes, whether it is refused, whether its answer is lost, whether a copy of it lands later.
+//! Every effect is atomic and linearizable, as the ports promise. Everything else is drawn from the seed: how long a
+//! request takes, whether it is refused, whether its answer is lost, whether a copy of it arrives later.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -32,13 +32,13 @@ pub enum Fault {
     Refused,
     /// A request took effect and its answer was lost.
     AnswerLost,
-    /// A request took effect, and a copy of it once more, later.
+    /// A request took effect, and a copy of it took effect later.
     LateCopy,
     /// A request took so long that its caller had given up.
     Slow,
     /// A process was killed.
     Crash,
-    /// A process stood still, and woke up.
+    /// A process was frozen and woke up.
     Freeze,
     /// A shard was split.
     Split,
@@ -48,19 +48,19 @@ pub enum Fault {
     Skew,
     /// A poll was closed early.
     EarlyClose,
-    /// A lease was taken from an owner that was well.
+    /// A lease was taken from a healthy owner.
     Theft,
-    /// Requests to one shard took long, for a while.
+    /// Requests to one shard were slow for a while.
     SlowShard,
-    /// The store took no writes, for a while, as if its disk were full.
+    /// The store accepted no writes for a while, as if its disk were full.
     FullStore,
-    /// A process stood still between two lines, before a reading of a clock.
+    /// A process stopped for a while before a reading of a clock.
     Stall,
-    /// A process had a clock that differs by more than the bound, from its start or by a jump.
+    /// A process had a clock that was wrong by more than the bound, from its start or by a jump.
     WrongClock,
     /// Another producer put a record.
     Foreign,
-    /// A record of our format named a poll that takes its votes from the stream.
+    /// A record of our format named a poll that gets its votes from the stream.
     WrongSource,
 }
 
@@ -128,7 +128,7 @@ pub(super) struct ForeignVote {
     pub(super) hash: Option<u128>,
 }
 
-/// A record, and when readers see it.
+/// A record, and the time from which readers see it.
 pub(super) struct StoredRecord {
     pub(super) record: Record,
     pub(super) visible_at: Instant,
@@ -145,23 +145,23 @@ pub(super) struct State {
     pub(super) rows: BTreeMap<(Group, ShardId), ShardRow>,
 }
 
-/// What becomes of one put, instead of what the seed would draw.
+/// The result of one put; replaces what the seed would draw.
 #[derive(Debug)]
 pub(super) struct ScriptedPut {
-    /// How long the request is on its way.
+    /// How long the request takes to arrive.
     pub(super) hold: Duration,
-    /// What happens to the shards just before it lands.
+    /// What happens to the shards just before it arrives.
     pub(super) before: Vec<Reshard>,
     pub(super) fate: Fate,
     /// How long its record stays invisible.
     pub(super) invisible: Duration,
-    /// What happens to the shards just after it has landed.
+    /// What happens to the shards just after it has arrived.
     pub(super) after: Vec<Reshard>,
-    /// How long after that it lands once more.
+    /// How long after that a copy of it arrives.
     pub(super) copy: Option<Duration>,
 }
 
-/// What the caller of a scripted put is told, and whether that is true.
+/// The answer to a scripted put, and whether the put took effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Stored,
@@ -170,12 +170,12 @@ pub(super) enum Fate {
     AnswerLost,
 }
 
-/// A split or a merge; shards are named by their number in the order in which they were made.
+/// A split or a merge. Shards are numbered in the order in which they were made.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reshard {
     /// The second part starts with this hash.
     Split(usize, u128),
-    /// The first one is the lower one.
+    /// The first shard is the lower one.
     Merge(usize, usize),
 }
 
@@ -192,21 +192,21 @@ pub(super) struct World {
     rng: Mutex<StdRng>,
     pub(super) faults: Arc<Faults>,
     origin: Instant,
-    /// Woken when something was stored in the stream.
+    /// Notified when something was stored in the stream.
     pub(super) changed: Notify,
-    /// No more faults: the run comes to its end.
+    /// Whether the run is near its end: then no more faults happen.
     pub(super) calm: AtomicBool,
-    /// A shard that is slow until then.
+    /// A shard that is slow, and until when.
     slow: Mutex<Option<(ShardId, Instant)>>,
-    /// Until when the store takes no writes.
+    /// Until when the store accepts no writes.
     full_until: Mutex<Instant>,
-    /// The next puts; when there are none left, the seed draws.
+    /// The next puts. When none is left, the seed draws.
     pub(super) script: Mutex<VecDeque<ScriptedPut>>,
-    /// What other producers have put, by record: the auditor's own knowledge of it.
+    /// The votes that other producers have put, by record. Only the auditor uses this.
     pub(super) foreign: Mutex<HashMap<Bytes, Vec<ForeignVote>>>,
-    /// Shards whose records a group does not see for the time being.
+    /// Shards whose records a group does not see at present.
     pub(super) unreadable: Mutex<Vec<(Group, ShardId)>>,
-    /// Shards whose rows cannot be started for the time being.
+    /// Shards whose rows cannot be started at present.
     pub(super) unstartable: Mutex<Vec<ShardId>>,
     trace: Mutex<(DefaultHasher, Option<Vec<String>>)>,
 }
@@ -215,21 +215,21 @@ pub(super) struct World {
 const EPOCH: Timestamp = Timestamp(1_700_000_000_000);
 /// Longest time of an ordinary request, each way.
 const LATENCY_MS_MAX: u64 = 30;
-/// Longest time of a slow request, or until a copy lands: long past L.
+/// Longest time of a slow request, or until a copy arrives. Much longer than L.
 const SLOW_MS_MAX: u64 = 25_000;
-/// How much earlier than it was stored a record's arrival timestamp may be.
+/// By how much a record's arrival timestamp may be earlier than the moment it was stored.
 const ARRIVAL_JITTER_MS_MAX: i64 = 900;
-/// By how much a slow shard is slower: at times longer than a batch is tried.
+/// Longest extra time of a request to a slow shard. Sometimes longer than a batch is tried.
 const SLOW_SHARD_MS_MAX: u64 = 2_500;
 /// Requests that a full store answers.
 const READS: [&str; 7] = ["list_shards", "read", "get_poll", "list_polls", "recount", "read_tallies", "list_rows"];
-/// Of so many readings of a clock, four wait for a process that stands still: three shortly, and one longer than a poll's
-/// definition is valid.
+/// In four of this many readings of a clock, the process stops before the reading: three times shortly, and once for
+/// longer than a poll's definition is valid.
 const STALL_ONE_IN: u32 = 200;
 const STALL_SHORT_MS_MAX: u64 = 60;
 const STALL_LONG_MS_MIN: u64 = 700;
 const STALL_LONG_MS_MAX: u64 = 2_000;
-/// How late a record shows.
+/// Longest time until a stored record becomes visible.
 const VISIBLE_MS_MAX: u64 = 300;
 
 impl World {
@@ -272,7 +272,7 @@ impl World {
         self.calm.load(Ordering::Relaxed)
     }
 
-    /// Writes an event down.
+    /// Logs an event.
     pub(super) fn note(&self, event: impl FnOnce() -> String) {
         let mut trace = self.trace.lock();
         let line = format!("{:>9.3} {}", self.origin.elapsed().as_secs_f64(), event());
@@ -288,7 +288,7 @@ impl World {
         (trace.0.finish(), trace.1.take().unwrap_or_default())
     }
 
-    /// Sends a request, after `lag`. Its effect does not depend on whether anybody waits for the answer.
+    /// Sends a request after `lag`. It takes effect even if nobody waits for the answer.
     pub(super) async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         what: &'static str,
@@ -302,7 +302,7 @@ impl World {
         self.carry_out(plan, what, effect).await
     }
 
-    /// How much longer than others a request to this shard takes.
+    /// Extra time of a request to this shard.
     pub(super) fn slowness(&self, shard: &ShardId) -> Duration {
         let slow = self.slow.lock().as_ref().is_some_and(|(slow, until)| slow == shard && *until > Instant::now());
         if !slow || self.is_calm() {
@@ -327,7 +327,7 @@ impl World {
         *self.full_until.lock() = Instant::now() + length;
     }
 
-    /// Takes the lease of some shard away, in the name of nobody who would use it.
+    /// Takes the lease of a random shard, for an owner that does not exist.
     pub(super) fn steal(&self) {
         let mut state = self.state.lock();
         let owned: Vec<_> = state.rows.values_mut().filter(|row| row.lease.owner.is_some()).collect();
@@ -388,7 +388,7 @@ impl World {
         answered.await.unwrap_or_else(|_| Err(PortError::unknown("the network is gone")))
     }
 
-    /// How long a process stands still before it reads a clock: nearly always not at all.
+    /// How long a process stops before it reads a clock. Nearly always zero.
     pub(super) fn stall(&self) -> Duration {
         if self.is_calm() {
             return Duration::ZERO;
@@ -414,7 +414,7 @@ impl World {
         self.faults.add(fault);
     }
 
-    /// Stores a record, sent after `lag`; also says when. A copy of the request stores it once more.
+    /// Sends a record after `lag` and stores it. Also returns the time. A copy of the request stores it once more.
     pub(super) async fn put(
         self: &Arc<Self>,
         hash: u128,
@@ -524,7 +524,7 @@ pub(super) fn id(at: usize) -> ShardId {
     ShardId::new(format!("shard-{at}"))
 }
 
-/// What becomes of one request.
+/// What happens to one request.
 struct Plan {
     before: Duration,
     after: Duration,
@@ -562,7 +562,7 @@ impl Plan {
             before_effect: Vec::new(),
             after_effect: Vec::new(),
         };
-        // Always the same number of draws, so that a fault does not shift what comes after it.
+        // Always draw the same number of values, so that a fault does not change the later draws.
         let (kind, length, when): (u32, Duration, bool) = (rng.random_range(0..100), long(rng), rng.random());
         if calm {
             return plan;

@@ -1,5 +1,5 @@
-//! The simulation sees what it is there to see: breaks that show soon are tried with every test run;
-//! `votestream-sim --mutations --seeds 1000` tries all.
+//! Tests that the simulation detects broken code. Breaks that show soon are tried with every test run; `votestream-sim
+//! --mutations --seeds 1000` tries all.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use votestream_sim::{Settings, run};
 
 const SEEDS: u64 = 4;
 
-// One test in a process of its own: the active mutation is the process's.
+// Only one test in this process, because the active mutation applies to the whole process.
 #[test]
 fn breaks_are_seen() {
     for mutation in [
@@ -23,6 +23,6 @@ fn breaks_are_seen() {
             let settings = Settings { seed, keep_trace: false };
             run(settings, Arc::default()).unwrap().verdict.is_err()
         });
-        assert!(failed, "{mutation:?} was not seen within {SEEDS} seeds");
+        assert!(failed, "{mutation:?} was not detected within {SEEDS} seeds");
     }
 }

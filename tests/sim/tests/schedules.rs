@@ -1,9 +1,10 @@
-//! The schedules written by hand: the code survives each, and the code without the rule that it attacks does not.
+//! Tests the schedules written by hand: the code passes each, and the code without the rule that the schedule tests
+//! fails.
 
 use votestream_core::mutation;
 use votestream_sim::scripted::{Schedule, run};
 
-// One test in a process of its own: the active mutation is the process's.
+// Only one test in this process, because the active mutation applies to the whole process.
 #[test]
 fn every_schedule_is_survived_thanks_to_its_rule() {
     let mut wrong = Vec::new();

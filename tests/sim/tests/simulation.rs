@@ -1,4 +1,4 @@
-//! A few seeds of the simulation with every test run; `votestream-sim --seeds 1000` runs many.
+//! Runs a few seeds of the simulation with every test run. `votestream-sim --seeds 1000` runs many.
 
 use std::sync::Arc;
 

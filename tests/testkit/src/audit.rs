@@ -1,9 +1,10 @@
-//! The auditor of clients that see no more than the API: from their requests and answers alone, which results are allowed?
+//! The auditor for clients that see only the API: decides which results are allowed, only from their requests and
+//! answers.
 //!
-//! Owns the log of what clients sent and were told, and the verdict. Every vote has an option of its own, so that the sums per
-//! option tell the votes apart. Acknowledged votes count exactly once in `submitted`, refused ones never, others at most once;
-//! `counted`, the recount and the final result are one and the same, and hold one vote a user: one that no later vote of the
-//! user should have replaced. Must never look into an engine.
+//! Owns the log of what clients sent and which answers they got, and the verdict. Every vote has its own option, so the
+//! sums per option distinguish the votes. In `submitted`, acknowledged votes count exactly once, refused votes never,
+//! others at most once. `counted`, the recount and the final result must be equal, and hold one vote per user: a vote
+//! that no later vote of the user should have replaced. Must never look into an engine.
 
 use std::{
     collections::BTreeMap,
@@ -12,31 +13,31 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// What a client was told about a vote.
+/// The answer to a vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is durable.
+    /// The vote is durable.
     Durable,
-    /// Certainly not stored.
+    /// The vote was certainly not stored.
     Rejected,
-    /// Nobody knows: the service said so, or the connection broke.
+    /// The outcome is unknown: the service said so, or the connection broke.
     Unknown,
 }
 
-/// A vote as its client knows it.
+/// What a client knows about a vote.
 #[derive(Clone, Debug)]
 pub struct SentVote {
     /// The poll.
     pub poll: String,
     /// The user.
     pub user: String,
-    /// Number of the option; no other vote of the poll names it. `None`: an option that the poll does not have.
+    /// Number of the option. No other vote of the poll has it. `None` means an option that the poll does not have.
     pub option: Option<usize>,
-    /// Votes of one stream keep their order.
+    /// Number of the stream. Votes of one stream keep their order.
     pub stream: u64,
     /// When it was sent, in the real-time order of all events of the log.
     pub sent_at: u64,
-    /// What its client was told, and when.
+    /// The answer, and when it came.
     pub answer: Option<(Answer, u64)>,
 }
 
@@ -50,7 +51,7 @@ impl SentVote {
 #[derive(Debug, Default)]
 pub struct Log {
     votes: Mutex<Vec<SentVote>>,
-    /// Counts sends and answers: the real-time order.
+    /// Counts sends and answers. This gives their real-time order.
     step: AtomicU64,
     streams: AtomicU64,
 }
@@ -60,7 +61,7 @@ impl Log {
         self.step.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// The number of a new stream.
+    /// Returns the number of a new stream.
     pub fn stream(&self) -> u64 {
         self.streams.fetch_add(1, Ordering::Relaxed)
     }
@@ -79,13 +80,13 @@ impl Log {
         self.votes.lock()[vote].answer.get_or_insert((answer, at));
     }
 
-    /// How many votes were answered like this so far.
+    /// Number of votes with this answer so far.
     pub fn count(&self, answer: Answer) -> u64 {
         let of_answer = |vote: &&SentVote| vote.answer.is_some_and(|(told, _)| told == answer);
         self.votes.lock().iter().filter(of_answer).count() as u64
     }
 
-    /// How many votes wait for their answer.
+    /// Number of votes that wait for their answer.
     pub fn waiting(&self) -> usize {
         self.votes.lock().iter().filter(|vote| vote.answer.is_none()).count()
     }
@@ -95,19 +96,19 @@ impl Log {
         self.votes.lock().iter().filter(|vote| vote.poll == poll).cloned().collect()
     }
 
-    /// How many votes were sent.
+    /// Number of votes that were sent.
     pub fn len(&self) -> usize {
         self.votes.lock().len()
     }
 
-    /// Whether none was.
+    /// Whether no vote was sent.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What must be in a copy of a poll, of which a client knows when it began and when it was complete: what was acknowledged
-/// before it began. Of all that came later nobody knows.
+/// The votes by which to judge a copy of a poll, from the log before the copy began and after it was complete. Votes
+/// that were acknowledged before it began must be in it. For all later votes the outcome counts as unknown.
 pub fn as_copied(before: &[SentVote], after: Vec<SentVote>) -> Vec<SentVote> {
     let mut known = before.iter();
     let copied = after.into_iter().map(|vote| {
@@ -122,7 +123,7 @@ pub fn as_copied(before: &[SentVote], after: Vec<SentVote>) -> Vec<SentVote> {
     copied.collect()
 }
 
-/// What the API says about a poll that has come to rest. Each list has one number an option.
+/// What the API shows for a poll that no longer changes. Each list has one number per option.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     /// Interim results.
@@ -138,8 +139,8 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Whether every acknowledged vote shows in the interim results, and none is counted that is not submitted: before that
-    /// they have not come to rest.
+    /// Whether every acknowledged vote shows in the interim results, and every counted vote is submitted. Until then
+    /// the results still change.
     pub fn has_come_to_rest(&self, votes: &[SentVote]) -> bool {
         let shown = |option: usize| self.submitted.get(option).is_some_and(|&times| times > 0);
         let acknowledged = votes.iter().filter(|vote| vote.told() == Answer::Durable);
@@ -153,7 +154,7 @@ impl Shown {
 ///
 /// # Errors
 ///
-/// What is not allowed, in words.
+/// A text that says what is not allowed.
 pub fn judge(votes: &[SentVote], shown: &Shown) -> Result<(), String> {
     if shown.counted != shown.recounted {
         return Err(format!("counted {:?} is not what is stored: {:?}", shown.counted, shown.recounted));
@@ -169,7 +170,7 @@ pub fn judge(votes: &[SentVote], shown: &Shown) -> Result<(), String> {
     for vote in votes {
         let Some(option) = vote.option else {
             if vote.told() == Answer::Durable {
-                return Err(format!("acknowledged, and the poll has no such option: {vote:?}"));
+                return Err(format!("acknowledged, but the poll has no such option: {vote:?}"));
             }
             continue;
         };
@@ -211,7 +212,7 @@ fn judge_user(counted: &[u64], votes: &[(&SentVote, usize)]) -> Result<(), Strin
         [] => {
             return match durable().next() {
                 None => Ok(()),
-                Some(vote) => Err(format!("has acknowledged votes, and none is counted: {vote:?}")),
+                Some(vote) => Err(format!("has acknowledged votes, but none is counted: {vote:?}")),
             };
         }
         [winner] => winner,
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn what_is_allowed() {
         assert_eq!(judge(&two_votes(Answer::Durable), &shown([1, 1, 0], [0, 1, 0])), Ok(()));
-        // A vote of which nobody knows counts or does not.
+        // A vote with an unknown outcome may count or not.
         assert_eq!(judge(&two_votes(Answer::Unknown), &shown([1, 1, 0], [0, 1, 0])), Ok(()));
         assert_eq!(judge(&two_votes(Answer::Unknown), &shown([1, 0, 0], [1, 0, 0])), Ok(()));
         assert_eq!(judge(&two_votes(Answer::Rejected), &shown([1, 0, 0], [1, 0, 0])), Ok(()));
@@ -267,12 +268,12 @@ mod tests {
         let after = two_votes(Answer::Durable);
         let waiting: Vec<_> = after.iter().map(|vote| SentVote { answer: None, ..vote.clone() }).collect();
         let before = [after[0].clone(), waiting[1].clone()];
-        // The second was acknowledged while the copy was made: it may be in it.
+        // The second vote was acknowledged while the copy was made, so it may be in the copy.
         let copied = as_copied(&before, after.clone());
         assert_eq!(judge(&copied, &shown([1, 0, 0], [1, 0, 0])), Ok(()));
         assert_eq!(judge(&copied, &shown([1, 1, 0], [0, 1, 0])), Ok(()));
         judge(&copied, &shown([0, 1, 0], [0, 1, 0])).unwrap_err();
-        // One that was refused meanwhile never is.
+        // A vote that was refused meanwhile is never in it.
         let copied = as_copied(&before, two_votes(Answer::Rejected));
         judge(&copied, &shown([1, 1, 0], [0, 1, 0])).unwrap_err();
     }

@@ -1,7 +1,7 @@
-//! The contract suite: what the documentation of the ports promises, as checks that every adapter must pass.
+//! The contract suite: checks of what the documentation of the ports promises. Every adapter must pass them.
 //!
-//! Knows the port traits only. Each check wants a stream and a store that hold nothing, and panics with the promise that was
-//! broken. Must never rely on how long an engine takes: it waits for conditions, with a bound.
+//! Knows only the port traits. Each check needs an empty stream and an empty store, and panics with the broken promise.
+//! Must never rely on how long an engine takes: it waits for conditions, with a time limit.
 
 use std::{
     borrow::Cow,
@@ -23,21 +23,21 @@ use votestream_core::{
     },
 };
 
-/// Longest time that a condition may take to come true.
+/// Longest wait for a condition.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before a refused read is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Tasks that race.
 const RACERS: u32 = 8;
-/// How many users they race for.
+/// Number of users for which they race.
 const RACES: u32 = 40;
 
 async fn within<T>(what: &str, condition: impl Future<Output = T>) -> T {
-    let Ok(met) = tokio::time::timeout(PATIENCE, condition).await else { panic!("never came: {what}") };
+    let Ok(met) = tokio::time::timeout(PATIENCE, condition).await else { panic!("did not happen in time: {what}") };
     met
 }
 
-/// Runs the same thing in several tasks at once and returns what came of it.
+/// Runs the same function in several tasks at once and returns the results.
 async fn race<T, F>(run: impl Fn(u32) -> F) -> Vec<T>
 where
     T: Send + 'static,
@@ -66,8 +66,8 @@ fn poll(id: &str, options: &[&str]) -> Poll {
         .unwrap()
 }
 
-/// What a reader finds. An error that promises nothing but another try is one: for example, another reader of the same group
-/// has just subscribed to the shard.
+/// What a reader finds. Retries after an error that only asks for another try: for example, another reader of the same
+/// group has just subscribed to the shard.
 async fn next(reader: &mut dyn RecordReader) -> ReadOutcome {
     within("an answer of a reader", async {
         loop {
@@ -96,7 +96,7 @@ async fn read_count(reader: &mut dyn RecordReader, count: usize) -> Vec<Record> 
     all
 }
 
-/// What a reader finds up to the end of what is stored: so many records.
+/// Reads up to the end of what is stored, which is this many records.
 async fn drain(reader: &mut dyn RecordReader, count: usize) -> Vec<Record> {
     let all = read_count(reader, count).await;
     assert_eq!(next(reader).await, ReadOutcome::Records(Vec::new()), "nothing else was put");
@@ -120,7 +120,7 @@ pub async fn check_stream(ports: Ports) {
         assert!(others.into_iter().all(|(_, other)| range.intersection(other).is_none()), "exactly once");
     }
 
-    // Each edge of each shard is stored where it belongs, behind what was put before.
+    // Put at both edges of each shard's range: each record is stored in its shard, after earlier ones.
     let mut expected = BTreeMap::<ShardId, Vec<(SequenceNumber, Bytes)>>::new();
     for (at, hash) in ranges.iter().flat_map(|range| [range.start, range.end]).enumerate() {
         let data = Bytes::from(format!("edge {at}"));
@@ -131,7 +131,7 @@ pub async fn check_stream(ports: Ports) {
         assert!(stored.sequence > SequenceNumber::ZERO);
         expected.entry(stored.shard).or_default().push((stored.sequence, data));
     }
-    // Many more in one shard, and a large one.
+    // Many more records in one shard, and a large one.
     let hash = ranges[0].start;
     let mut shard = None;
     for at in 0..150 {
@@ -157,7 +157,7 @@ pub async fn check_stream(ports: Ports) {
                 "a reader starts directly after its starting point"
             );
         }
-        // At the end: nothing comes, in bounded time, again and again; then what is put comes.
+        // At the end, reads return nothing, each in limited time; then a new record comes.
         for _ in 0..2 {
             assert_eq!(next(&mut *first).await, ReadOutcome::Records(Vec::new()));
         }
@@ -220,7 +220,7 @@ pub async fn check_votes(ports: Ports) {
     let two = poll("votes", &["a", "b"]);
     assert_eq!(store.recount(&two).await.unwrap(), [0, 0], "a poll without votes");
 
-    // One user's history: position decides, and repeating changes nothing.
+    // The history of one user: the position decides, and a repeated write changes nothing.
     for (option, sequence, index, outcome) in [
         ("a", 10, 5, VoteOutcome::Inserted),
         ("a", 10, 5, already_stored(None)),
@@ -239,7 +239,7 @@ pub async fn check_votes(ports: Ports) {
     }
     assert_eq!(store.recount(&two).await.unwrap(), [1, 0]);
 
-    // Outcomes in the order of the votes, whatever the order of the keys; polls and users do not mix.
+    // Outcomes come in the order of the votes, not of the keys. Polls and users do not mix.
     let (before, mixed) = (
         [vote("votes", 0, "old", "a", 20, 0), vote("votes", 2, "older", "a", 10, 0)],
         [
@@ -277,7 +277,7 @@ pub async fn check_votes(ports: Ports) {
     check_vote_races(&ports).await;
 }
 
-/// More votes than any engine takes in one request, written twice, as after an error.
+/// More votes than any engine accepts in one request, written twice, as after an error.
 async fn check_a_large_call(ports: &Ports) {
     let store = &ports.votes;
     let user = |at: u32| format!("user-{at}");
@@ -303,7 +303,7 @@ async fn check_a_large_call(ports: &Ports) {
     assert_eq!(store.recount(&poll("large", &["a", "b"])).await.unwrap(), [1_500, 500]);
 }
 
-/// Several tasks write for the same users at once. What they are told must fit one order of the writes.
+/// Several tasks write for the same users at once. The outcomes must fit one order of the writes.
 async fn check_vote_races(ports: &Ports) {
     let options: Vec<String> = (0..RACERS).map(|racer| format!("option-{racer}")).collect();
     let user = |at: u32| format!("user-{at}");
@@ -311,7 +311,7 @@ async fn check_vote_races(ports: &Ports) {
     let written = race(|racer| {
         let store = ports.votes.clone();
         let option = options[racer as usize].clone();
-        // Racer n writes at position n, in an order of its own, in calls of different sizes.
+        // Racer n writes at position n, in its own order, in calls of different sizes.
         let mut users: Vec<u32> = (0..RACES).collect();
         users.shuffle(&mut StdRng::seed_from_u64(racer.into()));
         async move {
@@ -340,7 +340,7 @@ async fn check_vote_races(ports: &Ports) {
                 outcome @ VoteOutcome::AlreadyStored { .. } => panic!("{outcome:?}, but nobody wrote twice"),
             }
         }
-        // From the first stored vote on, each was replaced by a later one, up to the last of all.
+        // From the first stored vote on, each vote was replaced by a later one, up to the last of all.
         assert_eq!(inserted.len(), 1, "exactly one write finds no vote");
         let mut history = vec![inserted[0]];
         while let Some(next) = after.remove(history.last().unwrap()) {
@@ -360,7 +360,7 @@ async fn check_vote_races(ports: &Ports) {
     expected[RACERS as usize - 1] = u64::from(RACES);
     assert_eq!(counts, expected);
 
-    // The same votes by several owners, as after a take-over: stored once.
+    // Several owners write the same votes, as after a take-over: they are stored once.
     let written = race(|_| {
         let store = ports.votes.clone();
         let votes: Vec<_> = (0..RACES).map(|at| vote("zombies", 0, &user(at), "a", 1, at)).collect();
@@ -382,7 +382,7 @@ fn delta(poll: &str, counts: &[(&str, i64)]) -> TallyDelta {
     }
 }
 
-/// Rows in a form that does not depend on their order, nor on sums that are zero.
+/// Rows in a form that does not depend on their order or on sums that are zero.
 fn sums(rows: &[TallyRow]) -> BTreeMap<(Group, ShardId), (SequenceNumber, BTreeMap<String, i64>)> {
     let sums: BTreeMap<_, _> = rows
         .iter()
@@ -408,11 +408,11 @@ pub async fn check_tallies(ports: Ports) {
     let persist_one = (Group::Persist, one.clone());
     for (end, epoch, add, position, expected) in [
         (10, 1, vec![("a", 3), ("b", 1)], 10, vec![("a", 3), ("b", 1)]),
-        // The same window again, by anybody; and an older one.
+        // The same window again, by any owner; and an older one.
         (10, 1, vec![("a", 3), ("b", 1)], 10, vec![("a", 3), ("b", 1)]),
         (10, 9, vec![("a", 3)], 10, vec![("a", 3), ("b", 1)]),
         (9, 9, vec![("a", 3)], 10, vec![("a", 3), ("b", 1)]),
-        // The epoch decides nothing.
+        // The epoch has no effect.
         (300, 1, vec![("a", -5), ("ü — 🗳", 1 << 40)], 300, vec![("a", -2), ("b", 1), ("ü — 🗳", 1 << 40)]),
         (1 << 40, 1, vec![], 1 << 40, vec![("a", -2), ("b", 1), ("ü — 🗳", 1 << 40)]),
         (301, 1, vec![("a", 1)], 1 << 40, vec![("a", -2), ("b", 1), ("ü — 🗳", 1 << 40)]),
@@ -422,7 +422,7 @@ pub async fn check_tallies(ports: Ports) {
         assert_eq!(sums(&store.read(&poll_id("p")).await.unwrap()), expected, "after the window that ends at {end}");
     }
 
-    // Groups, shards and polls do not mix; deltas that were added before do not hold up the others.
+    // Groups, shards and polls do not mix. Deltas that were added before do not stop the others.
     let call = [delta("p", &[("a", 1)]), delta("p.2", &[("a", 2)]), delta("q", &[])];
     store.add(Group::Tally, &one, at(20), 1, &call[..1]).await.unwrap();
     store.add(Group::Tally, &one, at(20), 1, &call).await.unwrap();
@@ -437,7 +437,7 @@ pub async fn check_tallies(ports: Ports) {
     let empty = BTreeMap::from([(tally_one, (at(20), counts(&[])))]);
     assert_eq!(sums(&store.read(&poll_id("q")).await.unwrap()), empty, "a delta without counts sets the position");
 
-    // Many polls in one call; the same windows by several owners at once are added once.
+    // Many polls in one call. Several owners add the same windows at once: they are added once.
     let polls: Vec<_> = (0..150).map(|at| format!("many-{at}")).collect();
     race(|_| {
         let (store, one, polls) = (store.clone(), one.clone(), polls.clone());
@@ -473,7 +473,7 @@ pub async fn check_polls(ports: Ports) {
     assert_eq!(store.create(&other).await.unwrap(), Created::Existing(Box::new(first.clone())));
     assert_eq!(store.get(&first.id).await.unwrap().as_ref(), Some(&first), "creating never overwrites");
 
-    // In the order of their ids, after one, at most so many.
+    // List polls in the order of their ids, after a given one, with a limit.
     let mut all = vec![first.clone()];
     for id in ["c", "a", "B", "b.1", "b~", "_", "10", "9"] {
         let mut other = poll(id, &["x"]);
@@ -494,10 +494,10 @@ pub async fn check_polls(ports: Ports) {
     assert_eq!(
         store.list(Some(&poll_id("b.0")), 1).await.unwrap()[0].id,
         poll_id("b.1"),
-        "after one that is not there"
+        "after an id that does not exist"
     );
 
-    // Closing takes two steps, once, and only ever moves closes_at to an earlier time.
+    // Closing has two steps, happens once, and moves closes_at only to an earlier time.
     assert_eq!(store.close(&first.id, Timestamp(1)).await.unwrap(), Some(first.clone()), "nobody has asked");
     let asked = Poll { closing: Closing::Asked, ..first.clone() };
     for _ in 0..2 {
@@ -520,7 +520,7 @@ pub async fn check_polls(ports: Ports) {
     let kept = Poll { closing: Closing::Done, ..late.clone() };
     assert_eq!(store.close(&late.id, Timestamp(9_001)).await.unwrap(), Some(kept), "never to a later time");
     let first = Poll { closing: Closing::Done, ..first };
-    // A poll that waits for a recount gets no result; one that has a result keeps it.
+    // A poll that waits for a recount gets no result. A poll that has a result keeps it.
     store.set_needs_recount(&first.id, true).await.unwrap();
     store.set_needs_recount(&first.id, true).await.unwrap();
     let waiting = store.finish(&first.id, &result(1)).await.unwrap().unwrap();
@@ -554,7 +554,7 @@ async fn check_poll_races(ports: &Ports) {
     for (created, _) in &created {
         assert!(matches!(created, Created::New) || *created == Created::Existing(Box::new(stored.clone())));
     }
-    // Closing, flagging and finishing at once: no change gets lost.
+    // Closing, flagging and finishing at once: no change is lost.
     let finished = race(|racer| {
         let (store, id) = (ports.polls.clone(), id.clone());
         async move {
@@ -569,7 +569,7 @@ async fn check_poll_races(ports: &Ports) {
         }
     })
     .await;
-    // Whoever was last may have left it asked for; then nothing is final yet.
+    // The last caller may have left the closing asked for; then nothing is final yet.
     ports.polls.close(&id, Timestamp(5_000)).await.unwrap();
     let last = FinalResult { votes: vec![99], finalized_at: Timestamp(99) };
     let stored = ports.polls.finish(&id, &last).await.unwrap().unwrap();
@@ -632,7 +632,7 @@ pub async fn check_leases(ports: Ports) {
     assert_eq!(store.list(GROUP).await.unwrap(), std::slice::from_ref(&root), "creating never overwrites");
     assert_eq!(store.list(Group::Tally).await.unwrap(), [], "groups do not mix");
 
-    // Taking: on the condition of what was observed.
+    // Taking a shard succeeds only if the observed lease is still stored.
     for observed in [Lease { epoch: 1, ..Lease::default() }, Lease { counter: 1, ..Lease::default() }] {
         assert_eq!(store.take(GROUP, &shard, &observed, "me").await.unwrap(), None);
     }
@@ -642,7 +642,7 @@ pub async fn check_leases(ports: Ports) {
     assert_eq!(stored_row(&ports, GROUP, &shard).await, Some(taken.clone()));
     assert_eq!(store.take(GROUP, &shard, &root.lease, "thief").await.unwrap(), None, "it moved on");
 
-    // Renewing: the counter alone.
+    // Renewing changes only the counter.
     let lease = Lease { counter: 2, ..lease };
     assert_eq!(store.renew(GROUP, &shard, 1).await.unwrap(), Some(lease.clone()));
     for epoch in [0, 2] {
@@ -653,13 +653,13 @@ pub async fn check_leases(ports: Ports) {
     assert_eq!(stored_row(&ports, GROUP, &shard).await.unwrap().lease, lease, "a lost condition changes nothing");
     assert_eq!(store.take(GROUP, &shard, &taken.lease, "thief").await.unwrap(), None, "the owner showed life");
 
-    // Asking: the first who asks; the owner learns of it when it renews.
+    // Asking for a shard: the first one counts; the owner learns of it when it renews.
     store.request(GROUP, &shard, 1, "second").await.unwrap();
     store.request(GROUP, &shard, 1, "third").await.unwrap();
     let lease = Lease { counter: 3, wanted_by: Some("second".into()), ..lease };
     assert_eq!(store.renew(GROUP, &shard, 1).await.unwrap(), Some(lease.clone()));
 
-    // Progress: on the condition of the epoch and of both ends.
+    // Progress is written only if the epoch and both ends are still stored.
     let steps = [progress(0, 10), progress(10, 10), progress(10, 700), progress(700, 1 << 40)];
     let mut previous = blank.clone();
     for step in steps {
@@ -676,7 +676,7 @@ pub async fn check_leases(ports: Ports) {
         previous = step;
     }
 
-    // Handing over: release keeps epoch, counter and progress; nobody renews what has no owner.
+    // Handing over: release keeps epoch, counter and progress. A row without an owner cannot be renewed.
     store.release(GROUP, &shard, 1).await.unwrap();
     store.release(GROUP, &shard, 1).await.unwrap();
     assert_eq!(store.renew(GROUP, &shard, 1).await.unwrap(), None, "nobody owns it");
@@ -694,7 +694,7 @@ pub async fn check_leases(ports: Ports) {
     store.release(GROUP, &shard, 1).await.unwrap();
     assert_eq!(stored_row(&ports, GROUP, &shard).await, Some(taken));
 
-    // The end: nothing moves any more.
+    // The end: nothing changes any more.
     let ended = Progress { ended: true, ..previous.clone() };
     assert_eq!(store.write_progress(GROUP, &shard, 2, previous.span(), &ended).await.unwrap(), WriteOutcome::Stored);
     let outcome = store.write_progress(GROUP, &shard, 2, ended.span(), &previous).await.unwrap();
@@ -702,7 +702,7 @@ pub async fn check_leases(ports: Ports) {
     assert_eq!(outcome, WriteOutcome::Refused(Some(Box::new(last.clone()))));
     assert_eq!(store.take(GROUP, &shard, &lease, "me").await.unwrap(), None, "an ended shard is not taken");
 
-    // A child: blank until it is started, once.
+    // A child is blank until it is started, and it is started once.
     let child = row("shard-2", false, &["shard-1", "shard-0"]);
     store.create(GROUP, &child).await.unwrap();
     assert_eq!(store.take(GROUP, &child.shard, &child.lease, "me").await.unwrap(), None, "it is not started");
@@ -752,7 +752,7 @@ async fn check_lease_races(ports: &Ports, row: &ShardRow) {
         assert_eq!(outcome, WriteOutcome::Refused(Some(Box::new(now.clone()))), "the others see that");
     }
 
-    // Signs of life and progress at once: neither undoes the other.
+    // Renewals and progress at once: neither undoes the other.
     let counters = race(|_| {
         let (store, shard) = (ports.leases.clone(), shard.clone());
         async move { store.renew(GROUP, &shard, 1).await.unwrap().unwrap().counter }

@@ -1,7 +1,7 @@
-//! What tests share.
+//! Code that tests share.
 //!
-//! Owns the contract of the ports as a suite, engines in memory that pass it, the auditor that judges what clients saw, and
-//! stand-ins for AWS. Must never be used outside tests and development, nor know a service.
+//! Owns the contract suite for the ports, engines in memory that pass it, the auditor that judges what clients saw, and
+//! stand-ins for AWS. Must never be used outside tests and development. Must never know a service.
 
 pub mod audit;
 pub mod contract;

@@ -1,7 +1,7 @@
 //! All ports in memory, with faults on request.
 //!
-//! It passes the contract suite; whatever a test finds out on it holds on every engine that does. Clones share one memory. Tests
-//! look at it and into it: what is stored can be set and read past the ports.
+//! It passes the contract suite, so what a test finds with it holds for every engine that passes, too. Clones share one
+//! memory. Tests can read and set what is stored without the ports.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,14 +33,14 @@ use votestream_core::{
     vote_hash,
 };
 
-/// Records that one read returns at the most: few, so that readers go on in the middle.
+/// Most records that one read returns. Few, so that readers must continue in the middle.
 const READ_RECORDS_MAX: usize = 3;
 /// How long a read waits for a record.
 const READ_WAIT: Duration = Duration::from_millis(100);
-/// How often a condition is looked at, and how long it may take: on a paused clock that is no time.
+/// How often a condition is checked, and how long it may take. With a paused clock this costs no real time.
 const LOOK_EVERY: Duration = Duration::from_millis(7);
 const PATIENCE: Duration = Duration::from_secs(3_600);
-/// When tokio's clock begins, unless a test sets the time itself.
+/// The time at which tokio's clock begins, unless a test sets the time itself.
 const EPOCH: Timestamp = Timestamp(1_700_000_000_000);
 
 /// Position, option, previous option.
@@ -66,11 +66,11 @@ pub struct Memory {
     controls: Arc<Controls>,
 }
 
-/// What a test decides, and what it counts.
+/// What a test sets, and what it counts.
 struct Controls {
-    /// Chance that a call fails, with or without effect.
+    /// Probability that a call fails, with or without effect.
     faults: Mutex<(StdRng, f64)>,
-    /// How many of the next calls that [`Memory::fail_next`] speaks of fail.
+    /// How many of the next calls fail; see [`Memory::fail_next`].
     failures: AtomicU32,
     started: Instant,
     /// The time, if a test has set it.
@@ -94,7 +94,7 @@ impl Clock for Memory {
 }
 
 impl Memory {
-    /// Empty, with so many shards, which are called `s0`, `s1` and so on. Its clock is tokio's.
+    /// Empty engines with this many shards, named `s0`, `s1` and so on. Their clock is tokio's.
     pub fn new(shards: u32) -> Self {
         let shards = HashRange::split_evenly(shards).into_iter().zip(0..).map(|(range, n)| {
             (Shard { id: ShardId::new(format!("s{n}")), range, parents: vec![], open: true }, Vec::new())
@@ -126,22 +126,23 @@ impl Memory {
         }
     }
 
-    /// Sets the time, which then stands still, in milliseconds since the Unix epoch.
+    /// Sets the time, in milliseconds since the Unix epoch. From then on it stands still.
     pub fn set_now(&self, now: i64) {
         *self.controls.now.lock() = Some(Timestamp(now));
     }
 
-    /// The engines contradict the clock, or not any more.
+    /// Sets whether the engines contradict the clock.
     pub fn set_contradicted(&self, contradicted: bool) {
         self.controls.contradicted.store(contradicted, Ordering::Relaxed);
     }
 
-    /// Lets so many of the next calls fail that add to or read tallies, or list rows. An addition takes place all the same.
+    /// Makes the next `calls` calls fail that add to tallies, read tallies or list rows. An addition still takes
+    /// effect.
     pub fn fail_next(&self, calls: u32) {
         self.controls.failures.store(calls, Ordering::Relaxed);
     }
 
-    /// How many of those are still to come.
+    /// How many of these failures are still to come.
     pub fn failures_left(&self) -> u32 {
         self.controls.failures.load(Ordering::Relaxed)
     }
@@ -152,7 +153,7 @@ impl Memory {
         failed.map_or(Ok(()), |_| Err(PortError::unknown("told to fail")))
     }
 
-    /// Recounts that begin from now on do not end until what is returned is dropped.
+    /// From now on, recounts do not end until the returned value is dropped.
     pub fn hold_recounts(&self) -> watch::Sender<()> {
         let (hold, held) = watch::channel(());
         *self.controls.hold.lock() = Some(held);
@@ -183,7 +184,7 @@ impl Memory {
         state.rows.extend(rows.into_iter().map(|row| ((group, row.shard.clone()), row)));
     }
 
-    /// Replaces all votes of a poll by so many for each option.
+    /// Replaces all votes of a poll by this many for each option.
     pub fn set_votes(&self, poll: &str, counts: &[(&str, u64)]) {
         let mut state = self.state.lock();
         state.votes.retain(|(id, _), _| id.as_str() != poll);
@@ -195,7 +196,7 @@ impl Memory {
         }
     }
 
-    /// Adds to a tally whatever its position.
+    /// Adds to a tally, regardless of its position.
     pub fn add_to_tally(&self, poll: &str, group: Group, shard: &str, counts: &[(&str, i64)]) {
         let mut state = self.state.lock();
         let (_, sums) = state.tallies.entry((PollId::new(poll).unwrap(), group, ShardId::new(shard))).or_default();
@@ -204,18 +205,19 @@ impl Memory {
         }
     }
 
-    /// Adds a shard that takes no records any more.
+    /// Adds a closed shard.
     pub fn add_closed_shard(&self, id: &str, range: HashRange) {
         let shard = Shard { id: ShardId::new(id), range, parents: Vec::new(), open: false };
         self.state.lock().shards.push((shard, Vec::new()));
     }
 
-    /// Lets each call fail with this chance before it takes place, and again with the same that its answer is lost.
+    /// Makes each call fail with this probability before it takes effect, and with the same probability lose its
+    /// answer.
     pub fn set_faults(&self, seed: u64, chance: f64) {
         *self.controls.faults.lock() = (StdRng::seed_from_u64(seed), chance);
     }
 
-    /// Runs `call`; at times it fails before, at times its answer is lost.
+    /// Runs `call`. Sometimes it fails before, sometimes its answer is lost.
     fn faulty<T>(&self, call: impl FnOnce(&mut State) -> T) -> Result<T, PortError> {
         let (before, after) = {
             let (rng, chance) = &mut *self.controls.faults.lock();
@@ -228,7 +230,7 @@ impl Memory {
         if after { Err(PortError::unknown("the answer was lost")) } else { Ok(answer) }
     }
 
-    /// Stores a poll that is open for ever.
+    /// Stores a poll that never closes.
     pub fn add_poll(&self, id: &str, options: &[&str]) -> Poll {
         let options = options.iter().map(|id| PollOption { id: (*id).into(), title: String::new() }).collect();
         let (opens, closes) = (Timestamp(0), Timestamp(i64::MAX));
@@ -238,7 +240,7 @@ impl Memory {
         poll
     }
 
-    /// Stores one batch a shard that owns any of the votes, under the same id.
+    /// Stores one batch in each shard that owns any of the votes, under the same id.
     pub fn vote(&self, id: BatchId, poll: &str, votes: &[(&str, &str)], at: i64) {
         let shards: Vec<Shard> = self.open_shards();
         for shard in shards {
@@ -295,7 +297,7 @@ impl Memory {
         self.changed.notify_waiters();
     }
 
-    /// The stream forgets a shard's records.
+    /// Removes a shard's records from the stream.
     pub fn expire(&self, shard: &str) {
         self.state
             .lock()
@@ -316,12 +318,12 @@ impl Memory {
         self.state.lock().rows.get(&(group, ShardId::new(shard))).cloned()
     }
 
-    /// A poll as it is stored.
+    /// A stored poll.
     pub fn poll(&self, id: &str) -> Poll {
         self.state.lock().polls[&PollId::new(id).unwrap()].clone()
     }
 
-    /// Stores a vote whatever is there.
+    /// Stores a vote without any condition.
     pub fn set_vote(&self, poll: &str, user: &str, position: Position, option: &str) {
         let key = (PollId::new(poll).unwrap(), user.into());
         self.state.lock().votes.insert(key, (position, option.into(), None));
@@ -345,7 +347,7 @@ impl Memory {
         (tallied, stored)
     }
 
-    /// Waits until the condition holds. Panics after an hour, which on a paused clock is no time.
+    /// Waits until the condition holds. Panics after an hour; with a paused clock this costs no real time.
     pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let met = async {
             while !condition(self) {
@@ -355,7 +357,7 @@ impl Memory {
         assert!(timeout(PATIENCE, met).await.is_ok(), "never came true: {what}");
     }
 
-    /// Waits until every open shard's row is committed at its last record, and every closed one has ended.
+    /// Waits until every open shard is committed up to its last record, and every closed shard has ended.
     pub async fn until_committed(&self, group: Group) {
         let committed = |memory: &Self| {
             let state = memory.state.lock();
@@ -649,13 +651,13 @@ impl LeaseStore for Memory {
     }
 }
 
-/// Applies windows as persist-svc does; `gate` holds up every application between the votes and the tallies.
+/// Applies windows like persist-svc. `gate` can stop every application between the votes and the tallies.
 pub struct Appliers {
     /// The stores.
     pub memory: Memory,
     /// Open while it holds `true`.
     pub gate: watch::Receiver<bool>,
-    /// End and epoch of the window of which votes were superseded.
+    /// End and epoch of the window that had superseded votes.
     pub superseded: Option<(SequenceNumber, u64)>,
 }
 

@@ -1,7 +1,7 @@
 //! Stand-ins for Kinesis and DynamoDB in this process, in memory.
 //!
-//! Owns how they are set up. Must never be taken for AWS: nothing is durable, nobody is asked who they are, and they have AWS's
-//! semantics, not its speed. Where one is known to differ from what AWS documents, it is said here.
+//! Owns how they are set up. They are not AWS: nothing is durable, credentials are not checked, and they have AWS's
+//! semantics but not its speed. Known differences from AWS's documentation are noted here.
 
 use std::{io, sync::Arc};
 
@@ -16,12 +16,13 @@ use tokio::{net::TcpListener, sync::Mutex};
 
 /// Largest request to Kinesis: a PutRecords call of 5 MiB in base64.
 const BODY_BYTES_MAX: usize = 8 << 20;
-/// More open shards than anybody needs on one machine.
+/// Most open shards. More than a test on one machine needs.
 const SHARDS_MAX: u32 = 1_000;
-/// How long it takes to split or merge shards, in milliseconds.
+/// Time to split or merge shards, in milliseconds.
 const UPDATE_STREAM_MS: u64 = 100;
 
-/// What a Kinesis stand-in holds; keys of its records are `<index of the shard, 8 hexadecimal digits>/<sequence number>`.
+/// The content of a Kinesis stand-in. Keys of records are `<index of the shard, 8 hexadecimal digits>/<sequence
+/// number>`.
 pub type KinesisStore = Store;
 
 /// A Kinesis without streams, as a router for any listener.
@@ -34,8 +35,9 @@ pub fn kinesis(change: impl FnOnce(&mut StoreOptions)) -> (Router, KinesisStore)
     };
     change(&mut options);
     let (router, store) = ferrokinesis::create_app(options);
-    // ferrokinesis hands out a record's sequence number before it stores the record. Of two calls at once, the later number
-    // may be stored, and read, first: the reader then passes the other by. Kinesis does not do that, so puts go one by one.
+    // ferrokinesis assigns a record's sequence number before it stores the record. With two calls at once, the record
+    // with the later number may be stored and read first; then the reader skips the other one. Kinesis does not do
+    // that, so puts are done one after the other.
     let puts = Arc::new(Mutex::new(()));
     let one_put_at_a_time = move |request: Request, next: Next| {
         let puts = puts.clone();

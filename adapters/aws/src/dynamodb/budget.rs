@@ -1,17 +1,18 @@
-//! The operator's brake: write units a second that votes may cost.
+//! The operator's limit on cost: write units per second that votes may use.
 //!
-//! Owns when a write may be sent. Callers are served in the order in which they ask. Must never be held across a call: a
-//! slow answer is no reason to spend less.
+//! Owns when a write may be sent. Callers are served in the order in which they ask. Must never be held during a call:
+//! a slow answer does not reduce the budget.
 
 use std::{num::NonZeroU32, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// What may be saved up while nothing is written. Short, so that a second after a pause stays within the budget.
+/// How much budget may be saved while nothing is written. Short, so that the second after a pause stays within the
+/// budget.
 const SAVED_MAX: Duration = Duration::from_millis(50);
 
-/// A bucket of write units, kept as the moment up to which everything is spent.
+/// A bucket of write units. Its state is one moment: the budget up to that moment is spent.
 pub(super) struct WriteBudget {
     per_second: Option<NonZeroU32>,
     spent_until: Mutex<Instant>,
@@ -36,7 +37,7 @@ impl WriteBudget {
         tokio::time::sleep_until(from).await;
     }
 
-    /// Gives back what was not spent after all: throttled writes cost nothing.
+    /// Gives back units that were not used: throttled writes cost nothing.
     pub(super) fn give_back(&self, units: usize) {
         let Some(per_second) = self.per_second else { return };
         let mut spent_until = self.spent_until.lock();
@@ -57,7 +58,7 @@ mod tests {
     async fn holds_the_rate_within_a_tenth_whoever_asks() {
         for (rate, units, callers) in [(1_000, 25, 8), (100, 7, 3), (40_000, 25, 32)] {
             let budget = std::sync::Arc::new(WriteBudget::new(NonZeroU32::new(rate)));
-            // A pause first: what it saves up must not show.
+            // A pause first: the budget that it saves must not show.
             tokio::time::sleep(Duration::from_secs(5)).await;
             let start = Instant::now();
             let seconds = 10;
@@ -68,7 +69,7 @@ mod tests {
                 tasks.spawn(async move {
                     for round in 0..rounds {
                         budget.spend(units).await;
-                        // Throttled and tried again: costs once.
+                        // Throttled and tried again: it costs only once.
                         if round % 10 == 0 {
                             budget.give_back(units);
                             budget.spend(units).await;

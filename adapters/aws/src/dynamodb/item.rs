@@ -1,13 +1,13 @@
 //! Attributes of items: how values are written, and how they are read back.
 //!
-//! Must never panic on a stored item, whatever it holds: damage is an error that names the attribute.
+//! Must never panic on a stored item, whatever it holds. A damaged item is an error that names the attribute.
 
 use std::{collections::HashMap, str::FromStr};
 
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use votestream_core::{SequenceNumber, Timestamp, port::PortError};
 
-/// An item as the SDK has it.
+/// An item in the SDK's form.
 pub(super) type Item = HashMap<String, AttributeValue>;
 
 /// Largest item (Amazon DynamoDB Developer Guide, "Quotas and limits").
@@ -33,7 +33,7 @@ pub(super) fn sequence(value: SequenceNumber) -> AttributeValue {
     binary(value.to_bytes())
 }
 
-/// A stored item that is not what was written. No retry mends that.
+/// A stored item is not what was written. A retry does not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("attribute {attribute:?} is missing or damaged")]
 pub(super) struct Damaged {
@@ -96,7 +96,7 @@ impl<'a> Reader<'a> {
         self.bytes(name).map(SequenceNumber::from_bytes)
     }
 
-    /// A list, each entry of which `read` understands.
+    /// A list. `read` converts each entry.
     pub(super) fn list<T>(
         &self,
         name: &str,

@@ -1,7 +1,8 @@
-//! A memory of who has voted, so that a changed vote is not first tried as a new one.
+//! Remembers who has voted, so that a changed vote is not first tried as a new one.
 //!
-//! A fixed table of fingerprints, four to a row: no allocation and no lock after the start. It may forget a voter, which costs
-//! one INSERT that fails, and take one voter in a billion for another, which costs one read. Must never decide an outcome.
+//! A fixed table of fingerprints, four per row: no allocation and no lock after the start. It may forget a voter, which
+//! costs one INSERT that fails. It mistakes one voter in a billion for another, which costs one read. Must never decide
+//! an outcome.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +21,7 @@ impl KnownVoters {
         Self { rows: std::iter::repeat_with(Default::default).take(rows).collect() }
     }
 
-    /// Row, fingerprint (never 0, which stands for an empty place) and the place to give up when the row is full.
+    /// The row, the fingerprint (never 0, which marks an empty place) and the place to overwrite when the row is full.
     fn place(&self, poll_id: &str, user_id: &str) -> Option<(&[AtomicU32; WAYS], u32, usize)> {
         let hash = vote_hash(poll_id, user_id);
         let row = (hash as u64).checked_rem(self.rows.len() as u64)? as usize;
@@ -60,7 +61,7 @@ mod tests {
         assert!(seen > 1_800, "{seen} of 2,000");
         assert_eq!((2_000..20_000).filter(|at| voters.contains("p", &user(*at))).count(), 0);
         assert_eq!((0..2_000).filter(|at| voters.contains("q", &user(*at))).count(), 0, "polls do not mix");
-        // Full many times over: the newest are there.
+        // Many times more voters than places: the newest are still there.
         (2_000..200_000).for_each(|at| voters.insert("p", &user(at)));
         assert!(voters.contains("p", &user(199_999)));
     }

@@ -1,13 +1,13 @@
-//! Meters: what calls cost, as DynamoDB itself reports it, for this store and for the metrics of the process.
+//! Meters the cost of calls, as DynamoDB itself reports it, for this store and for the metrics of the process.
 //!
-//! Must never estimate: writes that cost units which no answer reports are counted apart.
+//! Must never estimate: if DynamoDB charges a write but no answer reports its units, that write is counted separately.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_sdk_dynamodb::types::ConsumedCapacity;
 use votestream_core::observe::metrics::{self, Table, Throttled};
 
-/// Units are kept in tenths: DynamoDB charges halves.
+/// Units are counted in tenths, because DynamoDB also charges half units.
 const TENTHS: f64 = 10.0;
 
 /// Meter of one table.
@@ -20,7 +20,7 @@ pub(super) struct Meter {
     unreported_writes: AtomicU64,
 }
 
-/// Whether a call wrote: answers of stand-ins and of AWS name the total only.
+/// Whether a call reads or writes. The answers of AWS and of stand-ins only name the total.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Read,
@@ -65,7 +65,7 @@ impl Meter {
         counter.fetch_add((units * TENTHS).round() as u64, Ordering::Relaxed);
     }
 
-    /// Writes whose condition failed, and whose units the answer does not name.
+    /// Counts writes whose condition failed and whose units the answer does not name.
     pub(super) fn unreported(&self, writes: usize) {
         self.unreported_writes.fetch_add(writes as u64, Ordering::Relaxed);
     }
@@ -110,23 +110,23 @@ impl Meters {
     }
 }
 
-/// What calls on one table have cost.
+/// Cost of the calls on one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TableMetrics {
     /// Calls that were sent, retries included.
     pub requests: u64,
-    /// Calls and statements that were turned away for their rate.
+    /// Calls and statements that were refused for their rate.
     pub throttles: u64,
     /// Write units as DynamoDB reported them.
     pub write_units: f64,
     /// Read units as DynamoDB reported them.
     pub read_units: f64,
-    /// Writes whose condition failed and whose answer, an error, names no units. DynamoDB charges them all the same, a unit
-    /// for each 1 KB (Amazon DynamoDB Developer Guide, "Read and write operations").
+    /// Writes whose condition failed: their answer is an error and names no units. DynamoDB charges them all the same,
+    /// one unit for each 1 KB (Amazon DynamoDB Developer Guide, "Read and write operations").
     pub unreported_writes: u64,
 }
 
-/// What calls have cost, by table.
+/// Cost of all calls, by table.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StoreMetrics {
     /// Table of polls.

@@ -1,7 +1,7 @@
 //! Stored polls: their items, and the condition of each change.
 //!
-//! Owns the encoding of the table of polls. Must never change what is fixed at creation, and never store a poll whose final
-//! result would no longer fit.
+//! Owns the encoding of the table of polls. Must never change what is fixed at creation. Must never store a poll whose
+//! final result would not fit into its item.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -39,11 +39,11 @@ const NEEDS_RECOUNT: &str = "needs_recount";
 const FINAL_VOTES: &str = "final_votes";
 const FINALIZED_AT: &str = "finalized_at";
 
-/// Bytes of an option beyond its texts: its map, its names, and a count of votes in the final result.
+/// Bytes of an option besides its texts: its map, its names, and its number of votes in the final result.
 const OPTION_BYTES: usize = 64;
-/// Bytes of everything else, the poll's own texts apart.
+/// Bytes of everything else except the poll's own texts.
 const POLL_BYTES: usize = 1_024;
-/// Pages of a scan, 1 MB each: a bound, not a size that is served well.
+/// Most pages of a scan, 1 MB each. A table of this size is scanned, but slowly.
 const PAGES_MAX: usize = 1_000;
 
 const fn source_name(source: PollSource) -> &'static str {
@@ -164,7 +164,8 @@ impl Inner {
         self.stored_poll(answer.item())
     }
 
-    /// Changes a poll if the condition holds. Returns it as stored, changed or not, if it exists.
+    /// Changes a poll if the condition holds. Returns the poll as it is stored then, changed or not; `None` if it does
+    /// not exist.
     async fn change_poll(
         &self,
         id: &PollId,
@@ -246,8 +247,8 @@ impl PollStore for DynamoStore {
         self.inner.read_poll(id).await
     }
 
-    /// Scans the whole table, since its keys have no order, and keeps no more than `limit` polls at a time. An event has a few
-    /// polls; a table of many thousands wants an index.
+    /// Scans the whole table, since its keys have no order, and keeps at most `limit` polls at a time. An event has a
+    /// few polls; a table of many thousands would need an index.
     async fn list(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError> {
         let inner = &self.inner;
         let mut first = BTreeMap::new();
@@ -297,7 +298,8 @@ impl PollStore for DynamoStore {
             ("asked", text(closing_name(Closing::Asked))),
             ("done", text(closing_name(Closing::Done))),
         ];
-        // An expression has no minimum: the time is either moved or left, and the one condition that holds decides.
+        // DynamoDB expressions have no minimum function. So there are two writes, one that moves the time and one that
+        // leaves it, and the condition of only one of them holds.
         let (names, settle) = ([CLOSES_AT, CLOSING], "SET #closes_at = :closes_at, #closing = :done");
         let earlier = "#closing = :asked AND #closes_at > :closes_at";
         let poll = self.inner.change_poll(id, settle, earlier, &names, &values).await?;

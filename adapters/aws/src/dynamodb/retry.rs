@@ -1,7 +1,7 @@
-//! Throttling: what it is, and how long a call is tried again for it.
+//! Throttling: how to recognise it, and how long a throttled call is tried again.
 //!
-//! Owns the only retries of this adapter. Must never repeat a call that may have taken effect: everything but throttling
-//! goes back to the caller, who knows.
+//! Owns the only retries of this adapter. Must never repeat a call that may have taken effect: every other error goes
+//! back to the caller, who knows whether a retry is safe.
 
 use std::{error::Error as StdError, time::Duration};
 
@@ -12,13 +12,13 @@ use tokio::time::Instant;
 
 use super::meter::Meter;
 
-/// How long throttled calls are tried again. A table on demand doubles its capacity in the background; a partition splits in
-/// minutes, but the caller's own, longer pauses are better at that.
+/// How long a throttled call is tried again. An on-demand table doubles its capacity in the background. A partition
+/// splits within minutes; the caller's own, longer pauses are better for that.
 const RETRY_FOR: Duration = Duration::from_secs(8);
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
 const PAUSE_LONGEST: Duration = Duration::from_secs(1);
 
-/// Pauses with full jitter, up to a deadline.
+/// Pauses between attempts, with full jitter, up to a deadline.
 pub(super) struct Retries {
     deadline: Instant,
     next: Duration,
@@ -41,8 +41,8 @@ impl Retries {
     }
 }
 
-/// Whether a code, of a call or of one statement, says that it was turned away for its rate. Codes: Amazon DynamoDB API
-/// Reference, "Common errors" and `BatchStatementError`.
+/// Whether the error code of a call or of one statement means throttling. Codes: Amazon DynamoDB API Reference, "Common
+/// errors" and `BatchStatementError`.
 pub(super) fn is_throttle(code: &str) -> bool {
     matches!(
         code,
@@ -56,7 +56,7 @@ pub(super) fn is_throttle(code: &str) -> bool {
     )
 }
 
-/// Makes a call, and again while it is throttled and there is time.
+/// Makes a call, and repeats it while it is throttled and there is time.
 pub(super) async fn unless_throttled<O, E, F>(
     meter: &Meter,
     mut call: impl FnMut() -> F,

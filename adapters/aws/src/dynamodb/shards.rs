@@ -1,9 +1,10 @@
-//! Shard rows: who owns a shard in a group, and how far it has come.
+//! Shard rows: which process owns a shard in a group, and how far the shard is processed.
 //!
-//! Owns their encoding and the condition of each write. Must never write the lease counter together with anything but a
-//! take-over, nor progress without its epoch, its predecessor and `ended` in the condition.
+//! Owns their encoding and the condition of each write. The lease counter must never be written together with anything
+//! but a take-over. Progress must never be written without its epoch, its predecessor and `ended` in the condition.
 //!
-//! Absent attributes: `owner` and `wanted_by`, if nobody is. The dedup table is one binary attribute, see `dedup.rs`.
+//! The attributes `owner` and `wanted_by` are absent if there is no such process. The dedup table is one binary
+//! attribute, see `dedup.rs`.
 
 mod dedup;
 
@@ -45,7 +46,7 @@ const MEMORY: &str = "producer_memory";
 const WATERMARK: &str = "watermark";
 const ENDED: &str = "ended";
 
-/// Hashes are texts, as in Kinesis: a DynamoDB number has 38 digits, a hash 39.
+/// Hashes are stored as text, as in Kinesis: a hash has up to 39 digits, a DynamoDB number only 38.
 fn encode(group: Group, row: &ShardRow) -> Result<Item, PortError> {
     // Every field is named, so that a new one cannot be forgotten here.
     let ShardRow { shard, range, parents, started, lease, progress } = row;
@@ -106,20 +107,20 @@ fn decode(item: &Item) -> Result<ShardRow, Damaged> {
     })
 }
 
-/// What a conditional write of a row did.
+/// The result of a conditional write of a row.
 enum Written {
     /// The row after the write, if it was asked for.
     Stored(Option<Item>),
-    /// The row that the condition did not hold for, if there is one.
+    /// The condition did not hold. This is the stored row, if there is one.
     Refused(Option<Item>),
 }
 
-/// A conditional write of one row: its expressions and what they name.
+/// A conditional write of one row: its expressions, and the names and values in them.
 struct Change<'a> {
     what: &'static str,
     update: &'a str,
     condition: &'a str,
-    /// Attributes, each named as itself behind a `#`.
+    /// Attributes. In expressions, each is named by itself behind a `#`.
     names: &'a [&'a str],
     values: Vec<(&'a str, AttributeValue)>,
     returns: ReturnValue,
@@ -154,7 +155,7 @@ impl Inner {
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
                     self.meters.shards.unreported(1);
-                    // Engines that know nothing of this return no item; then only a read tells.
+                    // Engines without this feature return no item. Then a read has to find out.
                     let item = match failed.item.clone() {
                         Some(item) if !item.is_empty() => Some(item),
                         _ => self.read_row(group, shard).await?,
@@ -193,7 +194,7 @@ impl Inner {
         item: Option<Item>,
         decode: impl FnOnce(&Item) -> Result<T, Damaged>,
     ) -> Result<T, PortError> {
-        // The write took place, though nobody can tell what it made.
+        // The write took place, but its result is not known.
         let item = item.ok_or_else(|| PortError::unknown("a write to a shard row returned no row"))?;
         decode(&item).map_err(|damaged| self.damaged_row(damaged))
     }
@@ -274,7 +275,7 @@ impl LeaseStore for DynamoStore {
         };
         match self.inner.change_row(group, shard, change).await? {
             Written::Stored(_) | Written::Refused(Some(_)) => Ok(()),
-            Written::Refused(None) => Err(PortError::permanent(format!("there is no row of {shard} to start"))),
+            Written::Refused(None) => Err(PortError::permanent(format!("cannot start {shard}: it has no shard row"))),
         }
     }
 

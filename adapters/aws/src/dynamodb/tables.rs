@@ -1,7 +1,7 @@
-//! The tables: their names and keys, creating them for development, and checking them at the start of a service.
+//! The tables: their names and keys. Creates them for development, and checks them when a service starts.
 //!
-//! Must never change a table that exists, and never create one outside development: capacity, backups and encryption are
-//! the operator's.
+//! Must never change a table that exists, and never create one outside development: the operator decides about
+//! capacity, backups and encryption.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::client::port_error;
 
 /// Longest wait for a new table. DynamoDB takes seconds.
 const ACTIVE_WITHIN: Duration = Duration::from_secs(120);
-/// Pause between looks at a table that is being created.
+/// Pause between checks of a table that is being created.
 const ACTIVE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Names of the tables.
@@ -29,10 +29,10 @@ pub(super) struct TableNames {
     pub(super) shards: String,
 }
 
-/// A table as it must be.
+/// What a table must be like.
 struct Table<'a> {
     name: &'a str,
-    /// Partition key, then the sort key, if there is one. All are texts.
+    /// Partition key, then the sort key, if there is one. All are of type S (text).
     keys: &'a [&'a str],
 }
 
@@ -58,24 +58,24 @@ impl TableNames {
 
 const KEY_TYPES: [KeyType; 2] = [KeyType::Hash, KeyType::Range];
 
-/// What is wrong with a table that exists.
+/// What is wrong with an existing table; `None` if it is right.
 fn mistake(table: &Table<'_>, description: &TableDescription) -> Option<String> {
     let found: Vec<_> = description.key_schema().iter().map(|key| (key.attribute_name(), key.key_type())).collect();
     let wanted: Vec<_> = table.keys.iter().copied().zip(&KEY_TYPES).collect();
     let name = table.name;
     if found != wanted {
         let found: Vec<_> = found.into_iter().map(|(name, _)| name).collect();
-        return Some(format!("table {name} has the keys {found:?}, and needs {:?}", table.keys));
+        return Some(format!("table {name} has the keys {found:?}, but must have {:?}", table.keys));
     }
     let text = |key: &&&str| {
         let mut definitions = description.attribute_definitions().iter();
         definitions.any(|of| of.attribute_name() == **key && of.attribute_type() == &ScalarAttributeType::S)
     };
-    table.keys.iter().find(|key| !text(key)).map(|key| format!("key {key} of table {name} must be a text (S)"))
+    table.keys.iter().find(|key| !text(key)).map(|key| format!("key {key} of table {name} must be of type S (text)"))
 }
 
 impl Inner {
-    /// The state of a table, or what is wrong with it.
+    /// The status of a table, or an error that says what is wrong with it.
     async fn describe(&self, table: &Table<'_>) -> Result<TableStatus, PortError> {
         let name = table.name;
         let call = || self.client.describe_table().table_name(name).send();
@@ -97,7 +97,7 @@ impl Inner {
 
     async fn check(&self, table: &Table<'_>) -> Result<(), PortError> {
         let status = self.describe(table).await?;
-        // A table that is being updated serves reads and writes.
+        // A table serves reads and writes while it is being updated.
         if status == TableStatus::Active || status == TableStatus::Updating {
             return Ok(());
         }
@@ -132,7 +132,7 @@ impl Inner {
     }
 }
 
-/// One error for all tables, so that one attempt shows every mistake.
+/// Combines the errors of all tables, so that one attempt shows every mistake.
 fn all_of(results: Vec<Result<(), PortError>>) -> Result<(), PortError> {
     let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
     if errors.is_empty() {
@@ -144,21 +144,22 @@ fn all_of(results: Vec<Result<(), PortError>>) -> Result<(), PortError> {
 }
 
 impl DynamoStore {
-    /// Creates the tables that do not exist, on demand billing, and waits until they serve. For development.
+    /// For development: creates the tables that do not exist, with on-demand billing, and waits until they serve.
     ///
     /// # Errors
     ///
-    /// If DynamoDB refuses, or a table does not serve within its time.
+    /// If DynamoDB refuses, or a table does not serve in time.
     pub async fn create_tables(&self) -> Result<(), PortError> {
         let tables = self.inner.tables.all();
         all_of(join_all(tables.iter().map(|table| self.inner.create(table))).await)
     }
 
-    /// Checks that every table exists, has its keys, and may be described. Reports all mistakes at once.
+    /// Checks that every table exists, has the right keys, and may be described. Reports all mistakes at once.
     ///
     /// # Errors
     ///
-    /// If a table is missing, has other keys, or cannot be described; `retryable` if every mistake may be one of the moment.
+    /// If a table is missing, has other keys, or cannot be described. The error is `retryable` if every mistake may be
+    /// temporary.
     pub async fn check_tables(&self) -> Result<(), PortError> {
         let tables = self.inner.tables.all();
         all_of(join_all(tables.iter().map(|table| self.inner.check(table))).await)

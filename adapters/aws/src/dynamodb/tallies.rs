@@ -1,7 +1,7 @@
 //! Stored tallies: one item per (poll, group, shard).
 //!
-//! Owns their encoding: every option is an attribute of its own, so that one request adds to any number of them. Must never
-//! add a window twice: the stored position decides, in the condition of the very write that adds.
+//! Owns their encoding: every option is an attribute of its own, so that one request adds to any number of them. Must
+//! never add a window twice: the same write that adds has the stored position in its condition.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -27,16 +27,18 @@ pub(super) const POLL_ID: &str = "poll_id";
 pub(super) const GROUP_SHARD: &str = "group_shard";
 const POSITION: &str = "position";
 const EPOCH: &str = "epoch";
-/// Before the option's id in the name of its attribute, so that no option shadows another attribute.
+/// Prefix of an attribute that counts an option. The option's id follows, so no option can take the name of another
+/// attribute.
 const COUNT: &str = "c#";
 
-/// Requests of one call that are in flight at one time.
+/// Most requests of one call that are in flight at the same time.
 const ADDS_IN_FLIGHT: usize = 16;
-/// Most options that one update expression adds to. An expression holds 4 KB and 300 operators (Amazon DynamoDB Developer
-/// Guide, "Quotas and limits").
+/// Most options that one update expression adds to. An expression holds 4 KB and 300 operators (Amazon DynamoDB
+/// Developer Guide, "Quotas and limits").
 const ADDED_BY_EXPRESSION_MAX: usize = 250;
 const _: () = assert!(ADDED_BY_EXPRESSION_MAX * "#c249 :c249,".len() < 3_500, "the expression fits");
-/// How often a tally of more options is read and written anew. It has one writer, but for a zombie.
+/// How often a tally of more options is read and written again. It has one writer, unless an old owner of the shard
+/// still runs.
 const ROUNDS_MAX: u32 = 20;
 
 fn sort_key(group: Group, shard: &ShardId) -> String {
@@ -73,7 +75,7 @@ fn decode(item: &Item) -> Result<TallyRow, Damaged> {
     Ok(TallyRow { group, shard, counts, position: reader.sequence(POSITION)? })
 }
 
-/// Sums of both, per option.
+/// Adds both lists, option by option.
 fn sum(stored: Vec<(Arc<str>, i64)>, added: &[(Arc<str>, i64)]) -> Vec<(Arc<str>, i64)> {
     let mut sums: HashMap<Arc<str>, i64> = stored.into_iter().collect();
     for (option, count) in added {
@@ -136,7 +138,7 @@ impl Inner {
         }
     }
 
-    /// Adds to more options than an expression holds: reads the item, and replaces it if it still stands.
+    /// Adds to more options than an expression holds: reads the item, and replaces it if it has not changed since.
     async fn add_many(&self, target: Target<'_>, delta: &TallyDelta) -> Result<(), PortError> {
         for _ in 0..ROUNDS_MAX {
             let answer = unless_throttled(&self.meters.tallies, || {
@@ -192,7 +194,10 @@ impl Inner {
                 Err(error) => return Err(port_error("write a tally", &error)),
             }
         }
-        Err(PortError::unknown(format!("the tally of {} changed under {ROUNDS_MAX} reads of it", delta.poll_id)))
+        Err(PortError::unknown(format!(
+            "the tally of {} changed during each of {ROUNDS_MAX} attempts to add to it",
+            delta.poll_id
+        )))
     }
 }
 

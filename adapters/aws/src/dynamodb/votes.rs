@@ -1,6 +1,7 @@
-//! Stored votes: their items, and counting them anew. Writing is in `votes/write.rs`, what is sent in `votes/body.rs`.
+//! Stored votes: their items, and recounts. `votes/write.rs` writes votes, `votes/body.rs` makes the bodies of
+//! requests.
 //!
-//! Owns the encoding of the table of votes. An item always fits into one write unit, see the assertion.
+//! Owns the encoding of the table of votes. An item always fits into one write unit; an assertion checks this.
 
 mod body;
 mod write;
@@ -36,14 +37,15 @@ const POSITION: &str = "position";
 const PREVIOUS_OPTION: &str = "previous_option";
 const ACCEPTED_AT: &str = "accepted_at";
 
-/// Calls on the table of votes that are in flight at one time. At 5 ms a call of 25 statements this is 300,000 votes/s.
+/// Most calls on the table of votes that are in flight at the same time. With 25 statements and 5 ms per call this is
+/// 300,000 votes/s.
 pub(super) const CALLS_IN_FLIGHT: usize = 64;
-/// Buckets that a recount reads at one time.
+/// Buckets that a recount reads at the same time.
 const BUCKETS_IN_FLIGHT: usize = 8;
 
 /// Bytes of one write unit (Amazon DynamoDB Developer Guide, "Read and write operations").
 const WRITE_UNIT_BYTES: usize = 1_024;
-/// Names of the attributes; a number takes at most 21 bytes, a bucket 5 digits.
+/// Largest item. A number takes at most 21 bytes, a bucket 5 digits.
 const VOTE_BYTES_MAX: usize = POLL_BUCKET.len()
     + USER_ID.len()
     + OPTION.len()
@@ -63,7 +65,7 @@ const _: () = assert!(VOTE_BYTES_MAX <= WRITE_UNIT_BYTES, "a vote costs one writ
 enum Write<'a> {
     /// Stores a vote unless the user has one.
     Insert(&'a VoteWrite<'a>),
-    /// Stores a vote in place of this very one.
+    /// Stores a vote, provided that the stored vote is still this one.
     Replace(&'a VoteWrite<'a>, &'a StoredVote),
 }
 
@@ -71,7 +73,7 @@ fn partition_key(poll_id: &PollId, bucket: u32) -> String {
     format!("{poll_id}#{bucket}")
 }
 
-/// What decides about a new vote of the same user.
+/// The stored vote of a user, as far as it decides about a new vote of the same user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct StoredVote {
     position: Position,
@@ -89,7 +91,8 @@ impl StoredVote {
         })
     }
 
-    /// What becomes of a vote at this position beside the stored one: `Err` if it has yet to replace it.
+    /// The outcome of a vote at this position. `Err` means that the vote is later than the stored one and must still
+    /// replace it.
     fn judge(&self, position: Position) -> Result<VoteOutcome, VoteOutcome> {
         match self.position.cmp(&position) {
             Ordering::Less => Err(VoteOutcome::Replaced { previous: self.option.clone() }),
@@ -162,7 +165,7 @@ impl VoteStore for DynamoStore {
     }
 
     async fn recount_unless(&self, poll: &Poll, left: &CancellationToken) -> Result<Option<Vec<u64>>, PortError> {
-        // A request that is given up goes on nowhere but at the service, which has one page of one bucket to read.
+        // If a request is given up, only the service goes on with it: it reads one page of one bucket.
         left.run_until_cancelled(self.recount(poll)).await.transpose()
     }
 }
@@ -198,7 +201,7 @@ mod tests {
         }
     }
 
-    /// The item that a statement makes of its parameters, in the order in which it names attributes.
+    /// The item that a statement stores: its parameters, in the order in which it names the attributes.
     fn stored(names: &[&str], write: &Write<'_>) -> Item {
         let body = sent(Statements::new("votes").execute([write].into_iter()));
         assert_eq!(body["ReturnConsumedCapacity"], "TOTAL");

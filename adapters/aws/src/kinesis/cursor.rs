@@ -1,10 +1,10 @@
-//! Where a reader stands in its shard.
+//! The position of a reader in its shard.
 //!
-//! Owns the proof that nothing was skipped. Kinesis silently starts at the oldest record when a starting point has left its
-//! retention, so a reader starts **at** the last record that was processed, not after it, and wants to see it again: if it is
-//! there, nothing behind it has gone. If it is not, records behind it may have gone, and the answer is
-//! [`ReadOutcome::Expired`]. Not detectable: what a stream dropped before anybody read it, when the start is
-//! [`SequenceNumber::ZERO`]. Must never let a record through twice or out of order.
+//! Owns the proof that nothing was skipped. If the starting point has left the retention, Kinesis silently starts at
+//! the oldest record. So a reader starts **at** the last processed record, not after it, and expects to see that record
+//! again. If it is there, nothing after it was deleted. If it is not, records after it may be deleted, and the answer
+//! is [`ReadOutcome::Expired`]. One case cannot be detected: if the start is [`SequenceNumber::ZERO`], records that the
+//! stream dropped before anybody read them. Must never deliver a record twice or out of order.
 
 use aws_sdk_kinesis::types::Record as KinesisRecord;
 use bytes::Bytes;
@@ -13,15 +13,15 @@ use votestream_core::{
     port::{PortError, ReadOutcome, Record},
 };
 
-/// How often in a row a reader must be told that it has caught up, without seeing its starting point, to believe that it is
-/// gone. One empty answer alone may come from a shard that has not been looked through.
+/// After this many empty answers in a row, with "caught up" and without the starting point, the reader decides that the
+/// starting point is gone. One empty answer is not enough: Kinesis may not have searched the whole shard for it.
 const EMPTY_ANSWERS_MAX: u32 = 3;
 
-/// A reader's place.
+/// The position of a reader.
 #[derive(Debug)]
 pub(super) struct Cursor {
     after: SequenceNumber,
-    /// Whether everything directly after `after` is known to be in the stream.
+    /// Whether it is proven that no record directly after `after` is missing.
     proven: bool,
     empty_answers: u32,
 }
@@ -31,19 +31,19 @@ impl Cursor {
         Self { after, proven: after == SequenceNumber::ZERO, empty_answers: 0 }
     }
 
-    /// The record to start at; `None` stands for the oldest.
+    /// The record to start at; `None` means the oldest.
     pub(super) fn start_at(&self) -> Option<String> {
         (self.after > SequenceNumber::ZERO).then(|| self.after.to_string())
     }
 
-    /// A new iterator starts at the last record again, and has to show it.
+    /// Begins again at the last record: a new iterator has to show that record first.
     pub(super) fn restart(&mut self) {
         *self = Self::new(self.after);
     }
 
-    /// Takes what an answer held. `caught_up` says that nothing lies behind it at present.
+    /// Takes the records of an answer. `caught_up` says that the shard has no more records at present.
     pub(super) fn take(&mut self, records: Vec<KinesisRecord>, caught_up: bool) -> Result<ReadOutcome, PortError> {
-        // All are looked at before one is taken: after an error, none is.
+        // All records are checked before the first is taken, so that after an error none is taken.
         let records = records.into_iter().map(convert).collect::<Result<Vec<_>, _>>()?;
         let mut new = Vec::with_capacity(records.len());
         for record in records {
@@ -66,12 +66,12 @@ impl Cursor {
         Ok(ReadOutcome::Records(new))
     }
 
-    /// The shard has ended: everything was read, unless the starting point was never seen.
+    /// The outcome once the shard has ended: everything was read, unless the starting point was never seen.
     pub(super) fn end(&self) -> ReadOutcome {
         if self.proven { ReadOutcome::ShardEnd } else { self.expired() }
     }
 
-    /// Whether everything directly after the last record is known to be in the stream.
+    /// Whether it is proven that no record directly after the last one is missing.
     pub(super) fn is_proven(&self) -> bool {
         self.proven
     }

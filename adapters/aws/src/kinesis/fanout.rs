@@ -1,7 +1,8 @@
-//! Reading a shard by enhanced fan-out: Kinesis pushes the records to each registered consumer, 2 MiB a second for each.
+//! Reads a shard by enhanced fan-out: Kinesis pushes the records to each registered consumer, up to 2 MiB per second to
+//! each.
 //!
-//! Owns the registration of the groups and each shard's subscription, which Kinesis ends after five minutes, or earlier.
-//! Must never go on from where it cannot prove that nothing was skipped: see [`Cursor`].
+//! Owns the registration of the groups and the subscription to each shard. Kinesis ends a subscription after five
+//! minutes, or earlier. Must never continue where it cannot prove that nothing was skipped: see [`Cursor`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,9 +25,10 @@ use votestream_core::{
 use super::{Attempts, cursor::Cursor};
 use crate::client::{describe, judge, port_error};
 
-/// How long a reader waits for an event before it says that none came.
+/// How long a reader waits for an event before it returns nothing.
 const EVENT_WAIT: Duration = Duration::from_millis(500);
-/// Kinesis sends an event every five seconds even if there are no records: after this silence the subscription is dead.
+/// After this time without an event the subscription is dead: Kinesis sends an event every five seconds even without
+/// records.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// How long a new consumer is waited for. Kinesis takes some ten seconds.
 const REGISTRATION_WAIT: Attempts = Attempts { times: 120, pause: Duration::from_millis(500) };
@@ -45,7 +47,7 @@ impl RegisteredConsumer {
         Self { client, stream_arn, name: format!("{prefix}-{}", group.as_str()), arn: Mutex::default() }
     }
 
-    /// The consumer's ARN. Registers it if it is not there; several processes may do so at once.
+    /// The consumer's ARN. Registers the consumer if it does not exist; several processes may do so at once.
     async fn arn(&self) -> Result<String, PortError> {
         let mut known = self.arn.lock().await;
         if let Some(arn) = &*known {
@@ -56,7 +58,7 @@ impl RegisteredConsumer {
             match self.describe().await? {
                 Some((arn, ConsumerStatus::Active)) => return Ok(known.insert(arn).clone()),
                 None => self.register().await?,
-                // It comes, or an earlier one goes.
+                // It is being created, or an earlier one is being deleted.
                 Some(_) => sleep(pause).await,
             }
         }
@@ -78,7 +80,7 @@ impl RegisteredConsumer {
         let request = self.client.register_stream_consumer().stream_arn(&*self.stream_arn).consumer_name(&self.name);
         match request.send().await {
             Ok(_) => Ok(()),
-            // Somebody else has just done it.
+            // Another process has just registered it.
             Err(error) if error.as_service_error().is_some_and(|error| error.is_resource_in_use_exception()) => Ok(()),
             Err(error) => Err(port_error(&format!("RegisterStreamConsumer of {}", self.name), &error)),
         }
@@ -92,19 +94,20 @@ impl RegisteredConsumer {
 struct Subscription {
     output: SubscribeToShardOutput,
     last_event: Instant,
-    /// The last event named the shard's children: it is closed.
+    /// The last event named the shard's children, so the shard is closed.
     closed: bool,
 }
 
 /// Reads one shard.
 pub(super) struct FanOutReader {
     client: Client,
-    /// A pool of its own: records that wait to be taken fill a shared connection's window, and every other call with it.
+    /// Each reader has its own pool. On a shared connection, records that nobody has taken yet would fill the
+    /// connection's window and block all other calls.
     http_client: SharedHttpClient,
     consumer: Arc<RegisteredConsumer>,
     shard: ShardId,
     cursor: Cursor,
-    /// Where Kinesis says to go on, also when no record came.
+    /// The sequence number at which Kinesis tells us to continue, even if no record came.
     continuation: Option<String>,
     subscription: Option<Subscription>,
     pause: Duration,
@@ -142,7 +145,7 @@ impl FanOutReader {
         self.next_subscription = Instant::now() + self.pause;
         let arn = self.consumer.arn().await?;
         let position = match (&self.continuation, self.cursor.start_at()) {
-            // Everything up to there was taken.
+            // Everything up to this sequence number was taken.
             (Some(sequence), _) => {
                 StartingPosition::builder().r#type(ShardIteratorType::AfterSequenceNumber).sequence_number(sequence)
             }
@@ -161,7 +164,7 @@ impl FanOutReader {
                 let failed = port_error(&format!("SubscribeToShard of {}", self.shard), &error);
                 let service = error.as_service_error();
                 if service.is_some_and(|error| error.is_resource_not_found_exception()) {
-                    // Somebody may have removed the consumer: it is looked for, and registered, once more.
+                    // Somebody may have deleted the consumer: look for it and register it again.
                     self.consumer.forget().await;
                     return Err(PortError::refused(failed.message));
                 }
@@ -181,7 +184,8 @@ impl FanOutReader {
         let closed = event.child_shards.as_ref().is_some_and(|children| !children.is_empty());
         let SubscribeToShardEvent { records, continuation_sequence_number, millis_behind_latest, .. } = event;
         let caught_up = records.is_empty() && millis_behind_latest == 0;
-        // Kinesis leaves the continuation out at the end of a shard. Stand-ins name the children earlier, and go on.
+        // At the end of a shard Kinesis sends no continuation. Stand-ins name the children earlier, and then still send
+        // records.
         self.ended = closed && (continuation_sequence_number.is_empty() || records.is_empty());
         if let Some(subscription) = &mut self.subscription {
             subscription.closed = closed;
@@ -193,7 +197,7 @@ impl FanOutReader {
         Ok(outcome)
     }
 
-    /// The subscription is over. Everything taken so far stays taken.
+    /// Ends the subscription. Records that were taken stay taken.
     fn over(&mut self) {
         if self.subscription.take().is_some_and(|subscription| subscription.closed) {
             self.ended = true;
@@ -218,7 +222,7 @@ impl RecordReader for FanOutReader {
         let Some(subscription) = &mut self.subscription else { return Ok(NOTHING) };
         let Ok(event) = timeout(EVENT_WAIT, subscription.output.event_stream.recv()).await else {
             if subscription.last_event.elapsed() > SILENCE_MAX {
-                tracing::warn!(shard = %self.shard, "a subscription fell silent, another one is made");
+                tracing::warn!(shard = %self.shard, "a subscription sent no events for too long; subscribing again");
                 self.subscription = None;
             }
             return Ok(NOTHING);
@@ -232,9 +236,9 @@ impl RecordReader for FanOutReader {
                 }
                 taken
             }
-            // What a later version of the service sends in between.
+            // An event that this version does not know; a later version of the service may send it.
             Ok(Some(_)) => Ok(NOTHING),
-            // Five minutes are over, or another subscription of this consumer has taken its place.
+            // The five minutes are over, or another subscription of this consumer has replaced this one.
             Ok(None) => {
                 self.over();
                 Ok(NOTHING)
@@ -242,7 +246,7 @@ impl RecordReader for FanOutReader {
             Err(error) => {
                 self.subscription = None;
                 let text = describe(&format!("subscription to {}", self.shard), &error);
-                // Reading has no effect, so even a failure that looks final is worth another subscription.
+                // Reading changes nothing, so another subscription is tried even if the failure looks final.
                 tracing::debug!(verdict = ?judge(&error, None), text, "a subscription broke");
                 Err(PortError::refused(text))
             }

@@ -1,8 +1,8 @@
-//! What Kinesis Data Streams allows.
+//! Limits of Kinesis Data Streams.
 //!
-//! Owns the numbers and names where each comes from. Must never be relied on to be enforced by a stand-in: most enforce few of
-//! them. Sources: [Quotas] is <https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>, an operation's
-//! name stands for its page in the API reference.
+//! Owns the numbers and names the source of each. Do not rely on stand-ins to enforce them: most enforce only a few.
+//! Sources: [Quotas] is <https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>; the name of an
+//! operation means its page in the API reference.
 //!
 //! [Quotas]: https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html
 
@@ -10,22 +10,22 @@ use std::time::Duration;
 
 /// Most records of one PutRecords call. Source: PutRecords.
 pub const PUT_RECORDS_MAX: usize = 500;
-/// Most bytes of one PutRecords call, partition keys included: 5 MiB in the older documentation and in stand-ins, 10 MiB in
-/// the newer. Source: PutRecords.
+/// Most bytes of one PutRecords call, partition keys included. The older documentation and stand-ins say 5 MiB, the
+/// newer documentation says 10 MiB. Source: PutRecords.
 pub const PUT_BYTES_MAX: usize = 5 << 20;
 /// Largest record: data and partition key, unless the stream was configured for more. Source: PutRecords.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
-/// What one shard takes in a second, in bytes. Source: Quotas.
+/// Most bytes per second that one shard accepts. Source: Quotas.
 pub const SHARD_WRITE_BYTES_PER_SECOND: usize = 1 << 20;
-/// What one shard takes in a second, in records. Source: Quotas.
+/// Most records per second that one shard accepts. Source: Quotas.
 pub const SHARD_WRITE_RECORDS_PER_SECOND: usize = 1_000;
-/// What all GetRecords calls on one shard may return in a second. Source: Quotas.
+/// Most bytes per second that all GetRecords calls on one shard may return together. Source: Quotas.
 pub const SHARD_READ_BYTES_PER_SECOND: usize = 2 << 20;
-/// GetRecords calls on one shard in a second, over all readers. Source: GetRecords.
+/// Most GetRecords calls per second on one shard, by all readers together. Source: GetRecords.
 pub const SHARD_READS_PER_SECOND: u32 = 5;
 /// Most records of one GetRecords call. Source: GetRecords.
 pub const GET_RECORDS_MAX: i32 = 10_000;
-/// How soon a consumer may subscribe to the same shard again; earlier it is refused. Source: SubscribeToShard.
+/// Kinesis refuses a consumer that subscribes to the same shard again within this time. Source: SubscribeToShard.
 pub const RESUBSCRIBE_AFTER: Duration = Duration::from_secs(5);
-/// Most shards of one page. Source: ListShards.
+/// Most shards on one page. Source: ListShards.
 pub const LIST_SHARDS_PAGE: i32 = 1_000;

@@ -1,9 +1,9 @@
-//! How fast records may be put: what each shard takes in a second.
+//! Limits how fast records are put to what each shard accepts in a second.
 //!
-//! Owns the record of what is on its way and what was lately answered, per shard. Throttling is to be the exception, so a
-//! record waits here rather than be refused there. A record arrives somewhere between sending and answer, so it counts from
-//! the one until a second after the other: however long calls take, no second of the shard's holds more than it takes. Must
-//! never let a record of one shard overtake another.
+//! Owns, per shard, the list of records that are in flight or were answered within the last second. Throttling should
+//! be rare, so a record waits here instead of being refused by Kinesis. A record reaches Kinesis at some moment between
+//! sending and answer. So it counts from when it is sent until one second after its answer: then no second at the shard
+//! holds more than the shard accepts, however long calls take. Must never let a record of one shard overtake another.
 
 use std::{
     collections::VecDeque,
@@ -24,18 +24,18 @@ use votestream_core::{
 
 use super::limits::{SHARD_WRITE_BYTES_PER_SECOND, SHARD_WRITE_RECORDS_PER_SECOND};
 
-/// The second over which Kinesis counts, and what clocks that tick in milliseconds may add.
+/// The second over which Kinesis counts, plus what clocks with a resolution of milliseconds may add.
 const WINDOW: Duration = Duration::from_millis(1_005);
-/// Longest time that a record is held back. Its lane has a deadline and learns earlier that the shard is too slow.
+/// Longest time that a record is held back. So the record's lane learns before its deadline that the shard is too slow.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 /// What is left of the rate after a throttled record. Other writers share the shard.
 const SLOW_DOWN_FACTOR: f64 = 0.7;
 /// The least part of the rate that is ever left.
 const RATE_LEAST: f64 = 0.1;
-/// Which part of the whole rate comes back each second without throttling.
+/// Part of the whole rate that comes back with each second without throttling.
 const RECOVERY_PER_SECOND: f64 = 0.1;
 
-/// A record that counts.
+/// A record that counts against the shard's rate.
 #[derive(Debug)]
 struct Sent {
     ticket: u64,
@@ -44,12 +44,12 @@ struct Sent {
     answered: Option<Instant>,
 }
 
-/// What one shard was sent lately.
+/// What was recently sent to one shard.
 #[derive(Debug)]
 struct Shares {
     sent: VecDeque<Sent>,
     next_ticket: u64,
-    /// The part of the rate in use, as of a moment.
+    /// The part of the whole rate that may be used, and the moment at which that was so.
     rate: (f64, Instant),
     slowed_at: Option<Instant>,
 }
@@ -65,7 +65,7 @@ impl Shares {
     }
 
     fn slow_down(&mut self, now: Instant) {
-        // The records of one second are throttled together, and say one thing.
+        // Records that are throttled within one second have the same cause, so they slow down once.
         if self.slowed_at.is_some_and(|at| now.saturating_duration_since(at) < WINDOW) {
             return;
         }
@@ -73,16 +73,16 @@ impl Shares {
         self.rate = ((self.rate(now) * SLOW_DOWN_FACTOR).max(RATE_LEAST), now);
     }
 
-    /// Lets a record of this size go and returns its ticket; or, if there is no room, says when there may be some, if that
-    /// does not depend on an answer.
+    /// Lets a record of this size go and returns its ticket. If there is no room, returns the time at which there may
+    /// be some; `None` if that depends on an answer.
     fn send(&mut self, now: Instant, bytes: usize, writers: u32) -> Result<u64, Option<Instant>> {
         let part = self.rate(now) / f64::from(writers.max(1));
-        // Truncation is what is wanted.
+        // Truncation is intended.
         let bytes_max = (SHARD_WRITE_BYTES_PER_SECOND as f64 * part) as usize;
         let records_max = ((SHARD_WRITE_RECORDS_PER_SECOND as f64 * part) as usize).max(1);
         self.sent.retain(|sent| sent.answered.is_none_or(|at| now < at + WINDOW));
         let counted: usize = self.sent.iter().map(|sent| sent.bytes).sum();
-        // A record that is larger than the part goes alone.
+        // A record that is larger than the allowed part goes alone.
         if !self.sent.is_empty() && (counted + bytes > bytes_max || self.sent.len() >= records_max) {
             return Err(self.sent.iter().filter_map(|sent| sent.answered).min().map(|at| at + WINDOW));
         }
@@ -99,15 +99,15 @@ impl Shares {
     }
 }
 
-/// The way into one shard.
+/// The queue of records for one shard.
 struct Gate {
-    /// Held by the record that is the next to go; the others queue for it in their order.
+    /// Held by the record that goes next. The others wait for it in order.
     turn: tokio::sync::Mutex<()>,
     shares: Mutex<Shares>,
     answered: Notify,
 }
 
-/// Lets a record count until a second after this is dropped, which is when it is answered.
+/// Permission to put one record. It is dropped when the record is answered; the record counts for one more second.
 pub(super) struct Pass(Option<(Arc<Gate>, u64)>);
 
 impl Drop for Pass {
@@ -133,12 +133,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A pace for one of `writers` processes that share the shards evenly.
+    /// The pace for one of `writers` processes, which share the shards evenly.
     pub(super) fn new(writers: u32) -> Self {
         Self { writers, open: RwLock::default() }
     }
 
-    /// Takes over a new shard map. What shards were sent is kept.
+    /// Takes over a new shard map. Keeps what is known about shards that stay.
     pub(super) fn set_shards(&self, shards: &[Shard]) {
         let now = Instant::now();
         let mut open = self.open.write();
@@ -169,7 +169,7 @@ impl Pace {
                 match sent {
                     Ok(ticket) => return Pass(Some((gate.clone(), ticket))),
                     Err(Some(at)) => {
-                        // An answer makes no room at once, so it is not waited for.
+                        // An answer does not make room at once, so do not wait for one.
                         sleep_until(at.into()).await;
                     }
                     Err(None) => gate.answered.notified().await,
@@ -179,7 +179,7 @@ impl Pace {
         timeout(HOLD_MAX, turn).await.ok()
     }
 
-    /// A record was throttled although it was paced: others write to the shard too.
+    /// Lowers the rate after a throttled record: it was paced, so others write to the shard, too.
     pub(super) fn throttled(&self, hash: u128) {
         metrics::throttled(Throttled::Put, 1);
         if let Some(gate) = self.gate(hash) {
@@ -215,7 +215,7 @@ mod tests {
                 }
             }
             for (last, &(_, at, _, bytes)) in sent.iter().enumerate() {
-                // Whatever may arrive within a second before this one does.
+                // All records that may arrive within the second before this one.
                 let others = sent[..last].iter().filter(|(_, _, answered, _)| *answered + WINDOW > at);
                 let others: Vec<_> = others.map(|(.., bytes)| *bytes).collect();
                 let most = SHARD_WRITE_BYTES_PER_SECOND / writers as usize;

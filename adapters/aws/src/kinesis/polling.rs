@@ -1,7 +1,7 @@
-//! Reading a shard by GetRecords.
+//! Reads a shard by GetRecords.
 //!
-//! Owns the iterator and the pauses between reads: five reads a second and 2 MiB a second are all that one shard allows, and
-//! both groups share them. Must never take an iterator's word that nothing was skipped: [`Cursor`] does that.
+//! Owns the iterator and the pauses between reads: one shard allows only five reads and 2 MiB per second, and both
+//! groups share them. Must never assume that an iterator skipped nothing: [`Cursor`] checks that.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::client::port_error;
 
-/// Pause after a throttled read, in pauses between reads.
+/// Pause after a throttled read, as a multiple of the pause between reads.
 const THROTTLED_PAUSES: u32 = 3;
 
 /// Reads one shard.
@@ -37,7 +37,7 @@ pub(super) struct PollingReader {
 enum Iterator {
     None,
     At(String),
-    /// The shard is closed and everything was read.
+    /// The shard is closed, and everything in it was read.
     End,
 }
 
@@ -46,7 +46,7 @@ impl PollingReader {
         Self { client, stream, shard, cursor, pause, next_read: Instant::now(), iterator: Iterator::None }
     }
 
-    /// A new iterator; `None` if Kinesis does not know the starting point.
+    /// Gets a new iterator; `None` if Kinesis does not know the starting point.
     async fn get_iterator(&mut self) -> Result<Option<String>, PortError> {
         self.cursor.restart();
         let request = self.client.get_shard_iterator().stream_name(&*self.stream).shard_id(self.shard.as_str());
@@ -61,7 +61,7 @@ impl PollingReader {
             Ok(output) => output.shard_iterator.map(Some).ok_or_else(|| PortError::unknown(format!("{what}: none"))),
             Err(error) => {
                 let failed = port_error(&what, &error);
-                // The sequence number is not of this shard, or not any more.
+                // The sequence number does not belong to this shard, or no longer does.
                 if error.as_service_error().is_some_and(|error| error.is_invalid_argument_exception()) {
                     tracing::error!(error = %failed, "the starting point is not in the stream");
                     return Ok(None);
@@ -92,7 +92,7 @@ impl RecordReader for PollingReader {
             Err(error) => {
                 let service = error.as_service_error();
                 if service.is_some_and(|error| error.is_expired_iterator_exception()) {
-                    // It lives for five minutes. The next call starts at the last record again.
+                    // An iterator lives for five minutes. The next call starts at the last record again.
                     self.iterator = Iterator::None;
                     return Ok(ReadOutcome::Records(Vec::new()));
                 }
@@ -106,7 +106,7 @@ impl RecordReader for PollingReader {
         let caught_up = output.records.is_empty() && output.millis_behind_latest.unwrap_or(0) == 0;
         let bytes: usize = output.records.iter().map(|record| record.data.as_ref().len()).sum();
         let outcome = self.cursor.take(output.records, caught_up)?;
-        // What was read counts against the shard's bytes a second: sooner, the next read would be refused.
+        // What was read counts against the shard's bytes per second: an earlier read would be refused.
         let spent = Duration::from_secs_f64(bytes as f64 / SHARD_READ_BYTES_PER_SECOND as f64);
         self.next_read = self.next_read.max(Instant::now() + spent);
         self.iterator = output.next_shard_iterator.map_or(Iterator::End, Iterator::At);

@@ -1,8 +1,8 @@
-//! Putting records: the calls of all lanes, gathered into PutRecords calls.
+//! Puts records: gathers the records of all lanes into PutRecords calls.
 //!
-//! Owns the queue of records that wait for a call, bounded in bytes and in number, and the answer to each. A record has one
-//! try; its caller decides about another. Must never answer "stored" for a record that Kinesis did not name a sequence number
-//! for, and never "not stored" unless Kinesis said so or nothing was sent.
+//! Owns the queue of records that wait for a call, bounded in bytes and in number, and the answer to each. A record is
+//! tried once; its caller decides about another try. Must never answer "stored" for a record unless Kinesis named its
+//! sequence number. Must never answer "not stored" unless Kinesis said so or nothing was sent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,11 +27,11 @@ use super::{
 };
 use crate::client::{Verdict, port_error};
 
-/// Kinesis wants a partition key and counts it; the explicit hash key is what routes.
+/// Kinesis requires a partition key and counts its bytes. The explicit hash key decides the shard.
 const PARTITION_KEY: &str = "votes";
-/// Most records that wait or are on their way.
+/// Most records that wait or are in flight.
 const QUEUE_RECORDS_MAX: usize = 4_096;
-/// Most bytes that wait or are on their way.
+/// Most bytes that wait or are in flight.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Longest wait for a place in the queue.
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ struct Entry {
     hash: u128,
     data: Bytes,
     answer: oneshot::Sender<Result<Stored, PortError>>,
-    /// Its part of what the shard takes.
+    /// Its part of the shard's rate.
     _pass: Pass,
     /// Its place in the queue, until it is answered.
     _place: (OwnedSemaphorePermit, OwnedSemaphorePermit),
@@ -55,12 +55,12 @@ impl Entry {
     }
 
     fn answer(self, result: Result<Stored, PortError>) {
-        // A caller that gave up does not listen any more.
+        // This fails if the caller has given up.
         self.answer.send(result).ok();
     }
 }
 
-/// Where records enter.
+/// The entrance to the queue.
 pub(super) struct RecordPuts {
     queue: mpsc::Sender<Entry>,
     places: Arc<Semaphore>,
@@ -69,7 +69,7 @@ pub(super) struct RecordPuts {
 }
 
 impl RecordPuts {
-    /// Starts the task that gathers records into calls. It ends with the producer.
+    /// Starts the task that gathers records into calls. The task ends when the producer is dropped.
     pub(super) fn start(client: Client, stream: Arc<str>, pace: Arc<Pace>, linger: Duration) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_RECORDS_MAX);
         tokio::spawn(gather(waiting, Caller { client, stream, pace: pace.clone() }, linger));
@@ -104,7 +104,7 @@ impl RecordPuts {
     }
 }
 
-/// Gathers what comes within `linger` of the first record, up to what a call takes.
+/// Gathers the records that come within `linger` of the first one, up to the limits of a call.
 async fn gather(mut waiting: mpsc::Receiver<Entry>, caller: Caller, linger: Duration) {
     let calls = Arc::new(Semaphore::new(CALLS_MAX));
     let mut held_over = None;
@@ -123,7 +123,7 @@ async fn gather(mut waiting: mpsc::Receiver<Entry>, caller: Caller, linger: Dura
         while batch.len() < PUT_RECORDS_MAX {
             let next = match call {
                 None => timeout_at(ends, waiting.recv()).await.unwrap_or(None),
-                // While all calls were taken, more may have come.
+                // More records may have come while all calls were in use.
                 Some(_) => waiting.try_recv().ok(),
             };
             match next {
@@ -166,7 +166,7 @@ struct Caller {
 
 impl Caller {
     async fn call(&self, mut batch: Vec<Entry>) {
-        // What nobody waits for any more is not sent: its batch has been given up.
+        // Do not send a record that nobody waits for: its batch was given up.
         batch.retain(|entry| !entry.answer.is_closed());
         if batch.is_empty() {
             return;
@@ -179,7 +179,7 @@ impl Caller {
                 .data(Blob::new(entry.data.clone()));
             match record.build() {
                 Ok(record) => request = request.records(record),
-                // It has all its parts, so this does not happen; were it to, the answers below would not match.
+                // The call has all its parts, so this does not happen. If it did, the answers below would not match.
                 Err(error) => {
                     let text = format!("PutRecords cannot be built: {error}");
                     batch.into_iter().for_each(|entry| entry.answer(Err(PortError::permanent(text.clone()))));
@@ -215,14 +215,14 @@ impl Caller {
         }
     }
 
-    /// What the answer for one record says.
+    /// Converts the answer for one record.
     fn stored(&self, hash: u128, result: &PutRecordsResultEntry) -> Result<Stored, PortError> {
         if let Some(code) = result.error_code() {
             if code == "ProvisionedThroughputExceededException" {
                 self.pace.throttled(hash);
             }
             let message = result.error_message().unwrap_or_default();
-            // No status: an unknown code of a single record says nothing about its effect.
+            // Without a status: an unknown code of one record says nothing about its effect.
             return Err(Verdict::of_code(code, None).error(format!("PutRecords, one record: {code}: {message}")));
         }
         let (Some(shard), Some(Ok(sequence))) = (result.shard_id(), result.sequence_number().map(str::parse)) else {

@@ -1,6 +1,6 @@
 //! The shard map.
 //!
-//! Owns reading it from Kinesis. Must never invent a shard, or leave one out that a record was stored in.
+//! Reads it from Kinesis. Must never invent a shard, and never leave out a shard in which a record was stored.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use votestream_core::{
 use super::{Attempts, limits::LIST_SHARDS_PAGE};
 use crate::client::port_error;
 
-/// Most pages. Far above what any account may have.
+/// Most pages. No account may have nearly as many shards.
 const PAGES_MAX: usize = 100;
 /// How often, and after which pause, the map is read again because a shard that is known to exist is not in it.
 pub(super) const MISSING_SHARD_READS: Attempts = Attempts { times: 10, pause: Duration::from_millis(200) };
@@ -35,7 +35,7 @@ pub(super) async fn list(client: &Client, stream: &str) -> Result<Vec<Shard>, Po
         }
         token = output.next_token;
         if token.is_none() {
-            // Names count up.
+            // The numbers in shard names only grow.
             shards.sort_unstable_by(|a: &Shard, b| a.id.cmp(&b.id));
             return Ok(shards);
         }

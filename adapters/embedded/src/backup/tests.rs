@@ -1,4 +1,4 @@
-//! Copies under load, each started.
+//! Makes copies under load, and starts an engine on each.
 
 use std::{
     borrow::Cow,
@@ -49,7 +49,7 @@ async fn a_copy_has_everything_from_before_it_began_and_starts() {
     let (acknowledged, stored, stop) =
         (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let mut load = Vec::new();
-    // What the load may do, so that it does not outrun the copies: rounds of puts and windows.
+    // Permits for the load, so that it is not faster than the copies: rounds of puts, and windows.
     let (puts, windows) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     for hash in [0, u128::MAX] {
         let (ports, acknowledged, stop) = (engine.ports(), acknowledged.clone(), stop.clone());
@@ -122,7 +122,7 @@ async fn a_copy_needs_a_place_of_its_own() {
     let other = taken.path().join("closed");
     assert!(matches!(backups.copy(&other), Err(BackupError::Engine(_))));
     drop(backups);
-    // What it left is not taken for a copy.
+    // What it left does not count as a copy.
     assert!(EmbeddedEngine::open(&other, options()).is_ok(), "it is empty");
     EmbeddedEngine::open(taken.path(), options()).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Directories that are incomplete, unfinished, or made of parts that do not fit.
+//! Starts on directories that are incomplete, unfinished, or made of parts that do not fit together.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Another directory, with the halves of these.
+/// A new directory with the log of one directory and the store of another.
 fn joined(log: &Path, store: &Path) -> tempfile::TempDir {
     let joined = tempfile::tempdir().unwrap();
     fs::copy(log.join("format"), joined.path().join("format")).unwrap();
@@ -57,7 +57,7 @@ async fn put(engine: &EmbeddedEngine) -> SequenceNumber {
     engine.ports().stream.put(0, Bytes::from_static(b"x")).await.unwrap().sequence
 }
 
-/// A group processes everything up to a record.
+/// Lets a group process everything up to a record.
 async fn process(engine: &EmbeddedEngine, from: SequenceNumber, to: SequenceNumber) {
     let ports = engine.ports();
     let shard = ports.stream.list_shards().await.unwrap()[0].id.clone();
@@ -168,7 +168,7 @@ async fn halves_of_two_lives_are_refused() {
         let expected = if log > store && log - store == 1 { "the store is older" } else { "different starts" };
         assert!(message.contains(expected), "log {log}, store {store}: {message}");
     }
-    // The process ended between telling the log and telling the store, and the start after it, too.
+    // The process ended after it had told the log and before it told the store. So did the next process.
     let dir = snapshot(lives[1].path());
     let store = snapshot(lives[1].path());
     for _ in 0..2 {
@@ -183,7 +183,7 @@ async fn halves_of_two_lives_are_refused() {
 fn an_unfinished_creation_is_begun_again() {
     let whole = tempfile::tempdir().unwrap();
     open(whole.path()).close();
-    // What a creation has made before it says so, in any part.
+    // What a creation has made before it is finished: every combination of parts.
     for kept in 0..8u32 {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("creating"), "").unwrap();
@@ -197,7 +197,7 @@ fn an_unfinished_creation_is_begun_again() {
         assert!(!dir.path().join("creating").exists());
         open(dir.path()).close();
     }
-    // It was finished, but the mark is still there.
+    // The creation was finished, but the file `creating` still exists.
     let dir = snapshot(whole.path());
     fs::write(dir.path().join("creating"), "").unwrap();
     open(dir.path()).close();
@@ -210,7 +210,8 @@ fn an_unfinished_creation_of_an_earlier_version_is_begun_again() {
     open(whole.path()).close();
     let text = fs::read_to_string(whole.path().join("format")).unwrap();
     let text = text.lines().take(2).collect::<Vec<_>>().join("\n").replace("embedded 4", "embedded 3");
-    // No store; its first files; an empty version; a store and no log; a store and the beginning of a log.
+    // Stages: no store; its first files; an empty file `version`; a store without a log; a store and the beginning of a
+    // log.
     for stage in 0..5 {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("format"), format!("{text}\n")).unwrap();

@@ -1,11 +1,11 @@
-//! Appends groups to the last segment, each with one sync.
+//! Appends groups to the last segment, with one sync per group.
 //!
-//! Owns the file that is written. Must never go on after a failed write or sync: what the file holds by then is unknown, and a
-//! system that could not write a page may call it written. Must never write a byte of a group before the group before it is
-//! synced: so what a power cut damages is the last group, and nothing else.
+//! Owns the file that is written. Must never go on after a failed write or sync: the content of the file is unknown
+//! then, and a system that could not write a page may report it as written later. Must never write a byte of a group
+//! before the group before it is synced: then a power failure can damage only the last group.
 //!
-//! Small groups are written into bytes that were zeros on the disk before. A sync then has nothing to store but the group: no
-//! length and no place of the file changes. A large group pays for that by itself.
+//! Small groups are written over zeros that are already on the disk. Then a sync only has to store the group: the
+//! length of the file and its place on the disk do not change. For a large group this would not pay.
 
 use std::{
     fs::{self, File},
@@ -25,14 +25,14 @@ use super::{
 };
 use crate::{codec::Encoder, directory::sync_directory};
 
-/// Zeros that are written ahead at once: 250 small groups pay for them together.
+/// Zeros that are written ahead at once. Their cost is shared by about 250 small groups.
 const ZEROS_AHEAD: usize = 1 << 20;
-/// Groups of more bytes are written where nothing was: to write everything twice would cost more than it brings.
+/// Larger groups are not written over zeros: to write everything twice would cost more than it saves.
 const SMALL_GROUP_BYTES: usize = 128 << 10;
-/// Memory that is kept for the next group.
+/// Most memory that is kept for the next group.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// What a new segment goes on from.
+/// The end of the log, from which a new segment continues.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
     /// Number of the segment.
@@ -43,7 +43,7 @@ pub(super) struct End {
 }
 
 impl End {
-    /// Before the first segment.
+    /// The end of an empty log, before its first segment.
     pub(super) const NOTHING: Self = Self { segment: 0, seal: Seal { end: 0, checksum: 0 }, group: 0 };
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Put<'a> {
     pub(super) data: &'a [u8],
 }
 
-/// What groups say beside their content.
+/// What a group states besides its content.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamp {
     pub(super) arrived_at: Timestamp,
@@ -66,7 +66,7 @@ pub(super) struct Appender {
     path: PathBuf,
     seed: u64,
     end: End,
-    /// Up to here the file holds zeros behind the last group.
+    /// Behind the last group, the file holds zeros up to here.
     zeroed: u64,
     zeros_ahead: bool,
     /// Whether each group is synced.
@@ -75,7 +75,7 @@ pub(super) struct Appender {
 }
 
 impl Appender {
-    /// Makes the segment after `end`. It is there whole, or not at all, whenever the power fails.
+    /// Makes the segment after `end`. After a power failure it exists whole or not at all.
     pub(super) fn create(log: &Path, directory: u128, end: End, table: &Table) -> io::Result<Self> {
         let number = end.segment + 1;
         let header = SegmentHeader { directory, number, before: end.seal };
@@ -101,18 +101,18 @@ impl Appender {
         Ok(appender)
     }
 
-    /// Lets every write fail from now on.
+    /// Makes every write fail from now on.
     #[cfg(test)]
     pub(super) fn break_it(&mut self) {
         self.file = File::open(&self.path).unwrap();
     }
 
-    /// Where the log ends by now.
+    /// The present end of the log.
     pub(super) fn end(&self) -> End {
         self.end
     }
 
-    /// Syncs nothing until [`Self::sync`]: for a log that nobody reads yet.
+    /// From now on syncs nothing until [`Self::sync`]. For a log that nobody reads yet.
     pub(super) fn defer_syncs(&mut self) {
         self.syncs = false;
     }
@@ -141,10 +141,10 @@ impl Appender {
         self.finish()
     }
 
-    /// Gives the space behind the end back, once another segment says where the end is.
+    /// Frees the space behind the end. Another segment must already say where the end is.
     pub(super) fn sealed(self) {
         if let Err(error) = self.file.set_len(self.end.seal.end) {
-            tracing::warn!(%error, file = %self.path.display(), "the unused end of a segment could not be cut off");
+            tracing::warn!(%error, file = %self.path.display(), "could not cut off the unused end of a segment");
         }
     }
 
@@ -188,7 +188,8 @@ impl Appender {
         Ok(at)
     }
 
-    /// Zeros for the groups to come. Nothing rests on them, so where there is no room for them the log goes on without.
+    /// Writes zeros for the next groups. They only save time, so if there is no room for them the log goes on without
+    /// them.
     fn write_zeros(&mut self, from: u64) {
         self.zeroed = from;
         if !self.zeros_ahead || self.buffer.len() > SMALL_GROUP_BYTES {

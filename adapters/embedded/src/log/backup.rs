@@ -1,6 +1,6 @@
-//! A copy of the log while it is written.
+//! Copies the log while it is written.
 //!
-//! Must never copy a byte that is not synced, nor miss a segment: none is deleted while a copy is made.
+//! Must never copy a byte that is not synced, and never miss a segment: none is deleted while a copy is made.
 
 use std::{
     fs::{self, File},
@@ -26,19 +26,20 @@ pub(crate) struct Mark {
 }
 
 impl EmbeddedStream {
-    /// Keeps segments from being deleted as long as the guard lives.
+    /// Prevents the deletion of segments as long as the guard lives.
     pub(crate) fn keep_segments(&self) -> MutexGuard<'_, ()> {
         self.log.retaining.lock()
     }
 
-    /// The end of the log: everything that was acknowledged lies before it.
+    /// The end of the log. Everything that was acknowledged lies before it.
     pub(crate) fn mark(&self) -> Result<Mark, PortError> {
         let (answer, answered) = sync_channel(1);
         self.commands.send(Command::Mark { answer }).map_err(|_| writer::closed())?;
         answered.recv().unwrap_or_else(|_| Err(writer::closed()))
     }
 
-    /// Copies the log up to a mark into a new directory. Segments must be kept since before the mark was made.
+    /// Copies the log up to a mark into a new directory. Take [`Self::keep_segments`] before the mark, and hold it
+    /// until the copy is made.
     pub(crate) fn copy(&self, mark: Mark, to: &Path) -> Result<(), PortError> {
         let copy = || {
             fs::create_dir(to)?;
@@ -54,7 +55,7 @@ impl EmbeddedStream {
     }
 }
 
-/// Copies the first bytes of a file, durably.
+/// Copies the first bytes of a file and syncs the copy.
 pub(crate) fn copy_file(from: &Path, to: &Path, len: u64) -> io::Result<()> {
     let mut copied = File::create_new(to)?;
     let bytes = io::copy(&mut File::open(from)?.take(len), &mut copied)?;

@@ -1,7 +1,7 @@
-//! The log of formats 1 to 3, which was a database, made into segments.
+//! Converts the log of formats 1 to 3, which was a database, to segments.
 //!
-//! Must never lose or renumber a record. The segments are written beside the database, which is removed only when the directory
-//! says that it is of the present format: a conversion that is interrupted is begun again.
+//! Must never lose or renumber a record. The segments are written next to the database. The database is removed only
+//! after the directory says that it has the present format. An interrupted conversion is begun again.
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
@@ -41,7 +41,7 @@ const DATABASE_FILES: [&str; 3] = ["version", "lock", "keyspaces"];
 /// Key of a record in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct RecordKey {
-    // The order of conversion: by age.
+    // First field: records are converted in the order of their age.
     sequence: u64,
     shard: u32,
     arrived_at: Timestamp,
@@ -57,18 +57,18 @@ impl RecordKey {
     }
 }
 
-/// Makes segments of the database in the same directory, durably.
+/// Converts the database to segments in the same directory, and syncs them.
 pub(crate) fn convert(path: &Path, directory: u128) -> Result<(), OpenError> {
     let io = |source| OpenError::Io { directory: path.to_owned(), source };
     let (numbers, unfinished) = segment::list(path).map_err(io)?;
     let begun = numbers.into_iter().map(|number| segment::path(path, number)).chain(unfinished);
     begun.into_iter().try_for_each(fs::remove_file).map_err(io)?;
-    // Every put of that log was synced, and every change of shards.
+    // That log synced every put and every change of shards.
     fjall_journal::check(path, Synced::Each)?;
     let converting = Converting { path, directory };
-    tracing::info!(path = %path.display(), "the log of an earlier format is converted");
+    tracing::info!(path = %path.display(), "converting the log from an earlier format");
     let records = converting.run()?;
-    tracing::info!(path = %path.display(), records, "the log of an earlier format was converted");
+    tracing::info!(path = %path.display(), records, "converted the log from an earlier format");
     Ok(())
 }
 
@@ -110,7 +110,7 @@ impl Converting<'_> {
         let (records, definitions) = (keyspace("records")?, keyspace("shards")?);
         let (mut table, number, latest) = self.table(&definitions)?;
         let mut heads = self.heads(&records, &table)?;
-        // Records go up from here; what was given out beyond them is said at the end.
+        // Records count up from here. The largest number that was assigned is written at the end.
         table.number = heads.queue.peek().map_or(number, |Reverse((key, _))| key.sequence - 1);
         let mut writing = Writing::begin(self, table)?;
         while let Some((key, value)) = heads.next(self)? {
@@ -124,7 +124,7 @@ impl Converting<'_> {
         Ok(writing.records)
     }
 
-    /// The shards, the largest number and the last reading of the clock that are stored with them.
+    /// The shards, and the largest number and the last clock time that are stored with them.
     fn table(&self, definitions: &Keyspace) -> Result<(Table, u64, Timestamp), OpenError> {
         let (mut table, mut deleted) = (Table::default(), BTreeMap::<u32, u64>::new());
         let (mut number, mut latest) = (0, Timestamp::ZERO);
@@ -189,7 +189,7 @@ impl Heads {
     }
 }
 
-/// The segments that are written.
+/// The segments that are being written.
 struct Writing<'a> {
     converting: &'a Converting<'a>,
     table: Table,
@@ -207,7 +207,8 @@ impl<'a> Writing<'a> {
         Ok(Self { converting, table, appender, group: Vec::new(), bytes: 0, records: 0 })
     }
 
-    /// Records that were put together have one arrival and numbers without a gap; so have those of a group.
+    /// Adds a record. Records that were put together have one arrival time and consecutive numbers; the same holds for
+    /// the records of a group.
     fn push(&mut self, key: RecordKey, value: Slice) -> Result<(), OpenError> {
         let follows = self
             .group
@@ -231,7 +232,7 @@ impl<'a> Writing<'a> {
         self.appender.append(stamp, first.sequence, &puts).map_err(|source| self.converting.io(source))?;
         for (key, _) in self.group.drain(..) {
             let damaged =
-                |_| self.converting.damaged(format!("record {} is of no shard, or twice there", key.sequence));
+                |_| self.converting.damaged(format!("record {} belongs to no shard, or is stored twice", key.sequence));
             self.table.append(key.shard, key.sequence).map_err(damaged)?;
             self.records += 1;
         }

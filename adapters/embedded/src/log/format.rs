@@ -1,7 +1,7 @@
 //! The bytes of a segment file: its header, and groups of records.
 //!
-//! Owns their encoding and their checksums. Must never take for a group what was not written as one of this very segment: the
-//! seed of every checksum is made of the ids of directory and segment.
+//! Owns their encoding and their checksums. Must never accept bytes as a group that were not written as a group of this
+//! segment: the seed of every checksum is made of the ids of directory and segment.
 //!
 //! A segment is a header of 64 bytes, then groups, each padded to a multiple of 8 bytes. Numbers are big-endian.
 //!
@@ -14,8 +14,9 @@
 //! | end of the segment before, checksum of its last group | 16 | | changes of polls so far | 8 |
 //! | checksum | 8 | | checksum of all this and the meta data | 8 |
 //!
-//! Meta data of records: shard u32, length u32 and checksum u64 of each; their data follow in the same order. Other kinds have
-//! no data. A group that names the checksum of the group before proves that that group was synced: it was written later.
+//! The meta data of records are shard u32, length u32 and checksum u64 of each. Their data follow in the same order.
+//! Groups of other kinds have no data. A group names the checksum of the group before it. So it proves that the group
+//! before was synced, because it was written later.
 
 use votestream_core::Timestamp;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
@@ -30,9 +31,9 @@ pub(super) const GROUP_HEADER_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 16;
 /// Groups begin at multiples of this.
 pub(super) const ALIGNMENT: u64 = 8;
-/// Largest meta data: those of a table with a hundred thousand shards. What claims more is no group.
+/// Largest meta data: those of a table with a hundred thousand shards. A header that claims more is not a group.
 const META_BYTES_MAX: u32 = 16 << 20;
-/// Largest data: a full group and one more record. What claims more is no group.
+/// Largest data: a full group and one more record. A header that claims more is not a group.
 const DATA_BYTES_MAX: u32 = 32 << 20;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"VSTRMLOG";
@@ -46,13 +47,13 @@ pub(super) struct Seal {
     pub(super) checksum: u64,
 }
 
-/// What a segment file begins with.
+/// The header of a segment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
     /// Id of the data directory.
     pub(super) directory: u128,
     pub(super) number: u64,
-    /// The end of the segment before this.
+    /// The end of the segment before this one.
     pub(super) before: Seal,
 }
 
@@ -79,7 +80,7 @@ impl SegmentHeader {
         Ok(Self { directory, number, before: Seal { end: header.u64()?, checksum: header.u64()? } })
     }
 
-    /// What all checksums of the segment are made with.
+    /// The seed of all checksums in the segment.
     pub(super) fn seed(&self) -> u64 {
         let mut bytes = Encoder::default();
         bytes.u128(self.directory).u64(self.number);
@@ -87,40 +88,41 @@ impl SegmentHeader {
     }
 }
 
-/// What a group holds. The numbers are stored.
+/// What a group holds. These numbers are stored in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// The state of everything before this segment, which begins with it.
+    /// The state after everything before this segment. Every segment begins with one.
     Table = 0,
     Records = 1,
     /// Shards that are new or have changed.
     Shards = 2,
-    /// Shards that nobody needs any more.
+    /// Shards that are no longer needed.
     Forgotten = 3,
-    /// The log was closed in order: the group before is whole, whatever a start finds.
+    /// The log was closed in order, so the group before was synced. If a start finds that group damaged, it is damage
+    /// and not a torn tail.
     End = 4,
 }
 
-/// What a group begins with.
+/// The header of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct GroupHeader {
     pub(super) kind: Kind,
     pub(super) meta_len: u32,
     pub(super) data_len: u32,
     pub(super) number: u64,
-    /// Checksum of the group before, also across segments.
+    /// Checksum of the group before, even if that is in another segment.
     pub(super) previous: u64,
     /// Number of its first record; the others follow without gaps.
     pub(super) first: u64,
     pub(super) arrived_at: Timestamp,
-    /// How often polls had been changed in the store.
+    /// Number of changes of polls in the store so far.
     pub(super) polls: u64,
     pub(super) checksum: u64,
 }
 
 impl GroupHeader {
-    /// All but the checksum.
+    /// Encodes all fields except the checksum.
     pub(super) fn encode(&self) -> Vec<u8> {
         // Every field is named, so that a new one cannot be forgotten here.
         let Self { kind, meta_len, data_len, number, previous, first, arrived_at, polls, checksum: _ } = *self;
@@ -130,7 +132,7 @@ impl GroupHeader {
         bytes.0
     }
 
-    /// Reads a header. Whether it is one shows when the checksum is compared with [`checksum`].
+    /// Reads a header. The caller must compare its checksum with [`checksum`].
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
         let mut header = Decoder(bytes);
         if header.bytes(4)? != GROUP_MAGIC {
@@ -173,7 +175,7 @@ pub(super) fn padded(len: u64) -> u64 {
     len.next_multiple_of(ALIGNMENT)
 }
 
-/// Checksum of a group: of its header, as far as that lies before the checksum, and its meta data.
+/// Checksum of a group: of its meta data, and of its header up to the checksum.
 pub(super) fn checksum(seed: u64, header: &[u8], meta: &[u8]) -> u64 {
     let mut hash = Xxh3::with_seed(seed);
     hash.update(&header[..GROUP_HEADER_BYTES - 8]);
@@ -186,7 +188,7 @@ pub(super) fn record_checksum(seed: u64, sequence: u64, data: &[u8]) -> u64 {
     xxh3_64_with_seed(data, seed ^ sequence)
 }
 
-/// A record's entry in the meta data of its group.
+/// The entry of a record in the meta data of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) shard: u32,
@@ -200,7 +202,7 @@ impl Entry {
     }
 }
 
-/// The entries of a group of records, each with the record's number and the place of its data behind the meta data.
+/// The entries of a group of records, each with the record's number and the offset of its data behind the meta data.
 pub(super) fn entries(header: &GroupHeader, meta: &[u8]) -> Result<Vec<(u64, u64, Entry)>, Corrupt> {
     let mut bytes = Decoder(meta);
     let (mut found, mut place) = (Vec::with_capacity(meta.len() / ENTRY_BYTES), 0);

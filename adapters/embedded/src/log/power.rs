@@ -1,5 +1,5 @@
-//! The log after a power failure, at every moment of its life: what was synced is there, what was not is there whole or not
-//! at all, and damage is not taken for a power failure.
+//! Tests the log after a power failure at every moment: synced records exist, other records exist whole or not at all,
+//! and damage is not mistaken for a power failure.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::directory::OpenError;
 
 const DIRECTORY: u128 = 77;
 const BLOCK: usize = 4_096;
-/// Small, so that a run has many.
+/// Size of a segment. Small, so that a run has many.
 const SEGMENT: u64 = 60_000;
 
 type Records = Vec<(u64, u32, Vec<u8>)>;
@@ -48,7 +48,7 @@ fn recover(log: &Path) -> Result<(Recovered, Records), OpenError> {
     Ok((recovered, records))
 }
 
-/// Of each block either what was synced or what was written last.
+/// Takes each block at random either from what was synced or from what was written last.
 fn mixed(synced: &[u8], written: &[u8], rng: &mut StdRng) -> Vec<u8> {
     let keeps_length = rng.random_bool(0.5);
     let mut file = synced.to_vec();
@@ -75,7 +75,7 @@ fn files(log: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     entries.map(|entry| (entry.file_name().into(), fs::read(entry.path()).unwrap())).collect()
 }
 
-/// A life of a log, which is cut at every step.
+/// A log on which the power fails after every step.
 struct Life {
     dir: tempfile::TempDir,
     appender: Appender,
@@ -93,7 +93,8 @@ impl Life {
         Self { dir, appender, table, records: Vec::new(), rng: StdRng::seed_from_u64(seed), torn: 0 }
     }
 
-    /// Starts on what a cut leaves of the last step. Returns how many records more than the synced ones were there.
+    /// Starts on what a power failure leaves of the last step. Returns how many records were found beyond the synced
+    /// ones.
     fn cut(&mut self, before: &[(PathBuf, Vec<u8>)], synced: usize) {
         let after = files(self.dir.path());
         let copy = tempfile::tempdir().unwrap();
@@ -103,7 +104,7 @@ impl Life {
             if !renamed {
                 fs::write(copy.path().join(name), mixed(old, written, &mut self.rng)).unwrap();
             } else if self.rng.random_bool(0.5) {
-                // A new segment gets its name when it is synced. Before, anything may be left of it.
+                // A new segment gets its name when it is synced. Before that, any part of it may remain.
                 fs::write(copy.path().join(name), written).unwrap();
             } else {
                 let unfinished = name.with_extension("new");
@@ -113,7 +114,7 @@ impl Life {
         let (recovered, found) = recover(copy.path()).unwrap();
         assert!(found == self.records[..synced] || found == self.records, "{} of {synced}", found.len());
         self.torn += usize::from(found.len() < self.records.len());
-        // The start after the cut goes on, and a later one finds everything again.
+        // The start after the power failure can write, and a later start finds everything again.
         recovered.settle().unwrap();
         let mut next = Appender::create(copy.path(), DIRECTORY, recovered.end, &recovered.table).unwrap();
         let number = recovered.table.number + 1;
@@ -189,7 +190,7 @@ proptest! {
             let copy = tempfile::tempdir().unwrap();
             copy_to(&damaged, copy.path());
             match recover(copy.path()) {
-                // Bytes between groups mean nothing.
+                // Bytes between groups have no meaning.
                 Ok((_, records)) => prop_assert!(records == life.records),
                 Err(error) => {
                     refused += 1;
@@ -199,7 +200,7 @@ proptest! {
             }
         }
         prop_assert!(refused > 0);
-        // A segment that is missing in the middle, or is another's.
+        // A segment in the middle is missing, or is replaced by another one.
         if all.len() > 2 {
             let copy = tempfile::tempdir().unwrap();
             copy_to(&all, copy.path());

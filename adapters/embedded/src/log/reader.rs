@@ -1,7 +1,7 @@
 //! Reads one shard.
 //!
-//! Must never skip a record: what has left retention is reported, even if it leaves while it is being read. Must never hand out
-//! bytes that are not what was written.
+//! Must never skip a record: if records have left retention, the reader reports it, even if they leave while it reads.
+//! Must never return bytes that are not what was written.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{blocking, read_failed};
 
-/// What a call reads at most.
+/// The most that one call reads.
 const READ_MAX: Limits = Limits { records: 64, bytes: 2 << 20 };
 /// How long a call waits for a record.
 const READ_WAIT: Duration = Duration::from_millis(100);
@@ -31,7 +31,7 @@ pub(super) struct Reader {
     shard: Arc<ShardState>,
     tail: watch::Receiver<Tail>,
     after: u64,
-    /// Where the next group is, while records are read from files.
+    /// Position of the next group while records are read from files.
     cursor: Option<Cursor>,
 }
 
@@ -41,7 +41,7 @@ impl Reader {
         Self { log, shard, tail, after, cursor: None }
     }
 
-    /// Records up to `last`, from memory if all of them are there, else from files.
+    /// Reads records up to `last`: from memory if it has all of them, otherwise from files.
     async fn read(&mut self, last: u64) -> Result<Vec<Record>, PortError> {
         let (shard, after) = (self.shard.index, self.after);
         if let Some(records) = self.log.last_records.read(shard, after, last, READ_MAX) {
@@ -65,11 +65,12 @@ impl RecordReader for Reader {
     async fn next(&mut self) -> Result<ReadOutcome, PortError> {
         let after = self.after;
         let readable = self.tail.wait_for(|tail| tail.last > after || tail.closed_at.is_some());
-        // Whether it waited in vain shows in what follows.
+        // A timeout needs no handling: the read below finds nothing then.
         drop(tokio::time::timeout(READ_WAIT, readable).await);
         let tail = *self.tail.borrow();
         let records = if tail.last > after { self.read(tail.last).await } else { Ok(Vec::new()) };
-        // After the read: `deleted` is raised before a file is deleted, so records that the read missed show here.
+        // Check after the read: `deleted` is raised before a file is deleted, so it shows whether the read missed
+        // records.
         if self.shard.deleted() > after {
             return Ok(ReadOutcome::Expired);
         }
@@ -83,7 +84,7 @@ impl RecordReader for Reader {
     }
 }
 
-/// The place of a group in an open file.
+/// The position of a group in an open file.
 struct Cursor {
     segment: u64,
     seed: u64,
@@ -102,7 +103,8 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// Reads until the limits are reached, or the last record. Returns where to go on; `None` if that is to be found anew.
+    /// Reads until the limits or the last record are reached. Returns where to go on; `None` if the index must be asked
+    /// again.
     fn run(&mut self, cursor: Option<Cursor>) -> Result<Option<Cursor>, PortError> {
         let begin = match cursor {
             None => self.find()?,
@@ -123,7 +125,7 @@ impl Scan<'_> {
                 cursor.at = next;
                 continue;
             }
-            // In the next chunk the index knows where to go on, if not in another segment.
+            // The index knows where to go on in the next chunk, unless that is in another segment.
             cursor = match self.jump(cursor, next)? {
                 Some(cursor) => cursor,
                 None => return Ok(None),
@@ -162,7 +164,7 @@ impl Scan<'_> {
         Ok(Cursor { segment, seed: header.seed(), at, window })
     }
 
-    /// Takes the shard's records of a group. False if the limits are reached before its end.
+    /// Takes the shard's records from a group. Returns false if the limits are reached before the end of the group.
     fn take(&mut self, cursor: &mut Cursor, group: &GroupHeader, meta: &[u8]) -> Result<bool, PortError> {
         let entries = entries(group, meta).map_err(|_| self.damaged(cursor))?;
         let data = cursor.at + GROUP_HEADER_BYTES as u64 + u64::from(group.meta_len);

@@ -1,16 +1,19 @@
-//! What a start finds: the segments, whether they are whole, and what they come to.
+//! Reads the log at a start: its segments, whether they are whole, and the state that results.
 //!
-//! Owns the difference between a torn tail and damage. Must never discard what might have been acknowledged, nor change a file
-//! before everything was found to be right.
+//! Owns the decision between a torn tail and damage. Must never discard what might have been acknowledged. Must never
+//! change a file before everything was checked.
 //!
-//! - Groups are synced one after the other, and a group is acknowledged after its sync. So a power cut can damage the last group
-//!   of the last segment alone, which nobody was told of: a *torn tail*. It is discarded, and a line says so.
-//! - A group behind a damaged one proves that the damaged one had been synced: *damage*, which is refused. So is anything wrong
-//!   in a segment that has a successor, which was made after the last group was synced, and says where that ends.
-//! - The last group may be in the system's memory alone, written by a process that was killed, or whose sync failed. It is written
-//!   once more and synced, before anybody can read it.
+//! - Groups are synced one after the other, and a group is acknowledged after its sync. So a power failure can damage
+//!   only the last group of the last segment, and nobody was told that this group was stored. This is a *torn tail*. It
+//!   is discarded, and a log line says so.
+//! - A group behind a damaged one proves that the damaged one was synced. This is *damage*, and the start is refused.
+//!   Any error in a segment that is not the last one is damage, too: the next segment was made after its last group was
+//!   synced, and says where it ends.
+//! - The last group may exist only in the system's memory, if the process that wrote it was killed or its sync failed.
+//!   It is written again and synced before anybody can read it.
 //!
-//! Of segments that both groups have processed only the headers are read: otherwise a start would read the whole log.
+//! In segments before the last one, the data of records that both groups have processed are not read: otherwise a start
+//! would read the whole log.
 
 use std::{
     collections::BTreeMap,
@@ -34,27 +37,27 @@ use crate::{
     directory::{OpenError, sync_directory},
 };
 
-/// Bytes that are looked at in one piece when the end of a segment is searched.
+/// Bytes that are read at once when the end of a segment is searched.
 const SEARCH_BYTES: usize = 1 << 20;
 
-/// What the log holds.
+/// What was found in the log.
 pub(super) struct Recovered {
     pub(super) table: Table,
     pub(super) segments: BTreeMap<u64, Index>,
-    /// Of each shard the last record that left retention.
+    /// The last record of each shard that left retention.
     pub(super) deleted: BTreeMap<u32, u64>,
     pub(super) end: End,
-    /// The largest number that had been given out when the last life began.
+    /// The largest number that was assigned before the last life began.
     pub(super) life_from: u64,
     /// Where the last group begins.
     last: u64,
-    /// Bytes behind the last whole group, if they were more than zeros.
+    /// Number of bytes behind the last whole group, if they are not all zeros.
     torn: Option<u64>,
     unfinished: Vec<PathBuf>,
     directory: PathBuf,
 }
 
-/// Reads a log. `unprocessed` says of a record whether a group has still to read it. Changes nothing.
+/// Reads a log. `unprocessed` says whether a group has not processed a record yet. Changes nothing.
 pub(super) fn read(
     log: &Path,
     directory: u128,
@@ -63,10 +66,7 @@ pub(super) fn read(
     let io = |source| OpenError::Io { directory: log.to_owned(), source };
     let (numbers, unfinished) = segment::list(log).map_err(io)?;
     let Some(&first) = numbers.first() else {
-        return Err(OpenError::Incomplete {
-            directory: log.to_owned(),
-            reason: "it holds no segment of the log".to_owned(),
-        });
+        return Err(OpenError::Incomplete { directory: log.to_owned(), reason: "the log has no segment".to_owned() });
     };
     let mut found = Recovered {
         table: Table::default(),
@@ -109,7 +109,7 @@ fn read_header(path: &Path, number: u64, directory: u128) -> Result<SegmentHeade
         }
         Err(source) => return Err(OpenError::Io { directory: path.to_owned(), source }),
     }
-    let header = SegmentHeader::decode(&bytes).map_err(|_| damaged(path, 0, "its header is not what was written"))?;
+    let header = SegmentHeader::decode(&bytes).map_err(|_| damaged(path, 0, "the header of the segment is damaged"))?;
     if header.directory != directory {
         return Err(OpenError::Foreign { path: path.to_owned(), found: header.directory, wanted: directory });
     }
@@ -119,22 +119,22 @@ fn read_header(path: &Path, number: u64, directory: u128) -> Result<SegmentHeade
     Ok(header)
 }
 
-/// One segment that is read.
+/// One segment while it is read.
 struct Reading<'a> {
     path: PathBuf,
     number: u64,
     seed: u64,
     before: Seal,
     window: Window,
-    /// Set if there is a segment behind it.
+    /// Where the segment must end; set if another segment follows.
     seal: Option<Seal>,
     unprocessed: &'a dyn Fn(u32, u64) -> bool,
 }
 
-/// How the reading of a group ended.
+/// The result of reading a group.
 enum Next {
     Whole(GroupHeader, Vec<u8>),
-    /// A group is not there, or not whole, for this reason.
+    /// There is no group, or it is not whole, for this reason.
     Not(&'static str),
 }
 
@@ -160,7 +160,7 @@ impl<'a> Reading<'a> {
         if first {
             found.end.seal = self.before;
         } else if found.end.seal != self.before {
-            return Err(damaged(&self.path, 0, "it does not follow the segment before it"));
+            return Err(damaged(&self.path, 0, "the segment does not follow the segment before it"));
         }
         let mut index = Index::of_empty(SEGMENT_HEADER_BYTES as u64);
         let mut end =
@@ -169,7 +169,7 @@ impl<'a> Reading<'a> {
             let at = end.seal.end;
             match self.next(at).map_err(|error| self.io(error))? {
                 Next::Whole(group, meta) => {
-                    // The number of the first group is taken as it is: what was before is deleted.
+                    // The number of the very first group is accepted as it is: the groups before it were deleted.
                     let follows = end.group == 0 && first || group.number == end.group + 1;
                     if !follows || group.previous != end.seal.checksum {
                         return Err(damaged(&self.path, at, "a group does not follow the one before it"));
@@ -186,10 +186,10 @@ impl<'a> Reading<'a> {
             }
         }
         if self.seal.is_some_and(|seal| seal != end.seal) {
-            return Err(damaged(&self.path, end.seal.end, "its end is not what the next segment says"));
+            return Err(damaged(&self.path, end.seal.end, "the segment does not end where the next segment says"));
         }
         if end.group == found.end.group {
-            return Err(damaged(&self.path, end.seal.end, "it holds no group"));
+            return Err(damaged(&self.path, end.seal.end, "the segment holds no group"));
         }
         index.end = end.seal.end;
         found.end = end;
@@ -205,7 +205,7 @@ impl<'a> Reading<'a> {
             let Ok(entries) = entries(&group, &meta) else { return Ok(Next::Not("a group is damaged")) };
             let data = at + GROUP_HEADER_BYTES as u64 + u64::from(group.meta_len);
             for (sequence, place, entry) in entries {
-                // In the last segment, any group may be the one that was not synced.
+                // In the last segment, any group may be the one that was not synced, so its records are always checked.
                 if self.seal.is_some() && !(self.unprocessed)(entry.shard, sequence) {
                     continue;
                 }
@@ -247,21 +247,22 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// The last group was read. What follows is nothing, or a torn tail, or damage.
+    /// Called when no further group can be read: decides whether nothing follows, a torn tail, or damage.
     fn end_of_log(&mut self, found: &mut Recovered, at: u64, reason: &str) -> Result<(), OpenError> {
         if self.seal.is_some() {
             return Err(damaged(&self.path, at, reason));
         }
         let (len, written) = self.search(at).map_err(|error| self.io(error))?;
         if let Some(later) = written {
-            let reason = format!("{reason}, and a whole one follows at byte {later}");
+            let reason = format!("{reason}, and a whole group follows at byte {later}");
             return Err(damaged(&self.path, at, reason));
         }
         found.torn = len.map(|end| end - at);
         Ok(())
     }
 
-    /// Behind `from`: the end of the last byte that is not zero, and the first whole group, wherever it begins.
+    /// Searches behind `from`. Returns the end of the last byte that is not zero, and the first whole group, wherever
+    /// it begins.
     fn search(&mut self, from: u64) -> io::Result<(Option<u64>, Option<u64>)> {
         let mut end = None;
         let mut at = from;
@@ -293,7 +294,7 @@ impl Recovered {
         self.last
     }
 
-    /// Prepares what was found for being gone on with: what is read from now on is durable.
+    /// Prepares the log for new writes. Everything that is read from now on is durable.
     pub(super) fn settle(&self) -> Result<(), OpenError> {
         let last = segment::path(&self.directory, self.end.segment);
         let io = |source| OpenError::Io { directory: self.directory.clone(), source };
@@ -312,8 +313,8 @@ impl Recovered {
     }
 }
 
-/// Writes the last group of a segment again, and syncs it. If a sync fails, the system may keep pages in its memory that it
-/// takes for written; a new write makes it write them. The groups before were synced.
+/// Writes the last group of a segment again, and syncs it. If a sync failed before, the system may have pages in its
+/// memory that it believes to be written. A new write forces it to write them. Earlier groups were synced.
 fn rewrite(path: &Path, from: u64, end: u64) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let mut buffer = vec![0; SEARCH_BYTES];

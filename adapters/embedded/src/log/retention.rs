@@ -1,8 +1,8 @@
-//! Deletes what is old enough, or too much, a whole segment at a time.
+//! Deletes records that are too old or too many, a whole segment at a time.
 //!
-//! Must never delete a record that a group has not processed, by the checkpoints in the store, nor one without leaving a
-//! mark that a reader finds. Must never have two deletions under way: were the later one durable alone, segments would be
-//! missing in the middle, which a start takes for damage.
+//! Must never delete a record that a group has not processed according to the checkpoints in the store. Must never
+//! delete a record without a mark that readers find. Must never run two deletions at once: if only the later one were
+//! durable, segments would be missing in the middle, and a start would report damage.
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +24,10 @@ use super::{
 };
 use crate::{directory::sync_directory, store::EmbeddedStore, write_failed};
 
-/// How often retention is looked after.
+/// Pause between two rounds of retention.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Looks after retention.
+/// Deletes old records.
 pub(super) struct Retention {
     pub(super) log: Arc<Log>,
     pub(super) store: Arc<EmbeddedStore>,
@@ -35,18 +35,19 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    /// The thread: ends when the other side of `ended` is dropped.
+    /// Runs the thread. It ends when the other side of `ended` is dropped.
     pub(super) fn run(&self, ended: &Receiver<()>) {
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = self.retain(self.log.clock.now()) {
-                tracing::warn!(%error, "retention failed, it will be tried again");
+                tracing::warn!(%error, "could not delete old records; trying again soon");
             }
         }
     }
 
-    /// Deletes what has left retention, and forgets closed shards that nobody needs. Returns how many bytes it deleted.
+    /// Deletes records that leave retention, and forgets closed shards that are no longer needed. Returns the number of
+    /// deleted bytes.
     pub(super) fn retain(&self, now: Timestamp) -> Result<u64, PortError> {
-        // No segment goes while a backup is made.
+        // No segment is deleted while a backup is made.
         let _retaining = self.log.retaining.lock();
         let retention = i64::try_from(self.log.options.retention.as_millis()).unwrap_or(i64::MAX);
         let oldest = Timestamp(now.0.saturating_sub(retention));
@@ -56,8 +57,8 @@ impl Retention {
         Ok(bytes)
     }
 
-    /// Lets the writer begin a new segment if everything in the last one has left retention: it is deleted as a whole, and
-    /// a slow stream would fill it for months.
+    /// Tells the writer to begin a new segment if all records in the last one have left retention. A segment can only
+    /// be deleted as a whole, and a slow stream would need months to fill it.
     fn end_old_segment(&self, oldest: Timestamp) -> Result<(), PortError> {
         let old = |index: &Index| !index.is_empty() && index.latest < oldest && self.is_processed(index);
         if self.log.segments.read().last_key_value().is_some_and(|(_, index)| old(index)) {
@@ -84,7 +85,7 @@ impl Retention {
         index.last_of_shards().all(|(shard, last)| last <= processed(shard))
     }
 
-    /// The oldest segments, as many as may go.
+    /// The oldest segments, as many as may be deleted.
     fn deletable(&self, oldest: Timestamp) -> BTreeMap<u64, Index> {
         let segments = self.log.segments.read();
         let mut stored = self.log.bytes.load(Ordering::Relaxed);
@@ -102,11 +103,11 @@ impl Retention {
         if deletable.is_empty() {
             return Ok(0);
         }
-        // The limits were taken from progress that a crash might undo, and then these records would be needed.
+        // The limits come from progress that a crash might undo. Then these records would be needed again.
         self.store.make_durable()?;
         let mut bytes = 0;
         for (number, index) in deletable {
-            // Before anything is deleted: a reader that misses a record must find this.
+            // Set the mark before anything is deleted: a reader that misses a record must find it.
             for (shard, last) in index.last_of_shards() {
                 if let Some(shard) = self.log.shards.read().get(&shard) {
                     shard.deleted.fetch_max(last, Ordering::SeqCst);
@@ -121,8 +122,8 @@ impl Retention {
         Ok(bytes)
     }
 
-    /// Forgets shards that closed before `oldest`, hold nothing and have ended in every group. Their children, which
-    /// stay, remember a larger number and a later time.
+    /// Forgets shards that were closed before `oldest`, hold no records and have ended in every group. Their children
+    /// stay, and they remember a larger number and a later time.
     fn forget_shards(&self, oldest: Timestamp) -> Result<(), PortError> {
         let forgettable = |shard: &ShardState| {
             let tail = *shard.tail.borrow();
@@ -134,7 +135,7 @@ impl Retention {
         if shards.is_empty() {
             return Ok(());
         }
-        // That the groups are through with them must outlast a crash.
+        // A crash must not undo that the groups have finished these shards.
         self.store.make_durable()?;
         self.ask(|answer| Command::Forget { shards, answer })
     }

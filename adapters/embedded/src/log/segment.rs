@@ -1,6 +1,7 @@
-//! Segment files: their names, where a shard's records are in them, and how they are read.
+//! Segment files: their names, the positions of a shard's records in them, and how they are read.
 //!
-//! Owns the index, which is small: a place for each shard and MiB. Must never read more of a file at once than a group needs.
+//! Owns the index, which is small: one position per shard and MiB. Must never read more of a file at once than a group
+//! needs.
 
 use std::{
     collections::BTreeMap,
@@ -14,13 +15,13 @@ use votestream_core::Timestamp;
 
 use super::format::{GROUP_HEADER_BYTES, GroupHeader, checksum};
 
-/// How a segment's file name ends.
+/// End of a segment's file name.
 const SUFFIX: &str = ".segment";
-/// How the name of one ends that is being made.
+/// End of the file name of a segment that is being made.
 const NEW_SUFFIX: &str = ".new";
-/// Of each shard the index knows one place in this many bytes: a reader reads over so many to find a record.
+/// The index has one position per shard in this many bytes. So a reader reads at most this many bytes to find a record.
 pub(super) const CHUNK_BYTES: u64 = 1 << 20;
-/// Bytes that are read at once, at least: several groups if these are small.
+/// Least bytes that are read at once: several groups if they are small.
 const WINDOW_BYTES: usize = 64 << 10;
 
 /// The file of a segment.
@@ -33,7 +34,7 @@ pub(super) fn new_path(log: &Path, number: u64) -> PathBuf {
     log.join(format!("{number:010}{NEW_SUFFIX}"))
 }
 
-/// What a directory holds: numbers of segments in their order, and files of segments that were never completed.
+/// Lists a directory: the numbers of its segments in order, and the files of segments that were never completed.
 pub(super) fn list(log: &Path) -> io::Result<(Vec<u64>, Vec<PathBuf>)> {
     let (mut numbers, mut unfinished) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(log)? {
@@ -50,21 +51,21 @@ pub(super) fn list(log: &Path) -> io::Result<(Vec<u64>, Vec<PathBuf>)> {
     Ok((numbers, unfinished))
 }
 
-/// Where the records of one shard are in a segment.
+/// Positions of one shard's records in a segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Places {
     /// Number of the last record.
     last: u64,
-    /// In each chunk that has records of the shard: the number of the first, and where its group is.
+    /// For each chunk that has records of the shard: the number of the first record, and the position of its group.
     first: Vec<(u64, u64)>,
 }
 
-/// What is in a segment.
+/// The content of a segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Index {
-    /// Behind the last group.
+    /// End of the last group.
     pub(super) end: u64,
-    /// Bytes of its records.
+    /// Total bytes of its records.
     pub(super) bytes: u64,
     /// Arrival of its last record.
     pub(super) latest: Timestamp,
@@ -72,12 +73,12 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Of a segment without records that ends here.
+    /// The index of a segment without records that ends here.
     pub(super) fn of_empty(end: u64) -> Self {
         Self { end, ..Self::default() }
     }
 
-    /// A record was appended, in the group at this place.
+    /// Adds a record that was appended in the group at this position.
     pub(super) fn add(&mut self, shard: u32, sequence: u64, group: u64, len: u32, arrived_at: Timestamp) {
         let places = self.shards.entry(shard).or_default();
         places.last = sequence;
@@ -92,19 +93,19 @@ impl Index {
         self.shards.is_empty()
     }
 
-    /// Each shard that has records here, and the last of them.
+    /// Each shard that has records here, with the number of its last record.
     pub(super) fn last_of_shards(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         self.shards.iter().map(|(shard, places)| (*shard, places.last))
     }
 
-    /// Where to begin to read a shard's records after `after`, if there are any.
+    /// Where to start reading a shard's records after `after`, if there are any.
     pub(super) fn find(&self, shard: u32, after: u64) -> Option<u64> {
         let places = self.shards.get(&shard).filter(|places| places.last > after)?;
         let at = places.first.partition_point(|(sequence, _)| *sequence <= after);
         places.first.get(at.saturating_sub(1)).map(|(_, place)| *place)
     }
 
-    /// The first place at or behind `from` where a shard's records may be.
+    /// The first position at or behind `from` where records of a shard may be.
     pub(super) fn next(&self, shard: u32, from: u64) -> Option<u64> {
         let places = self.shards.get(&shard)?;
         let at = places.first.partition_point(|(_, place)| *place < from);
@@ -119,9 +120,9 @@ pub(super) struct Window {
     bytes: Vec<u8>,
 }
 
-/// What is at a place of a file.
+/// What is at a position of a file.
 pub(super) enum At {
-    /// A group's header and meta data, whose checksum is right.
+    /// The header and meta data of a group. Their checksum is right.
     Group(GroupHeader, Vec<u8>),
     /// Anything else, or the end of the file.
     Nothing,
@@ -132,7 +133,7 @@ impl Window {
         Ok(Self { file: File::open(path)?, start: 0, bytes: Vec::new() })
     }
 
-    /// So many bytes of a place; fewer at the end of the file.
+    /// Reads `len` bytes at a position; fewer at the end of the file.
     pub(super) fn read(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
         let inside = |start: u64, held: usize| {
             let from = usize::try_from(at.checked_sub(start)?).ok()?;
@@ -167,7 +168,7 @@ impl Window {
         Ok(())
     }
 
-    /// The group at a place, if one is there. Its data are not looked at.
+    /// The group at a position, if there is one. Does not check its data.
     pub(super) fn group(&mut self, seed: u64, at: u64) -> io::Result<At> {
         let Ok(header) = GroupHeader::decode(self.read(at, GROUP_HEADER_BYTES)?) else { return Ok(At::Nothing) };
         let whole = self.read(at, GROUP_HEADER_BYTES + header.meta_len as usize)?;
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn the_index_leads_to_every_record_and_over_none() {
         let mut index = Index::default();
-        // Groups of 100 kB, of which each third has a record of shard 0 and each fiftieth one of shard 1.
+        // Groups of 100 kB. Every third has a record of shard 0, every fiftieth has one of shard 1.
         let groups: Vec<_> = (1..500u64).map(|sequence| (sequence, 64 + sequence * 100_000)).collect();
         let has = |shard: u32, sequence: u64| sequence.is_multiple_of(if shard == 0 { 3 } else { 50 });
         for &(sequence, place) in &groups {
@@ -200,7 +201,8 @@ mod tests {
                 let wanted = of_shard.iter().find(|(sequence, _)| *sequence > after).map(|(_, place)| *place);
                 let found = index.find(shard, after);
                 assert_eq!(found.is_some(), wanted.is_some());
-                // Not behind the record, and at most the rest of a chunk before the last one that was read, or another chunk.
+                // Not behind the record. Between the last record that was read and this position lies at most the rest
+                // of a chunk.
                 assert!(found <= wanted);
                 if let (Some(found), Some(wanted)) = (found, wanted)
                     && found / CHUNK_BYTES != wanted / CHUNK_BYTES

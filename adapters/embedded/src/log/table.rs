@@ -1,7 +1,7 @@
-//! The state of the log beside its records: shards, the numbers that were given out, and who is paired with whom.
+//! The state of the log besides its records: shards, the numbers that were assigned, and the store that it belongs to.
 //!
-//! Owns how a group changes that state. Must never depend on anything but the groups: every segment begins with the table of
-//! its moment, so that what lies before it may be deleted.
+//! Owns how a group changes that state. Must never depend on anything but the groups: every segment begins with the
+//! table of its moment, so that earlier segments may be deleted.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,13 @@ use votestream_core::{HashRange, Timestamp};
 use super::format::{GroupHeader, Kind, entries};
 use crate::codec::{Corrupt, Decoder, Encoder};
 
-/// What a shard is, as stored.
+/// The stored definition of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Definition {
     pub(super) range: HashRange,
     pub(super) parents: Vec<u32>,
-    /// A number that no record has: larger than those of the parents' records, smaller than those of its own.
+    /// A number that no record has. It is larger than the numbers of the parents' records and smaller than those of its
+    /// own.
     pub(super) created: u64,
     pub(super) created_at: Timestamp,
     pub(super) closed_at: Option<Timestamp>,
@@ -48,28 +49,29 @@ impl Definition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) definition: Definition,
-    /// Number of its last record; 0 if there was never one.
+    /// Number of its last record; 0 if there was none yet.
     pub(super) last: u64,
 }
 
 /// Which lives of the directory belong together. A life is the time from one start to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lives {
-    /// This one, random.
+    /// The present life; a random number.
     pub(crate) current: u128,
-    /// The one that the store knew when this one began. It is the store's as long as it has not heard of this one.
+    /// The life that the store knew when the present one began. The store still has it until it is told of the present
+    /// one.
     pub(crate) before: u128,
 }
 
-/// Everything that must be known beside the records.
+/// Everything that must be known besides the records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) shards: BTreeMap<u32, Known>,
-    /// The largest number that was given out.
+    /// The largest number that was assigned.
     pub(super) number: u64,
-    /// The last reading of the clock that was written.
+    /// The last time of the clock that was written.
     pub(super) latest: Timestamp,
-    /// How often polls had been changed in the store.
+    /// Number of changes of polls in the store so far.
     pub(super) polls: u64,
     pub(super) lives: Lives,
 }
@@ -114,7 +116,7 @@ impl Table {
         Ok(Self { shards: shards.into_iter().collect(), number, latest, polls, lives })
     }
 
-    /// What the table is after a group.
+    /// Changes the table by a group.
     pub(super) fn apply(&mut self, group: &GroupHeader, meta: &[u8]) -> Result<(), Corrupt> {
         match group.kind {
             Kind::Table => self.follow(Self::decode(meta)?)?,
@@ -140,8 +142,8 @@ impl Table {
         Ok(())
     }
 
-    /// A segment begins with what the groups before it came to. The lives are new, and numbers may have been left out. The
-    /// first segment begins with anything.
+    /// Compares the table at the start of a segment with the state after the groups before it. The lives may be new,
+    /// and numbers may have been skipped. The first segment may begin with any table.
     fn follow(&mut self, next: Self) -> Result<(), Corrupt> {
         let same = |next: &Self| next.number >= self.number && next.shards == self.shards;
         if !self.shards.is_empty() && !same(&next) {
@@ -151,7 +153,7 @@ impl Table {
         Ok(())
     }
 
-    /// A record was appended.
+    /// Notes that a record was appended.
     pub(super) fn append(&mut self, shard: u32, sequence: u64) -> Result<(), Corrupt> {
         if sequence <= self.number {
             return Err(Corrupt);
@@ -161,7 +163,7 @@ impl Table {
         Ok(())
     }
 
-    /// A shard is new or has changed.
+    /// Adds or changes a shard.
     pub(super) fn define(&mut self, index: u32, definition: Definition) {
         self.number = self.number.max(definition.created);
         self.latest = self.latest.max(definition.created_at).max(definition.closed_at.unwrap_or_default());

@@ -1,7 +1,7 @@
-//! The records that were written last, in memory: consumers read mostly these.
+//! Keeps the records that were written last in memory, because consumers mostly read these.
 //!
-//! Owns how many they are. Must never hold a record that is not synced, nor leave a gap: a shard's records here are all of its
-//! records behind a certain number.
+//! Owns how many are kept. Must never hold a record that is not synced. Must never have a gap: it holds all records of
+//! a shard after a certain number.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,9 +12,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use votestream_core::{SequenceNumber, Timestamp, port::Record};
 
-/// Bytes of records that are kept, with what keeping them costs: a second or two of the fastest stream.
+/// Most bytes of records that are kept, overhead included: a second or two of the fastest stream.
 const TAIL_BYTES_MAX: usize = 32 << 20;
-/// What a record costs beside its bytes.
+/// Overhead of a record in bytes.
 const RECORD_COST: usize = 96;
 
 /// A record that is kept.
@@ -37,7 +37,7 @@ pub(super) struct LastRecords {
     shards: Mutex<HashMap<u32, Arc<Mutex<OfShard>>>>,
 }
 
-/// Used by the writer alone: what is oldest.
+/// The order of the kept records by age. Only the writer uses it.
 #[derive(Default)]
 pub(super) struct Oldest {
     queue: VecDeque<(u32, usize)>,
@@ -45,12 +45,12 @@ pub(super) struct Oldest {
 }
 
 impl LastRecords {
-    /// A shard whose records up to `gone` are not here.
+    /// Adds a shard whose records up to `gone` are not here.
     pub(super) fn begin(&self, shard: u32, gone: u64) {
         self.shards.lock().insert(shard, Arc::new(Mutex::new(OfShard { gone, records: VecDeque::new() })));
     }
 
-    /// A shard that is forgotten.
+    /// Removes a forgotten shard.
     pub(super) fn forget(&self, shard: u32) {
         self.shards.lock().remove(&shard);
     }
@@ -59,7 +59,7 @@ impl LastRecords {
         self.shards.lock().get(&shard).cloned()
     }
 
-    /// A record was synced.
+    /// Adds a record that was synced.
     pub(super) fn push(&self, oldest: &mut Oldest, shard: u32, sequence: u64, arrived_at: Timestamp, data: Bytes) {
         let Some(of) = self.of(shard) else { return };
         let cost = data.len() + RECORD_COST;
@@ -77,7 +77,7 @@ impl LastRecords {
         }
     }
 
-    /// A shard's records behind `after` and up to `last`; `None` if not all of them are here.
+    /// The records of a shard after `after` and up to `last`; `None` if some of them are not here.
     pub(super) fn read(&self, shard: u32, after: u64, last: u64, limits: Limits) -> Option<Vec<Record>> {
         let of = self.of(shard)?;
         let of = of.lock();
@@ -106,7 +106,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Whether one more record of this size is read: while there is room for a byte.
+    /// Whether one more record of this size may be read: yes, as long as there is room for one byte.
     pub(super) fn take(&mut self, len: usize) -> bool {
         if self.records == 0 || self.bytes == 0 {
             return false;

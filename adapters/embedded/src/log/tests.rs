@@ -1,4 +1,4 @@
-//! What the port traits cannot ask for: retention, resharding, and what a new start finds.
+//! Tests that the port traits do not cover: retention, resharding, and new starts.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ fn open(dir: &Path, shards: u32) -> EmbeddedEngine {
     EmbeddedEngine::open(dir, options(shards)).unwrap()
 }
 
-/// With a segment for each put.
+/// Opens an engine with segments so small that each put begins one.
 fn open_small(dir: &Path, options: EmbeddedOptions) -> (EmbeddedEngine, Arc<EmbeddedStream>, Arc<dyn LeaseStore>) {
     let engine = EmbeddedEngine::open_with(dir, options, 1).unwrap();
     let (stream, leases) = (engine.stream().clone(), engine.ports().leases);
@@ -31,7 +31,7 @@ async fn put(stream: &dyn VoteStream, hash: u128, data: &'static str) -> Stored 
     stream.put(hash, Bytes::from_static(data.as_bytes())).await.unwrap()
 }
 
-/// Everything after `after`, and how the reading ended: `None` at an open shard's end.
+/// Reads everything after `after`. Returns it and how the reading ended: `None` at the end of an open shard.
 async fn read(stream: &dyn VoteStream, shard: &ShardId, after: SequenceNumber) -> (Vec<Record>, Option<ReadOutcome>) {
     let mut reader = stream.reader(Group::Persist, shard, after).await.unwrap();
     let mut all = Vec::new();
@@ -117,7 +117,7 @@ async fn the_clock_does_not_start_before_the_last_arrival() {
     assert!(records[1].arrived_at >= records[0].arrived_at);
     engine.close();
 
-    // So far ahead that one of the two clocks is wrong.
+    // So far ahead that either this clock or the log's time must be wrong.
     let future = now.plus(Duration::from_secs(86_400));
     append_at(dir.path(), future);
     let refused = EmbeddedEngine::open(dir.path(), options(1)).err().unwrap().to_string();
@@ -237,7 +237,8 @@ async fn retention_leaves_a_mark_and_waits_for_both_groups() {
     let now = stream.log.clock.now();
     let retain = |now| stream.retention.retain(now).unwrap();
 
-    // By size, the oldest first. A group that works holds back what it has not processed, and all that is younger.
+    // By size, the oldest first. An active group holds back the records that it has not processed, and all younger
+    // ones.
     store.create(Group::Persist, &row(low)).await.unwrap();
     store.create(Group::Persist, &row(high)).await.unwrap();
     store.create(Group::Tally, &row(low)).await.unwrap();
@@ -308,7 +309,7 @@ async fn closed_shards_are_forgotten_when_nobody_needs_them() {
     assert!(put(&*stream, 0, "y").await.sequence > last, "numbers go on though no record is left");
 }
 
-/// A record whose size tells its number.
+/// A record whose size depends on its number.
 fn sized(number: u64) -> Bytes {
     Bytes::from(vec![number as u8; (number * 7_919 % 40_000) as usize])
 }
@@ -340,7 +341,7 @@ async fn what_memory_does_not_hold_is_read_from_segments() {
             assert!(found == rest && end.is_none(), "{} of {} behind {after:?}", found.len(), rest.len());
         }
     }
-    // From files into memory.
+    // From records in files to records in memory.
     let (shard, expected) = stored.last_key_value().unwrap();
     let mut reader = stream.reader(Group::Tally, shard, SequenceNumber::ZERO).await.unwrap();
     let next = stream.put(u128::MAX, sized(1)).await.unwrap();

@@ -1,8 +1,8 @@
-//! The one thread that writes: it gives out sequence numbers and arrival times, shares each sync between all puts that wait,
-//! and begins segments.
+//! The only thread that writes the log. It assigns sequence numbers and arrival times, uses one sync for all waiting
+//! puts, and begins segments.
 //!
-//! Must never answer a put before its record is synced, and never go on after a failed write: what the file holds by then
-//! is unknown, and a record behind a hole would be lost at the next start.
+//! Must never answer a put before its record is synced. Must never go on after a failed write: the content of the file
+//! is unknown then, and a record behind a hole would be lost at the next start.
 
 use std::{
     collections::BTreeMap,
@@ -31,23 +31,23 @@ use crate::{store::EmbeddedStore, write_failed};
 
 /// Most records that share a sync.
 const GROUP_RECORDS_MAX: usize = 1_024;
-/// Most bytes that share a sync: the answers of the first must not wait for too many others.
+/// Most bytes that share a sync: the first puts must not wait too long for the others.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
-/// How long a group waits for a put that came with the last group: less than a sync takes.
+/// How long a group waits for the lanes of the last group to put again. Shorter than a sync.
 const GATHER_WAIT: Duration = Duration::from_micros(100);
 
-/// What the writer is asked to do.
+/// A command to the writer.
 pub(super) enum Command {
     /// Append a record.
     Put {
         hash: u128,
         data: Bytes,
         answer: oneshot::Sender<Result<Stored, PortError>>,
-        /// Room in the queue, given back with the answer.
+        /// Room in the queue. It is given back with the answer.
         _permit: OwnedSemaphorePermit,
     },
-    /// Close `parents`, which own together what `children` will own.
+    /// Close `parents` and open `children`, which own the same hashes together.
     Reshard { parents: Vec<u32>, children: Vec<HashRange>, answer: oneshot::Sender<Result<Vec<ShardId>, PortError>> },
     /// Begin a new segment, unless the last one is empty.
     Roll { answer: SyncSender<Result<(), PortError>> },
@@ -55,7 +55,7 @@ pub(super) enum Command {
     Forget { shards: Vec<u32>, answer: SyncSender<Result<(), PortError>> },
     /// Say where the log ends.
     Mark { answer: SyncSender<Result<Mark, PortError>> },
-    /// End.
+    /// End the thread.
     Stop,
 }
 
@@ -66,8 +66,8 @@ struct Put {
     permit: OwnedSemaphorePermit,
 }
 
-/// The next command that is there. With `expected`, gives the lanes that were answered last a moment to put again: else the
-/// fastest of them would have a sync to itself each time.
+/// The next command in the queue, if there is one. With `expected`, waits a moment for the lanes that were just
+/// answered to put again: otherwise the fastest lane would get a sync of its own each time.
 fn gather(commands: &mut mpsc::UnboundedReceiver<Command>, expected: bool) -> Option<Command> {
     let start = Instant::now();
     loop {
@@ -92,7 +92,7 @@ pub(super) struct Writer {
     open: Vec<Arc<ShardState>>,
     appender: Option<Appender>,
     oldest: Oldest,
-    /// Set by the first failed write.
+    /// The cause of the first failed write.
     failed: Option<String>,
 }
 
@@ -116,7 +116,7 @@ impl Writer {
         let mut last_group = 0;
         let mut next = commands.blocking_recv();
         while let Some(command) = next.take() {
-            // Gather puts until the queue is empty, the group is full, or something else comes.
+            // Gather puts until the queue is empty, the group is full, or another command comes.
             let mut bytes = 0;
             let mut other = Some(command);
             while let Some(Command::Put { hash, data, answer, _permit: permit }) = other {
@@ -127,7 +127,7 @@ impl Writer {
             }
             last_group = puts.len();
             self.append(&mut puts);
-            // Nobody may wait for an answer any more.
+            // Sending an answer fails if nobody waits any more; that is no error.
             match other {
                 None | Some(Command::Put { .. }) => {}
                 Some(Command::Reshard { parents, children, answer }) => {
@@ -155,7 +155,7 @@ impl Writer {
 
     fn refusal(&self) -> Option<PortError> {
         self.failed.as_ref().map(|why| {
-            PortError::permanent(format!("the embedded stream takes no more, since a write has failed: {why}"))
+            PortError::permanent(format!("the embedded stream accepts no more records, because a write failed: {why}"))
         })
     }
 
@@ -170,7 +170,7 @@ impl Writer {
             }
             return;
         }
-        // The open shards own every hash; were one missing, the put is refused rather than stored elsewhere.
+        // The open shards own every hash. If an owner were missing, the put is refused; it is not stored elsewhere.
         let owners: Vec<_> = puts.iter().map(|put| self.owner(put.hash)).collect();
         let first = self.table.number + 1;
         let arrived_at = self.log.clock.now();
@@ -202,7 +202,7 @@ impl Writer {
         self.open.get(at).filter(|shard| shard.range.contains(hash)).map(|_| at)
     }
 
-    /// Writes and syncs those puts that a shard owns, and notes where they are.
+    /// Writes and syncs the puts whose hash a shard owns, and notes their positions.
     fn store(&mut self, puts: &[Put], owners: &[Option<usize>], first: u64, arrived_at: Timestamp) -> io::Result<()> {
         if owners.iter().all(Option::is_none) {
             return Ok(());
@@ -229,7 +229,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Lets readers have records that are synced. Each shard's readers are woken once a group.
+    /// Shows synced records to readers. Wakes the readers of each shard once per group.
     fn show(&mut self, puts: &[Put], owners: &[Option<usize>], first: u64, arrived_at: Timestamp) {
         let mut last = vec![0; self.open.len()];
         let owned = puts.iter().zip(owners).filter_map(|(put, owner)| Some((put, (*owner)?)));
@@ -243,7 +243,7 @@ impl Writer {
         }
     }
 
-    /// Begins a segment if the group would make this one too large.
+    /// Begins a new segment if this group would make the present one too large.
     fn make_room(&mut self, len: u64) -> io::Result<()> {
         let end = self.appender.as_ref().ok_or_else(ended)?.end();
         let full = end.seal.end + len > self.log.options.segment_bytes;
@@ -274,7 +274,7 @@ impl Writer {
         self.begin_segment().map_err(|error| self.write_failed(&error))
     }
 
-    /// Where the log ends, for a copy.
+    /// The end of the log, for a copy.
     fn mark(&mut self) -> Result<Mark, PortError> {
         match (self.refusal(), &self.appender) {
             (Some(refusal), _) => Err(refusal),
@@ -283,17 +283,17 @@ impl Writer {
         }
     }
 
-    /// The last group of a life: a start finds that the group before was whole.
+    /// Writes the last group of a life. It tells the next start that the group before was synced.
     fn end(&mut self) {
         if self.failed.is_none()
             && let Err(error) = self.write_state(Kind::End, self.table.latest, &[])
         {
-            tracing::error!(%error, "the end of the embedded stream could not be written");
+            tracing::error!(%error, "could not mark the end of the embedded stream");
         }
     }
 
     fn fail(&mut self, error: &io::Error) {
-        tracing::error!(%error, "the embedded stream cannot write; it takes no more records");
+        tracing::error!(%error, "the embedded stream cannot write; it accepts no more records");
         self.store.broke(error.to_string());
         self.failed = Some(error.to_string());
     }
@@ -372,7 +372,7 @@ impl Writer {
     }
 }
 
-/// After a failed attempt to begin a segment.
+/// The error after a failed attempt to begin a segment.
 fn ended() -> io::Error {
-    io::Error::other("the log has no segment that is written")
+    io::Error::other("the log has no open segment")
 }

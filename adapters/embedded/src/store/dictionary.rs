@@ -1,7 +1,7 @@
-//! Short numbers for polls and their options, so that a stored vote names neither.
+//! Short numbers for polls and their options, so that a stored vote needs neither id.
 //!
-//! Owns the numbering: a poll gets a number at its first vote, an option its place in the order in which options got votes.
-//! Must never change a number that was given, nor let a vote be stored before the number that it holds: a flush writes both.
+//! Owns the numbering. A poll gets a number at its first vote. Its options are numbered in the order of their first
+//! votes. Must never change a number. Must never let a vote be stored before its numbers: a flush writes both.
 //!
 //! Value in the keyspace `numbers`, under the poll's id: number u32, number of options u32, then each option.
 
@@ -20,20 +20,21 @@ use super::{
 };
 use crate::codec::{Corrupt, Decoder, Encoder};
 
-/// Largest number of a poll: a key holds it and one bit, and keys of the largest such number are not for votes.
+/// Largest number of a poll: a key holds the number and one bit, and the keys of the largest number are not used for
+/// votes.
 const POLL_MAX: u32 = (u32::MAX >> 1) - 1;
 
-/// What is numbered.
+/// All numbers.
 #[derive(Default)]
 pub(super) struct Dictionary {
     polls: HashMap<Arc<str>, u32>,
     /// Options of each numbered poll.
     options: HashMap<u32, Options>,
-    /// Polls whose numbers are not stored as they are here.
+    /// Polls whose numbers have changed since they were stored.
     changed: BTreeSet<Arc<str>>,
 }
 
-/// Numbered options of a poll.
+/// The numbered options of a poll.
 #[derive(Default)]
 pub(super) struct Options {
     list: Vec<Arc<str>>,
@@ -51,7 +52,7 @@ impl Options {
         self.places.get(id).copied()
     }
 
-    /// The option of a stored number.
+    /// The option with a stored number.
     pub(super) fn id(&self, number: u16) -> Result<&Arc<str>, PortError> {
         self.list.get(usize::from(number)).ok_or_else(|| Corrupt.in_a("vote: its option has no number"))
     }
@@ -77,7 +78,7 @@ impl Dictionary {
         Ok(loaded)
     }
 
-    /// How the numbers that have changed are stored.
+    /// Takes the changed numbers, in their stored form.
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         let changed = std::mem::take(&mut self.changed);
         let change = |poll: Arc<str>| {
@@ -128,7 +129,7 @@ fn decode(value: &[u8]) -> Result<(u32, Options), Corrupt> {
 }
 
 impl Inner {
-    /// Dictionary a poll and one of its options, unless they are numbered.
+    /// Numbers a poll and one of its options, unless they have numbers.
     pub(super) fn number(&self, poll: &PollId, option: &Arc<str>) -> Result<(), PortError> {
         let mut numbers = self.numbers.write();
         let number = match numbers.poll(poll) {

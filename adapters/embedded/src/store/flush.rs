@@ -1,16 +1,18 @@
-//! Writes what is decided in memory: votes, tallies, shard rows and new numbers of one moment, whole or not at all.
+//! Writes what was decided in memory: votes, tallies, shard rows and new numbers of one moment, completely or not at
+//! all.
 //!
-//! Owns that moment, the two ways to write it, and the thread that does so again and again. Must never let a row or a tally
-//! become durable without the votes that it speaks of, nor the other way round.
+//! Owns that moment, the two ways to write it, and the thread that flushes. Must never let a row or a tally become
+//! durable without the votes that it covers, nor votes without their rows and tallies.
 //!
-//! The vote stream is the write-ahead log of all this: what a crash takes is processed again from the checkpoints that are
-//! stored. So votes need no journal of their own, and a user who changes his mind between two flushes is written once.
+//! The vote stream is the write-ahead log of all this: after a crash, what was lost is processed again from the stored
+//! checkpoints. So votes need no journal of their own. If a user changes their vote between two flushes, only the last
+//! vote is written.
 //!
-//! - Few votes go into one commit with everything else, through the journal.
-//! - Many are written as a sorted table, which passes journal and memtable by (*ingestion*). It is one write of one keyspace.
-//!   So rows and tallies of that moment are in it, too, as one value under [`REDO_KEY`], and are committed to their own
-//!   keyspaces afterwards. If a crash comes in between, the next start commits them ([`Inner::redo`]); the number of the last
-//!   ingestion whose redo was committed says whether to.
+//! - A few votes are written in one commit with everything else, through the journal.
+//! - Many votes are written as a sorted table, without journal and memtable (*ingestion*). This is one write to one
+//!   keyspace. So it also holds the rows and tallies of that moment, as one value under [`REDO_KEY`]. Afterwards these
+//!   are committed to their own keyspaces. If a crash comes in between, the next start commits them ([`Inner::redo`]).
+//!   It knows whether this is necessary, because the number of the last completed ingestion is stored.
 
 use std::{
     sync::{
@@ -35,28 +37,30 @@ use crate::{
     codec::{Corrupt, Decoder, Encoder},
 };
 
-/// How often, at least: bounds what is processed again after a crash.
+/// Longest time between two flushes. Limits what is processed again after a crash.
 pub(super) const FLUSH_EVERY: Duration = Duration::from_secs(2);
-/// Votes after which a flush begins: a table of 7 MB, which is synced within the time that an acknowledgement may take. Debug
-/// builds, and with them the tests that kill processes, flush early and often, and in both ways.
+/// Number of votes at which a flush begins. This is a table of 7 MB, which is synced within the time that an
+/// acknowledgement may take. Debug builds, and so the tests that kill processes, flush often and in both ways.
 const FLUSH_VOTES: usize = if cfg!(debug_assertions) { 2_000 } else { 200_000 };
-/// Votes in memory at which the next ones wait for the flush that is under way.
+/// Number of votes in memory at which further votes wait for the running flush.
 const PENDING_VOTES_MAX: usize = 2 * FLUSH_VOTES;
-/// Votes from which on they are written as a table of their own. Tables cost a sync each, and many small ones make reads slow.
+/// Number of votes from which they are written as a table. Each table costs a sync, and many small tables make reads
+/// slow.
 const INGEST_VOTES: usize = if cfg!(debug_assertions) { 100 } else { 50_000 };
-/// Tables that have not been merged, at most, before another one is written. From 30 on `fjall` stops commits.
+/// Most unmerged tables before another one is written. From 30 on `fjall` stops commits.
 const UNMERGED_TABLES_MAX: usize = 28;
-/// How long a flush waits for tables to be merged. Then it goes on: more tables are slower to read, and lose nothing.
+/// How long a flush waits for tables to be merged. Then it goes on: with more tables reads are slower, but nothing is
+/// lost.
 const MERGE_WAIT_MAX: Duration = Duration::from_secs(10);
-/// How often it looks.
+/// Pause between two checks while a flush waits for merges.
 const MERGE_LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// In the keyspace of votes, behind all of them: what the last ingestion brought along. No poll has such a number.
+/// Key in the keyspace of votes, behind all votes: rows and tallies of the last ingestion. No poll has such a number.
 const REDO_KEY: [u8; 4] = [255; 4];
-/// In the keyspace `flushes`: number of the last ingestion whose rows and tallies are committed, u64.
+/// Key in the keyspace `flushes`: number (u64) of the last ingestion whose rows and tallies are committed.
 const REDONE_KEY: &str = "redone";
 
-/// A keyspace that a flush writes beside that of the votes. The numbers are stored.
+/// A keyspace that a flush writes besides that of the votes. These numbers are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Target {
@@ -74,20 +78,20 @@ pub(super) struct Change {
     pub(super) value: Vec<u8>,
 }
 
-/// Everything that was decided up to one moment and is not written.
+/// Everything that was decided up to one moment and is not written yet.
 struct Moment {
     number: u64,
     votes: Arc<Unflushed>,
     changes: Vec<Change>,
 }
 
-/// Held by the flush that is under way.
+/// State of the running flush.
 pub(super) struct Flushing {
     /// Number of the last ingestion.
     ingestion: u64,
     /// Number of the last flush.
     moment: u64,
-    /// An emptied one, for its memory.
+    /// An emptied table, kept for its memory.
     spare: Option<Unflushed>,
 }
 
@@ -134,7 +138,7 @@ pub(super) enum RedoError {
 }
 
 impl Inner {
-    /// Commits what the last ingestion brought along, unless that was done. Returns where flushes go on.
+    /// Commits the rows and tallies of the last ingestion, unless this was done. Returns the state for the next flush.
     pub(super) fn redo(&self) -> Result<Flushing, RedoError> {
         let redo = self.votes.get(REDO_KEY).map_err(RedoError::Database)?;
         let redo = redo.map(|redo| decode_redo(&redo)).transpose();
@@ -157,12 +161,12 @@ impl Inner {
         Ok(Flushing::new(redo.map_or(0, |(ingestion, _)| ingestion), moment))
     }
 
-    /// Writes everything that was decided before this call, durably.
+    /// Writes and syncs everything that was decided before this call.
     pub(super) fn flush(&self) -> Result<(), PortError> {
         self.flush_under(&mut self.flushing.lock())
     }
 
-    /// The same under the lock, for whoever goes on to hold it.
+    /// Like [`Self::flush`], for a caller that already holds the lock.
     pub(super) fn flush_under(&self, flushing: &mut Flushing) -> Result<(), PortError> {
         self.check_unbroken()?;
         let Some(moment) = self.begin_flush(flushing) else { return Ok(()) };
@@ -171,9 +175,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes what is decided out of the way of what comes. It can still be read where it was.
+    /// Sets aside what was decided, so that new decisions do not change it. It can still be read.
     fn begin_flush(&self, flushing: &mut Flushing) -> Option<Moment> {
-        // All three at once, in the order in which one window changes them: so they are of one moment.
+        // Lock all three together, in the order in which a window changes them, so that they are of one moment.
         let (mut votes, mut tallies, mut rows) = (self.deciding.lock(), self.tallies_decided.lock(), self.rows.lock());
         if votes.pending.is_empty() && tallies.is_unchanged() && rows.is_unchanged() {
             return None;
@@ -182,9 +186,9 @@ impl Inner {
         votes.flushing = Some(pending.clone());
         let changed = tallies.begin_flush();
         let mut changes = rows.take_changes();
-        // Votes that were decided hold these.
+        // The decided votes hold these numbers.
         changes.extend(self.numbers.write().take_changes());
-        // Others may go on while tallies are encoded.
+        // Release the locks: other calls may go on while tallies are encoded.
         drop((votes, tallies, rows));
         changes.extend(changed.iter().map(|(key, tally)| tally.change(key)));
         let number = flushing.moment + 1;
@@ -201,14 +205,14 @@ impl Inner {
         self.complete(flushing, moment)
     }
 
-    /// Everything in one commit.
+    /// Writes everything in one commit.
     fn journal(&self, moment: &Moment) -> Result<(), fjall::Error> {
         self.commit_changes(None, Some(moment), &moment.changes)
     }
 
-    /// Everything in one table. Afterwards it is durable, but rows and tallies are where only [`Self::redo`] looks.
+    /// Writes everything in one table. Afterwards it is durable, but only [`Self::redo`] finds its rows and tallies.
     fn ingest(&self, flushing: &mut Flushing, moment: &Moment) -> Result<(), fjall::Error> {
-        // What the ingestion before brought along, which it replaces, was committed and synced since.
+        // This replaces the rows and tallies of the ingestion before. They were committed and synced since.
         let number = flushing.ingestion + 1;
         let mut ingestion = self.votes.start_ingestion()?;
         for (key, value) in moment.votes.sorted() {
@@ -221,7 +225,7 @@ impl Inner {
         Ok(())
     }
 
-    /// After [`Self::ingest`]: rows and tallies to where they belong.
+    /// After [`Self::ingest`]: writes rows and tallies to their own keyspaces.
     fn complete(&self, flushing: &Flushing, moment: &Moment) -> Result<(), fjall::Error> {
         self.commit_changes(Some(flushing.ingestion), None, &moment.changes)
     }
@@ -232,7 +236,7 @@ impl Inner {
         votes: Option<&Moment>,
         changes: &[Change],
     ) -> Result<(), fjall::Error> {
-        // Nothing but the length and the blocks of the file is needed to read it.
+        // `SyncData` is enough: to read the file, only its length and its blocks are needed.
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
         if let Some(moment) = votes {
             for (key, value) in moment.votes.sorted() {
@@ -260,7 +264,7 @@ impl Inner {
         self.deciding.lock().flushing = None;
         flushing.moment = moment.number;
         self.last_flush.store(moment.number, Ordering::SeqCst);
-        // Nobody else holds it now.
+        // No one else holds the table now.
         flushing.spare = Arc::into_inner(moment.votes).map(Unflushed::emptied);
     }
 
@@ -271,7 +275,7 @@ impl Inner {
         }
     }
 
-    /// Called with the number of votes in memory, after some were decided. Waits if there are too many.
+    /// Called with the number of votes in memory after votes were decided. Flushes if there are too many.
     pub(super) fn after_votes(&self, pending: usize) -> Result<(), PortError> {
         if pending >= PENDING_VOTES_MAX {
             return self.flush();
@@ -283,7 +287,7 @@ impl Inner {
     }
 }
 
-/// Asks the thread to flush before its time.
+/// Asks the thread to flush now.
 pub(super) struct FlushSoon(SyncSender<()>);
 
 impl FlushSoon {
@@ -294,13 +298,13 @@ impl FlushSoon {
 
     fn wake(&self) {
         match self.0.try_send(()) {
-            // It is awake, or has ended because the store is closed or broken.
+            // An error means that the thread is awake, or has ended because the store is closed or broken.
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
         }
     }
 }
 
-/// The thread that flushes, which ends when this is dropped.
+/// The thread that flushes. It ends when this is dropped.
 pub(super) struct Flusher {
     inner: Arc<Inner>,
     stop: Arc<AtomicBool>,
@@ -318,9 +322,9 @@ impl Flusher {
                     Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
-                // Read before the flush, so that the last one writes everything.
+                // Read this before the flush, so that the last flush writes everything.
                 let last = stopped.load(Ordering::SeqCst);
-                // A write that fails ends the engine: see `EmbeddedEngine::broken`.
+                // A failed write ends the engine: see `EmbeddedEngine::broken`.
                 if store.flush().is_err() || last {
                     return;
                 }
@@ -347,7 +351,7 @@ mod tests {
     use crate::store::EmbeddedStore;
 
     impl EmbeddedStore {
-        /// A flush as if it had many votes, or few. `crash` is called when everything was ingested and nothing more done.
+        /// Flushes as if there were many votes, or few. Calls `crash` after the ingestion and before anything else.
         pub(crate) fn flush_as(&self, many: bool, crash: impl FnOnce()) {
             let inner = &self.inner;
             let mut flushing = inner.flushing.lock();

@@ -1,26 +1,27 @@
-//! The votes that were written last, in memory.
+//! Keeps the votes that were written last in memory.
 //!
-//! Owns a bounded copy of decided votes, so that a vote that replaces one seldom reads tables. Must never hold another value
-//! than the last: it is changed with the votes that are pending, under one lock.
+//! Owns a bounded copy of decided votes, so that replacing a vote seldom needs to read tables. Must never hold an old
+//! value of a vote: it is changed together with the pending votes, under one lock.
 
 /// Longest key that is remembered: a poll and a UUID.
 pub(super) const KEY_BYTES: usize = 20;
 /// Longest value that is remembered.
 pub(super) const VALUE_BYTES: usize = 19;
-/// Votes that fit in: two million, 80 MB once all places are taken.
+/// Number of votes that fit: two million, 80 MB once all places are used.
 const PLACES: usize = 1 << 21;
-/// Places of a set. With one place, a million votes would displace every fifth of their own number; with four, hardly any.
+/// Places of a set. With one place per set, a million votes would overwrite a fifth of themselves; with four, hardly
+/// any.
 const WAYS: usize = 4;
 
-/// Key, length of the value, value; a length of 0 is an empty place.
+/// Key, length of the value, value. A length of 0 means an empty place.
 type Place = [u8; KEY_BYTES + 1 + VALUE_BYTES];
 
-/// Each key belongs into one set of places, by its hash, together with others.
+/// Sets of places. The hash of a key decides its set.
 pub(super) struct HotVotes(Vec<[Place; WAYS]>);
 
 impl Default for HotVotes {
     fn default() -> Self {
-        // Zeroed memory, which costs nothing until it is written.
+        // Zeroed memory costs nothing until it is written.
         Self(vec![[[0; _]; WAYS]; PLACES / WAYS])
     }
 }
@@ -41,7 +42,8 @@ impl HotVotes {
         Some(&place[KEY_BYTES + 1..][..usize::from(place[KEY_BYTES])])
     }
 
-    /// Remembers what was decided, in the place of this key, in an empty one, or instead of another key of the set.
+    /// Remembers a decided vote: in the place of this key, in an empty place, or in the place of another key of the
+    /// set.
     pub(super) fn put(&mut self, key: &[u8], key_hash: u64, value: &[u8]) {
         let Ok(key) = <&[u8; KEY_BYTES]>::try_from(key) else { return };
         let set = &mut self.0[Self::set(key_hash)];
@@ -87,14 +89,15 @@ mod tests {
     fn keys_of_a_full_set_displace_one_another() {
         let mut recent = HotVotes::default();
         let ways = WAYS as u32;
-        // The first bits are the same, the last ones name the place that a full set gives up.
+        // The first bits are the same: one set. The last bits choose the place that is overwritten when the set is
+        // full.
         (0..ways).for_each(|number| recent.put(&key(number), number.into(), &[number as u8]));
         assert!((0..ways).all(|number| recent.get(&key(number), number.into()) == Some(&[number as u8][..])));
         recent.put(&key(9), 1, &[9]);
         let here = |recent: &HotVotes, number: u32| recent.get(&key(number), number.into()).is_some();
         assert_eq!((0..ways).map(|number| here(&recent, number)).collect::<Vec<_>>(), [true, false, true, true]);
         assert_eq!(recent.get(&key(9), 1), Some(&[9][..]));
-        // A place that was given up is taken before another is.
+        // An empty place is used before another one is overwritten.
         recent.put(&key(2), 2, &[]);
         recent.put(&key(1), 1, &[1]);
         assert_eq!((0..ways).map(|number| here(&recent, number)).collect::<Vec<_>>(), [true, true, false, true]);

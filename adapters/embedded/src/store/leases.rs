@@ -1,10 +1,11 @@
 //! Shard rows.
 //!
-//! Owns their encoding, and all of them in memory: the lock on the directory proves that nobody else writes. Must never be
-//! read from the disk but at the start: `flush.rs` writes rows together with the votes and tallies that their progress speaks of.
+//! Owns their encoding, and keeps all rows in memory: the lock on the directory proves that no other process writes.
+//! Must never read rows from the disk after the start: `flush.rs` writes rows together with the votes and tallies that
+//! their progress covers.
 //!
-//! A row is stored under two keys, so that a sign of life does not write the dedup table: kind 0 holds what the
-//! shard is and how far it has come, kind 1 the lease. Both are in the flush that first writes the row.
+//! A row is stored under two keys, so that renewing a lease does not write the dedup table. Kind 0 holds the shard and
+//! its progress, kind 1 the lease. The flush that first writes a row writes both.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
@@ -78,7 +79,7 @@ fn decode_range(value: &mut Decoder<'_>) -> Result<HashRange, Corrupt> {
     Ok(HashRange { start: value.u128()?, end: value.u128()? })
 }
 
-/// A row with a blank lease.
+/// Decodes a row without its lease.
 fn decode_state(shard: ShardId, value: &[u8]) -> Result<ShardRow, Corrupt> {
     let mut value = Decoder(value);
     let range = decode_range(&mut value)?;
@@ -108,13 +109,13 @@ pub(super) enum LoadError {
 #[derive(Default)]
 pub(super) struct Rows {
     rows: BTreeMap<(Group, ShardId), ShardRow>,
-    /// Which of them, in which part, are not written as they are here.
+    /// Rows, and their part (kind), that have changed since they were written.
     changed: BTreeSet<(Group, ShardId, u8)>,
 }
 
 impl Rows {
-    /// Reads all rows. The owners are gone, since this process holds the lock on the directory: nobody has to wait until
-    /// their leases run out. Epochs and counters stay.
+    /// Reads all rows and clears their owners: no owner can still run, since this process holds the lock on the
+    /// directory. So nobody has to wait until their leases expire. Epochs and counters stay.
     pub(super) fn load(leases: &Keyspace) -> Result<Self, LoadError> {
         let mut rows = BTreeMap::<(Group, ShardId), ShardRow>::new();
         for guard in leases.iter() {
@@ -129,7 +130,8 @@ impl Rows {
                     let row = decode_state(shard.clone(), &value).map_err(|_| damaged())?;
                     rows.insert((group, shard), row);
                 }
-                // Directly after the state in the order of the keys, since no shard's name holds a control character.
+                // The lease directly follows the state in the order of keys, since no shard's name holds a control
+                // character.
                 LEASE => {
                     let lease = decode_lease(&value).map_err(|_| damaged())?;
                     let row = rows.get_mut(&(group, shard)).ok_or_else(damaged)?;
@@ -150,12 +152,12 @@ impl Rows {
         self.rows.iter().map(|((group, _), row)| (*group, row))
     }
 
-    /// How the rows that have changed are stored.
+    /// Takes the changed rows, in their stored form.
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::with_capacity(self.changed.len());
         for (group, shard, kind) in std::mem::take(&mut self.changed) {
             let key = key_of(group, &shard, kind);
-            // A row that was created stays.
+            // Rows are never deleted, so a changed row still exists.
             if let Some(row) = self.rows.get(&(group, shard)) {
                 let value = if kind == LEASE { encode_lease(&row.lease) } else { encode_state(row) };
                 changes.push(Change { target: Target::Leases, key, value });
@@ -164,7 +166,7 @@ impl Rows {
         changes
     }
 
-    /// A row that is about to change in this part.
+    /// Returns a row in order to change this part of it.
     fn change(&mut self, group: Group, shard: &ShardId, kind: u8) -> Option<&mut ShardRow> {
         let row = self.rows.get_mut(&(group, shard.clone()))?;
         self.changed.insert((group, shard.clone(), kind));
@@ -173,19 +175,19 @@ impl Rows {
 }
 
 impl EmbeddedStore {
-    /// Up to which number every group that works has processed a shard; `None` if no group does.
+    /// The number up to which every active group has processed a shard; `None` if no group is active.
     pub(crate) fn processed(&self, shard: &ShardId) -> Option<u64> {
         let rows = self.inner.rows.lock();
         let of_group = |group: Group| match rows.rows.get(&(group, shard.clone())) {
             Some(row) if row.progress.ended => Some(u64::MAX),
             Some(row) => Some(row.progress.checkpoint.as_u64().unwrap_or(u64::MAX)),
-            // A group that works has not come to this shard yet.
+            // An active group has not begun with this shard yet.
             None => rows.rows.keys().any(|(other, _)| *other == group).then_some(0),
         };
         GROUPS.into_iter().filter_map(of_group).min()
     }
 
-    /// Whether every group that works is through with a shard for good.
+    /// Whether every active group has finished a shard.
     pub(crate) fn ended(&self, shard: &ShardId) -> bool {
         self.processed(shard).is_none_or(|processed| processed == u64::MAX)
     }
@@ -207,7 +209,7 @@ impl Inner {
         let mut rows = self.rows.lock();
         let row = rows
             .change(group, shard, STATE)
-            .ok_or_else(|| PortError::permanent(format!("there is no row of {shard} to start")))?;
+            .ok_or_else(|| PortError::permanent(format!("cannot start {shard}: it has no shard row")))?;
         if !row.started {
             row.started = true;
             row.progress = inherited.clone();
@@ -215,7 +217,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Stores the lease that `change` makes of a row, if any. Returns the row as it then stands.
+    /// Stores the lease that `change` returns for a row, if any. Returns the row as it is then.
     fn change_lease(
         &self,
         group: Group,
@@ -251,7 +253,7 @@ impl Inner {
     }
 }
 
-// Rows are in memory: no call waits for the disk.
+// Rows are in memory, so no call waits for the disk.
 #[async_trait]
 impl LeaseStore for EmbeddedStore {
     async fn list(&self, group: Group) -> Result<Vec<ShardRow>, PortError> {

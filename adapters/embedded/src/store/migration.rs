@@ -1,8 +1,8 @@
-//! What earlier formats stored, converted when the store is opened.
+//! Converts the stores of earlier formats when they are opened.
 //!
-//! Owns the way from format 1 to the present one. Format 2 has nothing to convert: it knows no ingestion, see `flush.rs`. Must
-//! never remove what is old before what is new is durable and the directory says that it counts: a start that is interrupted is
-//! begun anew, and comes to the same.
+//! Owns the conversion of format 1 to the present one. Format 2 needs no conversion: it only lacks ingestion, see
+//! `flush.rs`. Must never remove old data before the new data is durable and the directory says that it counts: an
+//! interrupted start is begun again, with the same result.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ const VOTES_1: &str = "votes";
 const VOTES_PER_COMMIT: usize = 5_000;
 
 impl Inner {
-    /// Makes the present format of what is there.
+    /// Converts the store to the present format.
     pub(super) fn migrate(&self, format: Format, path: &Path) -> Result<(), OpenError> {
         if !self.db.keyspace_exists(VOTES_1) {
             return Ok(());
@@ -27,7 +27,7 @@ impl Inner {
         let old = self.db.keyspace(VOTES_1, KeyspaceCreateOptions::default).map_err(failed)?;
         match format {
             Format::Version1 => self.convert(&old, path),
-            // Its votes were converted before the directory said so.
+            // The votes were converted before the directory was marked.
             Format::None | Format::Version2 | Format::Version3 | Format::Present(_) => {
                 self.db.delete_keyspace(old).map_err(failed)
             }
@@ -38,7 +38,7 @@ impl Inner {
         let failed = |source: fjall::Error| OpenError::Database { path: path.to_owned(), source };
         let damaged = |reason: String| OpenError::Damaged { path: path.to_owned(), reason };
         let refused = |error: PortError| damaged(error.message);
-        tracing::info!(path = %path.display(), "votes of an earlier format are converted");
+        tracing::info!(path = %path.display(), "converting votes from an earlier format");
         let (mut batch, mut converted) = (self.db.batch(), 0u64);
         for guard in old.iter() {
             let (key, value) = guard.into_inner().map_err(failed)?;
@@ -55,11 +55,11 @@ impl Inner {
             }
         }
         self.commit_converted(batch).map_err(refused)?;
-        tracing::info!(path = %path.display(), converted, "votes of an earlier format were converted");
+        tracing::info!(path = %path.display(), converted, "converted votes from an earlier format");
         Ok(())
     }
 
-    /// Commits votes with the numbers that they hold.
+    /// Commits votes together with the numbers that they use.
     fn commit_converted(&self, mut batch: OwnedWriteBatch) -> Result<(), PortError> {
         for Change { key, value, .. } in self.numbers.write().take_changes() {
             batch.insert(&self.numbers_stored, key, value);

@@ -1,11 +1,13 @@
-//! Marks that every flush leaves in every keyspace, so that a store whose parts are of different moments is found out.
+//! Marks that every flush writes into every keyspace. They reveal a store whose parts are from different moments.
 //!
-//! Owns the marks. Must never let a start go on from such a store: progress would speak of votes that are not there. A crash
-//! leaves none, since a flush is whole or nothing; a copy of the files that is made while they change may be one.
+//! Owns the marks. Must never let a start go on with such a store: progress would cover votes that are missing. A crash
+//! does not cause this, since a flush is written completely or not at all. A copy of the files that was made while they
+//! changed can be such a store.
 //!
-//! Flush `n` writes its number into place `n % 64` of each keyspace. What a keyspace holds is taken from its tables and from
-//! journals. If these are of different moments, the numbers in between are missing; if keyspaces are, their last numbers differ.
-//! The keyspace `polls` has marks of its own, one for each change of a poll, each with the last flush before it.
+//! Flush `n` writes its number into place `n % 64` of each keyspace. The content of a keyspace comes from its tables
+//! and from journals. If these are from different moments, numbers in between are missing. If keyspaces are from
+//! different moments, their last numbers differ. The keyspace `polls` has its own marks, one for each change of a poll;
+//! each names the last flush before it.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
@@ -17,9 +19,11 @@ use super::{
 };
 use crate::codec::{Corrupt, Decoder, Encoder};
 
-/// Places for marks: more flushes than one journal holds between two tables of a busy keyspace need not be told apart.
+/// Number of places for marks. One journal holds fewer flushes between two tables of a busy keyspace, so older marks
+/// are not needed.
 const PLACES: u64 = 64;
-/// Before the place in the key of a mark, behind all other keys of every keyspace: ids are UTF-8, and no poll has such a number.
+/// Start of the key of a mark; the place follows. It sorts behind all other keys of every keyspace: ids are UTF-8, and
+/// no poll has such a number.
 const PREFIX: [u8; 5] = [255; 5];
 
 /// The key of a mark.
@@ -40,13 +44,13 @@ pub(super) fn value(number: u64, flush: u64) -> Vec<u8> {
     value.0
 }
 
-/// The marks of a flush in those keyspaces that it writes by changes.
+/// The marks of a flush for the keyspaces that it writes by changes.
 pub(super) fn changes(number: u64) -> impl Iterator<Item = Change> {
     let mark = move |target| Change { target, key: key(number).to_vec(), value: value(number, number) };
     [Target::Tallies, Target::Leases, Target::Dictionary, Target::Flushes].into_iter().map(mark)
 }
 
-/// Why marks could not be compared, or do not fit.
+/// Why marks could not be compared, or do not fit together.
 pub(super) enum MomentError {
     Database(fjall::Error),
     Damaged(String),
@@ -68,17 +72,17 @@ fn last(name: &str, keyspace: &Keyspace) -> Result<(u64, u64), MomentError> {
     let Some((&last, &flush)) = marks.last_key_value() else { return Ok((0, 0)) };
     let first = last.saturating_sub(PLACES - 1).max(1);
     if !marks.keys().copied().eq(first..=last) {
-        return Err(MomentError::Damaged(format!("{name} is of several moments: {COPIED}")));
+        return Err(MomentError::Damaged(format!("{name} is from several moments: {COPIED}")));
     }
     Ok((last, flush))
 }
 
-/// What explains it.
+/// The usual cause, for error messages.
 const COPIED: &str = "it was copied while it was in use";
 
 impl Inner {
-    /// Compares the marks of all keyspaces, before anything is made of them. `redo` says that the last flush has written its
-    /// votes, and the rest not yet. Returns the number of the last flush.
+    /// Compares the marks of all keyspaces, before the store is used. `redo` says that the last flush has written its
+    /// votes but not the rest. Returns the number of the last flush.
     pub(super) fn compare_moments(&self, redo: bool) -> Result<u64, MomentError> {
         let (votes, _) = last("votes", &self.votes)?;
         let complete = votes.saturating_sub(u64::from(redo));
@@ -90,13 +94,13 @@ impl Inner {
         ] {
             let (number, _) = last(name, keyspace)?;
             if number != complete {
-                let reason = format!("votes are of flush {complete}, {name} of flush {number}: {COPIED}");
+                let reason = format!("votes are from flush {complete}, {name} from flush {number}: {COPIED}");
                 return Err(MomentError::Damaged(reason));
             }
         }
         let (polls, flush) = last("polls", &self.polls)?;
         if flush > votes {
-            let reason = format!("polls are of flush {flush}, votes of flush {votes}: {COPIED}");
+            let reason = format!("polls are from flush {flush}, votes from flush {votes}: {COPIED}");
             return Err(MomentError::Damaged(reason));
         }
         self.poll_changes.store(polls, Ordering::SeqCst);

@@ -1,7 +1,7 @@
-//! What the store knows of the log that it belongs to, and what a start compares.
+//! What the store knows about its log. A start compares it with the log.
 //!
-//! Owns the id of the directory and the life in the store. The log writes down how often polls were changed, which
-//! `moments.rs` counts: so a store that is older than its log is found out. Must never name a life before the log does.
+//! Owns the id of the directory and the life in the store. The log writes down the number of changes of polls, which
+//! `moments.rs` counts. So a store that is older than its log is noticed. Must never name a life before the log does.
 
 use std::sync::atomic::Ordering;
 
@@ -16,16 +16,16 @@ use crate::{
     read_failed,
 };
 
-/// In the keyspace `flushes`: directory u128, life u128.
+/// Key in the keyspace `flushes`. Value: directory u128, life u128.
 const IDENTITY_KEY: &str = "identity";
-/// Which directory the store is of, and its last life.
+/// The directory that the store belongs to, and its last life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) directory: u128,
     pub(crate) life: u128,
 }
 
-/// How far a group has come in a shard.
+/// How far a group has processed a shard.
 pub(crate) struct Reached {
     pub(crate) group: Group,
     pub(crate) shard: ShardId,
@@ -35,7 +35,7 @@ pub(crate) struct Reached {
 }
 
 impl EmbeddedStore {
-    /// Whom the store belongs to; `None` if nobody said so yet.
+    /// What the store belongs to; `None` if it was not told yet.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, PortError> {
         let decode = |value: &[u8]| {
             let mut value = Decoder(value);
@@ -46,7 +46,7 @@ impl EmbeddedStore {
         value.map(|value| decode(&value).map_err(|corrupt: Corrupt| corrupt.in_a("identity"))).transpose()
     }
 
-    /// Says whom the store belongs to, durably.
+    /// Stores what the store belongs to, and syncs it.
     pub(crate) fn set_identity(&self, identity: Identity) -> Result<(), PortError> {
         let mut value = Encoder::default();
         value.u128(identity.directory).u128(identity.life);
@@ -55,12 +55,12 @@ impl EmbeddedStore {
         self.inner.commit(batch)
     }
 
-    /// How often polls were changed. A poll that anybody knows of is counted in it.
+    /// Number of changes of polls. It includes every poll that anybody can know of.
     pub(crate) fn poll_changes(&self) -> u64 {
         self.inner.poll_changes.load(Ordering::SeqCst)
     }
 
-    /// How far all groups have come.
+    /// How far all groups have processed their shards.
     pub(crate) fn reached(&self) -> Vec<Reached> {
         let rows = self.inner.rows.lock();
         rows.all()

@@ -112,7 +112,7 @@ impl Inner {
         value.map(|value| decode(&value).map_err(|corrupt| corrupt.in_a("poll"))).transpose()
     }
 
-    /// Called under the lock on polls.
+    /// Stores a poll. The caller holds the lock on polls.
     fn store_poll(&self, poll: &Poll) -> Result<(), PortError> {
         let changes = self.poll_changes.load(Ordering::SeqCst) + 1;
         let mut batch = self.db.batch();
@@ -123,7 +123,8 @@ impl Inner {
             moments::value(changes, self.last_flush.load(Ordering::SeqCst)),
         );
         self.commit(batch)?;
-        // After the commit, and before anybody can vote in the poll: the log never names a change that the store might lose.
+        // Count it after the commit and before anybody can vote in the poll: then the log never names a change that the
+        // store could lose.
         self.poll_changes.store(changes, Ordering::SeqCst);
         Ok(())
     }
@@ -137,7 +138,7 @@ impl Inner {
         Ok(Created::New)
     }
 
-    /// Changes a poll, if it exists, and stores it if `change` says so. Returns it as stored.
+    /// Changes a poll, if it exists, and stores it if `change` returns true. Returns the poll as it is stored then.
     fn change_poll(&self, id: &PollId, change: impl FnOnce(&mut Poll) -> bool) -> Result<Option<Poll>, PortError> {
         let _deciding = self.polls_lock.lock();
         let Some(mut poll) = self.poll(id)? else { return Ok(None) };
@@ -206,7 +207,7 @@ impl PollStore for EmbeddedStore {
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
         let (inner, id, result) = (self.inner.clone(), id.clone(), result.clone());
         blocking(move || {
-            // The votes and the progress on which the result rests: a start after a crash finds what a recount needs.
+            // Flush the votes and the progress that the result is based on, so that a recount after a crash finds them.
             inner.flush()?;
             inner.change_poll(&id, |poll| {
                 let stores = poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked;

@@ -1,7 +1,7 @@
-//! The store's files as of one moment, linked to another place while it is in use.
+//! Links the store's files, as of one moment, into another directory while the store is in use.
 //!
-//! Must never let anything be committed meanwhile. Tables are merged all the same: what a keyspace consists of is taken again
-//! if that happened in the middle.
+//! Must never let anything be committed meanwhile. Tables may still be merged. If this happens while a keyspace is
+//! linked, the keyspace is linked again.
 
 use std::{fs, io, path::Path};
 
@@ -10,19 +10,19 @@ use votestream_core::port::PortError;
 use super::EmbeddedStore;
 use crate::{fjall_journal, write_failed};
 
-/// Attempts to link a keyspace while its tables are merged. A merge takes far longer than linking.
+/// Most attempts to link a keyspace while its tables are merged. A merge takes much longer than linking.
 const ATTEMPTS_MAX: usize = 100;
 
-/// The file of a keyspace that names what it consists of.
+/// The file of a keyspace that names its present tables.
 const CURRENT: &str = "current";
 
 impl EmbeddedStore {
-    /// Links everything that was answered to a new directory. `moment` is called before anything more is answered.
+    /// Links everything that was answered so far into a new directory. Calls `moment` before anything more is answered.
     pub(crate) fn stage<T>(&self, to: &Path, moment: impl FnOnce() -> T) -> Result<T, PortError> {
-        // Everything into the files, most of it before anybody has to wait.
+        // Write everything into the files. This flush writes most of it, before other calls have to wait.
         self.inner.flush()?;
         let mut flushing = self.inner.flushing.lock();
-        // No flush comes in between, no poll is changed, and nothing else commits.
+        // From here no flush runs, no poll is changed, and nothing else commits.
         let _polls = self.inner.polls_lock.lock();
         self.inner.flush_under(&mut flushing)?;
         self.link(to).map_err(write_failed)?;
@@ -31,7 +31,8 @@ impl EmbeddedStore {
 
     fn link(&self, to: &Path) -> io::Result<()> {
         fs::create_dir(to)?;
-        // Before the tables: what leaves a journal is in tables by then, and what is in both counts once.
+        // Copy the journals before the tables: what leaves a journal is in tables by then, and what is in both counts
+        // once.
         fjall_journal::copy(&self.path, to)?;
         fs::write(to.join("lock"), "")?;
         fs::copy(self.path.join("version"), to.join("version"))?;
@@ -59,7 +60,7 @@ fn link_keyspace(from: &Path, to: &Path) -> io::Result<()> {
     Err(io::Error::other(format!("the tables in {} did not stop changing", from.display())))
 }
 
-/// Links every file that stays.
+/// Links every file that does not change.
 fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -70,7 +71,7 @@ fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A second name for a file, or a copy where there are no such names.
+/// Makes a hard link to a file, or a copy where hard links are not possible.
 fn link(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => fs::copy(from, to).map(drop),

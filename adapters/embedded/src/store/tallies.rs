@@ -1,7 +1,7 @@
 //! Stored tallies.
 //!
-//! Owns their encoding, and those in memory until `flush.rs` writes them. Must never add a window twice: the stored position
-//! decides, and nothing else does.
+//! Owns their encoding, and the changed tallies in memory until `flush.rs` writes them. Must never add a window twice:
+//! only the stored position decides whether a window is added.
 //!
 //! Value: position (24 bytes), epoch u64, number of options u32, then each option and its sum i64.
 
@@ -31,7 +31,7 @@ use crate::{
 #[derive(Clone, Default)]
 pub(super) struct StoredTally {
     position: SequenceNumber,
-    /// For people who look at the stored data.
+    /// Only for people who look at the stored data.
     epoch: u64,
     counts: Vec<(Arc<str>, i64)>,
 }
@@ -46,7 +46,7 @@ impl StoredTally {
         value.0
     }
 
-    /// How it is stored.
+    /// The tally in its stored form.
     pub(super) fn change(&self, key: &[u8]) -> Change {
         Change { target: Target::Tallies, key: key.to_vec(), value: self.encode() }
     }
@@ -55,7 +55,7 @@ impl StoredTally {
 /// Tallies that are not written yet, by their keys.
 type Changed = BTreeMap<Vec<u8>, StoredTally>;
 
-/// What was added and is not written.
+/// What was added and is not written yet.
 #[derive(Default)]
 pub(super) struct Decided {
     /// What the next flush writes.
@@ -136,14 +136,17 @@ impl Inner {
             if tally.position >= window_end {
                 continue;
             }
-            // Added in a copy of the sums, so that nothing has changed if one does not fit.
+            // Add to a copy of the sums, so that nothing is changed if one sum does not fit.
             let mut counts = tally.counts.clone();
             for (option, count) in &delta.counts {
                 match counts.iter_mut().find(|(known, _)| known == option) {
                     None => counts.push((option.clone(), *count)),
                     Some((_, sum)) => {
                         *sum = sum.checked_add(*count).ok_or_else(|| {
-                            PortError::permanent(format!("the tally of {} does not fit", delta.poll_id))
+                            PortError::permanent(format!(
+                                "a count in the tally of {} does not fit into 64 bits",
+                                delta.poll_id
+                            ))
                         })?;
                     }
                 }
@@ -156,13 +159,13 @@ impl Inner {
     fn read(&self, poll: &PollId) -> Result<Vec<TallyRow>, PortError> {
         let prefix = poll_prefix(poll.as_str());
         let mut tallies = Changed::new();
-        // Under the lock, so that nothing moves from memory into the keyspace unseen.
+        // Hold the lock, so that nothing moves from memory into the keyspace unseen.
         let decided = self.tallies_decided.lock();
         for guard in self.tallies.prefix(&prefix) {
             let (key, value) = guard.into_inner().map_err(read_failed)?;
             tallies.insert(key.to_vec(), decode(&value)?);
         }
-        // What is decided later stands in place of what was before.
+        // Later values replace earlier ones.
         for later in [&*decided.flushing, &decided.changed] {
             let of_poll = later.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
             tallies.extend(of_poll.map(|(key, tally)| (key.clone(), tally.clone())));

@@ -1,4 +1,4 @@
-//! What is left after a crash: the files as they are on disk at that moment, without what was still in buffers.
+//! Tests what is left after a crash: the files as they are on disk at that moment, without what was still in buffers.
 
 use std::{borrow::Cow, fs, path::Path, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::directory::{self, Format};
 /// Votes of one window: enough to go through the journal's buffer many times.
 const WINDOW: u64 = 500;
 
-/// Flushes only when it is told to.
+/// Opens a store that flushes only when it is told to.
 fn open(dir: &Path) -> EmbeddedStore {
     let (lock, never) = (Arc::new(directory::lock(dir).unwrap()), Duration::from_secs(3_600));
     EmbeddedStore::open_flushing(&dir.join("store"), Format::Present(0), lock, never).unwrap()
@@ -35,7 +35,7 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// What a process finds that starts after this one was killed.
+/// Opens what a new process finds after this one was killed.
 fn crashed(dir: &Path) -> (tempfile::TempDir, EmbeddedStore) {
     let copied = tempfile::tempdir().unwrap();
     copy_tree(dir, copied.path());
@@ -96,7 +96,7 @@ async fn progress_never_outlives_what_it_speaks_of() {
         let outcome = store.write_progress(Group::Persist, &shard, 1, ends, &next).await.unwrap();
         assert_eq!(outcome, WriteOutcome::Stored);
         previous = next;
-        // Before the flush a start finds what was flushed last, and nothing of what came after it.
+        // Before the flush, a start finds what was flushed last, and nothing that came after it.
         let (_copy, after) = crashed(dir.path());
         let rows = LeaseStore::list(&after, Group::Persist).await.unwrap();
         let flushed = rows.first().map_or(0, |row| row.progress.checkpoint.as_u64().unwrap());
@@ -113,7 +113,7 @@ async fn progress_never_outlives_what_it_speaks_of() {
         assert_eq!(tallies[0].counts, [("a".into(), (number * WINDOW) as i64)]);
     }
 
-    // A window whose progress was not written: applying it again after a crash completes it, wherever the crash came.
+    // The progress of this window was not written. Applying the window again completes it, wherever the crash came.
     apply(&store, &shard, 4).await;
     for flushed in [false, true] {
         let (_copy, after) = crashed(dir.path());
@@ -125,7 +125,7 @@ async fn progress_never_outlives_what_it_speaks_of() {
     }
 }
 
-/// What windows come to: progress, counted votes, and votes counted anew.
+/// The result of windows: progress, counted votes, and recounted votes.
 #[derive(Debug, PartialEq, Eq)]
 struct State {
     checkpoint: u64,
@@ -134,7 +134,7 @@ struct State {
 }
 
 impl State {
-    /// After so many windows of [`changing`].
+    /// The state after this many windows of [`changing`].
     fn model(windows: u64) -> Self {
         let mut users = [None; USERS as usize];
         for window in 1..=windows {
@@ -158,7 +158,7 @@ impl State {
 
 const USERS: u64 = 60;
 
-/// The votes of a window, as user and option: each user votes in every other window and changes his mind each time.
+/// The votes of a window, as user and option: each user votes in every other window, for another option each time.
 fn changing(window: u64) -> Vec<(u64, usize)> {
     (0..USERS).filter(|user| (user + window).is_multiple_of(2)).map(|user| (user, (window as usize / 2) % 2)).collect()
 }
@@ -168,7 +168,7 @@ fn two_options() -> Poll {
     Poll { options, ..poll() }
 }
 
-/// As persist-svc does; the part of a window after `steps` of three is not done.
+/// Applies a window as persist-svc does, but only the first `steps` of its three steps.
 async fn change(store: &EmbeddedStore, shard: &ShardId, window: u64, steps: usize) {
     let sequence = SequenceNumber::from_u64(window);
     // UUIDs and other users.
@@ -243,7 +243,7 @@ async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
         interrupted += usize::from(between.is_some());
         for (_copy, after) in between.into_iter().chain([crashed(dir.path())]) {
             assert_eq!(State::of(&after).await, State::model(window));
-            // As if the start after the crash had crashed, too.
+            // As if the process had crashed again during the start.
             drop(after);
             let (_copy, after) = crashed(_copy.path());
             assert_eq!(State::of(&after).await, State::model(window));
@@ -273,7 +273,7 @@ async fn a_copy_of_several_moments_is_right_or_refused() {
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
-    // Before any vote was flushed, and then after each step of each flush.
+    // Take a copy before any vote was flushed, and then after each step of each flush.
     let nothing = tempfile::tempdir().unwrap();
     copy_tree(&dir.path().join("store"), nothing.path());
     let mut moments = vec![nothing];
@@ -295,7 +295,7 @@ async fn a_copy_of_several_moments_is_right_or_refused() {
         parts.extend(names(of).into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "jnl")));
         parts
     };
-    // Each part of one of two moments.
+    // Combine parts of two moments.
     let (mut right, mut refused) = (0, 0);
     for (early, late) in [(0, 2), (1, 2), (2, 3)] {
         let (early, late) = (&moments[early], &moments[late]);
@@ -334,7 +334,7 @@ async fn what_is_being_flushed_is_read_and_changed_as_before() {
     for window in 1..=3 {
         change(&store, &shard, window, 2).await;
         let mut read = None;
-        // In another thread, as calls come.
+        // In another thread, like real calls.
         store.flush_as(true, || {
             std::thread::scope(|scope| {
                 let call = || {
@@ -359,7 +359,7 @@ async fn what_is_being_flushed_is_read_and_changed_as_before() {
     }
 }
 
-/// Key and value of a vote as format 1 had them.
+/// Key and value of a vote in format 1.
 fn version_1(user: &str, position: Position, option: &str, previous: Option<&str>) -> (Vec<u8>, Vec<u8>) {
     let key = [&b"p\0"[..], &[0, 0, 0, 7], user.as_bytes()].concat();
     let mut value = [&position.to_bytes()[..], &5i64.to_be_bytes(), &(option.len() as u16).to_be_bytes()].concat();
@@ -391,7 +391,7 @@ async fn votes_of_format_1_are_converted_however_often_it_is_interrupted() {
     };
     let options = ["a", "b"].map(|id| PollOption { id: id.into(), title: String::new() }).to_vec();
     let poll = Poll { options, ..poll() };
-    // As if the directory had not been told each time.
+    // As if the process had ended each time before the directory was marked.
     for _ in 0..2 {
         assert_eq!(open(Format::Version1).recount(&poll).await.unwrap(), [2, 2]);
     }

@@ -1,7 +1,7 @@
-//! Votes that are decided and not in tables yet.
+//! Votes that were decided but are not in tables yet.
 //!
-//! Owns the hash by which votes are found in memory. Must never hold two values of one key, and never be changed while it is
-//! being written: the next votes go to another one.
+//! Owns the hash by which votes are found in memory. Must never hold two values of one key. Must never be changed while
+//! it is being written: new votes go to another one.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -9,7 +9,7 @@ use fjall::Slice;
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Hashes keys of votes. Users choose their ids, so the seed is random: nobody can choose ids that collide.
+/// Hashes keys of votes. Users choose their ids, so the seed is random: then nobody can choose ids with equal hashes.
 #[derive(Clone, Copy)]
 pub(super) struct KeyHash(u64);
 
@@ -20,7 +20,7 @@ impl Default for KeyHash {
 }
 
 impl KeyHash {
-    /// The hash of a key, the same as long as the store is open.
+    /// The hash of a key. It stays the same as long as the store is open.
     pub(super) fn of(self, key: &[u8]) -> u64 {
         xxh3_64_with_seed(key, self.0)
     }
@@ -43,7 +43,7 @@ impl Unflushed {
         self.0.find(hash, |(known, _)| **known == *key).map(|(_, value)| &**value)
     }
 
-    /// Stores a vote in place of the one that is there.
+    /// Stores a vote. Replaces the present value of its key.
     pub(super) fn put(&mut self, key: &Slice, hash: u64, value: Slice, hashing: KeyHash) {
         let same = |(known, _): &(Slice, Slice)| known == key;
         match self.0.entry(hash, same, |(known, _)| hashing.of(known)) {
@@ -54,7 +54,7 @@ impl Unflushed {
 
     /// Votes in the order of their keys.
     pub(super) fn sorted(&self) -> Vec<(Slice, Slice)> {
-        // Most comparisons end within the first bytes, which lie beside each other here.
+        // Most comparisons need only the first bytes. They are stored next to each other here.
         let head = |key: &[u8]| {
             let mut head = [0; 16];
             let len = key.len().min(head.len());
@@ -63,11 +63,11 @@ impl Unflushed {
         };
         let mut votes: Vec<_> = self.0.iter().map(|vote| (head(&vote.0), vote)).collect();
         votes.sort_unstable_by(|(a_head, a), (b_head, b)| a_head.cmp(b_head).then_with(|| a.0.cmp(&b.0)));
-        // Copied in one go: each lies elsewhere in memory, and here nothing else has to wait for that.
+        // Copy all votes at once: each is at another place in memory, and here no other work waits for these reads.
         votes.into_iter().map(|(_, vote)| vote.clone()).collect()
     }
 
-    /// Without votes, in the same memory.
+    /// Removes all votes and keeps the memory.
     pub(super) fn emptied(mut self) -> Self {
         self.0.clear();
         self

@@ -1,18 +1,19 @@
 //! Stored votes.
 //!
-//! Owns their encoding, and what is decided about them in memory until `flush.rs` writes it. Must never read a stored vote
-//! outside the lock under which it decides.
+//! Owns their encoding, and the decisions in memory until `flush.rs` writes them. Must never read a stored vote outside
+//! the lock under which it decides.
 //!
-//! Keys and values of usual votes are short enough to lie within the nodes of a memtable, which costs no allocation and no
-//! cache miss of their own. Key: the poll's number and a bit, u32; then the user: 16 bytes if his id is a UUID in its usual
-//! form, with the bit 0, else the id itself, with the bit 1. Value, see [`Vote`]: tag u8, then for tag
+//! Keys and values of usual votes are so short that they fit into the nodes of a memtable, without another allocation
+//! or cache miss. Key: the poll's number and a bit, u32; then the user. If the user's id is a UUID in its usual form,
+//! the bit is 0 and 16 bytes follow; otherwise the bit is 1 and the id itself follows. Value, see [`Vote`]: tag u8,
+//! then for tag
 //!
 //! - 0: record u48, index u24, accepted_at u48, option u8;
 //! - 1: sequence (24 bytes), index u32, accepted_at i64, option u16, if a number does not fit above;
-//! - 2 and 3: the same as 0 and 1 and the option that was replaced, in as many bytes.
+//! - 2 and 3: the same as 0 and 1, then the option that was replaced, in as many bytes.
 //!
-//! The key of four bytes 255 holds no vote, see `flush.rs`. Options are numbers, see `numbers.rs`. The bucket is a function of
-//! poll and user and not stored.
+//! The key of four bytes 255 holds no vote, see `flush.rs`. Options are numbers, see `dictionary.rs`. The bucket is
+//! computed from poll and user and is not stored.
 
 use std::{cmp::Ordering, collections::hash_map::Entry, sync::Arc};
 
@@ -39,9 +40,9 @@ use crate::{
     read_failed,
 };
 
-/// In the tag: numbers are as wide as they can be.
+/// Bit of the tag: the value has the wide form.
 const WIDE: u8 = 1;
-/// In the tag: a vote was replaced.
+/// Bit of the tag: the vote replaced another one.
 const REPLACED: u8 = 2;
 
 fn key_of(poll: u32, user: &str) -> Slice {
@@ -118,7 +119,7 @@ fn decode(value: &[u8]) -> Result<Vote, PortError> {
     Vote::decode(value).map_err(|corrupt| corrupt.in_a("vote"))
 }
 
-/// A vote as it will be stored if there is none.
+/// A new vote, encoded as if its user had none.
 struct Encoded {
     key: Slice,
     key_hash: u64,
@@ -126,7 +127,7 @@ struct Encoded {
     poll: u32,
 }
 
-/// Decided votes, wherever in memory they are, and who votes.
+/// All decided votes in memory, and the filter of new voters.
 pub(super) struct Deciding {
     hashing: KeyHash,
     recent: HotVotes,
@@ -138,7 +139,7 @@ pub(super) struct Deciding {
 }
 
 impl Deciding {
-    /// Polls from `first_poll` on have no votes.
+    /// An empty state. Polls from `first_poll` on have no votes yet.
     pub(super) fn new(hashing: KeyHash, first_poll: u32) -> Self {
         let (recent, pending) = (HotVotes::default(), Unflushed::default());
         Self { hashing, recent, voters: NewVoterFilter::new(first_poll), pending, flushing: None }
@@ -154,7 +155,7 @@ impl Deciding {
         self.pending.put(key, key_hash, value, self.hashing);
     }
 
-    /// Decides about a vote, and stores it if it is the user's last.
+    /// Decides about a vote, and stores it if it is later than the user's stored vote.
     fn decide(
         &mut self,
         new: &mut Encoded,
@@ -192,7 +193,7 @@ impl Inner {
         }
         let mut encoded = Vec::with_capacity(votes.len());
         let mut numbers = self.numbers.read();
-        // By where the ids lie in memory: the votes of one batch share them.
+        // Keyed by the addresses of the ids: the votes of one batch share them.
         let mut known = FxHashMap::default();
         for write in votes {
             let ids = (write.poll_id.as_str().as_ptr(), write.option_id.as_ptr());
@@ -219,7 +220,7 @@ impl Inner {
         Ok(encoded)
     }
 
-    /// Decides about votes, in memory: the next flush writes them.
+    /// Decides about votes in memory. The next flush writes them.
     fn write_votes(&self, mut votes: Vec<Encoded>) -> Result<Vec<VoteOutcome>, PortError> {
         self.check_unbroken()?;
         let mut outcomes = vec![VoteOutcome::Superseded; votes.len()];
@@ -227,7 +228,7 @@ impl Inner {
         let mut deciding = self.deciding.lock();
         let numbers = self.numbers.read();
         for (at, vote) in votes.iter_mut().enumerate() {
-            // In the order of what each costs.
+            // The cheapest look-up comes first.
             let stored = if let Some(stored) = deciding.recent.get(&vote.key, vote.key_hash) {
                 Some(decode(stored)?)
             } else if deciding.voters.votes(vote.poll, vote.key_hash) {
@@ -240,7 +241,8 @@ impl Inner {
             };
             outcomes[at] = deciding.decide(vote, stored, &numbers)?;
         }
-        // Neighbours share blocks. No two votes of a call are of one user, so that their order does not matter.
+        // Sorted, because neighbours share blocks. A call never has two votes of one user, so their order does not
+        // matter.
         unknown.sort_unstable_by(|&a, &b| votes[a].key.cmp(&votes[b].key));
         for at in unknown {
             let vote = &mut votes[at];
@@ -254,15 +256,15 @@ impl Inner {
         Ok(outcomes)
     }
 
-    /// `None` once nobody waits any more.
+    /// Counts all votes of a poll again. Returns `None` if nobody waits for it any more.
     fn recount(&self, poll: &Poll, left: &CancellationToken) -> Result<Option<Vec<u64>>, PortError> {
-        // From here on everything that was decided before is in the keyspace.
+        // After this, everything that was decided before is in the keyspace.
         self.flush()?;
         let mut counts = vec![0; poll.options.len()];
         let numbers = self.numbers.read();
         let Some(number) = numbers.poll(&poll.id) else { return Ok(Some(counts)) };
         let options = numbers.options(number)?;
-        // By number, so that nothing is looked up for a vote.
+        // Indexed by the option's number, so that a vote needs no look-up.
         let mut by_number = Vec::new();
         while let Ok(id) = options.id(by_number.len() as u16) {
             by_number.push((id.clone(), poll.options.iter().position(|option| option.id == *id)));
@@ -270,7 +272,7 @@ impl Inner {
         drop(numbers);
         let (start, end) = ((number << 1).to_be_bytes(), (number << 1 | 1).to_be_bytes());
         for guard in self.votes.prefix(start).chain(self.votes.prefix(end)) {
-            // Asking costs less than reading a vote.
+            // This check costs less than reading a vote.
             if left.is_cancelled() {
                 return Ok(None);
             }
@@ -294,7 +296,8 @@ impl VoteStore for EmbeddedStore {
         if votes.is_empty() {
             return Ok(Vec::new());
         }
-        // Here, since it needs no disk but for a new option, and the votes need not be copied.
+        // Encode here, on the caller's thread: it needs no disk except for a new option, and the votes need not be
+        // copied.
         let encoded = self.inner.encode_votes(votes)?;
         let inner = self.inner.clone();
         blocking(move || inner.write_votes(encoded)).await
@@ -311,7 +314,7 @@ impl VoteStore for EmbeddedStore {
     }
 }
 
-/// A vote of format 1, in which ids were stored as they are.
+/// A vote of format 1, which stored the ids as text.
 ///
 /// Key: poll, 0, bucket u32, user. Value: position (28 bytes), accepted_at i64, length of the option u16, option; then, if a
 /// vote was replaced, a 1 and the previous option up to the end.
@@ -343,7 +346,7 @@ impl<'a> Version1<'a> {
         Ok(Self { poll, user, position, accepted_at, option, previous })
     }
 
-    /// The same vote as it is stored now. Its poll and options are numbered.
+    /// The same vote in the present format. Its poll and options must have numbers.
     pub(super) fn convert(&self, numbers: &Dictionary) -> Result<(Slice, Slice), PortError> {
         let missing = || Corrupt.in_a("vote: its poll or option has no number");
         let poll = numbers.poll(&self.poll).ok_or_else(missing)?;
@@ -375,7 +378,7 @@ mod tests {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), 3 * users.len());
-        // Both prefixes of a poll hold all its keys.
+        // These two prefixes cover all keys of a poll.
         let of_poll =
             |poll: u32| keys.iter().filter(|key| u32::from_be_bytes(key[..4].try_into().unwrap()) >> 1 == poll).count();
         assert_eq!([0, 1, 2].map(of_poll), [users.len(); 3]);

@@ -1,4 +1,4 @@
-//! HTTP/2 frames by hand, for clients that no library would let be.
+//! HTTP/2 frames made by hand, for clients that behave as no library does.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -75,13 +75,13 @@ impl Frame {
     }
 }
 
-/// A client that sends what it is told, and answers settings and pings while it reads.
+/// A client that sends the frames it is given, and answers settings and pings while it reads.
 pub(crate) struct Client {
     pipe: DuplexStream,
 }
 
 impl Client {
-    /// With this window for each stream.
+    /// Begins a connection with this window for each stream.
     pub(crate) async fn begin(pipe: DuplexStream, window: u32) -> Self {
         let mut client = Self { pipe };
         client.send_bytes(PREFACE).await;
@@ -116,7 +116,7 @@ impl Client {
         Some(Frame::new(kind, flags, u32::from_be_bytes(stream), payload))
     }
 
-    /// All frames up to this one.
+    /// All frames up to and including the first for which `last` is true.
     pub(crate) async fn until(&mut self, last: impl Fn(&Frame) -> bool) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some(frame) = self.next().await {

@@ -1,7 +1,7 @@
-//! The kinds of attack, and how one is run.
+//! The kinds of attacks, and how to run one.
 //!
-//! Owns the list from which other tests choose at random, and the end of each attack. What they do is in the modules beside, by
-//! what they abuse. Must never fail because the server defends itself, or has been killed.
+//! Owns the list from which other tests choose at random, and the end of each attack. The neighbouring modules hold the
+//! attacks, grouped by what they abuse. Must never fail because the server defends itself or was killed.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -10,26 +10,27 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{floods, http, slow, votes};
 
-/// Pause before an attacker who was thrown out comes again: they are to keep the server busy, not the tests' own processor.
+/// Pause before a disconnected attacker comes again. Attackers should keep the server busy, not the processor of the
+/// tests.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// Where and what to attack.
+/// The target of an attack.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Address of `IngestService`.
     pub ingest: SocketAddr,
     /// Address of `ResultsService` and `PollService`.
     pub results: SocketAddr,
-    /// A poll that there is. Attackers never cast a vote for it that could count.
+    /// An existing poll. Attackers never cast a vote in it that could count.
     pub poll: String,
 }
 
 /// What an attack has done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Done {
-    /// Times that it was begun.
+    /// How often it was begun.
     pub attempts: u64,
-    /// Of these, how often it came to its own end, and was not thrown out.
+    /// How often it ended by itself and was not disconnected.
     pub finished: u64,
 }
 
@@ -45,7 +46,7 @@ macro_rules! attacks {
             /// All kinds.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// Does it once.
+            /// Attacks once.
             async fn once(self, target: &Target, rng: &mut StdRng) -> io::Result<()> {
                 match self {
                     $(Self::$name => $function(target, rng).await,)*
@@ -66,13 +67,13 @@ attacks! {
     Settings => floods::settings,
     /// Pings.
     Pings => floods::pings,
-    /// Priorities of calls that there are, and that there are not.
+    /// Priorities of calls that exist or do not exist.
     Priorities => floods::priorities,
     /// Windows that grow by one byte.
     WindowUpdates => floods::window_updates,
     /// Frames without content.
     EmptyFrames => floods::empty_frames,
-    /// Frames of kinds that nobody knows.
+    /// Frames of unknown kinds.
     UnknownFrames => floods::unknown_frames,
     /// Frames that the server must answer with a reset.
     Provocations => floods::provocations,
@@ -90,45 +91,45 @@ attacks! {
     ContradictingLengths => http::contradicting_lengths,
     /// More JSON than may be sent.
     LargeJson => http::large_json,
-    /// Chunks that are none.
+    /// Invalid chunks.
     BadChunks => http::bad_chunks,
-    /// Requests one behind the other, whose answers nobody reads.
+    /// Pipelined requests whose answers nobody reads.
     UnreadPipeline => http::unread_pipeline,
-    /// Connections that say nothing, or begin and stop.
+    /// Connections that send nothing, or begin and stop.
     Silence => slow::silence,
     /// Messages that are begun and never finished.
     UnfinishedMessages => slow::unfinished_messages,
-    /// Answers that nobody may send.
+    /// Answers for which the client grants no window.
     ClosedWindow => slow::closed_window,
     /// Content that comes byte by byte.
     Dribble => slow::dribble,
-    /// Protobuf that is none.
+    /// Invalid protobuf.
     BadProtobuf => votes::bad_protobuf,
-    /// gRPC frames that are none.
+    /// Invalid gRPC frames.
     BadFrames => votes::bad_frames,
-    /// Votes for polls that there are not, many in a message.
+    /// Votes for polls that do not exist, many in a message.
     UnknownPolls => votes::unknown_polls,
     /// Invalid votes, whose rejections nobody reads.
     UnreadRejections => votes::unread_rejections,
     /// Recounts that are cancelled.
     CancelledRecounts => votes::cancelled_recounts,
-    /// One vote a frame, on as many calls as there may be.
+    /// One vote per frame, on as many calls as are allowed.
     SmallFrames => votes::small_frames,
 }
 
 impl Attack {
-    /// One of all kinds.
+    /// A random kind.
     pub fn any(rng: &mut StdRng) -> Self {
         *Self::ALL.choose(rng).unwrap_or(&Self::Resets)
     }
 
-    /// Attacks until then, from a new connection each time.
+    /// Attacks until `until`, each time from a new connection.
     pub async fn run(self, target: Target, seed: u64, until: Instant) -> Done {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut done = Done::default();
         while Instant::now() < until {
             done.attempts += 1;
-            // Thrown out, cut off, or finished: all the same to an attacker.
+            // An attacker does the same after it was disconnected, cut off, or finished.
             if let Ok(Ok(())) = timeout_at(until, self.once(&target, &mut rng)).await {
                 done.finished += 1;
             }

@@ -1,6 +1,7 @@
-//! A call of any bytes over HTTP/1.1 or HTTP/2, of which the whole answer is kept.
+//! A call of any bytes over HTTP/1.1 or HTTP/2. The whole answer is kept.
 //!
-//! Owns what gRPC, gRPC-Web and gRPC-Web in text look like to a client. Must never repair an answer: what is missing is missing.
+//! Owns how a client reads gRPC, gRPC-Web and gRPC-Web in text. Must never repair an answer: missing parts stay
+//! missing.
 
 use std::{collections::BTreeMap, convert::Infallible, io, net::SocketAddr, time::Duration};
 
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// First byte of the frame with the trailers of gRPC-Web.
 const TRAILERS: u8 = 0x80;
 
-/// What is sent.
+/// The request.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
     /// HTTP/2, or HTTP/1.1.
@@ -33,15 +34,15 @@ pub struct Call {
     pub path: String,
     /// Headers, after those that HTTP itself needs.
     pub headers: Vec<(String, String)>,
-    /// The body in the pieces in which it is sent.
+    /// The pieces in which the body is sent.
     pub body: Vec<Bytes>,
-    /// The body does not end.
+    /// Whether the body does not end.
     pub open: bool,
-    /// How long an answer is waited for; a minute if `None`.
+    /// How long to wait for an answer; a minute if `None`.
     pub patience: Option<Duration>,
 }
 
-/// What came back.
+/// The answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// HTTP status; 0 if there was no answer.
@@ -56,7 +57,7 @@ pub struct Answer {
     pub broken: Option<String>,
 }
 
-/// What a gRPC client makes of an answer.
+/// How a gRPC client reads an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// HTTP status.
@@ -73,7 +74,7 @@ pub struct Outcome {
     pub broken: Option<String>,
 }
 
-/// Names and values; what is no text is shown as best it can.
+/// Names and values. A value that is not text is converted as well as possible.
 fn map(headers: &HeaderMap) -> BTreeMap<String, String> {
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
@@ -86,11 +87,11 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 impl Call {
-    /// Sends it on a connection of its own.
+    /// Sends the call on its own connection.
     ///
     /// # Errors
     ///
-    /// If there is no connection. What goes wrong afterwards is part of the answer.
+    /// If it cannot connect. Later errors are part of the answer.
     pub async fn send(&self, addr: SocketAddr) -> io::Result<Answer> {
         let stream = TokioIo::new(TcpStream::connect(addr).await?);
         let pieces = self.body.clone().into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
@@ -114,7 +115,7 @@ impl Call {
                 let (mut sender, connection) =
                     http2::handshake(TokioExecutor::new(), stream).await.map_err(io::Error::other)?;
                 tokio::spawn(connection);
-                // Kept until the answer is read: without it the connection would say goodbye.
+                // Kept until the answer is read; without it the connection would close.
                 let response = sender.send_request(request).await;
                 return Ok(received(response).await);
             } else {
@@ -150,7 +151,7 @@ async fn received(response: Result<http::Response<Incoming>, hyper::Error>) -> A
 }
 
 impl Answer {
-    /// What a gRPC client makes of it.
+    /// How a gRPC client reads the answer.
     pub fn outcome(&self) -> Outcome {
         let content_type = self.headers.get("content-type").cloned().unwrap_or_default();
         let mut outcome =
@@ -180,7 +181,7 @@ impl Answer {
 }
 
 impl Outcome {
-    /// Takes the messages out of a body. Returns the trailers in it.
+    /// Reads the messages of a body. Returns its trailers.
     fn read_frames(&mut self, mut body: &[u8]) -> Option<BTreeMap<String, String>> {
         while let Some(([flag, len @ ..], rest)) = body.split_first_chunk::<5>() {
             let Some((content, rest)) = rest.split_at_checked(u32::from_be_bytes(*len) as usize) else { break };

@@ -1,6 +1,7 @@
 //! Floods of HTTP/2 frames.
 //!
-//! Owns what costs a client nothing and a server something. Each flood is of a few megabytes at the most a connection.
+//! Owns frames that are cheap for a client but cost the server something. Each flood has at most a few megabytes per
+//! connection.
 
 use std::{io, time::Duration};
 
@@ -17,7 +18,7 @@ use super::{
 const FRAMES: std::ops::Range<usize> = 2_000..20_000;
 /// Frames that are written together.
 const TOGETHER: usize = 64;
-/// How long a flooder waits for the server to throw them out.
+/// How long a flooder waits for the server to disconnect them.
 const WAIT: Duration = Duration::from_millis(200);
 
 /// A connection to one of the two ports.
@@ -25,7 +26,7 @@ async fn connect(target: &Target, rng: &mut StdRng) -> io::Result<Http2> {
     Http2::connect(if rng.random_bool(0.8) { target.ingest } else { target.results }).await
 }
 
-/// Sends many frames, and waits for what the server does then.
+/// Sends many frames, then waits for the server's reaction.
 async fn flood(connection: &mut Http2, frames: usize, mut next: impl FnMut(usize) -> Vec<u8>) -> io::Result<()> {
     for first in (0..frames).step_by(TOGETHER) {
         let bytes: Vec<u8> = (first..frames.min(first + TOGETHER)).flat_map(&mut next).collect();
@@ -66,7 +67,7 @@ pub(super) async fn continuations(target: &Target, rng: &mut StdRng) -> io::Resu
 
 pub(super) async fn header_bomb(target: &Target, rng: &mut StdRng) -> io::Result<()> {
     let mut connection = connect(target, rng).await?;
-    // The table remembers one large header, which is then named by one byte, again and again.
+    // The table remembers one large header. Then one byte names it, again and again.
     let value = "b".repeat(rng.random_range(1_000..3_900));
     let mut headers = wire::grpc_headers(METHODS[0], &[]);
     headers.extend(wire::hpack_header(0x40, "bomb", &value));
@@ -111,7 +112,7 @@ pub(super) async fn priorities(target: &Target, rng: &mut StdRng) -> io::Result<
     let spread = *[1_u32, 64, 1 << 20].choose(rng).unwrap_or(&1);
     flood(&mut connection, frames, |at| {
         let stream = (at as u32 % spread) * 2 + 1;
-        // A call that depends on another one, at times on itself.
+        // A call that depends on another one, sometimes on itself.
         let payload = [&(stream / 2).to_be_bytes()[..], &[at as u8]].concat();
         wire::frame(kind::PRIORITY, 0, stream, &payload)
     })
@@ -150,7 +151,7 @@ pub(super) async fn provocations(target: &Target, rng: &mut StdRng) -> io::Resul
     provoke(&mut connection, rng.random_range(0..3), rng.random_range(FRAMES) / 4).await
 }
 
-/// Makes the server reset calls by an error of its own, so many of them, in one of three ways.
+/// Makes the server reset this many calls because of an error, in one of three ways.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! HTTP/1.1 and JSON that nobody should send.
+//! Invalid HTTP/1.1 and JSON.
 
 use std::{io, time::Duration};
 
@@ -11,12 +11,12 @@ use tokio::{
 
 use super::Target;
 
-/// Pieces of what has no end; a server must have had enough long before.
+/// Number of pieces of an endless request. A server must give up much earlier.
 const PIECES: usize = 2_000;
-/// How long an answer is waited for, before the next thing is tried.
+/// How long to wait for an answer before the next request.
 const WAIT: Duration = Duration::from_millis(200);
 
-/// What a server answers, as far as it comes at once.
+/// The answer of the server, as far as it comes at once.
 async fn answer(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut answer = vec![0; 4_096];
     match timeout(WAIT, stream.read(&mut answer)).await {
@@ -26,7 +26,7 @@ async fn answer(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// Sends the same piece until the server has had enough.
+/// Sends the same piece until the server gives up.
 async fn endless(target: &Target, beginning: &str, piece: &[u8]) -> io::Result<()> {
     let mut stream = TcpStream::connect(target.ingest).await?;
     stream.write_all(beginning.as_bytes()).await?;
@@ -122,7 +122,7 @@ pub(super) async fn unread_pipeline(target: &Target, rng: &mut StdRng) -> io::Re
     let mut stream = TcpStream::connect(target.results).await?;
     let request = format!("GET /v1/polls/{} HTTP/1.1\r\nhost: localhost\r\n\r\n", target.poll).repeat(20);
     for _ in 0..rng.random_range(10..500) {
-        // Once the server stops reading, so does this.
+        // Stop when the server stops reading.
         if timeout(WAIT, stream.write_all(request.as_bytes())).await.is_err() {
             break;
         }

@@ -1,7 +1,7 @@
-//! An HTTP/2 connection that sends what it is told to, and writes down what it hears.
+//! An HTTP/2 connection that sends any frames, and counts what it receives.
 //!
-//! Owns flow control, for attacks that need to be right in that, and the count of what the server sent. Must never correct what it
-//! sends, and never keep what it receives.
+//! Owns flow control, for attacks that must respect it, and the count of what the server sent. Must never correct what
+//! it sends. Must never keep what it receives.
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,11 +19,11 @@ use tokio::{
 
 use super::wire::{self, FRAME_HEADER_BYTES, flag, kind, setting};
 
-/// Window of a connection and of a call before anything is said about it.
+/// Default window of a connection and of a call.
 const WINDOW_BYTES: i64 = 65_535;
-/// Largest window that there is.
+/// Largest possible window.
 const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
-/// Largest frame that every server takes.
+/// Largest frame that every server accepts.
 const FRAME_BYTES: usize = 16 << 10;
 
 /// What a server sent.
@@ -33,29 +33,29 @@ pub struct Heard {
     pub frames: BTreeMap<u8, u64>,
     /// Bytes in DATA frames.
     pub data_bytes: u64,
-    /// Calls that the server has ended, in whatever way.
+    /// Calls that the server has ended, in any way.
     pub ended: u64,
-    /// Of these, calls that it has answered to the end.
+    /// Calls of these that it has answered completely.
     pub answered: u64,
     /// Calls that the server has reset, by error code.
     pub resets: BTreeMap<u32, u64>,
-    /// Error code of its farewell, and what it said.
+    /// Error code and text of its GOAWAY.
     pub goaway: Option<(u32, String)>,
-    /// It has closed the connection.
+    /// Whether it has closed the connection.
     pub closed: bool,
     /// Bytes that may be sent.
     window: i64,
-    /// Likewise, for a new call.
+    /// Bytes that may be sent on a new call.
     stream_window: i64,
     calls: Windows,
 }
 
-/// Windows of the calls; of an ended one [`i64::MIN`].
+/// Windows of the calls; [`i64::MIN`] for an ended call.
 #[derive(Clone, Default)]
 struct Windows(BTreeMap<u32, i64>);
 
 impl fmt::Debug for Windows {
-    /// Not one by one: there may be thousands.
+    /// Does not list the calls: there may be thousands.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} calls", self.0.len())
     }
@@ -82,7 +82,7 @@ impl Drop for Http2 {
 }
 
 impl Http2 {
-    /// Connects, with the preface and settings of a client that reads all it is sent.
+    /// Connects, with the preface and settings of a client that reads everything.
     ///
     /// # Errors
     ///
@@ -103,9 +103,9 @@ impl Http2 {
         Ok(connection)
     }
 
-    /// Listens on a connection on which nothing has been sent yet.
+    /// Uses a connection on which nothing has been sent yet.
     pub fn over(stream: TcpStream) -> Self {
-        // Small frames are to arrive as they are sent.
+        // Small frames must arrive one by one, as they are sent.
         stream.set_nodelay(true).ok();
         let (read, write) = stream.into_split();
         let write = Arc::new(tokio::sync::Mutex::new(write));
@@ -131,7 +131,7 @@ impl Http2 {
         self.next_stream - 2
     }
 
-    /// Begins a gRPC call; its content may follow.
+    /// Begins a gRPC call. Its content may follow.
     ///
     /// # Errors
     ///
@@ -143,11 +143,11 @@ impl Http2 {
         Ok(stream)
     }
 
-    /// Sends content of a call in frames of this size at the most, as far as the server's windows allow at the time.
+    /// Sends content of a call in frames of at most this size, as the server's windows allow.
     ///
     /// # Errors
     ///
-    /// If the server has closed the connection, or has ended the call while it was waited for.
+    /// If the server has closed the connection, or has ended the call in the meantime.
     pub async fn data(&mut self, stream: u32, mut content: &[u8], frame_bytes: usize, end: bool) -> io::Result<()> {
         while !content.is_empty() {
             let granted = self.granted(stream, content.len().min(frame_bytes.min(FRAME_BYTES))).await?;
@@ -159,7 +159,7 @@ impl Http2 {
         Ok(())
     }
 
-    /// Waits until some of so many bytes may be sent.
+    /// Waits until at least one of these bytes may be sent. Returns how many may be sent.
     async fn granted(&self, stream: u32, wanted: usize) -> io::Result<usize> {
         loop {
             let changed = self.shared.changed.notified();
@@ -190,7 +190,7 @@ impl Http2 {
         self.shared.heard.lock().clone()
     }
 
-    /// Waits until the server has sent something of the kind. Whether it did so in time.
+    /// Waits until the condition holds for what the server has sent. Returns whether it did in time.
     pub async fn hears(&self, what: impl Fn(&Heard) -> bool, patience: Duration) -> bool {
         let heard = async {
             loop {
@@ -204,13 +204,13 @@ impl Http2 {
         timeout(patience, heard).await.is_ok()
     }
 
-    /// Waits until the server has closed the connection. Whether it did so in time.
+    /// Waits until the server has closed the connection. Returns whether it did in time.
     pub async fn is_closed(&self, patience: Duration) -> bool {
         self.hears(|heard| heard.closed, patience).await
     }
 }
 
-/// Reads frames until the connection ends; acknowledges settings and pings, as everybody must.
+/// Reads frames until the connection ends. Acknowledges settings and pings, as HTTP/2 requires.
 async fn listen(read: OwnedReadHalf, write: Arc<tokio::sync::Mutex<OwnedWriteHalf>>, shared: Arc<Shared>) {
     let mut read = BufReader::new(read);
     let mut payload = Vec::new();

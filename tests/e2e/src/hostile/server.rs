@@ -1,7 +1,8 @@
-//! A real `votestream up` under attack, and honest voters beside it.
+//! A real `votestream up` under attack, with honest voters at the same time.
 //!
-//! Owns the process, its limits, and what is seen of it from outside: memory, processor time, threads, descriptors. Must never
-//! judge a time that another machine would not keep: processor time is compared with itself, and waits end after [`PATIENCE`].
+//! Owns the process, its limits, and what is measured from outside: memory, processor time, threads, descriptors. Must
+//! never require a time that a slower machine would not reach: processor time is only compared with itself, and waits
+//! end after [`PATIENCE`].
 
 use std::{
     net::SocketAddr,
@@ -19,17 +20,17 @@ use tokio::{
 use crate::voters::{Election, PATIENCE, Voters};
 use votestream_testkit::audit::Answer;
 
-/// Clock ticks of `/proc` a second, on every Linux that there is.
+/// Clock ticks per second in `/proc`, the same on every Linux.
 const TICKS: u64 = 100;
-/// How long a process is looked at before it is said what it uses.
+/// How long a process is measured.
 const WINDOW: Duration = Duration::from_millis(500);
 /// Part of a core that an idle process may use: its timers, in a debug build, on a busy machine.
 const IDLE_CORES: f64 = 0.3;
-/// Lines of its output that are kept.
+/// Most output lines that are kept.
 const LOG_LINES_MAX: usize = 100;
-/// Clients that vote beside an attack.
+/// Number of honest clients that vote during an attack.
 const VOTERS: u64 = 2;
-/// The poll that they vote in first.
+/// The poll in which they vote first.
 const POLL: &str = "beside";
 
 /// How a process is started.
@@ -41,7 +42,7 @@ pub struct Options {
     pub arguments: Vec<String>,
 }
 
-/// A process under attack, with honest voters beside.
+/// A process under attack, with honest voters.
 pub struct Server {
     child: Child,
     /// Address of `IngestService` and of JSON votes.
@@ -51,7 +52,7 @@ pub struct Server {
     output: Arc<parking_lot::Mutex<Vec<String>>>,
     election: Arc<Election>,
     voters: Option<Voters>,
-    /// The polls that they vote in.
+    /// The polls of the honest voters.
     polls: Vec<String>,
     /// Memory before the attack, in bytes.
     memory_before: u64,
@@ -67,7 +68,7 @@ impl Server {
         Self::start_with(binary, seed, Options::default()).await
     }
 
-    /// [`Self::start`], in another way.
+    /// Like [`Self::start`], with these options.
     ///
     /// # Panics
     ///
@@ -138,7 +139,7 @@ impl Server {
         self.status("VmRSS") << 10
     }
 
-    /// The most memory that it held so far beyond what it held before the attack, in bytes.
+    /// How much more memory than before the attack it has held so far at most, in bytes.
     pub fn memory_grew(&self) -> u64 {
         (self.status("VmHWM") << 10).saturating_sub(self.memory_before)
     }
@@ -167,7 +168,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// If not; says what it said last.
+    /// If not. The message has its last output.
     pub fn lives(&mut self) {
         if let Ok(Some(status)) = self.child.try_wait() {
             panic!("it has ended with {status}: {:#?}", self.output.lock());
@@ -181,7 +182,7 @@ impl Server {
     /// If none is, or the process has ended.
     pub async fn a_vote_gets_through(&mut self, when: &str) {
         if self.election.is_worn() {
-            // Every vote takes an option of its own, of which the poll has no more.
+            // Every vote needs an option of its own, and the poll has no unused ones left.
             let next = format!("{POLL}-{}", self.polls.len());
             self.election.open(&next).await.unwrap();
             self.polls.push(next);
@@ -194,11 +195,12 @@ impl Server {
         }
     }
 
-    /// Waits until the process is idle: who has left costs nothing any more. Honest voters are paused meanwhile.
+    /// Waits until the process is idle: clients that have left must not cost anything. Honest voters are paused
+    /// meanwhile.
     ///
     /// # Panics
     ///
-    /// If it never is.
+    /// If it does not become idle in time.
     pub async fn comes_to_rest(&mut self, patience: Duration) {
         if let Some(voters) = self.voters.take() {
             voters.finish().await.unwrap();
@@ -216,7 +218,7 @@ impl Server {
         self.voters.get_or_insert_with(|| Voters::start(&self.election, VOTERS, seed));
     }
 
-    /// The attack is over: the process must live, and count every honest vote.
+    /// Called after the attack: the process must live, and count every honest vote.
     ///
     /// # Panics
     ///
@@ -241,7 +243,7 @@ impl Server {
     }
 }
 
-/// Keeps the first lines of a pipe, and empties it.
+/// Keeps the first lines of a pipe, and reads the rest.
 fn listen(pipe: impl AsyncRead + Unpin + Send + 'static, output: Arc<parking_lot::Mutex<Vec<String>>>) {
     tokio::spawn(async move {
         let mut lines = BufReader::new(pipe).lines();

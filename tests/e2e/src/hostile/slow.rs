@@ -1,4 +1,4 @@
-//! Clients that begin, and do not go on.
+//! Clients that begin but do not go on.
 
 use std::{io, time::Duration};
 
@@ -15,10 +15,10 @@ use super::{
 const CALLS: usize = 38;
 /// How long a server may take to grant room for more of a message.
 const GRANTED: Duration = Duration::from_millis(250);
-/// How long what was begun is held.
+/// How long an unfinished call is kept.
 const HELD: Duration = Duration::from_secs(1);
 
-/// Beginnings of connections that are in order so far.
+/// Valid beginnings of connections.
 pub fn beginnings() -> Vec<Vec<u8>> {
     let preface = [wire::PREFACE, &wire::settings(&[])].concat();
     let headers = wire::frame(wire::kind::HEADERS, 4, 1, &wire::grpc_headers(METHODS[0], &[]));
@@ -57,7 +57,7 @@ pub(super) async fn unfinished_messages(target: &Target, rng: &mut StdRng) -> io
     Ok(())
 }
 
-/// Begins so many messages of this length, and sends all but their last byte, as far as the server takes it.
+/// Begins this many messages of this length, and sends all except their last byte, as far as the server accepts it.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub async fn unfinished(connection: &mut Http2, path: &str, calls: usize, declar
     let content = wire::message_of(0, declared as u32, &vec![0; declared - 1]);
     for _ in 0..calls {
         let stream = connection.call(path, &[]).await?;
-        // A server that grants no more has had enough of this one.
+        // A server that grants no more window does not accept more of this message.
         tokio::time::timeout(GRANTED, connection.data(stream, &content, usize::MAX, false)).await.ok();
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Votes, and calls, that are meant to cost more than they should.
+//! Votes and calls that try to cost more than they should.
 
 use std::{io, time::Duration};
 
@@ -18,10 +18,10 @@ pub const METHODS: [&str; 3] = [
 ];
 /// Calls of a connection at once.
 const CALLS: usize = 38;
-/// How long a call may take, before it is cancelled.
+/// How long a call may take before it is cancelled.
 const WAIT: Duration = Duration::from_millis(500);
 
-/// Sends a call, and waits for its end or gives up.
+/// Sends a call, and waits for its end for a limited time.
 async fn call(connection: &mut Http2, path: &str, content: &[u8], frame_bytes: usize) -> io::Result<()> {
     let ended = connection.heard().ended;
     let sent = async {
@@ -36,7 +36,7 @@ async fn call(connection: &mut Http2, path: &str, content: &[u8], frame_bytes: u
     timeout(WAIT * 2, sent).await.unwrap_or(Ok(()))
 }
 
-/// Bytes that are nearly a message of votes, none of which can count: its poll does not exist.
+/// Bytes that are nearly a message of votes. No vote can count, because its poll does not exist.
 pub fn nearly_votes(rng: &mut StdRng) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..rng.random_range(0..40) {
@@ -81,7 +81,7 @@ pub(super) async fn bad_frames(target: &Target, rng: &mut StdRng) -> io::Result<
     Ok(())
 }
 
-/// A message of votes for so many polls that there are not.
+/// A message of votes for this many polls that do not exist.
 pub fn votes_for_unknown_polls(polls: usize, rng: &mut StdRng) -> Vec<u8> {
     let word: u32 = rng.random();
     wire::message(&(0..polls).flat_map(|at| wire::vote(&format!("q{word:x}-{at:x}"), "u", "o")).collect::<Vec<_>>())
@@ -121,7 +121,7 @@ pub async fn recounts(connection: &mut Http2, poll: &str, times: usize) -> io::R
     for _ in 0..times {
         let stream = connection.call("/votestream.v1.ResultsService/Recount", &[]).await?;
         connection.data(stream, &request, usize::MAX, true).await?;
-        // Time enough to begin, and not to end.
+        // Enough time to begin but not to end.
         sleep(Duration::from_millis(1)).await;
         connection.send(&wire::reset(stream, 8)).await?;
     }

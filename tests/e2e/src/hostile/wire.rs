@@ -1,6 +1,6 @@
-//! Bytes of HTTP/2, gRPC and protobuf, put together by hand, so that each of them can be wrong.
+//! Bytes of HTTP/2, gRPC and protobuf, made by hand, so that each byte can be wrong.
 //!
-//! Must never check anything: what is not allowed is what it is for.
+//! Must never check anything: its purpose is to make what is not allowed.
 
 /// What every HTTP/2 client sends first.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -19,7 +19,7 @@ pub mod kind {
     pub const RST_STREAM: u8 = 3;
     /// Settings, or their acknowledgement.
     pub const SETTINGS: u8 = 4;
-    /// Whether the other side lives.
+    /// Asks whether the other side is alive.
     pub const PING: u8 = 6;
     /// The connection ends.
     pub const GOAWAY: u8 = 7;
@@ -92,7 +92,7 @@ pub fn hpack_number(first: u8, bits: u32, value: usize) -> Vec<u8> {
     number
 }
 
-/// A header in HPACK, written out. `first` says whether the table remembers it: 0x00 no, 0x40 yes.
+/// A literal header in HPACK. `first` says whether the table remembers it: 0x00 no, 0x40 yes.
 pub fn hpack_header(first: u8, name: &str, value: &str) -> Vec<u8> {
     let mut header = vec![first];
     for text in [name, value] {
@@ -102,7 +102,7 @@ pub fn hpack_header(first: u8, name: &str, value: &str) -> Vec<u8> {
     header
 }
 
-/// The headers of a request in HPACK. `more` comes after those that every gRPC call has.
+/// The headers of a request in HPACK. `more` follows the headers that every gRPC call has.
 pub fn grpc_headers(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let every = [
         (":method", "POST"),
@@ -134,7 +134,7 @@ pub fn field(number: u64, content: &[u8]) -> Vec<u8> {
     field
 }
 
-/// A vote, as the field of a request that it stands in.
+/// A vote, as the field of a request.
 pub fn vote(poll: &str, user: &str, option: &str) -> Vec<u8> {
     let vote = [field(1, poll.as_bytes()), field(2, user.as_bytes()), field(3, option.as_bytes())].concat();
     field(1, &vote)
@@ -145,7 +145,7 @@ pub fn message(content: &[u8]) -> Vec<u8> {
     message_of(0, content.len() as u32, content)
 }
 
-/// A gRPC message whose length need not be true.
+/// A gRPC message whose declared length may be wrong.
 pub fn message_of(flag: u8, declared: u32, content: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(5 + content.len());
     message.push(flag);
@@ -157,7 +157,7 @@ pub fn message_of(flag: u8, declared: u32, content: &[u8]) -> Vec<u8> {
 /// The letters of base64.
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Bytes in base64, as gRPC-Web has them in text.
+/// Bytes in base64, as in gRPC-Web text.
 pub fn base64(bytes: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     for chunk in bytes.chunks(3) {
@@ -169,7 +169,7 @@ pub fn base64(bytes: &[u8]) -> Vec<u8> {
     text
 }
 
-/// What base64 means; it may be several texts, each with its own end. `None` if it is none.
+/// Decodes base64. The text may consist of several parts, each with its own padding. `None` if it is not base64.
 pub fn from_base64(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     for four in text.chunks(4) {

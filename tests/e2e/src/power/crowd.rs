@@ -1,7 +1,7 @@
-//! Many votes: what fills files of the log, and of the store, within seconds.
+//! A crowd that casts many votes, which fill files of the log and of the store within seconds.
 //!
-//! Owns one stream after the other of votes in one poll, each of a user of its own, and the verdict on how many count. Must
-//! never vote faster than votes are acknowledged.
+//! Owns the streams of votes in one poll, one after the other, with a new user for each vote, and the verdict on how
+//! many count. Must never vote faster than votes are acknowledged.
 
 use std::{
     sync::{
@@ -36,21 +36,21 @@ const POLL: &str = "crowd";
 const VOTES_PER_MESSAGE: u64 = 100;
 /// Messages that wait for their answer.
 const MESSAGES_MAX: u64 = 20;
-/// Longest silence of a stream: its process may wait for a disk without power.
+/// Longest silence of a stream. Its process may wait for a disk without power.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Pause before another connection.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// How many votes there were, by what their client was told.
+/// Number of votes, by their answer.
 #[derive(Debug, Default)]
 struct Numbers {
-    /// Sent at all.
+    /// All votes that were sent.
     sent: AtomicU64,
     /// Acknowledged.
     durable: AtomicU64,
     /// Refused.
     rejected: AtomicU64,
-    /// Sent, and the answer is still to come.
+    /// Sent, but not answered yet.
     waiting: AtomicU64,
 }
 
@@ -143,7 +143,7 @@ impl Crowd {
 ///
 /// # Errors
 ///
-/// If it is not one of these numbers, or if the final result is not the recount.
+/// If the result is not in this range, or if the final result is not the recount.
 pub async fn judge(election: &Election, allowed: std::ops::RangeInclusive<u64>) -> Result<(), String> {
     let request = ClosePollRequest { poll_id: POLL.into() };
     let close = |channel, request| async move { PollServiceClient::new(channel).close_poll(request).await };
@@ -215,12 +215,12 @@ impl Numbers {
                 }
             }
         }
-        // Of these nobody knows.
+        // The outcome of these votes is unknown.
         self.waiting.store(0, Ordering::SeqCst);
     }
 }
 
-/// A user's id: long, and as random as it can be, so that files are full after fewer votes.
+/// A user's id. Long and as random as possible, so that files are full after fewer votes.
 fn user(number: u64) -> String {
     let mut rng = StdRng::seed_from_u64(number);
     format!("{number}-{:032x}{:032x}", rng.random::<u128>(), rng.random::<u128>())

@@ -1,7 +1,8 @@
-//! The disk whose power is cut, seen from a test: a process of its own (`tests/disk`), in a mount namespace of its own.
+//! Controls the disk whose power is cut: a separate process (`tests/disk`) in its own mount namespace.
 //!
-//! Owns building, mounting and commanding it. Everything that is mounted in the namespace ends with the last process in it, so
-//! nothing is left behind, however a test ends. Must never touch the mounted disk itself: whoever does may wait for ever.
+//! Builds, mounts and commands it. Everything that is mounted in the namespace ends with the last process in it, so
+//! nothing is left behind, however a test ends. Must never access the mounted disk itself: such an access may wait for
+//! ever.
 
 use std::{
     ffi::OsStr,
@@ -22,13 +23,13 @@ use tokio::{
 
 use crate::voters::PATIENCE;
 
-/// Answers of the disk that nobody has read yet: one a command.
+/// Most answers of the disk that nobody has read yet; there is one per command.
 const ANSWERS_MAX: usize = 16;
 
-/// A command that runs in a mount namespace of its own.
+/// Start of a command that runs in its own mount namespace.
 const UNSHARE: [&str; 4] = ["unshare", "--mount", "--propagation", "private"];
 
-/// Why no disk can be mounted here; `None` if one can.
+/// Why no disk can be mounted on this machine; `None` if it is possible.
 pub(super) fn missing() -> Option<&'static str> {
     let may_unshare = || Blocking::new(UNSHARE[0]).args(&UNSHARE[1..]).arg("true").output();
     if File::options().read(true).write(true).open("/dev/fuse").is_err() {
@@ -40,7 +41,7 @@ pub(super) fn missing() -> Option<&'static str> {
     }
 }
 
-/// The disk's binary. It is a workspace of its own, so that the first who asks builds it.
+/// The binary of the disk. It has its own workspace, so the first call builds it.
 ///
 /// # Errors
 ///
@@ -57,7 +58,7 @@ fn build() -> Result<PathBuf, String> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../disk/Cargo.toml");
     let mut cargo = Blocking::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(&target);
-    // The compiler of this cargo: crates name others for themselves.
+    // Use the compiler of this cargo, because crates may choose another one for themselves.
     let compiler = Path::new(env!("CARGO")).with_file_name("rustc");
     if compiler.exists() {
         cargo.env("RUSTC", compiler);
@@ -72,9 +73,9 @@ fn build() -> Result<PathBuf, String> {
 /// What a cut did.
 #[derive(Clone, Debug)]
 pub struct Cut {
-    /// The event that it came before; `now` if the test asked for it.
+    /// The event before which it came; `now` if the test asked for it.
     pub before: String,
-    /// The file that the event is of, or the directory that it is in.
+    /// The file of the event, or its directory.
     pub path: String,
     /// The letter of its mode.
     pub mode: String,
@@ -100,12 +101,12 @@ impl Cut {
     }
 }
 
-/// Sees the cuts of a disk.
+/// Watches the cuts of a disk.
 #[derive(Clone, Debug)]
 pub struct Cuts(watch::Receiver<Option<Result<Cut, String>>>);
 
 impl Cuts {
-    /// Waits for a cut. Does not end before there is one.
+    /// Waits for a cut.
     ///
     /// # Errors
     ///
@@ -117,7 +118,7 @@ impl Cuts {
     }
 }
 
-/// A mounted disk.
+/// A mounted disk whose power can be cut.
 #[derive(Debug)]
 pub struct Disk {
     child: Child,
@@ -130,7 +131,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Mounts a disk that holds what is in `from`. It and its survivors are put below `at`.
+    /// Mounts a disk with the content of `from`. The mount and what survives a cut are below `at`.
     ///
     /// # Errors
     ///
@@ -142,7 +143,8 @@ impl Disk {
         let mut command = Command::new(UNSHARE[0]);
         command.args(&UNSHARE[1..]).arg(binary).args([&mount, from, &out].map(|path| path.as_os_str()));
         command.args([commit.to_string(), sync.as_micros().to_string()]);
-        // It is not killed when it is dropped: at the end of its stdin it leaves in an order that lets file systems on it go.
+        // It is not killed when it is dropped. At the end of its stdin it ends in an order in which file systems on it
+        // can be released.
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|error| format!("unshare: {error}"))?;
         let stdin = child.stdin.take().ok_or("it is piped")?;
@@ -176,7 +178,7 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// If it does not do it.
+    /// If the disk does not execute it.
     pub async fn tell(&mut self, command: &str) -> Result<Value, String> {
         let line = format!("{command}\n");
         self.stdin.write_all(line.as_bytes()).await.map_err(|error| format!("the disk has ended: {error}"))?;
@@ -184,12 +186,12 @@ impl Disk {
         if answer.get("not understood").is_some() { Err(format!("the disk: {answer}")) } else { Ok(answer) }
     }
 
-    /// Sees the cuts of this disk.
+    /// Watches the cuts of this disk.
     pub fn watch(&self) -> Cuts {
         Cuts(self.cut.clone())
     }
 
-    /// Cuts the power now, by a command; it may have been cut just before.
+    /// Cuts the power now, by this command. It may have been cut just before.
     ///
     /// # Errors
     ///
@@ -199,7 +201,7 @@ impl Disk {
         timeout(PATIENCE, self.watch().cut()).await.map_err(|_| "the power cannot be cut")?
     }
 
-    /// The fault that began last: at which event, of which file.
+    /// The fault that began last: its event and its file.
     pub fn failed(&self) -> Option<String> {
         self.failed.borrow().clone()
     }
@@ -209,7 +211,7 @@ impl Disk {
         &self.mount
     }
 
-    /// What to put in front of a command that is to see what is mounted.
+    /// What to put before a command so that it sees the mounts.
     pub fn enter(&self) -> Vec<String> {
         let process = self.child.id().unwrap_or_default().to_string();
         ["nsenter", "--target", &process, "--mount", "--"].map(String::from).into()
@@ -232,7 +234,8 @@ impl Disk {
         Err(format!("{process:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// Ends it. Whoever waits for an answer gets an error, so kill them first. Returns where the survivors of the cut are.
+    /// Ends the disk. Processes that wait for an answer get an error, so kill them first. Returns the directory with
+    /// what survived the cut.
     ///
     /// # Errors
     ///

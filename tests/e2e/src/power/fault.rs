@@ -1,7 +1,7 @@
-//! A disk that fails without losing its power: one error, a full disk, or one that cannot be written any more.
+//! A disk that fails without losing its power: a single error, a full disk, or a disk that can no longer be written.
 //!
-//! Owns one such life: votes, the fault, the end of the process by itself, a start when the fault is mended, and a power cut after
-//! that. Must never mend a fault that lasts before the process has ended.
+//! Owns one such run: votes, the fault, the process that ends by itself, a start after the fault is repaired, and then
+//! a power cut. Must never repair a lasting fault before the process has ended.
 
 use std::time::Duration;
 
@@ -16,23 +16,24 @@ use super::{
 use crate::voters::{Voters, wait_until};
 use votestream_testkit::audit::Answer;
 
-/// Clients that vote at once, beside the crowd.
+/// Number of clients that vote at once, besides the crowd.
 const CLIENTS: u64 = 2;
 /// Pause between two messages of the crowd.
 const CROWD_PAUSE: Duration = Duration::from_millis(20);
 /// Acknowledged votes before the fault, and after it.
 const VOTES: u64 = 40;
-/// Within this time a fault is noticed by whom it concerns: the log is written all the time, the store every other second. What
-/// goes on for longer, and takes votes, has lost nothing that it needs; it is judged all the same.
+/// Time within which the process notices a fault that concerns it: the log is written all the time, the store every two
+/// seconds. A process that goes on for longer and accepts votes has lost nothing that it needs. It is still judged.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);
-/// Exit code of a stack that broke.
+/// Exit code of a stack that failed.
 const BROKEN: i32 = 3;
 
-/// Lives through one fault, by its command to the disk.
+/// Runs through one fault. `command` tells the disk which.
 ///
 /// # Errors
 ///
-/// If the process goes on although the fault lasts, ends without saying what to mend, does not start afterwards, or has lost something.
+/// If the process goes on although the fault lasts, ends without saying what to repair, does not start afterwards, or
+/// has lost something.
 pub async fn fault(kind: Kind, votestream: &'static str, command: &str) -> Result<(), String> {
     let site = Site::new(kind, votestream)?;
     match live(&site, command).await {
@@ -69,7 +70,7 @@ async fn live(site: &Site, command: &str) -> Result<(), String> {
     if over.map_err(|reason| running.said(&reason))? {
         running = mend(site, running).await?;
     }
-    // What a sync that failed has left is in the cache alone, and no later sync writes it: nothing may rest on it.
+    // What a failed sync left is only in the cache, and no later sync writes it. So nothing may depend on it.
     running.volume.disk.cut_now("cut a 1").await?;
     let state = site.leave(running).await?;
     let mut running = site.start(site.mount(&state, 1, Duration::ZERO).await?);
@@ -77,7 +78,7 @@ async fn live(site: &Site, command: &str) -> Result<(), String> {
     site.leave(running).await.map(drop)
 }
 
-/// Starts again once the fault is mended.
+/// Repairs the fault and starts again.
 async fn mend(site: &Site, running: Running) -> Result<Running, String> {
     let (code, said, mut volume) = site.bury(running).await?;
     let names_it = said.contains("cannot write to") && said.contains(&*volume.directory.to_string_lossy());

@@ -1,6 +1,6 @@
-//! Power cuts during the first start of all: nothing was acknowledged, so it is begun again.
+//! Cuts the power during the very first start. Nothing was acknowledged yet, so the next start begins again.
 //!
-//! Owns one cut before each event of a first start. Must never let a start that was not cut off pass for one that was.
+//! Owns one cut before each event of a first start. Must never count a start that was not cut off as one that was.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use super::{
     volume::Kind,
 };
 
-/// Cuts the power before one event after the other of a first start, and starts again on what survived. A step of 1 is every
-/// event. Ends with the start that needs no more events.
+/// Cuts the power before each event of a first start, one after the other, and starts again with what survived. With a
+/// step of 1 it tries every event. Ends with the start that has no more events.
 ///
 /// # Errors
 ///
-/// If a start on what survived needs a hand.
+/// If a start with what survived needs help.
 pub async fn first_starts(
     kind: Kind,
     votestream: &'static str,
@@ -43,7 +43,7 @@ pub async fn first_starts(
     Ok(report)
 }
 
-/// A first start that is cut off, and the start after it, which takes a poll.
+/// A first start that is cut off, and the start after it, which creates a poll.
 async fn start_twice(site: &Site, plan: &Plan, report: &mut Report) -> Result<(), String> {
     let mut volume = site.mount(&site.nothing()?, 0, plan.sync).await?;
     volume.disk.tell(&plan.arm().unwrap_or_default()).await?;

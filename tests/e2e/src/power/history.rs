@@ -1,6 +1,6 @@
-//! A history: a data directory that lives through several cuts while people vote, and is judged in the end.
+//! A history: a data directory that goes through several cuts while people vote, and is judged at the end.
 //!
-//! Owns the order of one history. Must never judge before all that is known has come to rest.
+//! Owns the order of one history. Must never judge before all results have settled.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,23 +21,24 @@ use votestream_testkit::audit::Answer;
 
 use crate::voters::Voters;
 
-/// Clients that vote at once, beside the crowd.
+/// Number of clients that vote at once, besides the crowd.
 const CLIENTS: u64 = 4;
 /// Pause between two messages of the crowd.
 const CROWD_PAUSE: Duration = Duration::from_millis(5);
 
 struct History {
     site: Site,
-    /// People who vote once each, as soon as their poll could be opened.
+    /// People who vote once each, once their poll could be opened.
     crowd: Option<Crowd>,
     report: Report,
 }
 
-/// Lives through this many cuts and judges what is left.
+/// Goes through this many cuts and judges what is left.
 ///
 /// # Errors
 ///
-/// What must not be: a start that needs a hand, a vote or poll that is lost, a vote that counts twice; with the survivors.
+/// If a start needs help, a vote or poll is lost, or a vote counts twice. The message names the directory with what
+/// survived.
 pub async fn history(kind: Kind, votestream: &'static str, cuts: usize, seed: u64) -> Result<Report, String> {
     let mut history = History { site: Site::new(kind, votestream)?, crowd: None, report: Report::default() };
     match history.live(cuts, seed).await {
@@ -68,7 +69,7 @@ impl History {
         self.site.leave(running).await.map(drop)
     }
 
-    /// Starts on what survived, cuts the power, and returns what survives that.
+    /// Starts with what survived, cuts the power, and returns what survives this cut.
     async fn round(&mut self, state: &Path, round: usize, plan: &Plan) -> Result<PathBuf, String> {
         let mut volume = self.site.mount(state, round, plan.sync).await?;
         if plan.while_starting
@@ -113,7 +114,8 @@ impl History {
     }
 }
 
-/// Ends all voting, waits for what is final, and judges it. Returns the number of votes by answer, and that of the crowd.
+/// Ends all voting, waits for the final results, and judges them. Returns the number of votes by answer, and of the
+/// crowd.
 pub(super) async fn judge(
     site: &Site,
     running: &mut Running,

@@ -1,6 +1,6 @@
-//! When and how the power is cut, and what came of it.
+//! When and how the power is cut, and what happened then.
 //!
-//! Owns what is drawn from a seed, and the count of what happened. Must never draw from anything else.
+//! Owns all random draws from a seed, and the count of what happened. Must never draw from another source.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,14 +8,15 @@ use rand::{RngExt, rngs::StdRng};
 
 use super::disk::Cut;
 
-/// What survives of what is not durable, by the letter of the disk's command, each as often as it is worth.
+/// Modes: which of the data that is not durable survives, by the letter of the disk's command. A mode that is listed
+/// more often is chosen more often.
 const MODES: [&str; 8] = ["a", "b", "b", "b", "p", "p", "c", "d"];
-/// How long an armed cut is waited for, in milliseconds, before the power is cut all the same.
+/// How long to wait for an armed cut, in milliseconds, before the power is cut anyway.
 const LOAD_MS: std::ops::Range<u64> = 100..3_000;
-/// What a sync takes, in microseconds: as on a fast SSD, or as on a slow disk, where more is on its way.
+/// Time of a sync, in microseconds: from a fast SSD to a slow disk, where more writes are in flight.
 const SYNC_US: std::ops::Range<u64> = 200..6_000;
-/// Events before which the power is cut, and the range of their count. Files are created, removed and cut off when tables are
-/// flushed, when the log goes on in a new file, and when old ones are removed.
+/// Events before which the power is cut, and the largest count of each. Files are created, removed and truncated when
+/// tables are flushed, when the log continues in a new file, and when old files are removed.
 const EVENTS: [(&str, u64); 12] = [
     ("write", 25),
     ("write", 25),
@@ -30,7 +31,7 @@ const EVENTS: [(&str, u64); 12] = [
     ("fsyncdir", 2),
     ("any", 60),
 ];
-/// Events of a start that a cut may come before.
+/// Number of events of a start before which a cut may come.
 const START_EVENTS: u64 = 60;
 
 /// When and how the power is cut.
@@ -38,20 +39,20 @@ const START_EVENTS: u64 = 60;
 pub struct Plan {
     /// The letter of what survives.
     pub mode: &'static str,
-    /// What a random mode draws from.
+    /// Seed for a random mode.
     pub seed: u64,
     /// The event that it comes before, and its count; `None` for a moment that no event tells.
     pub before: Option<(&'static str, u64)>,
-    /// Whether events are counted from the start of the process on, and not since it is ready.
+    /// Whether events count from the start of the process; otherwise from when it is ready.
     pub while_starting: bool,
-    /// When it comes at the latest, once the process is ready.
+    /// Latest time of the cut after the process is ready.
     pub within: Duration,
-    /// What a sync takes.
+    /// Time of a sync.
     pub sync: Duration,
 }
 
 impl Plan {
-    /// Draws one.
+    /// Draws a plan.
     pub fn draw(rng: &mut StdRng) -> Self {
         let while_starting = rng.random_bool(0.25);
         let (event, count_max) = EVENTS[rng.random_range(0..EVENTS.len())];
@@ -70,18 +71,18 @@ impl Plan {
         }
     }
 
-    /// One that comes before the n-th event of a start.
+    /// A plan with a cut before this event of a start.
     pub fn at_start(rng: &mut StdRng, event: u64) -> Self {
         Self { before: Some(("any", event)), while_starting: true, ..Self::draw(rng) }
     }
 
-    /// What the disk is told to do; `None` if it is not to wait for an event.
+    /// The command to the disk before the wait; `None` if the cut does not wait for an event.
     pub(super) fn arm(&self) -> Option<String> {
         let (event, count) = self.before?;
         Some(format!("arm {} {} {event} {count}", self.mode, self.seed))
     }
 
-    /// What the disk is told to do now.
+    /// The command to the disk that cuts the power now.
     pub(super) fn cut(&self) -> String {
         format!("cut {} {}", self.mode, self.seed)
     }
@@ -90,9 +91,9 @@ impl Plan {
 /// What was done, and to how many votes.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Cuts, by the letter of their mode and the event that they came before.
+    /// Cuts, by the letter of their mode and their event.
     pub cuts: BTreeMap<String, usize>,
-    /// Cuts, by the part of the data directory that the event was of.
+    /// Cuts, by the part of the data directory that the event concerned.
     pub places: BTreeMap<String, usize>,
     /// Cuts while votes were waiting for their answer.
     pub under_load: usize,

@@ -1,6 +1,7 @@
-//! A site: `votestream up` on one data directory, which loses its power and starts again on what survived.
+//! A site: `votestream up` on one data directory, which loses its power and starts again with what survived.
 //!
-//! Owns starting, leaving and waiting. Must never help a start: no file is repaired or removed between a cut and the next start.
+//! Starts processes, leaves them and waits for them. Must never help a start: no file is repaired or removed between a
+//! cut and the next start.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,23 +18,23 @@ use crate::{
     voters::{Election, wait_until},
 };
 
-/// How long the last words of a process that has ended may take through its pipes.
+/// How long the last output of an ended process may take through its pipes.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// A place where votes are taken.
+/// A place where votes are accepted.
 pub struct Site {
-    /// What the data directory lies on.
+    /// The kind of disk under the data directory.
     pub kind: Kind,
-    /// Where everything is put.
+    /// The directory for everything.
     pub directory: TempDir,
-    /// Who votes.
+    /// The election that runs here.
     pub election: Arc<Election>,
     votestream: &'static str,
 }
 
-/// A process on a volume under power.
+/// A process on a volume that has power.
 pub struct Running {
-    /// Where the data directory lies.
+    /// The volume of the data directory.
     pub volume: Volume,
     /// `votestream up`.
     pub(super) process: Process,
@@ -41,7 +42,7 @@ pub struct Running {
 }
 
 impl Site {
-    /// A site on which nothing is.
+    /// A new, empty site.
     ///
     /// # Errors
     ///
@@ -55,7 +56,7 @@ impl Site {
         Ok(Self { kind, directory, election, votestream })
     }
 
-    /// An empty directory: what there is before the first start.
+    /// An empty directory, as before the first start.
     ///
     /// # Errors
     ///
@@ -66,7 +67,7 @@ impl Site {
         Ok(nothing)
     }
 
-    /// Power returns: a volume with what is in `state`.
+    /// Turns the power on: mounts a volume with the content of `state`.
     ///
     /// # Errors
     ///
@@ -84,11 +85,11 @@ impl Site {
         Running { volume, process, slot }
     }
 
-    /// Waits until a process takes calls.
+    /// Waits until a process accepts calls.
     ///
     /// # Errors
     ///
-    /// If it ends instead, or never does.
+    /// If it ends instead, or does not accept calls in time.
     pub async fn is_up(&self, running: &mut Running) -> Result<(), String> {
         let mut ended = None;
         let places = &self.election.places;
@@ -102,7 +103,8 @@ impl Site {
         Err(format!("it does not start: {status}"))
     }
 
-    /// Waits until a process takes calls, and looks for what was acknowledged. Opens a poll if votes need one.
+    /// Waits until a process accepts calls, and checks that everything acknowledged is there. Opens a poll if votes
+    /// need one.
     ///
     /// # Errors
     ///
@@ -113,11 +115,11 @@ impl Site {
         if self.election.is_worn() { self.election.open(&format!("poll-{round}")).await } else { Ok(()) }
     }
 
-    /// Waits until a process has ended by itself, or until it is known that it goes on. Whether it has ended.
+    /// Waits until a process has ended by itself, or until it is known that it goes on. Returns whether it has ended.
     ///
     /// # Errors
     ///
-    /// If neither comes true.
+    /// If neither happens in time.
     pub async fn is_over(
         &self,
         running: &mut Running,
@@ -132,11 +134,11 @@ impl Site {
         Ok(ended)
     }
 
-    /// Leaves a process that has ended by itself. Returns its exit code, what it said last, and the volume as it is.
+    /// Takes leave of a process that has ended by itself. Returns its exit code, its last output, and the volume.
     ///
     /// # Errors
     ///
-    /// If it has not.
+    /// If it has not ended.
     pub async fn bury(&self, running: Running) -> Result<(Option<i32>, String, Volume), String> {
         let Running { volume, mut process, slot } = running;
         sleep(LAST_WORDS).await;
@@ -145,8 +147,8 @@ impl Site {
         Ok((status.and_then(|status| status.code()), said, volume))
     }
 
-    /// SIGKILL, and the end of the disk. A process that waits for its disk dies of the signal once the disk has gone, and answers
-    /// nobody in between. Returns where the survivors of a cut are.
+    /// Sends SIGKILL and ends the disk. A process that waits for its disk dies once the disk has ended, and answers
+    /// nobody in between. Returns the directory with what survived a cut.
     ///
     /// # Errors
     ///
@@ -161,7 +163,7 @@ impl Site {
 }
 
 impl Running {
-    /// A reason, and the last lines that the process said.
+    /// A reason, followed by the last output of the process.
     pub fn said(&self, reason: &str) -> String {
         format!("{reason}\nthe process said last:\n{}", self.process.said())
     }

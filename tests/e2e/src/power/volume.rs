@@ -1,7 +1,7 @@
-//! Where a data directory lies whose power is cut: on the disk itself, or in a file system of the kernel on a loop device whose
-//! image lies on the disk.
+//! The volume of a data directory whose power is cut: the disk itself, or a file system of the kernel on a loop device
+//! whose image is on the disk.
 //!
-//! Owns making, mounting and leaving it. Must never write to what a cut has left.
+//! Makes, mounts and leaves it. Must never write to what a cut has left.
 
 use std::{
     ffi::OsStr,
@@ -23,7 +23,7 @@ pub enum FileSystem {
 }
 
 impl FileSystem {
-    /// The command that makes one. Nothing is left to threads that would write later.
+    /// The command that makes one. It leaves no work to threads that would write later.
     fn maker(self) -> &'static [&'static str] {
         match self {
             Self::Ext4 => &["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"],
@@ -31,7 +31,7 @@ impl FileSystem {
         }
     }
 
-    /// Size of its image, nearly all of which is a hole: XFS has a smallest size.
+    /// Size of its image. XFS has a minimum size; nearly all of the image is a hole.
     fn bytes(self) -> u64 {
         match self {
             Self::Ext4 => 256 << 20,
@@ -60,14 +60,14 @@ impl FileSystem {
 /// Kinds of disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// What makes an entry durable on the disk itself: 0, 1 or 2.
+    /// What makes a directory entry durable on the disk itself: 0, 1 or 2.
     pub commit: u8,
-    /// What is on it; `None` for the data directory itself.
+    /// The file system on the disk; `None` if the data directory is directly on it.
     pub file_system: Option<FileSystem>,
 }
 
 impl Kind {
-    /// Why there can be no such volume here; `None` if there can.
+    /// Why such a volume is not possible on this machine; `None` if it is possible.
     pub fn missing(self) -> Option<&'static str> {
         let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
         match self.file_system {
@@ -80,7 +80,7 @@ impl Kind {
     }
 }
 
-/// A place for a data directory.
+/// A volume for a data directory.
 #[derive(Debug)]
 pub struct Volume {
     /// The disk under it.
@@ -90,11 +90,11 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// A volume with what is in `from`: the survivors of the last cut, or nothing.
+    /// Mounts a volume with the content of `from`: what survived the last cut, or nothing.
     ///
     /// # Errors
     ///
-    /// If it cannot be mounted: what survives a cut must always be a file system that can.
+    /// If it cannot be mounted. What survives a cut must always be a file system that can be mounted.
     pub async fn mount(kind: Kind, from: &Path, at: &Path, sync: Duration) -> Result<Self, String> {
         let Some(file_system) = kind.file_system else {
             let disk = Disk::mount(from, at, kind.commit, sync).await?;

@@ -21,10 +21,10 @@ pub(crate) enum Method {
 
 const ALL: [Method; 3] = [Method::CastVote, Method::CastVotes, Method::StreamVotes];
 
-/// How long an answer to a call that does not end is waited for: many times its deadline.
+/// How long to wait for an answer to a call that does not end. Many times its deadline.
 const OPEN: Duration = Duration::from_secs(4);
 
-/// How a call travels.
+/// The protocol of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Grpc,
@@ -36,7 +36,7 @@ pub(crate) enum Way {
 pub(crate) struct Case {
     pub(crate) method: Method,
     pub(crate) call: Call,
-    /// The frames of its body, before they were turned into text or cut.
+    /// The frames of its body, before they were converted to text or split.
     frames: Vec<u8>,
     http2: bool,
 }
@@ -67,7 +67,7 @@ impl Case {
         } else if way != Way::Grpc {
             all.push(("accept", content_type));
         }
-        // A header without a value here is one that is left out.
+        // Here, a header without a value means that the header is removed.
         all.retain(|(name, _)| !headers.contains(&(*name, "")));
         all.extend(headers.iter().filter(|(_, value)| !value.is_empty()));
         let path = METHODS[ALL.iter().position(|known| *known == method).unwrap_or(0)].to_owned();
@@ -93,13 +93,13 @@ impl Case {
         !rest.is_empty() || (self.method == Method::CastVote && messages == 0)
     }
 
-    /// Whether there is more than one message, or the beginning of it.
+    /// Whether there is a second message, or the beginning of one.
     pub(crate) fn has_second_message(&self) -> bool {
         let first = self.frames.first_chunk::<5>().map(|[_, len @ ..]| 5 + u32::from_be_bytes(*len) as usize);
         first.is_some_and(|first| self.frames.len() > first)
     }
 
-    /// Whether the last that comes is the beginning of a message, without any of its content.
+    /// Whether the body ends after the header of a message, before its content.
     pub(crate) fn ends_after_header(&self) -> bool {
         let mut rest = &self.frames[..];
         while let Some(([_, len @ ..], after)) = rest.split_first_chunk::<5>() {
@@ -112,13 +112,13 @@ impl Case {
         false
     }
 
-    /// Whether it does not say that it is gRPC.
+    /// Whether its content type is not gRPC.
     pub(crate) fn is_of_another_type(&self) -> bool {
         let content_type = self.call.headers.iter().find(|(name, _)| name == "content-type");
         content_type.is_none_or(|(_, value)| !value.starts_with("application/grpc"))
     }
 
-    /// Whether it names a deadline that is none: gRPC has up to eight digits and a unit.
+    /// Whether its deadline is invalid. In gRPC a deadline has up to eight digits and a unit.
     pub(crate) fn has_bad_deadline(&self) -> bool {
         let deadline = self.call.headers.iter().find(|(name, _)| name == "grpc-timeout");
         deadline.is_some_and(|(_, text)| {
@@ -147,7 +147,7 @@ const WAYS: [(Way, bool); 6] = [
     (Way::WebText, false),
 ];
 
-/// Calls that have failed once, and those beside them.
+/// Calls that failed once, and similar ones.
 pub(crate) fn by_hand() -> Vec<Case> {
     let good = || vote("open", "u", "a");
     let bodies = [
@@ -157,7 +157,7 @@ pub(crate) fn by_hand() -> Vec<Case> {
         [good(), good()].concat(),
         [good(), wire::message(&[])].concat(),
         wire::message(&[wire::vote("open", "u", "a"), wire::vote("open", "v", "a")].concat()),
-        // A vote, and bytes that are no protobuf.
+        // A vote, and bytes that are not protobuf.
         wire::message(&[wire::vote("open", "u", "a"), vec![0x0a]].concat()),
         wire::message(&[wire::vote("open", "u", "a"), vec![0x07, 0xff]].concat()),
         // A vote, and a field that later versions may add.

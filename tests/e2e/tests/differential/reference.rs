@@ -1,4 +1,4 @@
-//! The generated service around a handler that judges by the rules of the domain, and has nothing else.
+//! The reference: the generated service with a simple handler that only applies the rules of the domain.
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "the reference knows the few kinds that it judges by")]
 
@@ -71,7 +71,7 @@ impl Reference {
         poll.admits(vote.option_id, Timestamp(now)).map(drop)
     }
 
-    /// Judges the votes of a message; returns how many there are, and what is refused of them.
+    /// Judges the votes of a message. Returns their number, and the refused ones.
     fn judge_all(&self, first: u64, message: &VotesMessage) -> (u64, Vec<Rejection>) {
         let (mut index, mut rejections) = (first, Vec::new());
         for vote in message.votes() {
@@ -92,7 +92,7 @@ impl Reference {
     }
 }
 
-/// What the API says of a message in a stream that cannot be read.
+/// The API's answer to a message in a stream that cannot be read.
 fn unreadable(status: Status) -> Status {
     match status.code() {
         Code::Internal | Code::OutOfRange | Code::Unknown => Status::invalid_argument(status.message()),
@@ -157,7 +157,7 @@ impl IngestService for Reference {
             through = durable_through;
             Ok((votes, StreamVotesResponse { durable_through, rejections }))
         });
-        // A message without a vote leaves nothing to settle.
+        // A message without votes has nothing to settle.
         let answers = judged.filter_map(|judged| match judged {
             Ok((0, _)) => None,
             judged => Some(judged.map(|(_, answer)| answer)),

@@ -1,4 +1,5 @@
-//! Bounded whatever is sent: processor time linear in the bytes, memory by settings, and nothing for clients that have left.
+//! Costs are limited, whatever is sent: processor time is linear in the bytes, memory is limited by settings, and
+//! clients that have left cost nothing.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use super::*;
 /// Calls of a connection at once.
 const CALLS: usize = 38;
 
-/// Processor time that a message of votes for so many unknown polls costs.
+/// Processor time of a message with votes for this many unknown polls.
 async fn cost_of_unknown_polls(server: &Server, polls: usize, rng: &mut StdRng) -> Duration {
     let mut connection = Http2::connect(server.ingest).await.unwrap();
     let before = server.cpu();
@@ -33,7 +34,7 @@ async fn cost_of_unknown_polls(server: &Server, polls: usize, rng: &mut StdRng) 
     server.cpu() - before
 }
 
-/// No. 2: a message costs what its bytes cost, and ends with its client.
+/// No. 2: the cost of a message is linear in its bytes, and ends when its client leaves.
 #[tokio::test(flavor = "multi_thread")]
 async fn votes_for_unknown_polls_cost_what_their_bytes_cost() {
     let (mut server, mut rng) = start("unknown polls").await;
@@ -42,7 +43,7 @@ async fn votes_for_unknown_polls_cost_what_their_bytes_cost() {
     cost_of_unknown_polls(&server, 100, &mut rng).await;
     let once = cost_of_unknown_polls(&server, polls, &mut rng).await;
     let four_times = cost_of_unknown_polls(&server, 4 * polls, &mut rng).await;
-    // A square would be sixteen times.
+    // Quadratic cost would be sixteen times as much.
     let bound = 8 * once + Duration::from_millis(150);
     assert!(four_times < bound, "{polls} unknown polls cost {once:?}, four times as many {four_times:?}");
 
@@ -61,7 +62,7 @@ async fn votes_for_unknown_polls_cost_what_their_bytes_cost() {
     server.counts_exactly().await;
 }
 
-/// No. 4: rejections hold room until they are read.
+/// No. 4: rejections that are not read count against a limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn rejections_that_nobody_reads_are_bounded() {
     let (mut server, mut rng) = start("unread rejections").await;
@@ -90,7 +91,7 @@ async fn rejections_that_nobody_reads_are_bounded() {
     server.counts_exactly().await;
 }
 
-/// No. 7: what is kept of messages that are not whole is bounded, and such a message has an end.
+/// No. 7: the memory for unfinished messages is limited, and so is the time that they may take.
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_messages_are_bounded_and_end() {
     let (mut server, mut rng) = start("unfinished messages").await;
@@ -115,7 +116,7 @@ async fn unfinished_messages_are_bounded_and_end() {
     server.counts_exactly().await;
 }
 
-/// No. 9: answers that the client does not take are bounded, and its connection ends.
+/// No. 9: the memory for answers that a client does not take is limited, and its connection ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_takes_are_bounded_and_end() {
     let arguments = ["--stalled-write-timeout=6s".into(), format!("--answer-bytes-max={}", 32 << 20)];
@@ -145,7 +146,8 @@ async fn answers_that_nobody_takes_are_bounded_and_end() {
     server.counts_exactly().await;
 }
 
-/// Withstood: calls full to the window, on many connections, whose senders read no answer, so that nobody reads them either.
+/// Withstood: calls that fill their windows, on many connections, whose clients do not read answers, so that the server
+/// does not read the calls either.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_nobody_reads_are_bounded() {
     let options = Options { arguments: vec![format!("--request-bytes-max={}", 32 << 20)], ..Options::default() };
@@ -178,7 +180,7 @@ async fn requests_that_nobody_reads_are_bounded() {
     server.counts_exactly().await;
 }
 
-/// No. 12: recounts whose callers have left neither pile up nor go on.
+/// No. 12: recounts whose callers have left do not accumulate and do not go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_recounts_do_not_pile_up() {
     let (mut server, mut rng) = start("cancelled recounts").await;
@@ -191,7 +193,7 @@ async fn cancelled_recounts_do_not_pile_up() {
     let threads = server.threads();
     let mut most = 0;
     for _ in 0..20 {
-        // A server that has had enough of this connection gets another one.
+        // If the server has closed this connection, use another one.
         let mut connection = Http2::connect(server.results).await.unwrap();
         recounts(&mut connection, "counted", rng.random_range(10..30)).await.ok();
         most = most.max(server.threads());
@@ -202,10 +204,11 @@ async fn cancelled_recounts_do_not_pile_up() {
     server.counts_exactly().await;
 }
 
-/// No. 13: the smallest votes, a frame each, on as many calls as there may be, while the engine stalls: no connection is closed.
+/// No. 13: the smallest votes, one per frame, on as many calls as are allowed, while the engine stalls: no connection
+/// is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_smallest_frames_close_no_connection_while_the_engine_stalls() {
-    /// As many of the smallest frames as the window of a stream takes.
+    /// As many of the smallest frames as fit into the window of a stream.
     const FRAMES: usize = 4_000;
     let dir = tempfile::tempdir().unwrap();
     let bounds = TimeBounds { answer_deadline: Duration::from_secs(30), ..TEST_BOUNDS };
@@ -249,14 +252,14 @@ async fn the_smallest_frames_close_no_connection_while_the_engine_stalls() {
     stack.stop().await;
 }
 
-/// No. 14: who makes the server reset calls again and again is thrown out.
+/// No. 14: a client that makes the server reset calls again and again is disconnected.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_a_connection_come_to_an_end() {
     let (mut server, mut rng) = start("errors without end").await;
     for how in 0..3 {
         let mut connection = Http2::connect(server.ingest).await.unwrap();
         let calls = rng.random_range(5_000..8_000);
-        // It is thrown out, or has sent them all.
+        // The client is disconnected, or has sent everything.
         floods::provoke(&mut connection, how, calls).await.ok();
         let thrown_out = connection.hears(|heard| heard.closed || heard.goaway.is_some(), Duration::from_secs(5)).await;
         let heard = connection.heard();

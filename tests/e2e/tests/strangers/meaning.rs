@@ -1,4 +1,4 @@
-//! One meaning on every path: the same request gets the same answer, and no answer says what is not so.
+//! The same meaning on every path: the same request gets the same answer, and no answer says something wrong.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::*;
 
 const OK: Option<(u32, String)> = Some((0, String::new()));
 
-/// No. 1: what a browser sends gets an answer with its end, over both versions of HTTP.
+/// No. 1: a request of a browser gets a complete answer, over both versions of HTTP.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vote_by_grpc_web_is_answered_whole() {
     let (server, mut rng) = start("grpc-web").await;
@@ -55,7 +55,7 @@ async fn a_vote_by_grpc_web_is_answered_whole() {
     ends_with(server, "web", voters).await;
 }
 
-/// No. 5: however many votes of a legal message are rejected, a client of any make is told of each.
+/// No. 5: however many votes of a valid message are rejected, every client learns of each rejection.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rejection_arrives_in_answers_that_a_client_takes() {
     let (server, mut rng) = start("rejections").await;
@@ -67,7 +67,7 @@ async fn every_rejection_arrives_in_answers_that_a_client_takes() {
     let outcome = call.send(server.ingest).await.unwrap().outcome();
     assert_eq!((&outcome.status, &outcome.broken), (&OK, &None));
     let longest = outcome.messages.iter().map(Vec::len).max().unwrap();
-    // What every gRPC client takes, with room for those that count more than the message.
+    // The size that every gRPC client accepts, with a margin for clients that count more than the message.
     assert!(longest < 3 << 20, "an answer has {longest} bytes");
     let mut seen = Vec::new();
     for message in &outcome.messages {
@@ -80,7 +80,7 @@ async fn every_rejection_arrives_in_answers_that_a_client_takes() {
     server.counts_exactly().await;
 }
 
-/// No. 10: to JSON a deadline of gRPC means nothing, and 200 says that the vote is durable.
+/// No. 10: a gRPC deadline has no effect on JSON, and 200 means that the vote is durable.
 #[tokio::test(flavor = "multi_thread")]
 async fn json_says_200_only_for_what_is_durable() {
     let (server, mut rng) = start("json deadlines").await;
@@ -96,7 +96,7 @@ async fn json_says_200_only_for_what_is_durable() {
     ends_with(server, "json", durable).await;
 }
 
-/// No. 11: a page of another origin cannot cast a vote by a request for which a browser asks nobody.
+/// No. 11: a page of another origin cannot cast a vote with a request that a browser sends without a check.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_another_origin_cannot_vote_unasked() {
     let (server, mut rng) = start("pages").await;
@@ -119,7 +119,7 @@ async fn a_page_of_another_origin_cannot_vote_unasked() {
         let answer = json_vote(&server, "page", "victim", &headers).await;
         assert_eq!(answer.status, 415, "{content_type:?}: {answer:?}");
     }
-    // A name that was made to mean this machine: the page and the service have one origin.
+    // A host name that was made to point to this machine: then the page and the service have the same origin.
     for host in
         ["evil.example", "evil.example:50051", "localhost.evil.example", "127.0.0.1.evil.example", "169.254.1.1"]
     {
@@ -145,7 +145,7 @@ async fn a_page_of_another_origin_cannot_vote_unasked() {
     ends_with(server, "page", good.len() as u64).await;
 }
 
-/// No. 15: a deadline is honoured on every call, and what expired says so.
+/// No. 15: a deadline applies to every call, and an expired call says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn deadlines_are_those_of_grpc() {
     let (server, mut rng) = start("deadlines").await;
@@ -162,7 +162,7 @@ async fn deadlines_are_those_of_grpc() {
     server.counts_exactly().await;
 }
 
-/// No. 16: to name no compression is to name `identity`.
+/// No. 16: naming no compression means the same as naming `identity`.
 #[tokio::test(flavor = "multi_thread")]
 async fn identity_changes_no_answer() {
     let (server, mut rng) = start("identity").await;
@@ -190,7 +190,7 @@ async fn identity_changes_no_answer() {
     server.counts_exactly().await;
 }
 
-/// No. 17: of what cannot be read it is said that it cannot be read.
+/// No. 17: a request that cannot be read gets an error that says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_protobuf_is_called_that() {
     let (server, mut rng) = start("protobuf").await;
@@ -207,7 +207,7 @@ async fn what_is_no_protobuf_is_called_that() {
     ends_with(server, "p", 0).await;
 }
 
-/// No. 18: what no URL can name is no id.
+/// No. 18: an id that no URL can name is not allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poll_that_no_url_reaches_cannot_be_created() {
     let (server, _) = start("ids").await;
@@ -216,7 +216,7 @@ async fn a_poll_that_no_url_reaches_cannot_be_created() {
         let refused = polls.create_poll(poll(id, &["yes"])).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{id:?}: {refused}");
     }
-    // Every other id of dots is reached.
+    // Every other id with dots can be used.
     for id in ["...", ".a", "a..", "-", "_", "~"] {
         create(&server, poll(id, &["yes"])).await;
         let answer = json_vote(&server, id, "u", &[("content-type", "application/json")]).await;
@@ -225,7 +225,7 @@ async fn a_poll_that_no_url_reaches_cannot_be_created() {
     server.counts_exactly().await;
 }
 
-/// The README's limits: what they allow is taken, and one more is not.
+/// The README's limits: the allowed maximum is accepted, and one more is refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_and_messages_are_taken_up_to_their_limits() {
     let (server, mut rng) = start("limits").await;
@@ -255,7 +255,7 @@ async fn ids_and_messages_are_taken_up_to_their_limits() {
         let outcome = grpc(0, &[], one_vote(&longest, &user, &option)).send(server.ingest).await.unwrap().outcome();
         assert_eq!(outcome.status.as_ref().map(|(code, _)| *code), Some(code), "{user} {option}: {outcome:?}");
     }
-    // Votes up to the limit of a message: the rest of it is a field that nobody knows.
+    // Votes up to the limit of a message; the rest of the message is an unknown field.
     for (bytes, code) in [(4 << 20, 0), ((4 << 20) + 1 + rng.random_range(0..1_000), 3)] {
         let mut message = wire::vote(&longest, "v", "1");
         let rest: usize = bytes - message.len();
@@ -269,7 +269,7 @@ async fn ids_and_messages_are_taken_up_to_their_limits() {
     ends_with(server, &longest, 2).await;
 }
 
-/// No. 24: what some clients of a proxy do costs its other clients nothing.
+/// No. 24: what some clients of a proxy do does not harm its other clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_of_a_shared_connection_do_not_pay_for_others() {
     let (server, mut rng) = start("shared connection").await;
@@ -306,7 +306,7 @@ async fn callers_of_a_shared_connection_do_not_pay_for_others() {
     ends_with(server, "shared", innocent).await;
 }
 
-/// No. 3: a vote that was acknowledged counts, whatever it waited behind while its poll was being closed.
+/// No. 3: an acknowledged vote counts, even if it waited behind others while its poll was closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_acknowledged_while_a_poll_closes_counts() {
     let (mut server, mut rng) = start("closing").await;

@@ -1,4 +1,4 @@
-//! What the tests share: the process, and small clients that are not hostile.
+//! Code that these tests share: the process, and small clients that are not hostile.
 
 mod costs;
 mod meaning;
@@ -21,7 +21,7 @@ use votestream_proto::v1::{
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_cluster-votestream");
-/// The poll that honest voters of [`Server`] vote in.
+/// The poll in which the honest voters of [`Server`] vote.
 const BESIDE: &str = "beside";
 /// Memory that an attack may cost: the three rooms of ingest (64 MiB each), the server's budget as the tests set it (32 MiB), and
 /// 64 MiB for streams without anything in them (11 KB each) and for what the allocator keeps for a moment.
@@ -31,7 +31,7 @@ const REST: Duration = Duration::from_secs(20);
 /// Longest time of a call that is not attacked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A stack of its own, and what the seed makes of the test.
+/// A new server, and the random source of the test.
 async fn start(test: &str) -> (Server, StdRng) {
     start_with(test, Options::default()).await
 }
@@ -68,11 +68,11 @@ async fn close(server: &Server, poll: &str) {
     PollServiceClient::new(connect(server.results).await).close_poll(request).await.unwrap();
 }
 
-/// The end of a test: its poll is closed and has so many votes, and every honest vote beside is counted.
+/// Ends a test: closes its poll, which must have this many votes, and checks that every honest vote is counted.
 async fn ends_with(server: Server, poll: &str, votes: u64) {
     close(&server, poll).await;
     let results = server.results;
-    // Both wait for a final result, which takes its time.
+    // Run both together, because each waits long for a final result.
     tokio::join!(server.counts_exactly(), async {
         let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
         let mut client = ResultsServiceClient::new(connect(results).await);

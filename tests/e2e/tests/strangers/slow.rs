@@ -1,4 +1,4 @@
-//! Every wait has an end, and connections that do nothing keep nobody out.
+//! Every wait has a limit, and connections that do nothing do not block others.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use votestream_e2e::hostile::{Http2, slow::beginnings, votes::METHODS, wire::fla
 
 use super::*;
 
-/// Longest time that anything without an end may take: the limits are of 10 s at the most, and the machine is busy.
+/// Longest time until the server ends an endless request. The limits are at most 10 s, and the machine is busy.
 const END_MAX: Duration = Duration::from_secs(75);
 
-/// No. 6: more connections than there may be files. Somebody new gets in, and no core is burnt.
+/// No. 6: more connections than the process may have files. New clients still get in, and no processor time is wasted.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_keep_nobody_out() {
     let options = Options { files: Some((1_024, 1_024)), ..Options::default() };
@@ -52,7 +52,7 @@ async fn the_soft_limit_of_files_is_raised() {
     server.counts_exactly().await;
 }
 
-/// Withstood: thousands of connections of HTTP/2 that do nothing.
+/// Withstood: thousands of HTTP/2 connections that do nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_idle_connections_cost_little() {
     let (mut server, mut rng) = start("idle connections").await;
@@ -71,13 +71,13 @@ async fn thousands_of_idle_connections_cost_little() {
     server.counts_exactly().await;
 }
 
-/// Limits that a test can wait for. An honest voter needs less, also on a busy machine.
+/// Limits that are short enough for a test. An honest voter needs less, even on a busy machine.
 fn impatient() -> Options {
     let arguments = ["--first-request-timeout=5s", "--message-timeout=5s", "--idle-timeout=8s"];
     Options { arguments: arguments.map(String::from).into(), ..Options::default() }
 }
 
-/// No. 8: a connection on which nothing happens any more ends; one with a call lives on.
+/// No. 8: a connection without activity ends; a connection with a call stays open.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_end_and_those_with_a_call_do_not() {
     let (server, _) = start_with("idle", impatient()).await;
@@ -91,7 +91,7 @@ async fn idle_connections_end_and_those_with_a_call_do_not() {
     };
     let ((mut idle, ended), (mut busy, open)) = (calling().await, calling().await);
     idle.send(&frame(kind::DATA, flag::END_STREAM, ended, &[])).await.unwrap();
-    // Pongs are no call.
+    // Pongs do not count as calls.
     let closed = async {
         while !idle.is_closed(Duration::from_millis(300)).await {
             idle.send(&frame(kind::PING, 0, 0, &[0; 8])).await.ok();
@@ -105,7 +105,7 @@ async fn idle_connections_end_and_those_with_a_call_do_not() {
     server.counts_exactly().await;
 }
 
-/// How long a raw connection lives that sends this, and then goes on with `more` every now and then.
+/// How long a raw connection lives that sends `beginning`, and then sends `more` from time to time.
 async fn life_of(addr: std::net::SocketAddr, beginning: Vec<u8>, more: Vec<u8>) -> Option<Duration> {
     let start = tokio::time::Instant::now();
     let mut stream = TcpStream::connect(addr).await.ok()?;
@@ -134,7 +134,7 @@ async fn life_of(addr: std::net::SocketAddr, beginning: Vec<u8>, more: Vec<u8>) 
     timeout(END_MAX, ended).await.ok().map(|()| start.elapsed())
 }
 
-/// No. 8: who connects and does not ask for anything, or not to the end, is shown out.
+/// No. 8: a client that connects without a complete request is disconnected.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_come_to_the_point_is_shown_out() {
     let (server, mut rng) = start_with("half a request", impatient()).await;
@@ -172,7 +172,7 @@ async fn who_does_not_come_to_the_point_is_shown_out() {
     server.counts_exactly().await;
 }
 
-/// No. 8: a call whose message comes byte by byte, or not at all, has an end, though its connection is used well.
+/// No. 8: a call whose message comes byte by byte, or not at all, is ended, even if its connection is active.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_does_not_come_has_an_end() {
     let (mut server, mut rng) = start_with("message byte by byte", impatient()).await;
@@ -204,7 +204,7 @@ async fn a_message_that_does_not_come_has_an_end() {
     server.counts_exactly().await;
 }
 
-/// No. 19: connections without a call do not hold the end up.
+/// No. 19: connections without a call do not delay the end of the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_without_a_call_do_not_delay_the_end() {
     let (server, _) = start("end").await;
@@ -212,7 +212,7 @@ async fn connections_without_a_call_do_not_delay_the_end() {
     let (server, mut rng) = start("end beside half requests").await;
     let mut held = Vec::new();
     for addr in [server.ingest, server.results] {
-        // Not the last of them that is HTTP/2: that is a call, and calls have the drain time.
+        // Without the two beginnings that are calls (6 and 9): calls have the drain time.
         for beginning in
             beginnings().into_iter().enumerate().filter(|(at, _)| ![6, 9].contains(at)).map(|(_, bytes)| bytes)
         {

@@ -1,4 +1,4 @@
-//! What the product withstood from the beginning, and has to withstand for ever.
+//! Attacks that the product has always withstood, and must continue to withstand.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const LASTS: Duration = Duration::from_millis(1_200);
 /// Attackers at once.
 const ATTACKERS: usize = 2;
 
-/// Attacks one after the other, honest voters beside, and then the judgement.
+/// Runs the attacks one after the other while honest voters vote, and then judges.
 async fn withstands(test: &str, attacks: &[Attack]) {
     let (mut server, mut rng) = start(test).await;
     for &attack in attacks {

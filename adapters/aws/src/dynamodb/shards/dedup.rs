@@ -1,9 +1,11 @@
-//! Dedup table in bytes: one binary attribute of a shard row.
+//! The dedup table as bytes: one binary attribute of a shard row.
 //!
-//! Owns the form and its bound. Must never drop an entry to save space: a table that does not fit stops the shard, loudly.
+//! Owns the encoding and its largest size. Must never drop an entry to save space: if a table does not fit, the shard
+//! stops with an error.
 //!
-//! Version u8, number of ranges u32, each range (start u128, end u128), number of entries u32, then each entry: producer
-//! u128, index of its range u32, number u64, arrival i64. Big-endian. Producers share a few ranges, so these come first.
+//! Version u8, number of ranges u32, each range (start u128, end u128), number of entries u32, then each entry:
+//! producer u128, index of its range u32, number u64, arrival i64. All numbers are big-endian. Many producers share a
+//! few ranges, so the ranges are stored once, before the entries.
 
 use std::collections::HashMap;
 
@@ -17,7 +19,7 @@ use crate::dynamodb::item::ITEM_BYTES_MAX;
 const VERSION: u8 = 1;
 const RANGE_BYTES: usize = 32;
 const ENTRY_BYTES: usize = 16 + 4 + 8 + 8;
-/// What the other attributes of a row leave.
+/// Bytes of an item that the other attributes of a row leave for this one.
 const MEMORY_BYTES_MAX: usize = ITEM_BYTES_MAX - 16_000;
 
 pub(super) fn encode(dedup: &[StoredProducer]) -> Result<Vec<u8>, PortError> {
@@ -54,7 +56,7 @@ pub(super) fn encode(dedup: &[StoredProducer]) -> Result<Vec<u8>, PortError> {
     Ok(bytes)
 }
 
-/// `None` if these are not bytes that [`encode`] made.
+/// `None` if [`encode`] did not make these bytes.
 pub(super) fn decode(bytes: &[u8]) -> Option<Vec<StoredProducer>> {
     let mut rest = bytes;
     let [VERSION] = take(&mut rest)? else { return None };
@@ -88,7 +90,7 @@ pub(super) mod tests {
     use super::*;
 
     pub(in crate::dynamodb::shards) fn dedup() -> impl Strategy<Value = Vec<StoredProducer>> {
-        // Few ranges, so that entries share them.
+        // Few ranges, so that several entries share one.
         let range =
             prop_oneof![Just(HashRange::ALL), (0u128..4, 4u128..6).prop_map(|(start, end)| HashRange { start, end })];
         let entry = (any::<u128>(), range, any::<u64>(), any::<i64>());
@@ -112,7 +114,7 @@ pub(super) mod tests {
 
         #[test]
         fn foreign_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            // Must not panic, nor take memory that the bytes do not justify.
+            // Must not panic, and must not allocate more memory than the bytes justify.
             if let Some(dedup) = decode(&bytes) {
                 prop_assert!(dedup.len() * ENTRY_BYTES <= bytes.len());
             }

@@ -1,8 +1,9 @@
-//! The JSON of calls that carry many votes, written straight from the votes.
+//! The JSON bodies of calls with many votes, written directly from the votes.
 //!
-//! Owns the bodies of `BatchExecuteStatement` and `BatchGetItem`. The SDK signs, sends and judges them as its own; only its way
-//! of making them is left out, which takes a string, a value and a place in a map for each attribute, and costs as much as all
-//! the rest of the call. Must never write a value unescaped that is not known to hold nothing to escape.
+//! Owns the bodies of `BatchExecuteStatement` and `BatchGetItem`. The SDK still signs and sends the requests and judges
+//! the answers. Only its way of building a body is not used: it takes a string, a value and a place in a map for each
+//! attribute, and costs as much as the rest of the call. Must never write a value without escaping, unless the value is
+//! known to hold nothing that needs it.
 
 use std::fmt::{Display, Write as _};
 
@@ -13,17 +14,18 @@ use votestream_core::{Position, Timestamp, port::VoteWrite};
 
 use super::{ACCEPTED_AT, OPTION, POLL_BUCKET, POSITION, PREVIOUS_OPTION, USER_ID, Write};
 
-/// Room for a statement with ids of common length.
+/// Bytes reserved for a statement with ids of usual length.
 const STATEMENT_BYTES: usize = 512;
-/// Room for a key.
+/// Bytes reserved for a key.
 const KEY_BYTES: usize = 128;
 
-/// The statements that write votes. Values are parameters only: one stand-in stores the text of a path on the right of a SET.
+/// The statements that write votes. Every value is a parameter, because one stand-in stores the text of a path that
+/// stands on the right of a SET.
 pub(in crate::dynamodb) struct Statements {
-    /// From the opening brace to the opening bracket of the parameters.
+    /// The text from the opening brace to the opening bracket of the parameters.
     insert: String,
     replace: String,
-    /// Everything before and after the keys of a read.
+    /// The text before and after the keys of a read.
     read: (String, String),
 }
 
@@ -116,11 +118,11 @@ impl Statements {
     }
 }
 
-/// A body in place of the one that the SDK makes.
+/// A body that replaces the one that the SDK makes.
 pub(super) struct Body(Bytes);
 
 impl Body {
-    /// Puts it into a request that is not signed yet.
+    /// Puts this body into a request that is not signed yet.
     pub(super) fn replace(self) -> impl Fn(&mut HttpRequest) + Send + Sync + 'static {
         move |request| {
             request.headers_mut().insert("content-length", self.0.len().to_string());
@@ -159,7 +161,7 @@ fn push_value(out: &mut String, text: &str) {
     out.push('}');
 }
 
-/// Partition key. No poll id holds anything to escape.
+/// Partition key. No poll id holds a character that needs escaping.
 fn push_partition(out: &mut String, vote: &VoteWrite<'_>) {
     push(out, format_args!("{{\"S\":\"{}#{}\"}}", vote.poll_id, vote.bucket));
 }

@@ -1,9 +1,10 @@
-//! Writing votes: in statements of 25 a call, each on the condition that the user's stored vote stands earlier.
+//! Writes votes: 25 statements per call, each on the condition that the user's stored vote is earlier.
 //!
-//! A voter who is not remembered is first tried as a new one: INSERT, one write unit. One who has voted is read, 100 at a time,
-//! and replaced on the condition that what was read still stands, or decided by what was read. Whatever a failed condition
-//! hides is read again. Must never take an outcome from anything but a write that took place or a consistent read, and never
-//! rely on the item that a failed statement may or may not return.
+//! For a voter who is not remembered, an INSERT is tried first, as if they had not voted; it costs one write unit. For
+//! a remembered voter, the stored vote is read (100 keys per call). Then either the stored vote already decides, or it
+//! is replaced on the condition that it has not changed since. If a condition fails, the vote is read again. Outcomes
+//! must come only from a write that took place or from a consistent read. The item that a failed statement may or may
+//! not return must never be relied on.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,20 +22,21 @@ use crate::{
     },
 };
 
-/// Statements a call (Amazon DynamoDB API Reference, `BatchExecuteStatement`).
+/// Most statements per call (Amazon DynamoDB API Reference, `BatchExecuteStatement`).
 const STATEMENTS_MAX: usize = 25;
-/// Keys a call (Amazon DynamoDB API Reference, `BatchGetItem`). Four calls of statements, so that these are full, too.
+/// Most keys per call (Amazon DynamoDB API Reference, `BatchGetItem`). One read is enough for exactly four full calls
+/// of statements.
 const KEYS_MAX: usize = 100;
 const _: () = assert!(KEYS_MAX.is_multiple_of(STATEMENTS_MAX), "a full read makes full writes");
-/// How often votes are read and decided anew. A condition fails only if somebody else wrote in between, which happens at a
-/// take-over, and then once or twice.
+/// How often votes are read and decided again. A condition fails only if another process wrote in between. That happens
+/// at a take-over, and then once or twice.
 const ROUNDS_MAX: u32 = 20;
 
-/// What became of one statement.
+/// The result of one statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ran {
     Done,
-    /// Its condition failed: there is a vote already, or another one than was read.
+    /// Its condition failed: there is already a vote, or the vote is not the one that was read.
     Refused,
 }
 
@@ -45,13 +47,13 @@ fn key_of_vote(vote: &VoteWrite<'_>) -> VoteKey {
     (partition_key(&vote.poll_id, vote.bucket), vote.user_id.to_string())
 }
 
-/// The key of an item, or of a key that stands alone.
+/// The key of an item. The item may hold only the key.
 fn key_of(item: &Item) -> Result<VoteKey, Damaged> {
     let item = Reader(item);
     Ok((item.text(POLL_BUCKET)?.to_owned(), item.text(USER_ID)?.to_owned()))
 }
 
-/// Votes of one call by their index in it.
+/// Outcomes of the votes of one call, with their index in it.
 type Settled = Vec<(usize, VoteOutcome)>;
 
 impl Inner {
@@ -62,7 +64,7 @@ impl Inner {
         };
         let (mut known, new): (Vec<_>, Vec<_>) = (0..votes.len()).partition(remembered);
         let mut settled = Settled::with_capacity(votes.len());
-        // Collected, since the compiler cannot see that a stream over the closure itself may be sent.
+        // Collected first, because the compiler cannot prove that a stream over the closure is `Send`.
         let inserts: Vec<_> = new.chunks(STATEMENTS_MAX).map(|chunk| self.insert_new(votes, chunk)).collect();
         let mut inserts = stream::iter(inserts).buffer_unordered(CALLS_IN_FLIGHT);
         while let Some((inserted, refused)) = inserts.try_next().await? {
@@ -77,12 +79,13 @@ impl Inner {
         for vote in votes {
             self.voters.insert(vote.poll_id.as_str(), &vote.user_id);
         }
-        // One outcome each, by construction: every index is either inserted or decided.
+        // Each vote has exactly one outcome: every index is either inserted or decided.
         settled.sort_unstable_by_key(|(index, _)| *index);
         Ok(settled.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    /// Stores votes of users who seem to have none. Returns which were stored, and which have a vote already.
+    /// Stores votes of users who seem to have none. Returns the votes that were stored, and those whose user already
+    /// has a vote.
     async fn insert_new(
         &self,
         votes: &[VoteWrite<'_>],
@@ -95,7 +98,7 @@ impl Inner {
         Ok((indices(done), indices(refused)))
     }
 
-    /// Stores votes of users who seem to have one, as far as they stand later.
+    /// Stores votes of users who seem to have one, if the new vote is later.
     async fn change_known(&self, votes: &[VoteWrite<'_>], chunk: &[usize]) -> Result<Settled, PortError> {
         let mut settled = Settled::with_capacity(chunk.len());
         let mut open = chunk.to_vec();
@@ -108,7 +111,7 @@ impl Inner {
             for index in std::mem::take(&mut open) {
                 let vote = &votes[index];
                 match stored.get(&key_of_vote(vote)) {
-                    // Remembered by mistake, or taken for another.
+                    // The voter was remembered by mistake, or mistaken for another one.
                     None => writes.push((index, VoteOutcome::Inserted, Write::Insert(vote))),
                     Some(stored) => match stored.judge(vote.position) {
                         Ok(outcome) => settled.push((index, outcome)),
@@ -135,7 +138,10 @@ impl Inner {
         if open.is_empty() {
             return Ok(settled);
         }
-        Err(PortError::unknown(format!("{} votes changed under {ROUNDS_MAX} reads of them", open.len())))
+        Err(PortError::unknown(format!(
+            "{} votes changed during each of {ROUNDS_MAX} attempts to write them",
+            open.len()
+        )))
     }
 
     async fn permit(&self) -> Result<SemaphorePermit<'_>, PortError> {
@@ -168,7 +174,7 @@ impl Inner {
                 let vote = StoredVote::decode(item).map_err(damaged)?;
                 found.insert(key_of(item).map_err(damaged)?, vote);
             }
-            // Keys that were throttled, or beyond the size of an answer.
+            // Keys that were throttled, or that did not fit into the answer.
             let left = answer.unprocessed_keys.iter().flat_map(|tables| tables.values()).flat_map(|left| &left.keys);
             let left = left.map(|key| key_of(key).map_err(damaged)).collect::<Result<HashSet<_>, _>>()?;
             if left.is_empty() {
@@ -185,14 +191,15 @@ impl Inner {
         }
     }
 
-    /// Runs at most 25 statements in one call, and those that are throttled again, alone. An answer a statement, in order.
+    /// Runs at most 25 statements in one call. Repeats only the statements that were throttled. Returns one answer per
+    /// statement, in order.
     async fn execute(&self, writes: &[Write<'_>]) -> Result<Vec<Ran>, PortError> {
         let mut ran = vec![Ran::Done; writes.len()];
         let mut open: Vec<usize> = (0..writes.len()).collect();
         let mut retries = Retries::new();
         loop {
             self.budget.spend(open.len()).await;
-            // Made anew for each attempt: most calls have one, and a copy to keep would cost as much.
+            // Made again for each attempt: most calls need one attempt, and keeping a copy would cost as much.
             let body = self.statements.execute(open.iter().map(|&at| &writes[at]));
             let result = {
                 let _permit = self.permit().await?;
@@ -204,7 +211,7 @@ impl Inner {
                 Ok(answer) => {
                     self.meters.votes.consumed(Kind::Write, answer.consumed_capacity());
                     let again = self.read_answers(&open, answer.responses(), &mut ran)?;
-                    // A batch of which every statement failed names no units.
+                    // If every statement of a batch failed, the answer names no units.
                     if answer.consumed_capacity().is_empty() {
                         self.meters.votes.unreported(open.len() - again.len());
                     }
@@ -219,14 +226,14 @@ impl Inner {
             self.meters.votes.throttled(again.len());
             self.budget.give_back(again.len());
             if !retries.pause().await {
-                // Others of the batch may be stored.
+                // Other votes of the batch may be stored.
                 return Err(PortError::unknown(format!("write votes: {} statements stay throttled", again.len())));
             }
             open = again;
         }
     }
 
-    /// Enters the answers to the statements `open`, and returns those that have to be tried again.
+    /// Reads the answers to the statements `open`, and returns the statements that must be tried again.
     fn read_answers(
         &self,
         open: &[usize],
@@ -246,7 +253,8 @@ impl Inner {
             };
             match error.code().map(|code| code.as_str()) {
                 Some("DuplicateItem" | "ConditionalCheckFailed") => ran[at] = Ran::Refused,
-                // An internal error may hide a write that took place: the condition of the next attempt finds out.
+                // The write may have taken place in spite of an internal error. The condition of the next attempt finds
+                // out.
                 Some("InternalServerError" | "TransactionConflict") => again.push(at),
                 Some(code) if is_throttle(code) => again.push(at),
                 code => {
