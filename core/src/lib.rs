@@ -1,8 +1,8 @@
 //! The domain and the protocol of Votestream.
 //!
 //! Owns every decision: what a valid vote is, how votes become batches, which votes count, when a result is final. Must
-//! never name an engine, open a socket or a file, or read a clock other than through [`Clock`]; engines are reached
-//! through the traits in [`port`]. The argument behind the protocol is in ARCHITECTURE.md.
+//! never name an engine, open a socket or a file, or read a clock except through [`Clock`]; engines are reached through
+//! the traits in [`port`]. ARCHITECTURE.md explains why the protocol is right.
 //!
 //! # Words
 //!

@@ -1,6 +1,7 @@
-//! What is true of votes and polls, whoever asks: ids and their limits, times, hashes, positions, and why a vote is refused.
+//! The rules about votes and polls that hold everywhere: ids and their limits, times, hashes, positions, and why a vote
+//! is refused.
 //!
-//! Owns every rule that says what is valid. Must never wait, nor name another room of this crate.
+//! Owns every rule that says what is valid. Must never wait, and never use another part of this crate.
 
 pub mod limits;
 pub mod poll;

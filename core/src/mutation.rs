@@ -1,17 +1,18 @@
-//! Deliberate breaks of the protocol, for proving that the simulation sees them.
+//! Deliberate breaks of the protocol, to prove that the simulation finds each of them.
 //!
-//! Without the feature `mutations` there are none: [`is_active`] is constantly false, and the compiler removes what depends on
-//! it. Nothing but the simulation turns the feature on.
+//! Without the feature `mutations` there are none: [`is_active`] is always false, and the compiler removes what depends
+//! on it. Only the simulation turns the feature on.
 
-/// A rule that is left out.
+/// A rule of the protocol that is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mutation {
-    /// A batch that was refused is overtaken by its lane's next one.
+    /// After a batch was refused, its lane's next batch is sent before it.
     RefusedBatchIsOvertaken = 1,
     /// Consumers keep no dedup table.
     NoDedup,
-    /// The dedup table is one number per producer and shard, the larger one on a merge, instead of one per range of hashes.
+    /// The dedup table holds one number per producer and shard instead of one per range of hashes; a merge takes the
+    /// larger one.
     DedupPerProducer,
     /// Child shards start without their parents' dedup tables.
     DedupNotInherited,
@@ -19,8 +20,9 @@ pub enum Mutation {
     ChildLanesDoNotWait,
     /// A window is applied before its end is stored.
     NoIntent,
-    /// Progress is written whatever epoch and progress are stored. (Without the epoch alone nothing is lost: the stored
-    /// progress never returns to what it was, so a zombie that passes the other condition does what the owner would.)
+    /// Progress is written whatever epoch and progress are stored. (To drop the condition on the epoch alone loses
+    /// nothing: the stored progress never returns to an earlier value, so a zombie that meets the other condition does
+    /// what the owner would do.)
     NoFence,
     /// Progress is written whatever progress is stored.
     NoPositionInCondition,
@@ -32,23 +34,23 @@ pub enum Mutation {
     ChildrenBeforeParents,
     /// Votes count however late their record arrives.
     NoLateRule,
-    /// An answer acknowledges votes whenever it comes.
+    /// A late answer still acknowledges votes.
     AcknowledgedAfterDeadline,
-    /// An idle shard's watermark is its consumer's clock.
+    /// The watermark of an idle shard is the clock of its consumer.
     WatermarkFromOwnClock,
-    /// A result is final when all shards that are known and not ended have come far enough.
+    /// A result is final when all shards that are known and have not ended have come far enough.
     FinalWithoutCoverage,
-    /// ClosePoll stores its time in one step, and moves it in either direction.
+    /// ClosePoll stores its time in one step, and may move it earlier or later.
     ClosedInOneStep,
     /// The clock is trusted whatever the engines' answers say.
     ClockIsBelieved,
-    /// The age of a poll's definition is tested at a moment before the clock reading that stamps the votes.
+    /// The age of a poll's definition is checked for a moment before the clock reading that stamps the votes.
     AgeBeforeClock,
-    /// A window that waits for a poll to be closed goes on with what it has read about it.
+    /// A window that waits for a poll to be closed goes on with the definition that it has read before.
     ClosingPollIsNotReadAgain,
     /// Windows judge votes of a poll that is between the two steps of its closing.
     ClosingPollIsNotWaitedFor,
-    /// What is left of a batch of which another shard stored a part is reported as not stored once it is given up.
+    /// When a batch is given up of which another shard stored a part, the rest is reported as not stored.
     RestIsCertain,
 }
 

@@ -1,6 +1,6 @@
-//! Definitions of polls in memory: how old one may be, and how its options are found.
+//! Definitions of polls in memory: how old one may be, and how an option is found in one.
 //!
-//! Must never answer from a definition whose age is not known.
+//! Must never answer from a definition of unknown age.
 
 pub mod cache;
 pub mod index;

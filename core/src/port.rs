@@ -1,7 +1,8 @@
-//! The ports: what the protocol asks of an engine, as traits with their contracts.
+//! The ports: what the protocol needs of an engine, as traits with their contracts.
 //!
-//! Adapters implement them; the contract suite in `tests/testkit` holds every adapter to what is written here. Must never name an
-//! engine. Every method is atomic and linearizable per item unless it says otherwise, and safe to repeat after an error.
+//! Adapters implement them; the contract suite in `tests/testkit` checks every adapter against what is written here.
+//! Must never name an engine. Every method is atomic and linearizable per item unless it says otherwise, and safe to
+//! repeat after an error.
 
 pub(crate) mod backoff;
 mod leases;
@@ -80,17 +81,17 @@ pub struct PortError {
 }
 
 impl PortError {
-    /// A passing failure of which the effect is unknown: a lost answer, a time-out.
+    /// A temporary failure with an unknown effect: a lost answer, a time-out.
     pub fn unknown(message: impl Into<String>) -> Self {
         Self { retryable: true, effect: Effect::Unknown, message: message.into() }
     }
 
-    /// A passing failure that certainly had no effect: throttled, refused.
+    /// A temporary failure that certainly had no effect: throttled, refused.
     pub fn refused(message: impl Into<String>) -> Self {
         Self { retryable: true, effect: Effect::None, message: message.into() }
     }
 
-    /// A failure that no retry mends, without effect: a missing table, a denied permission, corrupt data.
+    /// A failure that no retry can mend, without effect: a missing table, a denied permission, corrupt data.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self { retryable: false, effect: Effect::None, message: message.into() }
     }

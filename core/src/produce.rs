@@ -1,9 +1,9 @@
-//! Lanes: the ingest side of the stream, one lane a shard.
+//! Lanes: the ingest side of the stream, one lane for each shard.
 //!
-//! Owns the order of a user's votes on their way into the stream, and the outcome of each. All votes of one user pass
-//! through one lane; a lane has one record in flight at a time and retries it before its successors; a batch keeps its
-//! votes, its number and its `accepted_at` on every retry. Must never report a vote as durable that was not stored by a
-//! shard whose range holds its hash, within D of its `accepted_at`.
+//! Owns the order of a user's votes on their way into the stream, and the outcome of each. All votes of one user go
+//! through one lane. A lane has one record in flight at a time, and retries it before it sends the next. A batch keeps
+//! its votes, its number and its `accepted_at` on every retry. Must never report a vote as durable unless a shard whose
+//! range holds its hash stored it, and the answer came within D of its `accepted_at`.
 
 mod map;
 mod queue;
@@ -42,7 +42,8 @@ pub enum Outcome {
 
 /// Receives the outcomes of the votes of one message.
 pub trait Settle: Send + Sync + 'static {
-    /// Called exactly once for each vote, with the indices that the votes were appended with. Must not block.
+    /// Called exactly once for each vote, with the index that the vote was appended with; one call may settle many.
+    /// Must not block.
     fn settle(&self, indices: &[u32], outcome: Outcome);
 }
 
@@ -57,7 +58,7 @@ pub struct AcceptedVote<'a> {
     pub user_id: UserId<'a>,
     /// [`crate::vote_hash`] of poll and user.
     pub hash: u128,
-    /// Names the vote in [`Settle::settle`].
+    /// Identifies the vote in [`Settle::settle`].
     pub index: u32,
 }
 
@@ -72,19 +73,19 @@ pub struct LaneConfig {
     pub bounds: TimeBounds,
     /// How long the first vote of a batch waits for others before the batch is sealed.
     pub linger: Duration,
-    /// The same for a batch that follows one of [`BUSY_VOTES`] or more, if that is longer.
+    /// The same for a batch that comes after one of [`BUSY_VOTES`] or more, if that is longer.
     pub busy_linger: Duration,
     /// Most votes of a batch.
     pub batch_votes_max: usize,
     /// Size at which a batch is sealed, before compression, in bytes.
     pub batch_bytes_max: usize,
-    /// How often the shard map is read anew without a reason.
+    /// How often the shard map is read again without a special reason.
     pub refresh_every: Duration,
 }
 
 impl LaneConfig {
-    /// For a stream on the same machine: no linger as long as votes are few, since the next batch fills while the last one is
-    /// being stored.
+    /// For a stream on the same machine: no linger while votes are few, since the next batch fills while the last one
+    /// is being stored.
     #[expect(clippy::disallowed_methods, reason = "no two starts may share an id; the simulation gives its own")]
     pub fn one_machine() -> Self {
         Self {
@@ -99,18 +100,18 @@ impl LaneConfig {
         }
     }
 
-    /// For a stream behind a network, where a put takes tens of milliseconds and each record costs.
+    /// For a stream behind a network, where a put takes tens of milliseconds and each record costs money.
     pub fn distributed() -> Self {
         Self { bounds: TimeBounds::DISTRIBUTED, linger: Duration::from_millis(20), ..Self::one_machine() }
     }
 }
 
-/// Votes of a batch after which the lane counts as busy: so many come while one put is under way that a longer wait makes
-/// records and syncs fewer, which cost more processor time by then than their votes do.
+/// From this many votes in a batch on, the lane counts as busy. While a put is in flight, so many votes arrive that a
+/// longer wait makes records and syncs fewer; at this rate those cost more processor time than the votes themselves.
 pub const BUSY_VOTES: usize = 512;
 
-/// Attempts to read the shard map at the start, over some seconds. Longer, and whoever starts the process learns too late what
-/// is wrong.
+/// Attempts to read the shard map at the start, over some seconds. With more attempts, whoever starts the process would
+/// learn too late what is wrong.
 const START_ATTEMPTS_MAX: u32 = 8;
 
 /// All lanes of one ingest process.
@@ -119,15 +120,15 @@ pub struct Producer {
     spare: SpareBatches,
     stream: Arc<dyn VoteStream>,
     clock: Arc<dyn Clock>,
-    /// Held for reading while votes are appended, for writing while lanes are exchanged.
+    /// Locked for reading while votes are appended, and for writing while lanes are replaced.
     map: RwLock<LaneMap>,
-    /// One refresh of the map at a time.
+    /// Locked while the map is refreshed, so that only one refresh runs at a time.
     refreshing: tokio::sync::Mutex<()>,
-    /// Batch numbers, over all lanes. The next one is one more.
+    /// The last batch number, over all lanes.
     number: AtomicU64,
-    /// Batches that are sealed and neither stored nor given up.
+    /// Batches that are sealed, and neither stored nor given up.
     pending: PendingBatches,
-    /// Votes that were appended and are not settled.
+    /// Votes that were appended and are not settled yet.
     unsettled: AtomicUsize,
     /// Woken when `unsettled` becomes zero.
     idle: Notify,
@@ -175,13 +176,13 @@ impl Producer {
     }
 
     /// Appends the votes of one message, in their order. Every vote is settled later, exactly once. Does not wait: the
-    /// caller bounds how many bytes are unsettled.
+    /// caller limits how many bytes are unsettled.
     pub fn append(&self, message: &Arc<dyn Settle>, votes: &[AcceptedVote<'_>], accepted_at: Timestamp) {
         self.append_traced(message, votes, accepted_at, "");
     }
 
-    /// [`Self::append`] for a message of a sampled trace; see [`crate::observe::trace::child`]. The batches that take the votes belong
-    /// to that trace. Empty if there is none.
+    /// [`Self::append`] for a message of a sampled trace; see [`crate::observe::trace::child`]. The batches that take
+    /// the votes belong to that trace. `traceparent` is empty if there is none.
     pub fn append_traced(
         &self,
         message: &Arc<dyn Settle>,
@@ -199,8 +200,9 @@ impl Producer {
                 lane.append(&self.spare, message, std::iter::once(vote), accepted_at, traceparent);
             }
             votes => {
-                // Lane by lane, so that each is locked once a message; within a lane in order, which keeps a user's votes in
-                // theirs. A counting sort: first where each lane's votes begin, then each vote to its place.
+                // One lane after the other, so that each is locked once per message. Within a lane the votes keep their
+                // order, so the votes of a user do, too. This is a counting sort: first find where each lane's votes
+                // begin, then put each vote in its place.
                 let lanes: Vec<u32> = votes.iter().map(|vote| map.index(vote.hash)).collect();
                 let mut ends = vec![0u32; map.len() + 1];
                 lanes.iter().for_each(|&lane| ends[lane as usize + 1] += 1);
@@ -230,7 +232,7 @@ impl Producer {
         self.unsettled.load(Ordering::Acquire)
     }
 
-    /// Waits until every vote that was appended is settled, which takes no longer than D after the last append.
+    /// Waits until every appended vote is settled. That takes no longer than D after the last append.
     pub async fn drain(&self) {
         loop {
             let idle = self.idle.notified();
@@ -245,7 +247,7 @@ impl Producer {
         self.settled(parts.settle(outcome_of));
     }
 
-    /// Notes that so many votes are settled.
+    /// Notes that this many votes are settled.
     fn settled(&self, settled: usize) {
         metrics::VOTES_UNSETTLED.add(-(settled as i64));
         if settled > 0 && self.unsettled.fetch_sub(settled, Ordering::AcqRel) == settled {

@@ -1,4 +1,4 @@
-//! The bytes of the vote stream: batches of ours, and records that other programs write.
+//! The bytes of the vote stream: our batches, and records that other programs write.
 //!
 //! Owns both formats. Must never decide whether a vote counts.
 

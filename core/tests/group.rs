@@ -1,4 +1,4 @@
-//! What a group must survive, on a paused clock and engines in memory.
+//! Failures that a group must survive, on a paused clock and engines in memory.
 
 #![allow(clippy::disallowed_methods, reason = "tests read the clocks of their own")]
 
@@ -53,7 +53,7 @@ fn id(number: u64) -> BatchId {
     BatchId { producer: 7, number }
 }
 
-/// Users whose votes go to all shards.
+/// User ids. If there are enough of them, each shard gets some of their votes.
 fn users(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("user {n}")).collect()
 }
@@ -143,7 +143,7 @@ async fn a_crashed_window_is_applied_again_and_a_zombie_changes_nothing() {
     memory.until("votes are stored", |memory| memory.counts("p").1.len() == 2).await;
     let row = memory.row(GROUP, "s0").unwrap();
     assert!(row.progress.window_end > row.progress.checkpoint);
-    // Somebody else takes the shard although its owner lives, as after a long pause of its process.
+    // Another worker takes the shard although its owner is alive, as after a long pause of the owner's process.
     let ports = memory.ports();
     ports.leases.take(GROUP, &row.shard, &row.lease, "thief").await.unwrap().unwrap();
     let second = Worker::start(&memory, "b");
@@ -166,11 +166,11 @@ async fn a_record_of_a_later_version_is_waited_for_and_not_discarded() {
     memory.append(0, b"VSB\xff and what nobody knows yet".as_slice().into(), 1_001);
     memory.vote(id(2), "p", &votes(&users[5..], "x"), 1_002);
     let worker = Worker::start(&memory, "a");
-    // It is tried again and again: another process may be able to read it.
+    // The record is tried again and again: another process may be able to read it.
     memory
         .until("the shard was given up twice", |memory| memory.row(GROUP, "s0").is_some_and(|row| row.lease.epoch >= 3))
         .await;
-    // What came before it is applied, nothing after it, however often.
+    // However often it is tried: the records before it are applied, and none after it.
     assert_eq!(memory.row(GROUP, "s0").unwrap().progress.window_end, SequenceNumber::from_u64(1));
     assert_counts(&memory, &[("x", 5)]);
     worker.drain().await;
@@ -206,7 +206,7 @@ async fn a_record_of_the_future_is_waited_for() {
     let before = waited();
     let worker = Worker::start(&memory, "a");
     tokio::time::sleep(ahead - Duration::from_secs(1)).await;
-    // What came before it counts.
+    // The record before it counts.
     assert_counts(&memory, &[("x", 1)]);
     assert_eq!(waited(), before + 1);
     memory.until_committed(GROUP).await;
@@ -227,7 +227,7 @@ async fn children_wait_for_their_parents_and_inherit_their_memory() {
     memory.reshard(&["s0", "s1"], &[HashRange::ALL]);
     memory.vote(id(2), "p", &votes(&users[..10], "y"), 1_001);
     memory.reshard(&["s2"], &HashRange::split_evenly(2));
-    // Second copies of both batches in the grandchildren, and a marker that is later.
+    // Second copies of both batches in the grandchildren, and then a later marker.
     memory.vote(id(1), "p", &votes(&users, "x"), 1_002);
     memory.vote(id(2), "p", &votes(&users, "y"), 1_003);
     memory.mark(2_000);
@@ -252,7 +252,7 @@ async fn markers_move_the_watermark_of_idle_shards() {
     let memory = Memory::new(2);
     let worker = Worker::start(&memory, "a");
     memory.mark(5_000);
-    // A record that nobody can read moves it, too.
+    // A record that cannot be read moves it, too.
     memory.append(0, bytes::Bytes::from_static(b"{}"), 6_000);
     memory.until_committed(GROUP).await;
     assert_eq!(memory.row(GROUP, "s0").unwrap().progress.watermark, Timestamp(6_000));
@@ -302,7 +302,7 @@ async fn a_contradiction_flags_the_poll_and_costs_no_other_vote() {
     }
 }
 
-/// Says of every window that it is superseded.
+/// Reports of every window that it is superseded.
 struct Stubborn;
 
 #[async_trait]
@@ -377,7 +377,7 @@ async fn a_panic_ends_the_group_with_an_error() {
     assert!(matches!(ended, Err(GroupError::Task(_))), "{ended:?}");
 }
 
-/// Lost answers, throttling, crashes, zombies, splits and merges; in the end every vote counts once.
+/// Lost answers, throttling, crashes, zombies, splits and merges: in the end every vote counts exactly once.
 #[tokio::test(start_paused = true)]
 async fn exact_whatever_fails() {
     for seed in 0..12 {

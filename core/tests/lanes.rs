@@ -1,7 +1,9 @@
-//! The lanes against a stream that fails: refused puts, lost answers, late answers, splits and merges, drawn from a seed.
+//! The lanes against a stream that fails: refused puts, lost answers, late answers, splits and merges. A seed decides
+//! when each happens.
 //!
-//! What must hold in every schedule: each vote is settled exactly once; a durable vote is in the stream exactly once after
-//! duplicates are removed, a vote that was not stored is not in it; the votes of one user keep their order.
+//! What must hold in every schedule: each vote is settled exactly once; a durable vote is in the stream exactly once
+//! after duplicates are removed; a vote that was not stored is not in the stream; the votes of one user keep their
+//! order.
 
 #![allow(clippy::disallowed_methods, reason = "tests read the clocks of their own")]
 
@@ -53,7 +55,7 @@ struct State {
 struct FaultyStream {
     state: Mutex<State>,
     injected: Injected,
-    /// Share of puts that fail in one of the ways.
+    /// Share of puts that fail in one of these ways.
     fault_rate: f64,
     /// Longest delay of an answer.
     delay_max: Duration,
@@ -177,7 +179,7 @@ async fn run(
     let outcomes = Arc::new(Outcomes::default());
     let settle: Arc<dyn Settle> = outcomes.clone();
     let poll = PollId::new("p").unwrap();
-    // Each vote has an option of its own, so that the records tell the votes apart.
+    // Each vote has its own option, so that the records tell the votes apart.
     let options: Vec<Arc<str>> = (0..VOTES).map(|vote| vote.to_string().into()).collect();
     let mut next = 0;
     while next < VOTES {
@@ -201,7 +203,7 @@ async fn run(
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..20))).await;
     }
     producer.drain().await;
-    // What is still on its way may land now.
+    // A put that is still in flight may be stored now.
     tokio::time::sleep(Duration::from_secs(60)).await;
     let outcomes = outcomes.0.lock().clone();
     (stream, outcomes)
@@ -301,7 +303,7 @@ async fn a_stream_that_always_refuses_stores_nothing_and_says_so() {
 /// A shard map that cannot be read for a while.
 struct Unlisted {
     stream: Arc<FaultyStream>,
-    /// What the next reads are answered with; then the map is read.
+    /// The answers to the next reads; after them the map can be read.
     errors: Mutex<Vec<PortError>>,
 }
 
@@ -367,7 +369,7 @@ async fn nothing_is_promised_by_a_clock_that_is_not_trusted() {
     assert_eq!(outcomes.0.lock().get(&0), Some(&Outcome::Unknown));
 }
 
-/// What a shard of Kinesis takes.
+/// Largest record that Kinesis takes by default.
 const RECORD_BYTES_MAX: usize = 1 << 20;
 
 #[tokio::test(start_paused = true)]
@@ -377,7 +379,7 @@ async fn a_large_dictionary_seals_its_batch_in_time() {
     let producer = Producer::start(LaneConfig::one_machine(), stream.clone(), clock.clone()).await.unwrap();
     let outcomes = Arc::new(Outcomes::default());
     let settle: Arc<dyn Settle> = outcomes.clone();
-    // The longest ids, which do not compress, and no two votes for one option.
+    // The longest ids, which do not compress, and a different option for each vote.
     let mut rng = StdRng::seed_from_u64(22);
     let mut text = |bytes| (0..bytes).map(|_| rng.random_range(b'a'..=b'z') as char).collect::<String>();
     let pairs: Vec<(PollId, Arc<str>, String)> =

@@ -1,11 +1,12 @@
 //! The clock of a machine, as a process may use it.
 //!
-//! Owns how readings follow a wall clock that jumps. Must never go back: two votes, or a vote and the answer to it, would
-//! change places.
+//! Owns how readings follow a wall clock that jumps. Must never go back: two votes, or a vote and the answer to it,
+//! would change their order.
 //!
-//! The wall clock is followed at once when it is ahead: after a suspend, or when a machine that started with a wrong time has
-//! learnt the right one, polls must close by the right time. When it was set back, readings go on from where they are at nine
-//! tenths of its speed until it has come to them: a poll that has just closed stays closed, and no vote looks late.
+//! When the wall clock is ahead of the readings, they follow it at once: after a suspend, or when a machine that
+//! started with a wrong time has learnt the right one, polls must close by the right time. When the wall clock was set
+//! back, readings do not go back. They go on at nine tenths of the normal speed until the wall clock has caught up: a
+//! poll that has just closed stays closed, and no vote looks late.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicI64, Ordering},
@@ -49,26 +50,26 @@ pub fn wall_clock() -> Timestamp {
     Machine.wall()
 }
 
-/// Readings follow the wall clock without a second look up to this step. Longer ones are compared with the monotonic clock,
-/// so that a jump can be told from a time without readings.
+/// Up to this step, readings follow the wall clock without a further check. A longer step is compared with the
+/// monotonic clock: it is either a jump, or a time in which nobody asked for a reading.
 const STEP_MAX_MS: i64 = 1_000;
-/// From this difference on, operators are told.
+/// From this difference on, the log tells operators about it.
 const WORTH_SAYING_MS: i64 = 1_000;
-/// Wall clocks that are behind a moment by less than this are not worth refusing a start for: within ten times as long, the
-/// difference is gone.
+/// A wall clock that is behind by less than this does not stop a start: the difference is gone within ten times as
+/// long.
 const BEHIND_AT_START: Duration = Duration::from_secs(1);
 
-/// The wall clock stands before a moment that has certainly passed.
+/// The wall clock shows a time before a moment that has certainly passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the machine's clock says {wall}, but {floor} has certainly passed")]
 pub struct WallClockBehind {
     /// What the wall clock says.
     pub wall: Timestamp,
-    /// What has passed.
+    /// The moment that has passed.
     pub floor: Timestamp,
 }
 
-/// The machine's clock without its steps backwards. See the module.
+/// The machine's clock, except that it never goes back. See the module.
 #[derive(Debug)]
 pub struct SystemClock<S = Machine> {
     source: S,
@@ -79,18 +80,19 @@ pub struct SystemClock<S = Machine> {
     course: Mutex<Course>,
 }
 
-/// How readings come about while the wall clock is not simply followed.
+/// How readings are computed when they cannot simply follow the wall clock.
 #[derive(Debug)]
 struct Course {
-    /// Readings are ahead of the wall clock: where they were when it was set back, and when that was.
+    /// Set while readings are ahead of the wall clock: the reading when it was set back, and the instant of that.
     returning: Option<(Timestamp, Instant)>,
-    /// A reading of both clocks: by it, a jump is told from a time without readings.
+    /// The last reading of both clocks. It shows whether a long step is a jump or a time without readings.
     seen: (Timestamp, Instant),
-    /// Operators know that readings are ahead.
+    /// The log has told operators that readings are ahead.
     said: bool,
 }
 
-/// What operators are to be told. Said after the lock is given back: who listens may ask for the time.
+/// What the log tells operators. It is written after the lock is released: a subscriber of the log may ask for the
+/// time.
 enum News {
     Nothing,
     JumpedAhead { by_ms: i64, wall: Timestamp },
@@ -104,16 +106,17 @@ impl SystemClock {
         Self::over(Machine, Timestamp::ZERO)
     }
 
-    /// A clock that starts at the machine's time or at `floor`, whichever is later; in the latter case it returns to the
-    /// machine's time as after a step backwards.
+    /// A clock that starts at the machine's time or at `floor`, whichever is later. If that is `floor`, it returns to
+    /// the machine's time as it does after the wall clock was set back.
     ///
-    /// An engine that stamps records with this clock passes its latest stamp: no arrival may be before an earlier one, or
-    /// acknowledged votes would look late.
+    /// An engine that stamps records with this clock passes its latest stamp: if an arrival were earlier than a
+    /// previous one, acknowledged votes would look late.
     pub fn not_before(floor: Timestamp) -> Self {
         Self::over(Machine, floor)
     }
 
-    /// [`Self::not_before`], unless the wall clock is so far behind that it must be wrong, or was when the floor was stamped.
+    /// [`Self::not_before`], but refuses a wall clock that is far behind: either it is wrong now, or it was wrong when
+    /// the floor was stamped.
     ///
     /// # Errors
     ///
@@ -155,7 +158,7 @@ impl<S: TimeSource> SystemClock<S> {
         Ok(Self::over(source, floor))
     }
 
-    /// The reading when the wall clock cannot simply be followed.
+    /// The reading when it cannot simply follow the wall clock.
     #[cold]
     fn now_by_both(&self) -> Timestamp {
         let mut course = self.course.lock();
@@ -209,10 +212,10 @@ impl News {
             ),
             Self::Ahead { by_ms, wall } => tracing::warn!(
                 by_ms,
-                "the machine's clock is behind our time: it says {wall}; we go on at nine tenths of its speed until it has \
-                 come to us, and polls close by our time until then"
+                "the machine's clock is behind our time: it says {wall}; our time runs at nine tenths of its speed \
+                 until it has caught up, and polls close by our time until then"
             ),
-            Self::Together => tracing::info!("the machine's clock and our time are one again"),
+            Self::Together => tracing::info!("the machine's clock and our time agree again"),
         }
     }
 }
@@ -224,7 +227,7 @@ impl<S: TimeSource> Clock for SystemClock<S> {
         if self.is_ahead.load(Ordering::Relaxed) || !(0..STEP_MAX_MS).contains(&wall.0.saturating_sub(latest)) {
             return self.now_by_both();
         }
-        // Most readings are of a millisecond that was read before.
+        // Most readings are in the same millisecond as an earlier one.
         if wall.0 > latest { Timestamp(self.latest.fetch_max(wall.0, Ordering::Relaxed).max(wall.0)) } else { wall }
     }
 

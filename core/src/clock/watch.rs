@@ -1,11 +1,12 @@
 //! Whether this machine's clock agrees with the engines'.
 //!
-//! The protocol assumes that any two clocks differ by the skew bound at most. Owns what contradicts that. Must never say so
-//! without proof: votes are refused meanwhile.
+//! The protocol assumes that any two clocks differ by the skew bound at most. Owns the evidence against that. Must
+//! never say that the bound is broken without proof: votes are refused while it says so.
 //!
-//! Every answer of an engine carries the engine's time, in whole seconds. It was written between the request and the answer,
-//! so it says in which interval the difference of the two clocks lies. Intervals of many answers meet in a short one, since
-//! requests are sent at all fractions of a second.
+//! Every answer of an engine carries the engine's time, in whole seconds. The engine wrote that time between our
+//! request and the arrival of its answer, so each answer gives an interval in which the difference of the two clocks
+//! lies. Requests are sent at all fractions of a second, so the intervals of many answers have only a short one in
+//! common.
 
 use std::{
     fmt,
@@ -25,12 +26,13 @@ use crate::{
     observe::metrics,
 };
 
-/// How long an answer is believed, at least; twice that at the most. A machine's clock drifts by less than 5 ms meanwhile.
+/// An answer is believed for at least this long and at most twice as long. A machine's clock drifts by less than 5 ms
+/// in that time.
 const BELIEVED: Duration = Duration::from_secs(10);
 /// Resolution of the engines' times: they are cut to whole seconds.
 const RESOLUTION_MS: i64 = 1_000;
 
-/// By how many milliseconds our clock may be ahead of the engines': at least, and at most.
+/// By how many milliseconds our clock is ahead of the engines': at least this, and at most that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ahead {
     least: i64,
@@ -40,7 +42,7 @@ struct Ahead {
 impl Ahead {
     const UNKNOWN: Self = Self { least: i64::MIN, most: i64::MAX };
 
-    /// What one answer says.
+    /// The interval that one answer gives.
     fn of(sent_at: Timestamp, answered_at: Timestamp, engine: Timestamp) -> Self {
         let least = sent_at.0.saturating_sub(engine.0.saturating_add(RESOLUTION_MS));
         Self { least, most: answered_at.0.saturating_sub(engine.0) }
@@ -57,7 +59,7 @@ impl Ahead {
     }
 }
 
-/// What the answers of the last seconds say together.
+/// The interval that the answers of the last seconds have in common.
 #[derive(Debug)]
 struct Believed {
     before: Ahead,
@@ -74,14 +76,14 @@ pub struct ClockWatch {
 }
 
 impl ClockWatch {
-    /// Nothing is known yet. `skew_max` is [`crate::TimeBounds::clock_skew_max`].
+    /// A watch that knows nothing yet. `skew_max` is [`crate::TimeBounds::clock_skew_max`].
     pub fn new(skew_max: Duration) -> Self {
         let believed = Believed { before: Ahead::UNKNOWN, current: Ahead::UNKNOWN, since: None };
         Self { skew_max, believed: Mutex::new(believed), contradicted: AtomicBool::new(false) }
     }
 
-    /// Notes an answer: our clock when the request was sent and when the answer was there, the engine's time in it, in whole
-    /// seconds, and the present instant.
+    /// Notes an answer. `sent_at` and `answered_at` are our clock when the request was sent and when the answer came;
+    /// `engine` is the engine's time in the answer, in whole seconds; `instant` is the present instant.
     pub fn answered(&self, sent_at: Timestamp, answered_at: Timestamp, engine: Timestamp, instant: Instant) {
         let answer = Ahead::of(sent_at, answered_at, engine);
         let ahead = self.believed.lock().with(answer, instant);
@@ -103,14 +105,14 @@ impl ClockWatch {
         }
     }
 
-    /// Whether nothing contradicts the bound.
+    /// Whether no answer contradicts the bound.
     pub fn is_trusted(&self) -> bool {
         !self.contradicted.load(Ordering::Relaxed) || mutation::is_active(Mutation::ClockIsBelieved)
     }
 }
 
 impl Believed {
-    /// What all answers say together once there is this one.
+    /// The interval that all answers have in common, this one included.
     fn with(&mut self, answer: Ahead, instant: Instant) -> Ahead {
         let since = *self.since.get_or_insert(instant);
         if instant.saturating_duration_since(since) >= BELIEVED {
@@ -126,7 +128,7 @@ impl Believed {
                 self.current = current;
                 ahead
             }
-            // One of the clocks was set meanwhile: what was said before is about another time.
+            // One of the clocks was set in between, so the earlier answers say nothing about it now.
             None => {
                 (self.before, self.current) = (Ahead::UNKNOWN, answer);
                 answer
@@ -142,7 +144,7 @@ pub struct WatchedClock {
 }
 
 impl WatchedClock {
-    /// A clock that is watched. Whoever talks to the engines tells it of their answers. `skew_max` is
+    /// A clock that is watched. The adapters of the engines report their answers to it. `skew_max` is
     /// [`crate::TimeBounds::clock_skew_max`].
     pub fn new(clock: Arc<dyn Clock>, skew_max: Duration) -> Self {
         Self { clock, watch: ClockWatch::new(skew_max) }
@@ -255,8 +257,8 @@ mod tests {
             }
         }
 
-        /// A clock that is behind by so much that a vote which it acknowledges could be late: the answer to that vote's record
-        /// proves it.
+        /// A clock that is behind by so much that a vote which it acknowledges could be late: the answer to that vote's
+        /// record proves it.
         #[test]
         fn a_clock_that_is_behind_by_the_slack_of_l_is_seen_in_every_answer(
             start in 0i64..1_000,

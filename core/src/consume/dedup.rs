@@ -1,9 +1,9 @@
 //! Dedup table: the last batch number of each producer, per range of hashes, which makes a second copy of a batch
 //! recognisable.
 //!
-//! Owns what counts as a duplicate. Must never forget an entry before the shard clock is 2 L past its arrival, not even to
-//! save space: at the bound it reports an error, and the shard stops. Must never take the maximum of two parents of a merge:
-//! their entries stand side by side, each for the hashes of its own parent.
+//! Owns what counts as a duplicate. Must never forget an entry before the shard clock is 2 L past its arrival, not even
+//! to save space: when the table is full it reports an error, and the shard stops. Must never take the maximum of the
+//! two parents of a merge: their entries are kept side by side, each for the hashes of its own parent.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use crate::{
     port::StoredProducer,
 };
 
-/// Most entries of one shard: they are stored in the shard row, an entry takes about 60 bytes, and a DynamoDB item holds 400 KB.
+/// Most entries of one shard: they are stored in the shard row, an entry takes about 60 bytes, and a DynamoDB item
+/// holds 400 KB.
 pub const DEDUP_ENTRIES_MAX: usize = 6_000;
 
 /// The table would not fit into the shard row. Stop and alarm: evicting would count votes twice.
@@ -32,11 +33,11 @@ struct Entry {
 /// What one shard remembers of the batches it has processed.
 #[derive(Clone, Debug, Default)]
 pub struct DedupTable {
-    /// Per producer, disjoint entries in ascending order. Ordered, so that the stored form is the same for the same table.
+    /// Per producer, disjoint entries in ascending order. Ordered, so that equal tables have equal stored forms.
     producers: BTreeMap<u128, Vec<Entry>>,
     /// Number of entries of all producers.
     entries: usize,
-    /// No entry arrived before this, so that expiring costs nothing while nothing can expire.
+    /// No entry arrived before this. As long as nothing can expire, expiring costs nothing.
     oldest: Timestamp,
 }
 
@@ -59,7 +60,7 @@ impl DedupTable {
         self.entries == 0
     }
 
-    /// Whether a vote of this hash, in this batch of the producer, was processed before or was overtaken by a later batch.
+    /// Whether a vote of this hash, in this batch of the producer, was processed before, or a later batch was.
     pub fn is_duplicate(&self, producer: u128, hash: u128, number: u64) -> bool {
         if mutation::is_active(Mutation::NoDedup) {
             return false;
@@ -76,12 +77,12 @@ impl DedupTable {
     }
 
     /// Remembers a batch for these hashes: raises their number, never lowers it, and renews their arrival. The caller
-    /// expires and then checks.
+    /// must call [`Self::expire`] and then [`Self::check`].
     pub fn record(&mut self, producer: u128, ranges: &HashRanges, number: u64, clock: Timestamp) {
         let whole = [HashRange::ALL];
         let per_producer = mutation::is_active(Mutation::DedupPerProducer);
         for &range in if per_producer { &whole } else { ranges.as_slice() } {
-            // Renewing the arrival even where the number stays: that is what the model does.
+            // The arrival is renewed even if the number stays, as in the model of the protocol.
             self.merge(producer, Entry { range, number, arrived_at: clock }, |old, new| Entry {
                 range: old.range,
                 number: old.number.max(new.number),
@@ -90,7 +91,7 @@ impl DedupTable {
         }
     }
 
-    /// The table as a child of this range inherits it.
+    /// The part of the table that a child shard of this range inherits.
     pub fn clip(&self, range: &HashRange) -> Self {
         let mut clipped = Self { oldest: self.oldest, ..Self::default() };
         for (&producer, entries) in &self.producers {
@@ -106,7 +107,7 @@ impl DedupTable {
         clipped
     }
 
-    /// Adds the table of another parent. Parents own different hashes, so that no entry meets another.
+    /// Adds the table of another parent. Parents own different hashes, so no two entries overlap.
     pub fn absorb(&mut self, other: &Self) {
         for (&producer, entries) in &other.producers {
             for &entry in entries {
@@ -166,12 +167,12 @@ impl DedupTable {
         dedup
     }
 
-    /// Lays a new entry over those of the producer; where both hold a hash, `both(old, new)` says what is kept (its range is
-    /// that of `old`).
+    /// Lays a new entry over those of the producer. Where both cover a hash, `both(old, new)` returns the entry to
+    /// keep, with the range of `old`.
     fn merge(&mut self, producer: u128, new: Entry, both: impl Fn(Entry, Entry) -> Entry) {
         self.oldest = if self.entries == 0 { new.arrived_at } else { self.oldest.min(new.arrived_at) };
         let entries = self.producers.entry(producer).or_default();
-        // Nearly every batch covers exactly what its predecessor covered.
+        // Nearly every batch covers exactly the hashes of the batch before.
         if let [only] = &mut entries[..]
             && only.range == new.range
         {
@@ -207,7 +208,7 @@ impl DedupTable {
     }
 }
 
-/// Where stored entries meet, which no correct row holds: what forgets the least.
+/// The entry to keep where two stored entries overlap, which no correct row has: the one that forgets the least.
 fn higher(old: Entry, new: Entry) -> Entry {
     Entry { range: old.range, number: old.number.max(new.number), arrived_at: old.arrived_at.max(new.arrived_at) }
 }

@@ -24,8 +24,8 @@ pub enum ApplyError {
     /// The engine failed; the same window is applied again.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// A stored vote stands later in the stream than the window: either another process owns the shard by now, which the
-    /// group finds out and stops, or stored data contradicts itself. `poll_ids` names the polls of such votes.
+    /// A stored vote stands later in the stream than the window. Either another process owns the shard by now: then the
+    /// group finds that out and stops. Or stored data contradicts itself. `poll_ids` names the polls of such votes.
     #[error("votes later in the stream are stored already")]
     Superseded {
         /// The polls that would need a recount.
@@ -33,7 +33,7 @@ pub enum ApplyError {
     },
 }
 
-/// Applies the windows of one shard: what persist-svc and tally-svc differ in.
+/// Applies the windows of one shard. This is the part in which persist-svc and tally-svc differ.
 #[async_trait]
 pub trait Applier: Send + 'static {
     /// Applies a window. Must have the same effect when the same window is applied again, by this or another process.
@@ -55,9 +55,10 @@ pub struct WindowLimits {
     pub records_max: usize,
     /// A window is closed once it takes this many bytes in memory.
     pub bytes_max: usize,
-    /// How long a window waits for more records after its first; zero takes what has been read already.
+    /// How long a window waits for more records after its first one. With zero it takes only what has been read
+    /// already.
     pub linger: Duration,
-    /// How long after the last record an applied window is committed.
+    /// How long after the last record an applied window is committed if no other record comes.
     pub idle_after: Duration,
 }
 
@@ -74,7 +75,7 @@ pub struct GroupConfig {
     pub renew_every: Duration,
     /// How often the worker looks for shards and leases.
     pub sync_every: Duration,
-    /// How long the consumers may take to finish once the group is told to stop; then they are cut off.
+    /// How long the consumers may take to finish once the group is told to stop. After that they are aborted.
     pub drain: Duration,
     /// Size of the windows.
     pub window: WindowLimits,
@@ -127,10 +128,10 @@ fn random_worker_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// How a group, or a whole service, ended that was told to.
+/// How a group, or a whole service, ended after it was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
-    /// Everything that was begun is finished: calls are answered, windows are applied and committed.
+    /// Everything that was started is finished: calls are answered, windows are applied and committed.
     Complete,
     /// Calls were cut off, or a window was left to the next owner of its shard.
     Incomplete,
@@ -150,20 +151,22 @@ impl Drain {
 /// Why a group stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
-    /// An engine refuses for good.
+    /// An engine refused, and a retry would not help.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// One of the group's tasks ended as none may.
+    /// One of the group's tasks panicked or was aborted.
     #[error("a task of the group failed: {0}")]
     Task(String),
 }
 
-/// Consumes this worker's share of the shards until `shutdown`; then finishes and commits what is being applied, releases the
-/// leases, and returns. A shard that cannot go on is stopped and logged as an error, without stopping the others.
+/// Consumes this worker's share of the shards until `shutdown`. Then it finishes and commits what is being applied,
+/// releases the leases, and returns. A shard that cannot go on is stopped and logged as an error, without stopping the
+/// others.
 ///
 /// # Errors
 ///
-/// If an engine refuses for good, or a task panicked. The other shards were handed over as by `shutdown`.
+/// If an engine refuses and a retry would not help, or if a task panicked. The other shards were handed over as after
+/// `shutdown`.
 pub async fn run(
     config: GroupConfig,
     ports: Ports,

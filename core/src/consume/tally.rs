@@ -1,7 +1,7 @@
 //! Tally arithmetic: from a window to what it adds, and from stored tallies to results.
 //!
-//! Owns which outcome of storing a vote moves which sum. Must stay pure: everything here depends on the window, on facts
-//! that are stored and on nothing else, so that a window that is applied again adds the same.
+//! Owns which outcome of storing a vote changes which sum. Must stay pure: everything here depends only on the window
+//! and on stored facts, so that a window that is applied again adds the same.
 
 use std::{
     borrow::Cow,
@@ -31,8 +31,8 @@ pub fn last_votes<'a>(window: &'a Window) -> Result<Vec<VoteWrite<'a>>, PortErro
     let polls: HashMap<&PollId, u32> = window.polls.iter().map(|poll| &poll.id).zip(0..).collect();
     let votes = window.selected.iter().map(Selected::len).sum();
     let mut last: Vec<(&'a Selected, u32, u32)> = Vec::with_capacity(votes);
-    // Places in `last`, by a hash of user and poll. Users choose their ids, so the hash has a seed that they cannot know; it
-    // decides about nothing but the time this takes.
+    // Places in `last`, by a hash of user and poll. Users choose their ids, so the hash has a seed that they cannot
+    // know. The seed changes only how long this takes, never the result.
     let seed = RandomState::new().hash_one(());
     let mut known: HashTable<(u64, u32)> = HashTable::with_capacity(votes);
     for selected in &window.selected {
@@ -80,13 +80,13 @@ pub struct Counted<'a> {
 }
 
 impl<'a> Counted<'a> {
-    /// Nothing yet, for every poll that the window touches.
+    /// Nothing counted yet, for every poll that the window touches.
     pub fn new(window: &'a Window) -> Self {
         let polls = window.polls.iter().map(|poll| (&poll.id, FxHashMap::default())).collect();
         Self { polls, superseded: BTreeSet::new() }
     }
 
-    /// Adds the outcomes of `writes`, which must be as many.
+    /// Adds the outcomes of `writes`. There must be one outcome for each write.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl<'a> Counted<'a> {
             let previous = match outcome {
                 VoteOutcome::Inserted => None,
                 VoteOutcome::Replaced { previous } => Some(previous),
-                // What the earlier attempt did, read from what it stored.
+                // What the earlier attempt did, as the stored vote shows it.
                 VoteOutcome::AlreadyStored { previous } => previous.as_ref(),
                 VoteOutcome::Superseded => {
                     self.superseded.insert(write.poll_id.clone().into_owned());
@@ -118,7 +118,7 @@ impl<'a> Counted<'a> {
         Ok(())
     }
 
-    /// Polls with votes that stand before the stored ones; such votes add nothing.
+    /// Polls with votes that are earlier in the stream than the stored ones. Such votes add nothing.
     pub fn superseded(&self) -> &BTreeSet<PollId> {
         &self.superseded
     }
@@ -138,7 +138,7 @@ fn move_sum(counts: &mut HashMap<Arc<str>, i64, impl BuildHasher>, option: &Arc<
     }
 }
 
-/// Deltas in the order of poll and option ids, without the options that do not move. A poll stays even if nothing moves.
+/// Deltas in the order of poll and option ids, without options that add 0. A poll stays even if all its options add 0.
 pub fn sorted_deltas<S>(polls: impl IntoIterator<Item = (PollId, HashMap<Arc<str>, i64, S>)>) -> Vec<TallyDelta> {
     let delta = |(poll_id, counts): (PollId, HashMap<Arc<str>, i64, S>)| {
         let mut counts: Vec<_> = counts.into_iter().filter(|(_, count)| *count != 0).collect();
@@ -161,7 +161,7 @@ pub fn submitted(selected: &Selected) -> Vec<i64> {
     counts
 }
 
-/// Why stored tallies are no result. The protocol rules each out.
+/// Why stored tallies give no result. None of these can happen while the protocol is kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InconsistentTallies {
     /// The sum over all shards is below zero.

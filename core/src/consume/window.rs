@@ -1,7 +1,7 @@
 //! A window: a run of consecutive records of one shard, and which of its votes count.
 //!
-//! Owns the decision about each vote. Must never look at the time of processing: the same records, dedup table, shard
-//! clock and polls always give the same decision, in both groups and after any crash.
+//! Owns the decision about each vote. Must never use the time of processing: the same records, dedup table, shard clock
+//! and polls always give the same decision, in both groups and after any crash.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,9 +34,9 @@ pub enum Discard {
     DuplicateOrSuperseded,
     /// The vote's hash is not in the shard's range.
     WrongShard,
-    /// It reached the stream later than L after it was accepted, or earlier than L before.
+    /// It reached the stream more than L after it was accepted, or more than L before.
     Late,
-    /// The poll takes its votes from the other side.
+    /// The poll takes its votes from the other source.
     WrongSource,
     /// The record, or one vote of an aggregate, cannot be read.
     Unreadable,
@@ -71,8 +71,8 @@ impl Discard {
 /// Discards of this process since it started.
 static DISCARDED: [AtomicU64; Discard::ALL.len()] = [const { AtomicU64::new(0) }; Discard::ALL.len()];
 
-/// How many votes (for [`Discard::Unreadable`] also: records) this process has discarded for a reason. A window that is applied
-/// again is counted again.
+/// How many votes this process has discarded for a reason; [`Discard::Unreadable`] also counts whole records. A window
+/// that is applied again is counted again.
 pub fn discarded_total(reason: Discard) -> u64 {
     DISCARDED[reason as usize].load(Ordering::Relaxed)
 }
@@ -121,7 +121,7 @@ impl Selected {
         self.len() == 0
     }
 
-    /// Indices of the votes that count, ascending.
+    /// Indices of the votes that count, in ascending order.
     pub fn indices(&self) -> impl Iterator<Item = usize> + '_ {
         let all = if self.only.is_none() { self.batch.len() } else { 0 };
         (0..all).chain(self.only.iter().flatten().map(|&index| index as usize))
@@ -152,18 +152,18 @@ pub enum Content {
     Batch(Arc<Batch>),
     /// Votes of another producer.
     Foreign(Foreign),
-    /// Nothing; its arrival moves the clock.
+    /// No votes. Its arrival moves the shard clock.
     Marker,
-    /// Nobody knows; its arrival moves the clock.
+    /// Bytes that cannot be read. Their arrival moves the shard clock, too.
     Unreadable,
 }
 
-/// Votes of another producer. They have no identity but their position, so that nothing is remembered of them.
+/// Votes of another producer. Their position is their only identity, so the dedup table does not remember them.
 #[derive(Clone, Debug)]
 pub struct Foreign {
     /// The votes, accepted when the record arrived. Its id and its ranges mean nothing.
     batch: Arc<Batch>,
-    /// Per vote, the hash by which it was routed; empty if the record is where it belongs by itself.
+    /// Per vote, the hash by which it was routed. Empty for a plain record, which is in the right shard by itself.
     hashes: Vec<u128>,
     /// Indices of votes that cannot be read, ascending; the batch holds placeholders there.
     unreadable: Vec<u32>,
@@ -181,7 +181,7 @@ pub struct ReadRecord {
 }
 
 impl ReadRecord {
-    /// Decodes a record. Never fails: what cannot be read is discarded when its turn comes.
+    /// Decodes a record. Never fails: the votes that cannot be read are discarded when the window is decided.
     pub fn decode(record: &Record) -> Self {
         let content = match batch::decode(&record.data) {
             Ok(RecordBody::Batch(batch)) => Content::Batch(Arc::new(batch)),
@@ -215,7 +215,8 @@ impl ReadRecord {
     /// Rough size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         const VOTE_BYTES: usize = 16;
-        /// A hash, and about what a dictionary entry takes: other producers' votes may each have one.
+        /// A hash, and about the size of a dictionary entry: in a record of another producer each vote may have its
+        /// own.
         const FOREIGN_VOTE_BYTES: usize = 128;
         const RECORD_BYTES: usize = 256;
         match &self.content {
@@ -228,7 +229,7 @@ impl ReadRecord {
     }
 }
 
-/// What a shard's decisions depend on beside the stream: its state at a position.
+/// What a shard's decisions depend on besides the stream: its state at a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardState {
     /// Dedup table.
@@ -280,7 +281,7 @@ pub fn decide(
     let mut discards = Discards::default();
     let mut early_records = 0;
     for record in records {
-        // Every record moves the clock, whatever it holds, before its own votes are judged by it.
+        // Every record moves the clock, whatever it holds. Its own votes are judged after that.
         state.clock = state.clock.max(record.arrived_at);
         match &record.content {
             Content::Marker => {}
@@ -306,7 +307,7 @@ pub fn decide(
                 }
             }
         }
-        // Before the bound is checked: what has expired does not count.
+        // Expire before the bound is checked: expired entries do not count.
         state.dedup.expire(state.clock, bounds);
         state.dedup.check()?;
     }
@@ -322,7 +323,7 @@ fn touch<'a>(
 ) {
     let dictionary = &selected.batch.dictionary;
     let mut seen = vec![false; dictionary.len()];
-    // Usually all polls are seen within a few votes.
+    // Usually all polls are found within a few votes.
     let mut left = dictionary.len();
     for index in selected.indices() {
         let choice = selected.batch.choices[index] as usize;
@@ -351,7 +352,7 @@ fn select(
     if batch.is_empty() {
         return None;
     }
-    // Records of our format come from ingest.
+    // Records in our format come from the ingest service.
     let entries = entries(batch, PollSource::Ingest, polls);
     let BatchId { producer, number } = batch.id;
     let check_range = !batch.ranges.within(range);
@@ -377,8 +378,8 @@ fn select(
     judge_each(batch.len(), judge, discards)
 }
 
-/// The votes of another producer that count, as [`select`] says. There is no dedup table: a record that is in the
-/// stream twice has two positions, and is two votes.
+/// The votes of another producer that count, as [`select`] says. There is no dedup table for them: a record that is in
+/// the stream twice has two positions and is two votes.
 #[expect(clippy::option_option, reason = "the inner one is the field of `Selected`")]
 fn select_foreign(
     votes: &Foreign,
@@ -395,8 +396,8 @@ fn select_foreign(
         if unreadable.next_if(|&&next| next as usize == index).is_some() {
             return Err(Discard::Unreadable);
         }
-        // The producer's library sends those votes of an aggregate again that are not in the range of the shard that
-        // stored it, and only those.
+        // If some votes of an aggregate are outside the range of the shard that stored it, the producer's library sends
+        // exactly those votes again.
         if votes.hashes.get(index).is_some_and(|&hash| !range.contains(hash)) {
             return Err(Discard::WrongShard);
         }
@@ -422,12 +423,12 @@ fn entries(
     batch.dictionary.iter().map(entry).collect()
 }
 
-/// Whether a vote was accepted while its poll was open, and stored soon enough after that.
-/// L.
+/// L, from the time limits of the protocol.
 fn late_after(bounds: &TimeBounds) -> std::time::Duration {
     if mutation::is_active(Mutation::NoLateRule) { std::time::Duration::MAX / 2 } else { bounds.late_after() }
 }
 
+/// Checks that a vote was accepted while its poll was open, and stored soon enough after that.
 fn in_time(
     (opens_at, closes_at): (Timestamp, Timestamp),
     accepted_at: Timestamp,
@@ -437,15 +438,16 @@ fn in_time(
     if accepted_at < opens_at || accepted_at >= closes_at {
         return Err(Discard::Closed);
     }
-    // Neither long after it was accepted nor, by a clock that was wrong, long before: copies of a record that count lie within
-    // 2 L of each other, for which the dedup table is kept.
+    // Not long after it was accepted; and not long before, which a wrong clock can cause. So all copies of a record
+    // that counts lie within 2 L of each other, and the dedup table is kept for that long.
     if clock > accepted_at.plus(late_after) || accepted_at > clock.plus(late_after) {
         return Err(Discard::Late);
     }
     Ok(())
 }
 
-/// Judges the votes one after the other, counts those that do not count, and returns the others as [`select`] does.
+/// Judges the votes one by one, adds those that do not count to the discards, and returns the others as [`select`]
+/// does.
 #[expect(clippy::option_option, reason = "the inner one is the field of `Selected`")]
 fn judge_each(
     votes: usize,
@@ -466,7 +468,7 @@ fn judge_each(
     }
 }
 
-/// Whether it is plain, without a look at single votes, that all count.
+/// Whether all votes count, as far as it can be seen without a look at each vote.
 fn all_count(
     batch: &Batch,
     entries: &[Result<(Timestamp, Timestamp), Discard>],
@@ -620,8 +622,8 @@ mod tests {
         ReadRecord { sequence: SequenceNumber::from_u64(sequence), arrived_at: Timestamp(now), content }
     }
 
-    /// One vote after the other, with a number per hash, as in the model of the protocol. Hashes that occur are those of
-    /// the users; others need none.
+    /// One vote after the other, with a number per hash, as in the model of the protocol. Hashes that occur are those
+    /// of the users; others need none.
     fn naive(
         records: &[ReadRecord],
         kinds: &[Kind],

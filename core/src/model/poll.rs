@@ -1,6 +1,7 @@
 //! Polls and the ids that clients choose, with their limits.
 //!
-//! Owns what a valid id and a valid poll is. Bad input ends here, with an error that names the field and the limit.
+//! Owns what a valid id and a valid poll is. Bad input is refused here, with an error that names the field and the
+//! limit.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -47,7 +48,7 @@ pub enum InvalidField {
     /// The field holds a line break that is not a control character.
     #[error("{0} holds a line break")]
     LineBreak(&'static str),
-    /// The field begins with a mark that would be drawn on whatever stands before it.
+    /// The field begins with a mark that would be drawn on the character before it.
     #[error("{0} starts with a mark that belongs to the character before it")]
     LeadingMark(&'static str),
     /// The field holds a character that changes the direction of text.
@@ -66,8 +67,8 @@ pub enum InvalidField {
         /// The character.
         code_point: u32,
     },
-    /// The poll id is a step of a path.
-    #[error("poll_id must not be \".\" or \"..\", which are no names in a URL")]
+    /// The poll id has a special meaning as a step of a path.
+    #[error("poll_id must not be \".\" or \"..\", which have a special meaning in a URL")]
     PollIdDots,
     /// The poll id holds a character outside its alphabet.
     #[error("poll_id may hold ASCII letters, digits and \"-\", \"_\", \".\", \"~\" only")]
@@ -81,9 +82,9 @@ pub enum InvalidField {
     /// Two options look alike.
     #[error("options: {one:?} and {other:?} look alike")]
     LookAlike {
-        /// Id of the one.
+        /// Id of one of the two.
         one: String,
-        /// Id of the other.
+        /// Id of the other one.
         other: String,
     },
     /// The poll would close before it opens.
@@ -116,7 +117,7 @@ impl InvalidField {
 ///
 /// # Errors
 ///
-/// What is wrong, and with which field.
+/// Says what is wrong, and with which field.
 #[inline]
 pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Result<&'a str, InvalidField> {
     if bytes.is_empty() {
@@ -126,7 +127,7 @@ pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Resul
         return Err(InvalidField::TooLong { field, len: bytes.len(), max });
     }
     let text = std::str::from_utf8(bytes).map_err(|_| InvalidField::NotUtf8(field))?;
-    // Without an early exit, so that the compiler looks at many bytes at a time.
+    // No early exit, so that the compiler can check many bytes at a time.
     let plain = bytes.iter().fold(true, |plain, &byte| plain & (0x20..0x7f).contains(&byte));
     if !plain && text.chars().any(char::is_control) {
         return Err(InvalidField::ControlCharacter(field));
@@ -134,8 +135,8 @@ pub fn check_text<'a>(field: &'static str, bytes: &'a [u8], max: usize) -> Resul
     Ok(text)
 }
 
-/// Checks a user id. It is whatever another system calls a person, and nobody reads it: how it looks is not judged, and blanks
-/// at its ends belong to it, since to cut them off could make one user of two.
+/// Checks a user id. Another system chose it, and nobody reads it. So its look does not matter, and white space at its
+/// ends is part of it: without it, two users could become one.
 ///
 /// # Errors
 ///
@@ -145,7 +146,8 @@ pub fn check_user_id(bytes: &[u8]) -> Result<&str, InvalidField> {
     check_text("user_id", bytes, USER_ID_BYTES_MAX)
 }
 
-/// Checks the option id of a vote, and of a stored poll. A new poll's options are checked further, see [`crate::model::text`].
+/// Checks the option id of a vote, or of a stored poll. There are more rules for the options of a new poll, see
+/// [`crate::model::text`].
 ///
 /// # Errors
 ///
@@ -172,7 +174,7 @@ impl PollId {
     ///
     /// # Errors
     ///
-    /// If it is empty, too long, or holds a character that ids may not.
+    /// If it is empty, too long, or holds a character that poll ids may not have.
     pub fn check(bytes: &[u8]) -> Result<&str, InvalidField> {
         let id = check_text("poll_id", bytes, POLL_ID_BYTES_MAX)?;
         if !bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(byte)) {
@@ -218,15 +220,15 @@ pub enum PollSource {
     Stream,
 }
 
-/// Whether a poll was closed early. Two steps, see [`crate::port::PollStore::begin_close`].
+/// Whether a poll was closed early. That takes two steps, see [`crate::port::PollStore::begin_close`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Closing {
-    /// Nobody has asked.
+    /// Nobody has asked to close it.
     #[default]
     No,
-    /// Somebody has asked: ingest takes no more votes. `closes_at` is not what it will be.
+    /// Somebody has asked: ingest takes no more votes. `closes_at` may still change.
     Asked,
-    /// `closes_at` is settled for ever.
+    /// `closes_at` never changes again.
     Done,
 }
 
@@ -266,9 +268,10 @@ pub struct FinalResult {
     pub finalized_at: Timestamp,
 }
 
-/// Writes per second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for partition keys").
+/// Writes per second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for partition
+/// keys").
 const PARTITION_WRITES_PER_SECOND: u64 = 1_000;
-/// Most buckets of a poll: a recount queries each.
+/// Most buckets of a poll: a recount needs a query for each.
 const BUCKETS_MAX: u32 = 4_096;
 
 impl Poll {
@@ -276,7 +279,7 @@ impl Poll {
     ///
     /// # Errors
     ///
-    /// Names the first field that is beyond a limit, or that would show people something else than it is.
+    /// Names the first field that breaks a limit, or that would look different from what it is.
     pub fn new(
         id: PollId,
         title: String,
@@ -291,7 +294,7 @@ impl Poll {
         Ok(poll)
     }
 
-    /// Whether people see of the poll what it is, and can tell its options apart.
+    /// Checks that people see what the poll is, and can tell its options apart.
     fn check_shown(&self) -> Result<(), InvalidField> {
         if matches!(self.id.as_str(), "." | "..") {
             return Err(InvalidField::PollIdDots);
@@ -301,7 +304,8 @@ impl Poll {
         for option in &self.options {
             text::check_new_option_id(&option.id)?;
             text::check_new_title("options.title", &option.title)?;
-            // Only ids: two candidates may have one name, and a title says nothing about which vote counts for whom.
+            // Only ids are compared: two candidates may have the same name, and a title does not decide which option a
+            // vote counts for.
             if let Some(other) = seen.insert(text::skeleton(&option.id), &option.id) {
                 return Err(InvalidField::LookAlike { one: other.to_string(), other: option.id.to_string() });
             }
@@ -309,11 +313,11 @@ impl Poll {
         Ok(())
     }
 
-    /// A poll of these fields, as it may have been stored before there were rules about what people see.
+    /// A poll with these fields. It may have been stored before there were rules about how ids and titles look.
     ///
     /// # Errors
     ///
-    /// Names the first field that is beyond a limit.
+    /// Names the first field that breaks a limit.
     pub fn defined(
         id: PollId,
         title: String,
@@ -358,8 +362,8 @@ impl Poll {
         })
     }
 
-    /// Whether both are the same definition, whatever has happened to them since. `closes_at` is part of the definition
-    /// only as long as nobody has closed the poll early.
+    /// Whether both have the same definition, whatever has happened to them since. `closes_at` is part of the
+    /// definition only until somebody closes the poll early.
     pub fn same_definition(&self, other: &Self) -> bool {
         (&self.id, &self.title, &self.options, self.opens_at, self.source, self.expected_peak)
             == (&other.id, &other.title, &other.options, other.opens_at, other.source, other.expected_peak)
@@ -390,7 +394,7 @@ mod tests {
             let error = new_poll("p", "", &pair).unwrap_err();
             assert!(matches!(error.field(), "options" | "option_id"), "{pair:?}: {error}");
         }
-        // Titles do not help whoever votes by id, nor do they harm.
+        // People vote by id, so equal titles neither help nor harm.
         assert!(new_poll("p", "", &[("a", "Kim"), ("b", "Kim")]).is_ok());
         let error = new_poll("p", "", &[("tea", "Green"), ("t\u{435}a", "Black")]).unwrap_err();
         assert_eq!(error.to_string(), "options: \"tea\" and \"t\u{435}a\" look alike");
@@ -410,7 +414,7 @@ mod tests {
         ] {
             let error = new_poll(id, title, &[option]).unwrap_err();
             assert_eq!(error.field(), field, "{error}");
-            // Whoever sends another field name finds it at the start of the message.
+            // Field names of other protocols are put in place of the one at the start of the message.
             assert!(error.to_string().starts_with(field), "{error}");
         }
         assert!(new_poll("...", "עברית", &[("א", "")]).is_ok());

@@ -1,22 +1,22 @@
 //! Why a vote is refused.
 //!
-//! Owns the reasons and the fields at fault. Services turn a [`Refusal`] into the codes of their protocols, each in one place;
-//! nobody reads its text to find out what it says.
+//! Owns the reasons and the fields at fault. Each service turns a [`Refusal`] into the codes of its protocol, in one
+//! place. No code may read the text to find out the reason.
 
 use std::{fmt, sync::Arc};
 
 use crate::{PollId, model::poll::InvalidField};
 
-/// Why a vote is not durable, or may not be. Its text is for the client.
+/// Why a vote is not durable, or may not be durable. Its text is for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The bytes of the vote are no protobuf message.
+    /// The bytes of the vote are not a protobuf message.
     Unreadable,
     /// An id breaks a limit.
     Invalid(InvalidField),
     /// There is no such poll.
     NoSuchPoll(PollId),
-    /// The poll has no such option. Shared, since votes that name the same one often come together.
+    /// The poll has no such option. Shared, since many votes in a row often name the same unknown option.
     NoSuchOption(Arc<NoSuchOption>),
     /// The poll is not open yet.
     NotOpen(PollId),
@@ -28,9 +28,9 @@ pub enum Refusal {
     PollUnreadable(PollId),
     /// The clock of the process contradicts those of the engines.
     ClockContradicted,
-    /// The stream took the vote in no attempt.
+    /// The stream did not take the vote in any attempt.
     NotStored,
-    /// Whether the stream took the vote, nobody knows.
+    /// Nobody knows whether the stream took the vote.
     OutcomeUnknown,
 }
 
@@ -39,14 +39,14 @@ pub enum Refusal {
 pub struct NoSuchOption {
     /// The poll.
     pub poll: PollId,
-    /// What the vote names.
+    /// The option id in the vote.
     pub option: Box<str>,
     /// The option that looks like it, if there is one.
     pub look_alike: Option<Arc<str>>,
 }
 
 impl Refusal {
-    /// The field at fault, as the .proto files name it, if it is one.
+    /// The field at fault, as the .proto files name it; `None` if no field is at fault.
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::Invalid(invalid) => Some(invalid.field()),
@@ -60,7 +60,7 @@ impl Refusal {
         }
     }
 
-    /// Whether the vote was accepted, and this is how it ended.
+    /// Whether the vote was accepted first, so that this is its outcome.
     pub fn is_outcome(&self) -> bool {
         matches!(self, Self::NotStored | Self::OutcomeUnknown)
     }
@@ -82,7 +82,7 @@ impl fmt::Display for Refusal {
                 let NoSuchOption { poll, option, look_alike } = &**missing;
                 write!(f, "option_id: poll \"{poll}\" has no option {option:?}")?;
                 match look_alike {
-                    // With their code points, since nobody can see what is different.
+                    // With their code points, since nobody can see the difference.
                     Some(known) => {
                         write!(f, "; \"{}\" looks like \"{}\"", option.escape_default(), known.escape_default())
                     }

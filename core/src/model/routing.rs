@@ -1,7 +1,7 @@
 //! Which shard a vote belongs to.
 //!
-//! Owns the hash space: all votes of one (poll, user) have one hash, and a shard owns a range of hashes. Must never change:
-//! stored data depends on it.
+//! Owns the hash space: all votes of one (poll, user) have one hash, and a shard owns a range of hashes. Must never
+//! change: stored data depends on it.
 
 use std::{fmt, sync::Arc};
 
@@ -12,7 +12,8 @@ use crate::{PollId, model::user_id::UUID_TEXT_BYTES};
 /// Hash of (poll, user): `xxh3_128(poll_id, 0, user_id)`. The stream's explicit hash key.
 #[inline]
 pub fn vote_hash(poll_id: &str, user_id: impl AsRef<[u8]>) -> u128 {
-    // One contiguous slice is hashed several times faster than a stream of parts, and nearly all ids fit into a small one.
+    // Hashing one contiguous slice is several times faster than hashing a stream of parts, and nearly all ids fit into
+    // a small one.
     fn joined<const N: usize>(poll: &[u8], user: &[u8]) -> u128 {
         let mut bytes = [0; N];
         let len = poll.len() + 1 + user.len();
@@ -35,13 +36,13 @@ pub fn vote_hash(poll_id: &str, user_id: impl AsRef<[u8]>) -> u128 {
     }
 }
 
-/// Ids of a poll and a user, and zeros behind them.
+/// The ids of a poll and a user, padded with zeros.
 pub type VoteKey = [u8; 64];
 
 /// [`vote_hash`] for the votes of one poll whose users are UUIDs.
 #[derive(Clone, Debug)]
 pub struct PollHasher {
-    /// The poll's id and a zero, with room for a UUID.
+    /// The poll's id and a zero, with room for a UUID after them.
     key: VoteKey,
     /// Where the user's id begins.
     start: usize,
@@ -58,14 +59,14 @@ impl PollHasher {
         Self { key, start }
     }
 
-    /// Writes the poll's id and a user's, one behind the other. Returns whether it could: not if the user's is no UUID, or the
-    /// poll's is long.
+    /// Writes the poll's id and a user's, one after the other. Returns whether that was possible: it is not if the
+    /// user's id is not a UUID, or if the poll's id is long.
     ///
-    /// To write this and to hash it at once makes the processor wait until what was written has arrived in its cache, and with it
-    /// all that comes before. So many keys are better written first, and hashed then.
+    /// To hash a key right after writing it makes the processor wait until the write has reached its cache, together
+    /// with all writes before. So it is better to write many keys first, and to hash them after that.
     #[inline(always)]
     pub fn write_key(&self, user_id: &[u8], key: &mut VoteKey) -> bool {
-        // Copies of a length that the compiler knows take a fraction of the time.
+        // Copies whose length the compiler knows take a fraction of the time.
         *key = self.key;
         if let Ok(uuid) = <&[u8; UUID_TEXT_BYTES]>::try_from(user_id)
             && let Some(slot) = key.get_mut(self.start..self.start + UUID_TEXT_BYTES)
@@ -76,15 +77,15 @@ impl PollHasher {
         false
     }
 
-    /// [`vote_hash`] of what [`Self::write_key`] wrote.
+    /// [`vote_hash`] of the key that [`Self::write_key`] wrote.
     #[inline(always)]
     pub fn hash_of_key(&self, key: &VoteKey) -> u128 {
         xxhash_rust::xxh3::xxh3_128(&key[..(self.start + UUID_TEXT_BYTES).min(key.len())])
     }
 }
 
-/// Bucket of a user among `buckets` of a poll: `xxh3_64(user_id)` modulo the count. Must never change: it is part of the key
-/// under which a vote is stored, so another value would find no earlier vote of the user.
+/// The bucket of a user, out of the `buckets` of a poll: `xxh3_64(user_id)` modulo the count. Must never change: it is
+/// part of the key under which a vote is stored, so with another value an earlier vote of the user would not be found.
 pub fn bucket(user_id: &str, buckets: u32) -> u32 {
     (xxhash_rust::xxh3::xxh3_64(user_id.as_bytes()) % u64::from(buckets.max(1))) as u32
 }
@@ -129,13 +130,13 @@ impl HashRange {
         self.start <= hash && hash <= self.end
     }
 
-    /// What both ranges hold, if anything.
+    /// The hashes that are in both ranges, if any.
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let (start, end) = (self.start.max(other.start), self.end.min(other.end));
         (start <= end).then_some(Self { start, end })
     }
 
-    /// The hash space in `count` equal ranges (the last takes the remainder), as Kinesis lays out a new stream.
+    /// The hash space in `count` equal ranges (the last one takes the remainder), as Kinesis divides a new stream.
     pub fn split_evenly(count: u32) -> Vec<Self> {
         let count = u128::from(count.max(1));
         let width = u128::MAX / count;
@@ -205,7 +206,7 @@ impl HashRanges {
         self.0 == [HashRange::ALL]
     }
 
-    /// What of the set is in the range.
+    /// The part of the set that is in the range.
     pub fn intersection(&self, range: &HashRange) -> Self {
         Self(self.0.iter().filter_map(|own| own.intersection(range)).collect())
     }
@@ -231,7 +232,7 @@ mod tests {
 
     use super::*;
 
-    /// Small numbers, so that ranges touch and overlap; mapped to both ends of the hash space.
+    /// Small numbers, so that ranges touch and overlap. They are mapped to both ends of the hash space.
     fn range() -> impl Strategy<Value = HashRange> {
         (0u128..12, 0u128..12).prop_map(|(a, b)| {
             let hash = |x: u128| if x < 6 { x } else { u128::MAX - (11 - x) };

@@ -1,10 +1,11 @@
 //! Sequence numbers and positions: the order of the stream, and the only order between votes.
 //!
-//! Must never be derived from a clock. Both have a byte form that compares as the values do, for stores that compare bytes.
+//! Must never be derived from a clock. Both have a byte form that sorts as the values do, for stores that compare
+//! bytes.
 
 use std::{fmt, str::FromStr};
 
-/// Sequence number of a record, as assigned by the stream.
+/// Sequence number of a record, which the stream assigns.
 ///
 /// Kinesis documents up to 56 decimal digits, which need 187 bits; this holds 192. Zero stands before every record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +23,7 @@ impl SequenceNumber {
     /// Before the first record of every shard.
     pub const ZERO: Self = Self { high: 0, low: 0 };
 
-    /// A small sequence number, as embedded engines count.
+    /// A small sequence number, such as those of the embedded engines.
     pub const fn from_u64(number: u64) -> Self {
         Self { high: 0, low: number as u128 }
     }
@@ -98,7 +99,8 @@ impl fmt::Display for SequenceNumber {
     }
 }
 
-/// Where a vote stands in the stream: totally ordered within a shard, and for one user across resharding.
+/// Where a vote stands in the stream. Positions are totally ordered within a shard, and for one user also across
+/// reshards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// Sequence number of the record.

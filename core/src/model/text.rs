@@ -1,15 +1,16 @@
-//! What people read: ids and titles that look like what they are.
+//! The texts that people read: ids and titles must look like what they are.
 //!
-//! Owns which texts a new poll may show, and when two of them look alike. Machines compare bytes, people compare shapes: an
-//! option behind a zero-width character is a second option for us and the same one for a voter. Asked once, when a poll is
-//! created. Must never judge a vote: a vote names its option byte by byte, and polls of before keep the options that they have.
+//! Owns which texts a new poll may show, and when two of them look alike. Machines compare bytes, but people compare
+//! shapes: an option with a zero-width character is a second option for us and the same option for a voter. The check
+//! runs once, when a poll is created. Must never judge a vote: a vote names its option byte by byte, and older polls
+//! keep the options that they have.
 
 use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
 
 use crate::model::poll::InvalidField;
 
 /// Code points that are not drawn: `Default_Ignorable_Code_Point` of Unicode 17 (DerivedCoreProperties.txt), and the
-/// annotation marks U+FFF9 to U+FFFB. Those that change the direction of text have a rule and a message of their own.
+/// annotation marks U+FFF9 to U+FFFB. Those that change the direction of text have their own rule and message.
 const INVISIBLE: [(char, char); 20] = [
     ('\u{00ad}', '\u{00ad}'),
     ('\u{034f}', '\u{034f}'),
@@ -33,7 +34,7 @@ const INVISIBLE: [(char, char); 20] = [
     ('\u{e0100}', '\u{e0fff}'),
 ];
 
-/// The flags that are written with tags (emoji-sequences.txt): England, Scotland, Wales. Nothing else tells them apart.
+/// The flags that are written with tags (emoji-sequences.txt): England, Scotland, Wales. Only the tags tell them apart.
 const TAGGED_FLAGS: [&str; 3] = ["gbeng", "gbsct", "gbwls"];
 const FLAG: char = '\u{1f3f4}';
 const TAG_END: char = '\u{e007f}';
@@ -57,16 +58,16 @@ pub fn is_line_break(c: char) -> bool {
     matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// White space, and the pattern of Braille without a dot, which looks like it.
+/// White space, and the Braille pattern without dots, which looks like it.
 fn is_blank(c: char) -> bool {
     c.is_whitespace() || c == '\u{2800}'
 }
 
-/// Checks the id of an option of a new poll, beyond what every option id has to be.
+/// Checks the id of an option of a new poll, beyond the rules for every option id.
 ///
 /// # Errors
 ///
-/// If it holds what people cannot see, or begins or ends with white space.
+/// If it holds something that people cannot see, or begins or ends with white space.
 pub fn check_new_option_id(id: &str) -> Result<(), InvalidField> {
     if id.starts_with(is_blank) || id.ends_with(is_blank) {
         return Err(InvalidField::Surrounded("option_id"));
@@ -78,7 +79,7 @@ pub fn check_new_option_id(id: &str) -> Result<(), InvalidField> {
 ///
 /// # Errors
 ///
-/// If it holds what people cannot see, or nothing that they can.
+/// If it holds something that people cannot see, or nothing that they can see.
 pub fn check_new_title(field: &'static str, title: &str) -> Result<(), InvalidField> {
     if title.chars().any(char::is_control) {
         return Err(InvalidField::ControlCharacter(field));
@@ -89,7 +90,7 @@ pub fn check_new_title(field: &'static str, title: &str) -> Result<(), InvalidFi
     check_shown(field, title)
 }
 
-/// Checks that a text shows what it is, whatever stands before and after it.
+/// Checks that a text looks like what it is, whatever stands before and after it.
 fn check_shown(field: &'static str, text: &str) -> Result<(), InvalidField> {
     if text.is_ascii() {
         return Ok(());
@@ -113,7 +114,7 @@ fn check_shown(field: &'static str, text: &str) -> Result<(), InvalidField> {
     Ok(())
 }
 
-/// Whether an invisible character makes a difference to the characters beside it that people can see. `rest` starts with it.
+/// Whether an invisible character visibly changes the characters beside it. `rest` starts with it.
 fn has_meaning(before: Option<char>, c: char, rest: &str) -> bool {
     let Some(before) = before else { return false };
     let next = rest.chars().nth(1);
@@ -133,7 +134,7 @@ fn is_tag(c: char) -> bool {
     matches!(c, '\u{e0020}'..='\u{e007e}')
 }
 
-/// Whether a text starts with the tags of a flag that is drawn.
+/// Whether a text starts with the tags of a flag that has a picture.
 fn is_flag(text: &str) -> bool {
     let tags: String = text
         .chars()
@@ -144,7 +145,7 @@ fn is_flag(text: &str) -> bool {
     TAGGED_FLAGS.contains(&tags.as_str()) && text.chars().nth(tags.len()) == Some(TAG_END)
 }
 
-/// The blocks that emoji are in (emoji-data.txt); symbols beside them do no harm.
+/// The blocks that hold emoji (emoji-data.txt). They hold other symbols too, which does no harm.
 fn is_emoji(c: char) -> bool {
     matches!(
         c,
@@ -154,7 +155,7 @@ fn is_emoji(c: char) -> bool {
     )
 }
 
-/// An emoji, or what may stand between one and a joiner.
+/// An emoji, or a character that may stand between an emoji and a joiner.
 fn is_emoji_part(c: char) -> bool {
     is_emoji(c) || c == '\u{fe0f}' || c == TAG_END
 }
@@ -167,7 +168,7 @@ fn is_ideograph(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}')
 }
 
-/// The blocks of scripts whose letters take another shape beside a joiner or non-joiner: Arabic to Arabic Extended-A,
+/// The blocks of scripts whose letters change their shape beside a joiner or non-joiner: Arabic to Arabic Extended-A,
 /// Devanagari to Sinhala, Tibetan, Myanmar, Khmer, Mongolian, Arabic Presentation Forms.
 fn is_joining(c: char) -> bool {
     matches!(
@@ -177,7 +178,7 @@ fn is_joining(c: char) -> bool {
     )
 }
 
-/// The viramas of the Indic scripts, behind which a joiner may also end a word (RFC 5892, appendix A.2).
+/// The viramas of the Indic scripts. A joiner after one may also end a word (RFC 5892, appendix A.2).
 fn is_virama(c: char) -> bool {
     matches!(
         c,
@@ -194,8 +195,9 @@ fn is_virama(c: char) -> bool {
     )
 }
 
-/// What is left of a text for the eye: without what is not drawn, in one form of several that Unicode has for the same
-/// character (NFKD), white space as one blank, and letters of one shape as one letter. Upper and lower case differ.
+/// What the eye sees of a text: without characters that are not drawn, in the one form that Unicode has for equal
+/// characters (NFKD), white space as one blank, and letters of one shape as one letter. Upper and lower case stay
+/// different.
 pub fn skeleton(text: &str) -> String {
     let drawn = text.chars().filter(|&c| !is_invisible(c) || is_tag(c));
     let mut skeleton = String::with_capacity(text.len());
@@ -210,8 +212,9 @@ pub fn skeleton(text: &str) -> String {
     skeleton
 }
 
-/// Letters of other scripts with the shape of a Latin one, and punctuation that differs in no more than a detail (a selection
-/// of confusables.txt, Unicode Technical Standard 39). Not those of one script, such as I and l: real options differ by them.
+/// Letters of other scripts with the shape of a Latin letter, and punctuation that differs only in a detail (a
+/// selection of confusables.txt, Unicode Technical Standard 39). Letters of the same script, such as I and l, are left
+/// out: real options differ by them.
 fn one_of_its_shape(c: char) -> char {
     match c {
         '\u{201c}' | '\u{201d}' => '"',
@@ -274,7 +277,7 @@ mod tests {
             "שלום",
             // Persian: a suffix that does not join.
             "می\u{200c}خواهم",
-            // Hindi, Sinhala, and a chillu of Malayalam at the end.
+            // Hindi, Sinhala, and a Malayalam chillu at the end.
             "क्\u{200d}ष",
             "ශ්\u{200d}රී",
             "അവന്\u{200d}",

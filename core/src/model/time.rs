@@ -1,6 +1,6 @@
 //! Moments, the clock as a port, and the time limits of the protocol.
 //!
-//! Owns D, L and m, the three durations on which exactness rests. Must never be bypassed: no other module reads a clock.
+//! Owns D, L and m, the three durations that make counting exact. No other module may read a clock.
 
 use std::{fmt, time::Duration};
 
@@ -19,7 +19,7 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long ago `earlier` was; zero if it is still to come.
+    /// How long ago `earlier` was; zero if it is in the future.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -30,8 +30,8 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DAY_MS: i64 = 86_400_000;
         let (days, ms) = (self.0.div_euclid(DAY_MS), self.0.rem_euclid(DAY_MS));
-        // Howard Hinnant's `civil_from_days`: years begin in March, so that a leap day is the last of its year, and an era of
-        // 400 years always has 146,097 days.
+        // Howard Hinnant's `civil_from_days`: years begin in March, so that a leap day is the last of its year, and an
+        // era of 400 years always has 146,097 days.
         let shifted = days + 719_468;
         let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
         let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -45,11 +45,11 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// The clocks of one process: one that the world shares, and one that only counts.
+/// The clocks of one process: one tells the time of day, the other one only counts.
 ///
-/// Both are read here and nowhere else, so that the simulation can let time pass before every reading. A decision that needs
-/// both reads [`Clock::now`] first and [`Clock::instant`] second: whatever stands still in between, the age of what it relies
-/// on is then never taken for less than it is.
+/// Both are read here and nowhere else, so that the simulation can let time pass before every reading. A decision that
+/// needs both reads [`Clock::now`] first and [`Clock::instant`] second. Then, even if the thread stops in between, no
+/// fact that the decision relies on looks younger than it is.
 pub trait Clock: Send + Sync + 'static {
     /// The present moment. Never goes backwards within one process.
     fn now(&self) -> Timestamp;
@@ -60,30 +60,31 @@ pub trait Clock: Send + Sync + 'static {
         Instant::now()
     }
 
-    /// Whether nothing is known that says that this clock differs from the engines' by more than the skew bound. While it is
-    /// not trusted, nothing that it stamps may be promised to anybody.
+    /// False if there is proof that this clock differs from the engines' by more than the skew bound. While it is
+    /// false, no vote that this clock has stamped may be acknowledged.
     fn is_trusted(&self) -> bool {
         true
     }
 }
 
-/// One reading of both clocks: what a decision is stamped with, and what the age of the facts behind it is tested at.
+/// One reading of both clocks: the stamp of a decision, and the instant at which the age of the facts behind it is
+/// checked.
 ///
-/// The stamp is read first. Whatever stands still between the two readings, the age of a fact is then never taken for less
-/// than it was at the stamp. Ages are measured on both clocks, and the larger one holds: the monotonic clock stands still
+/// The stamp is read first. So, even if the thread stops between the two readings, a fact never looks younger than it
+/// was at the stamp. Ages are measured on both clocks, and the larger one counts: the monotonic clock stands still
 /// while a machine is suspended, and the other one may run slowly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// The reading that stamps, and is compared with the times of polls.
+    /// The reading that stamps a vote and is compared with the times of polls.
     pub now: Timestamp,
-    /// The monotonic clock, read after it.
+    /// The monotonic clock, read after `now`.
     pub instant: Instant,
 }
 
 impl Moment {
     /// Reads both clocks.
     pub fn of(clock: &dyn Clock) -> Self {
-        // In this order: struct fields are evaluated as they are written.
+        // In this order: Rust evaluates struct fields in the order in which they are written.
         Self { now: clock.now(), instant: clock.instant() }
     }
 
@@ -98,24 +99,24 @@ impl Moment {
     }
 }
 
-/// The time limits of the protocol. All processes of one deployment must use the same ones.
+/// The time limits of the protocol. All processes of one deployment must use the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeBounds {
     /// D: the longest time from `accepted_at` within which an answer may still acknowledge a vote.
     pub answer_deadline: Duration,
-    /// Largest difference between the clocks of two processes, the stream's included.
+    /// Largest difference between the clocks of two processes; the stream counts as one.
     pub clock_skew_max: Duration,
-    /// How old a cached poll definition may be, counted from the start of the read.
+    /// How old a cached poll definition may be, counted from the start of its read.
     pub poll_cache_life: Duration,
 }
 
-/// What L allows for the delay between the arrival of a record and its arrival timestamp.
+/// What L allows for the time between the arrival of a record and its arrival timestamp.
 const ARRIVAL_JITTER: Duration = Duration::from_secs(1);
 /// What m allows beyond cache life and skew.
 const CLOSE_MARGIN: Duration = Duration::from_secs(2);
 
 impl TimeBounds {
-    /// One process on one machine: one clock, an append that takes milliseconds.
+    /// One process on one machine: one clock, and an append takes milliseconds.
     pub const ONE_MACHINE: Self = Self {
         answer_deadline: Duration::from_secs(5),
         clock_skew_max: Duration::ZERO,
@@ -129,7 +130,7 @@ impl TimeBounds {
         poll_cache_life: Duration::from_secs(1),
     };
 
-    /// L: a vote whose record arrives later than this after `accepted_at` is discarded as late. D + 2 × skew + 1 s.
+    /// L: a vote is discarded as late if its record arrives later than this after `accepted_at`. D + 2 × skew + 1 s.
     pub const fn late_after(&self) -> Duration {
         self.answer_deadline.saturating_add(self.clock_skew_max.saturating_mul(2)).saturating_add(ARRIVAL_JITTER)
     }
@@ -139,7 +140,7 @@ impl TimeBounds {
         self.late_after().saturating_mul(2)
     }
 
-    /// How long after it is known that a poll is being closed the last vote may still be accepted: until every cached
+    /// How long votes may still be accepted after it is known that a poll is being closed: until every cached
     /// definition has expired, on every clock.
     pub const fn settle_margin(&self) -> Duration {
         self.poll_cache_life.saturating_add(self.clock_skew_max.saturating_mul(2))

@@ -1,7 +1,8 @@
-//! User ids in the form that batches hold them in.
+//! User ids in the form that batches keep.
 //!
-//! Most users are a UUID, or one behind a fixed prefix (`eu-west-1:` of an identity pool). 16 bytes of it say the same as 36
-//! characters, and need no compression. Must never change a text: only what comes back letter by letter counts as a UUID.
+//! Most user ids are a UUID, or a UUID after a fixed prefix (`eu-west-1:` of an identity pool). Its 16 bytes say the
+//! same as its 36 characters, and need no compression. Must never change an id: only a text that can be restored letter
+//! by letter counts as a UUID.
 
 use crate::model::{
     limits::USER_ID_BYTES_MAX,
@@ -16,7 +17,7 @@ pub const UUID_TEXT_BYTES: usize = 36;
 pub enum UserId<'a> {
     /// Any text.
     Text(&'a str),
-    /// A UUID in lower case, possibly behind other text.
+    /// A UUID in lower case, possibly after other text.
     Uuid {
         /// What stands before it; usually nothing.
         prefix: &'a str,
@@ -33,7 +34,7 @@ impl<'a> UserId<'a> {
     /// As [`check_user_id`].
     #[inline(always)]
     pub fn check(bytes: &'a [u8]) -> Result<Self, InvalidField> {
-        // A UUID alone is valid, whatever else there is to check.
+        // A UUID alone is always valid, so nothing else needs a check.
         if let Some(uuid) = bytes.try_into().ok().and_then(parse_uuid) {
             return Ok(Self::Uuid { prefix: "", uuid });
         }
@@ -44,7 +45,7 @@ impl<'a> UserId<'a> {
     pub fn of(text: &'a str) -> Self {
         let uuid = text.as_bytes().last_chunk::<UUID_TEXT_BYTES>().and_then(parse_uuid);
         match uuid {
-            // A UUID is ASCII, so that the cut is one between characters.
+            // A UUID is ASCII, so the cut falls between two characters.
             Some(uuid) => Self::Uuid { prefix: &text[..text.len() - UUID_TEXT_BYTES], uuid },
             None => Self::Text(text),
         }
@@ -94,12 +95,12 @@ impl<'a> From<&'a String> for UserId<'a> {
 /// Longest text that may stand before a UUID.
 pub(crate) const PREFIX_BYTES_MAX: usize = USER_ID_BYTES_MAX - UUID_TEXT_BYTES;
 
-/// Every byte the same.
+/// The same byte eight times.
 const fn each(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
-/// What lies between the digit after `9` and `a`.
+/// Number of characters between `9` and `a`.
 const TO_LETTERS: u64 = (b'a' - b'9' - 1) as u64;
 
 /// Where the hyphens stand.
@@ -115,12 +116,12 @@ pub fn parse_uuid(text: &[u8; UUID_TEXT_BYTES]) -> Option<[u8; 16]> {
         u64::from_be_bytes(digits)
     };
     let parts = [digits(0, 4), digits(9, 14), digits(19, 24), digits(28, 32)];
-    // Eight digits at a time, each in a byte of its own, and nothing that depends on a single one.
+    // Eight digits at a time, each in its own byte, and no branch depends on a single digit.
     let (mut uuid, mut wrong) = ([0; 16], 0);
     for (part, four) in parts.into_iter().zip(uuid.as_chunks_mut::<4>().0) {
         let is_letter = (part >> 6) & each(1);
         let values = (part & each(0x0f)) + is_letter * 9;
-        // What is no digit either has a value above 15, or would be written in another way.
+        // A character that is not a digit gives a value above 15, or would be written in another way.
         wrong |= (values & each(0xf0)) | (written(values) ^ part);
         let pairs = (values | values >> 4) & 0x00ff_00ff_00ff_00ff;
         let fours = (pairs | pairs >> 8) & 0x0000_ffff_0000_ffff;
@@ -179,7 +180,7 @@ mod tests {
             if let Some(read) = parse_uuid(&text) {
                 prop_assert_eq!(uuid_text(read), text);
             } else {
-                // One letter was replaced, so that only this one can be wrong.
+                // One letter was replaced, so only this one can be wrong.
                 let hex = byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
                 prop_assert!(if HYPHENS.contains(&at) { byte != b'-' } else { !hex }, "{byte} at {at}");
             }

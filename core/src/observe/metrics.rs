@@ -1,8 +1,8 @@
 //! What is counted and measured, by name.
 //!
-//! Owns the list of all metrics of the project, in [`COUNTERS`], [`GAUGES`], [`HISTOGRAMS`] and the ages of the shards. A
-//! counter is one atomic addition; a histogram does nothing until somebody installs a sink. Must never name who exports
-//! them: `process` does that, and its `telemetry` module has the table for operators. Names and labels never change.
+//! Owns the list of all metrics of the project, in [`COUNTERS`], [`GAUGES`], [`HISTOGRAMS`] and the ages of the shards.
+//! A counter is one atomic addition; a histogram does nothing until a sink is installed. Must never name an exporter:
+//! `process` exports them, and its `telemetry` module has the table for operators. Names and labels never change.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ pub struct Info {
     pub name: &'static str,
     /// Unit in UCUM.
     pub unit: &'static str,
-    /// What it says.
+    /// What the value means.
     pub description: &'static str,
 }
 
@@ -94,7 +94,7 @@ impl Gauge {
         Self { info, value: AtomicI64::new(0) }
     }
 
-    /// Adds a number, or takes it away if it is negative.
+    /// Adds a number, which may be negative.
     pub fn add(&self, change: i64) {
         self.value.fetch_add(change, Ordering::Relaxed);
     }
@@ -110,7 +110,7 @@ impl Gauge {
     }
 }
 
-/// Takes the values of a histogram.
+/// Receives the values of a histogram.
 pub type Sink = Box<dyn Fn(f64, Labels) + Send + Sync>;
 
 /// A distribution of values.
@@ -134,7 +134,7 @@ impl Histogram {
         }
     }
 
-    /// Sends all values to this sink from now on. The first one stays.
+    /// Sends all values to this sink from now on. Once a sink is installed, it stays.
     pub fn install(&self, sink: Sink) {
         self.sink.get_or_init(|| sink);
     }
@@ -181,7 +181,7 @@ pub enum Rejected {
     WrongSource,
     /// The poll cannot be read at the moment.
     Unavailable,
-    /// Too many votes wait; the client is to come back.
+    /// Too many votes wait; the client has to try again later.
     Overloaded,
     /// None of these.
     Other,
@@ -210,15 +210,15 @@ pub fn rejected(reason: Rejected, votes: u64) {
 
 /// Votes by outcome, in the order of [`crate::produce::Outcome`].
 pub static VOTES_SETTLED: Counter<3> = Counter::new(
-    info("votestream.lane.votes.settled", "{vote}", "Votes of which the outcome was decided"),
+    info("votestream.lane.votes.settled", "{vote}", "Votes whose outcome is decided"),
     [&[("outcome", "durable")], &[("outcome", "not_stored")], &[("outcome", "unknown")]],
 );
 
-/// Votes that were appended to lanes and are not settled.
+/// Votes that were appended to lanes and are not settled yet.
 pub static VOTES_UNSETTLED: Gauge =
     Gauge::new(info("votestream.lane.votes.unsettled", "{vote}", "Votes in the lanes that are not settled"));
 
-/// Bytes of votes, as received, that are not settled.
+/// Bytes of votes that are not settled yet, as they were received.
 pub static LANE_BYTES: Gauge =
     Gauge::new(info("votestream.lane.bytes", "By", "Bytes of votes, as received, that are not settled"));
 
@@ -230,7 +230,8 @@ pub static CONNECTIONS: Gauge =
 pub static ANSWER_BYTES: Gauge =
     Gauge::new(info("votestream.server.answer.bytes", "By", "Bytes of answers that wait for their clients"));
 
-/// Bytes of requests that were received and not yet read, with what keeping them takes, as far as a connection has many.
+/// Bytes of requests that were received and not yet read, and the memory that keeping them takes, as far as a
+/// connection has many.
 pub static REQUEST_BYTES: Gauge = Gauge::new(info(
     "votestream.server.request.bytes",
     "By",
@@ -246,13 +247,13 @@ pub enum ConnectionClosed {
     Idle,
     /// Its client took nothing of an answer for too long.
     StalledWrite,
-    /// It was without a call, and made room for a new one.
+    /// It was without a call, and was closed for a new one.
     MadeRoom,
-    /// Its address had as many as it may.
+    /// Its address had as many connections as it may have.
     Address,
-    /// Its client took nothing of its answers for longest, when the answers of all took too much memory.
+    /// The answers of all connections took too much memory, and its client had gone longest without taking any.
     AnswerBytes,
-    /// Nothing of its requests was read for longest, when the requests of all took too much memory.
+    /// The requests of all connections took too much memory, and its requests had gone longest without being read.
     RequestBytes,
     /// It was without a call when the process stopped, or its calls took longer than the drain time.
     Shutdown,
@@ -356,15 +357,15 @@ pub enum Table {
     Polls,
 }
 
-/// Write units that the store says it has used.
+/// Write units that the store reports.
 pub static WRITE_UNITS: Counter<4> = Counter::new(
-    info("votestream.store.write_units", "{unit}", "Write units that the store says it has used, rounded up per call"),
+    info("votestream.store.write_units", "{unit}", "Write units that the store reports, rounded up per call"),
     [&[("table", "votes")], &[("table", "tallies")], &[("table", "shards")], &[("table", "polls")]],
 );
 
 /// Counts write units.
 pub fn write_units(table: Table, units: f64) {
-    // Negative and not-a-number become 0.
+    // The cast turns negative values and NaN into 0.
     WRITE_UNITS.add(table as usize, units.ceil() as u64);
 }
 
@@ -384,7 +385,7 @@ pub static FLUSH_AGE: Histogram = Histogram::new(
 
 /// Votes of applied windows that count, per group.
 pub static VOTES_APPLIED: Counter<2> = Counter::new(
-    info("votestream.group.votes.applied", "{vote}", "Votes that count, of the windows that were applied"),
+    info("votestream.group.votes.applied", "{vote}", "Votes that count, in windows that were applied"),
     [group_labels(Group::Persist), group_labels(Group::Tally)],
 );
 
@@ -403,7 +404,7 @@ pub enum LeaseChange {
     Taken,
     /// This worker asked another one for it.
     Requested,
-    /// This worker committed and gave it up, or the shard has ended.
+    /// This worker committed and released it, or the shard has ended.
     Released,
     /// Another worker owns it.
     Lost,
@@ -452,12 +453,12 @@ pub fn records_early(group: Group, records: u64) {
     RECORDS_EARLY.add(of(group), records);
 }
 
-/// Records that had to wait until the clock of this process was where they arrived, per group.
+/// Records that arrived later than the time on this process's clock, so that their shard had to wait, per group.
 pub static RECORDS_OF_THE_FUTURE: Counter<2> = Counter::new(
     info(
         "votestream.group.records.future",
         "{record}",
-        "Records that arrived later than this process's clock says it is, by more than clocks may differ: their shard waits",
+        "Records whose arrival is ahead of this process's clock by more than clocks may differ: their shard waits",
     ),
     [group_labels(Group::Persist), group_labels(Group::Tally)],
 );
@@ -467,7 +468,7 @@ pub fn record_of_the_future(group: Group) {
     RECORDS_OF_THE_FUTURE.add(of(group), 1);
 }
 
-/// All counters but the discards, which have [`crate::consume::window::discarded_total`].
+/// All counters except the discards; see [`crate::consume::window::discarded_total`].
 pub static COUNTERS: [&(dyn ReadCounter + Sync); 10] = [
     &VOTES_ACCEPTED,
     &VOTES_REJECTED,
@@ -489,7 +490,7 @@ pub static HISTOGRAMS: [&Histogram; 6] =
 
 /// Name and meaning of the discards.
 pub const DISCARDED: Info =
-    info("votestream.group.votes.discarded", "{vote}", "Votes, or records that cannot be read, that do not count");
+    info("votestream.group.votes.discarded", "{vote}", "Votes that do not count, and records that cannot be read");
 /// Name and meaning of the shards' ages.
 pub const ITERATOR_AGE: Info = info(
     "votestream.group.iterator.age",
@@ -497,7 +498,8 @@ pub const ITERATOR_AGE: Info = info(
     "How far a shard's consumer is behind the newest arrival that it has read",
 );
 
-/// Shards of this process, with the arrival of the record that is being applied; `None` once all that was read is applied.
+/// Shards of this process, with the arrival time of the first record of the window that is being applied; `None` once
+/// everything that was read is applied.
 static SHARDS: Mutex<BTreeMap<(Group, ShardId), Option<Timestamp>>> = Mutex::new(BTreeMap::new());
 
 /// Notes that a shard's consumer is applying a window that starts with a record of this arrival time.
@@ -515,7 +517,7 @@ pub fn shard_left(group: Group, shard: &ShardId) {
     SHARDS.lock().remove(&(group, shard.clone()));
 }
 
-/// How far every shard of this process is behind at a moment. A consumer that is stuck grows older.
+/// How far every shard of this process is behind at a moment. The age of a stuck consumer grows.
 pub fn shard_ages(now: Timestamp) -> Vec<(Group, ShardId, Duration)> {
     let age = |behind: &Option<Timestamp>| behind.map_or(Duration::ZERO, |arrived_at| now.since(arrived_at));
     SHARDS.lock().iter().map(|((group, shard), behind)| (*group, shard.clone(), age(behind))).collect()

@@ -1,8 +1,8 @@
-//! Poll facts, cached for a time that the protocol allows.
+//! Poll facts, cached for as long as the protocol allows.
 //!
-//! Owns how old a poll definition may be when a vote is judged by it. Age counts from the start of the read, on both clocks of
-//! a [`Moment`]. Must never answer with an older one because the store is down, and never remember that a poll is
-//! unknown: it may exist by now.
+//! Owns how old a poll definition may be when a vote is judged by it. Age counts from the start of the read, on both
+//! clocks of a [`Moment`]. Must never answer with an older one because the store is down, and never remember that a
+//! poll is unknown: somebody may have created it since.
 
 use std::{
     collections::{HashMap, hash_map},
@@ -22,9 +22,9 @@ use crate::{
     port::{PollStore, PortError},
 };
 
-/// Most polls that are kept; beyond, the one read longest ago goes.
+/// Most polls that are kept. When there are more, the one that was read longest ago is dropped.
 const POLLS_MAX: usize = 10_000;
-/// Most reads at a time; beyond, lookups fail at once, so that made-up poll ids cannot pile up.
+/// Most reads at a time. When there are more, lookups fail at once, so that made-up poll ids cannot pile up.
 const READS_MAX: usize = 1_024;
 /// Longest wait for one read.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,9 +49,9 @@ struct Cached {
     read_at: Moment,
 }
 
-/// A read under way, which every caller who needs the same poll waits for.
+/// A read in flight. Every caller who needs the same poll waits for it.
 ///
-/// Not a watch channel: that wakes its receivers in a random order, and a simulated run is to repeat itself.
+/// Not a watch channel: that wakes its receivers in a random order, and a simulated run must be repeatable.
 #[derive(Clone)]
 struct Read {
     started: Moment,
@@ -61,13 +61,13 @@ struct Read {
 #[derive(Default)]
 struct ReadState {
     answer: OnceLock<Answer>,
-    /// With or without an answer.
+    /// The read has ended, with or without an answer.
     is_over: AtomicBool,
     over: Notify,
 }
 
 impl ReadState {
-    /// The answer; none if the task that read was stopped.
+    /// The answer; `None` if the task that read was stopped.
     async fn answer(&self) -> Option<Answer> {
         loop {
             let over = self.over.notified();
@@ -92,7 +92,7 @@ impl From<SharedError> for PortError {
 }
 
 impl PollCache {
-    /// An empty cache over a store; `clock` is the one that votes are judged by, and `life` is
+    /// An empty cache over a store. `clock` is the one by which votes are judged, and `life` is
     /// [`crate::TimeBounds::poll_cache_life`].
     pub fn new(store: Arc<dyn PollStore>, clock: Arc<dyn Clock>, life: Duration) -> Self {
         Self { inner: Arc::new(Inner { store, clock, life, polls: RwLock::default(), reads: Mutex::default() }) }
@@ -102,8 +102,8 @@ impl PollCache {
         Moment::of(&*self.inner.clock)
     }
 
-    /// The poll, if it is cached and young enough, and until when it may be used without asking again. Never waits. Past half
-    /// of its life it is read anew in the background, and may be used at once only.
+    /// The poll, if it is cached and young enough, and until when it may be used without asking again. Never waits.
+    /// After half of its life the poll is read again in the background, and it may be used only at once.
     ///
     /// # Panics
     ///
@@ -113,14 +113,14 @@ impl PollCache {
         let cached = self.inner.polls.read().get(id).filter(is_young).cloned()?;
         let half = cached.read_at.plus(self.inner.life / 2);
         if now.is_past(half) {
-            // Too many reads: then the entry is read when it is too old.
+            // If there are too many reads, the entry is read when it is too old.
             drop(self.join_read(cached.poll.id()));
             return Some((cached.poll, now));
         }
         Some((cached.poll, half))
     }
 
-    /// The poll, no older than the cache life at the moment of the answer: for judging a vote by the clock.
+    /// The poll, no older than the cache life at the moment of the answer: to judge a vote by the clock.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl PollCache {
         Ok(self.fetch(id).await?.map(|(poll, _)| poll.poll().clone()))
     }
 
-    /// [`Self::get`], with the index of the poll's options, and until when the definition is young enough.
+    /// [`Self::get`], with the index of the poll's options, and the moment until which the definition is young enough.
     ///
     /// # Errors
     ///
@@ -144,14 +144,14 @@ impl PollCache {
         if self.now().is_past(until) {
             return Err(PortError::refused("reading the poll took longer than its definition stays valid"));
         }
-        // What the cache keeps is indexed already, unless the read was followed by many others.
+        // The cache has indexed the poll already, unless many other reads have pushed it out.
         let kept =
             self.inner.polls.read().get(id).filter(|kept| *kept.poll.poll() == poll).map(|kept| kept.poll.clone());
         Ok(Some((kept.unwrap_or_else(|| Arc::new(IndexedPoll::new(poll))), until)))
     }
 
-    /// The poll, no older than the cache life at `since`: for judging votes that arrived before `since`. The answer may take
-    /// longer than the cache life: votes that arrived earlier are judged rightly by what is read later.
+    /// The poll, no older than the cache life at `since`: to judge votes that arrived before `since`. The answer may
+    /// take longer than the cache life: a later definition is right for earlier votes, too.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl PollCache {
         Ok(self.read_since(id, since).await?.0)
     }
 
-    /// Reads, or joins a read that is under way if it is not too old for `since`.
+    /// Reads, or joins a read in flight if that is not too old for `since`.
     async fn read_since(&self, id: &PollId, since: Moment) -> Result<(Option<Arc<Poll>>, Moment), PortError> {
         loop {
             let Some(read) = self.join_read(id) else {
@@ -181,7 +181,7 @@ impl PollCache {
         }
     }
 
-    /// The read of this poll that is under way, or a new one; none if there are too many.
+    /// The read of this poll that is in flight, or a new one; `None` if there are too many.
     fn join_read(&self, id: &PollId) -> Option<Read> {
         let mut reads = self.inner.reads.lock();
         if let Some(read) = reads.get(id) {
@@ -192,16 +192,16 @@ impl PollCache {
         }
         let read = Read { started: self.now(), state: Arc::default() };
         reads.insert(id.clone(), read.clone());
-        // A runtime that is shutting down drops the task at once, and the task's end takes the lock.
+        // A runtime that is shutting down drops the new task at once, and the end of the task takes the lock.
         drop(reads);
-        // A task of its own: a caller that goes away must not take the others' answer along.
+        // A task of its own: if the first caller goes away, the others still get their answer.
         let task = ReadTask { inner: self.inner.clone(), id: id.clone(), read: read.clone() };
         tokio::spawn(task.run());
         Some(read)
     }
 }
 
-/// Forgets the read when it is over, however it ends.
+/// Forgets the read when it ends, in whatever way.
 struct ReadTask {
     inner: Arc<Inner>,
     id: PollId,
@@ -222,14 +222,14 @@ impl ReadTask {
             }
             Err(_) => {}
         }
-        // Set once, here; whoever waits is woken when the task ends, right now.
+        // The answer is set only here. The waiting callers are woken when the task ends, which is right after this.
         self.read.state.answer.set(answer).ok();
     }
 }
 
 impl Drop for ReadTask {
     fn drop(&mut self) {
-        // Forgotten before it is answered: whoever finds the answer too old must start a new read.
+        // Forget the read before it is answered: a caller who finds the answer too old must start a new read.
         self.inner.reads.lock().remove(&self.id);
         self.read.state.is_over.store(true, Ordering::Release);
         self.read.state.over.notify_waiters();
@@ -252,7 +252,8 @@ impl Inner {
                 let known = slot.get_mut();
                 if known.read_at.instant <= read_at.instant {
                     known.read_at = read_at;
-                    // An unchanged poll keeps its place in memory: what points into it stays comparable by address.
+                    // An unchanged poll keeps its place in memory, so that references into it can still be compared by
+                    // address.
                     if known.poll.poll() != poll {
                         known.poll = Arc::new(IndexedPoll::new(poll.clone()));
                     }
@@ -399,7 +400,7 @@ mod tests {
         assert!(cache.get(&id).await.is_err());
         let since = cache.now();
         assert_eq!(cache.get_since(&id, since).await.unwrap().unwrap().title, "2");
-        // A read that began too long ago is waited for, but not believed.
+        // A read that began too long ago: the caller waits for it, but does not use its answer.
         let early = cache.clone();
         let (first, id_of_first) = (reads(&store), id.clone());
         let waiting = tokio::spawn(async move { early.get_since(&id_of_first, early.now()).await.is_ok() });

@@ -1,6 +1,7 @@
-//! A poll whose options are found fast.
+//! A poll in a form in which options are found fast.
 //!
-//! Owns how an option is found by the bytes of its id, which happens once a vote, and whether the poll takes the vote.
+//! Owns how an option is found by the bytes of its id, which happens once per vote, and whether the poll takes the
+//! vote.
 
 use std::{
     collections::HashMap,
@@ -17,11 +18,12 @@ use crate::{
 pub struct IndexedPoll {
     poll: Arc<Poll>,
     hasher: PollHasher,
-    /// For options of up to 15 bytes: the bytes and their number. Empty if there are others, or many.
+    /// For polls with few options of up to 15 bytes each: the bytes and their number. Empty for all other polls.
     short: Vec<u128>,
-    /// For polls with many options, or long ones.
+    /// For polls with many options, or with long ones.
     by_id: HashMap<Arc<str>, u32>,
-    /// Options by what they look like; made for the first vote that names none of them, since most polls never see one.
+    /// Options by how they look. Built for the first vote that names no option of the poll, since most polls never get
+    /// such a vote.
     by_look: OnceLock<HashMap<String, u32>>,
 }
 
@@ -86,7 +88,7 @@ impl IndexedPoll {
         }
     }
 
-    /// Why a vote for an option that is none is refused.
+    /// Why a vote is refused that names no option of the poll.
     #[cold]
     fn refuse(&self, option_id: &[u8]) -> Refusal {
         let option = match check_option_id(option_id) {
@@ -110,14 +112,14 @@ impl IndexedPoll {
         Some(&self.poll.options.get(at)?.id)
     }
 
-    /// The option that looks like an id which is none, to name it to whoever has written the same letters in other bytes. Costs
-    /// no more than to reject the vote, however many options there are.
+    /// The option that looks like an id that the poll does not have. It is named to the client, who may have written
+    /// the same letters in other bytes. The cost is about that of rejecting the vote, however many options there are.
     pub fn look_alike(&self, id: &str) -> Option<&Arc<str>> {
         let by_look = self.by_look.get_or_init(|| {
             let looks = self.poll.options.iter().map(|option| text::skeleton(&option.id));
             looks.zip(0..).collect()
         });
-        // What is plain looks like itself, and is what most refused votes hold.
+        // Plain ASCII looks like itself, and most refused votes hold nothing else.
         let is_plain = id.bytes().all(|byte| byte.is_ascii_graphic());
         let at = *if is_plain { by_look.get(id) } else { by_look.get(&text::skeleton(id)) }?;
         Some(&self.poll.options.get(at as usize)?.id)
@@ -127,7 +129,7 @@ impl IndexedPoll {
 /// Up to 15 bytes and their number, as one number.
 #[inline]
 fn number(bytes: &[u8]) -> Option<u128> {
-    // Two reads that overlap, since copying a few bytes of unknown number is a call.
+    // Two reads that overlap, since copying a few bytes of unknown number would be a function call.
     let text = match bytes.len() {
         0 => 0,
         1..4 => {
@@ -192,7 +194,7 @@ mod tests {
         assert_eq!(look_alike("cafe\u{301}"), Some("caf\u{e9}".into()));
         assert_eq!(look_alike(" tea"), Some("tea".into()));
         assert_eq!(look_alike("Tea"), None);
-        // It is no more than a hint: the vote names an option byte by byte.
+        // It is only a hint: a vote names its option byte by byte.
         assert_eq!(index.option("cafe\u{301}".as_bytes()), None);
     }
 }

@@ -1,12 +1,13 @@
 //! Pauses between attempts: doubling, with jitter, bounded.
 //!
-//! Owns how long a retry waits. Whoever waits brings the random numbers, so that a simulation takes the same course every time.
+//! Owns how long a retry waits. The caller provides the random numbers, so that a simulation runs the same way every
+//! time.
 
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-/// The pauses of one thing that is tried again and again.
+/// The pauses of one operation that is tried again and again.
 pub(crate) struct Backoff {
     first: Duration,
     longest: Duration,
@@ -15,7 +16,8 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `first` on, each up to twice as long as the one before, and none longer than `longest`.
+    /// Pauses that start with `first`. Each may be up to twice as long as the one before, and none is longer than
+    /// `longest`.
     pub(crate) fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first, attempts: 0 }
     }
@@ -25,12 +27,13 @@ impl Backoff {
         (self.next, self.attempts) = (self.first, 0);
     }
 
-    /// Failures since the last success, the one that is being waited for included.
+    /// Failures since the last success, the latest one included.
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The next pause: between a half of its length and all of it, so that many do not try again at the same moment.
+    /// The next pause: a random part of its length, at least half of it, so that many callers do not retry at the same
+    /// moment.
     pub(crate) fn pause(&mut self, rng: &mut StdRng) -> Duration {
         self.attempts = self.attempts.saturating_add(1);
         let pause = self.next.mul_f64(rng.random_range(0.5..=1.0));

@@ -10,7 +10,7 @@ use crate::{HashRange, SequenceNumber, ShardId, Timestamp};
 pub struct StoredProducer {
     /// Id of the producer, random per start of an ingest process.
     pub producer: u128,
-    /// The hashes that the number is for.
+    /// The hashes that the number is valid for.
     pub range: HashRange,
     /// The last batch number that was processed.
     pub number: u64,
@@ -18,7 +18,7 @@ pub struct StoredProducer {
     pub arrived_at: Timestamp,
 }
 
-/// How far a shard's consumer has come: what every write of progress has in its condition.
+/// How far a shard's consumer has come. Every write of progress has this in its condition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// End of the last window that is committed.
@@ -28,7 +28,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// Nothing is being applied behind this number.
+    /// No window is being applied behind this number.
     pub const fn committed(checkpoint: SequenceNumber) -> Self {
         Self { checkpoint, window_end: checkpoint }
     }
@@ -48,7 +48,7 @@ pub struct Progress {
     pub window_end: SequenceNumber,
     /// Dedup table at the checkpoint.
     pub dedup: Vec<StoredProducer>,
-    /// Shard clock at the checkpoint, which is also the watermark: the largest arrival timestamp up to it.
+    /// Shard clock at the checkpoint: the largest arrival timestamp up to it. It is also the watermark.
     pub watermark: Timestamp,
     /// The shard is closed and everything in it is committed.
     pub ended: bool,
@@ -66,9 +66,9 @@ impl Progress {
 pub struct Lease {
     /// Who owns it, if anybody.
     pub owner: Option<String>,
-    /// Raised by the owner as a sign of life, written alone.
+    /// The owner raises it as a sign of life, with a write of its own.
     pub counter: u64,
-    /// Raised by each take-over: the fencing token of all progress.
+    /// Each take-over raises it: the fencing token of all progress.
     pub epoch: u64,
     /// Who has asked the owner to hand over.
     pub wanted_by: Option<String>,
@@ -83,7 +83,8 @@ pub struct ShardRow {
     pub range: HashRange,
     /// Its parents.
     pub parents: Vec<ShardId>,
-    /// Whether it may be processed: all parents had ended and their state was inherited. Until then `progress` is blank.
+    /// Whether it may be processed: all parents have ended, and the shard has inherited their state. Until then
+    /// `progress` is blank.
     pub started: bool,
     /// Who owns it.
     pub lease: Lease,
@@ -91,7 +92,8 @@ pub struct ShardRow {
     pub progress: Progress,
 }
 
-/// The conditions and effects of [`LeaseStore`], for engines that hold rows in memory. `None`: the condition failed.
+/// The conditions and effects of [`LeaseStore`], for engines that hold rows in memory. `None` means that the condition
+/// failed.
 impl ShardRow {
     /// The lease after [`LeaseStore::take`].
     pub fn taken(&self, observed: &Lease, owner: &str) -> Option<Lease> {
@@ -124,9 +126,9 @@ impl ShardRow {
 /// What a conditional write did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// The condition held, the write took place.
+    /// The condition was true, and the write took place.
     Stored,
-    /// The condition failed; this is the row as it stands (strongly consistent), if there is one.
+    /// The condition failed. This is the present row (strongly consistent), if there is one.
     Refused(Option<Box<ShardRow>>),
 }
 
@@ -136,15 +138,16 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// All rows of a group.
     async fn list(&self, group: Group) -> Result<Vec<ShardRow>, PortError>;
 
-    /// Stores a blank row, or with `started` the row of a shard without parents, unless there is one.
+    /// Stores a blank row, or with `started` the row of a shard without parents. Does nothing if there is a row.
     async fn create(&self, group: Group, row: &ShardRow) -> Result<(), PortError>;
 
-    /// Fills in what a child inherits and makes it startable, on the condition that it is not. Succeeds if it already was.
+    /// Writes the state that a child inherits and marks it as started, on the condition that it is not. Succeeds if it
+    /// already was.
     async fn start(&self, group: Group, shard: &ShardId, inherited: &Progress) -> Result<(), PortError>;
 
-    /// Takes the shard: owner, epoch + 1, counter + 1, no `wanted_by`; on the condition that epoch and counter are the ones
-    /// of `observed` and the row is started and not ended. Returns the row that this very write produced, or `None` if the
-    /// condition failed.
+    /// Takes the shard: owner, epoch + 1, counter + 1, no `wanted_by`. The condition is that epoch and counter are the
+    /// ones of `observed`, and that the row is started and not ended. Returns the row that this very write produced, or
+    /// `None` if the condition failed.
     async fn take(
         &self,
         group: Group,
@@ -153,11 +156,11 @@ pub trait LeaseStore: Send + Sync + 'static {
         owner: &str,
     ) -> Result<Option<ShardRow>, PortError>;
 
-    /// Raises the counter, on the condition that the epoch is this one and there is an owner. Returns the lease as it
-    /// stands, or `None` if the condition failed.
+    /// Raises the counter, on the condition that the epoch is this one and there is an owner. Returns the lease after
+    /// the write, or `None` if the condition failed.
     async fn renew(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<Option<Lease>, PortError>;
 
-    /// Clears the owner, on the condition that the epoch is this one. A lost condition is no error.
+    /// Clears the owner, on the condition that the epoch is this one. It is not an error if the condition fails.
     async fn release(&self, group: Group, shard: &ShardId, epoch: u64) -> Result<(), PortError>;
 
     /// Sets `wanted_by`, on the condition that the epoch is this one and nobody else has asked.

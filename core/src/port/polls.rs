@@ -26,20 +26,21 @@ pub trait PollStore: Send + Sync + 'static {
     /// Polls in ascending order of their ids, after `after`, at most `limit`.
     async fn list(&self, after: Option<&PollId>, limit: usize) -> Result<Vec<Poll>, PortError>;
 
-    /// Closing early, first step: sets `closing` from `No` to `Asked`, unless there is a final result. Returns the poll as
-    /// stored, if it exists.
+    /// Closing early, first step: sets `closing` from `No` to `Asked`, unless there is a final result. Returns the
+    /// stored poll, if it exists.
     ///
-    /// Two steps, because a write may land long after it was sent. Whoever reads the poll from now on takes no more votes; so
-    /// when this call has been answered, the last vote has been accepted at most [`crate::TimeBounds::settle_margin`] later,
-    /// and a `closes_at` that is read from the clock only then is right whenever its write lands.
+    /// There are two steps because a write may take effect long after it was sent. A process that reads the poll after
+    /// this step takes no more votes. So the last vote is accepted at most [`crate::TimeBounds::settle_margin`] after
+    /// the answer to this call. A `closes_at` that is read from the clock only after that margin is right, whenever its
+    /// write takes effect.
     async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError>;
 
-    /// Closing early, second step: sets `closes_at` to the earlier of the stored one and this one, and `closing` from `Asked` to
-    /// `Done`. Nothing changes if it is not `Asked`. Returns the poll as stored, if it exists.
+    /// Closing early, second step: sets `closes_at` to the earlier of the stored one and this one, and `closing` from
+    /// `Asked` to `Done`. Changes nothing if `closing` is not `Asked`. Returns the stored poll, if it exists.
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError>;
 
-    /// Stores the final result unless one is stored, the poll waits for a recount, or is being
-    /// closed (`Asked`). Returns the poll as stored.
+    /// Stores the final result. Stores nothing if there is one already, if the poll waits for a recount, or if it is
+    /// being closed (`Asked`). Returns the stored poll.
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError>;
 
     /// Sets or clears `needs_recount`.

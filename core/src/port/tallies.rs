@@ -33,8 +33,8 @@ pub struct TallyRow {
 #[async_trait]
 pub trait TallyStore: Send + Sync + 'static {
     /// Adds a window's deltas to the tallies of (poll, group, shard), each on the condition that the stored position is
-    /// smaller than `window_end`, and sets the position to it. A delta whose condition fails has been added before: that is
-    /// success. Each delta is atomic, the call is not; after an error it is simply repeated.
+    /// smaller than `window_end`, and sets the position to it. If the condition of a delta fails, it has been added
+    /// before: that is success. Each delta is atomic, the call is not; after an error the caller simply repeats it.
     async fn add(
         &self,
         group: Group,

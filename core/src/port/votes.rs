@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::PortError;
 use crate::{Poll, PollId, Position, Timestamp};
 
-/// A vote to store. Ids are borrowed from the window that it is of.
+/// A vote to store. Its ids are borrowed from its window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VoteWrite<'a> {
     /// The poll.
@@ -33,13 +33,13 @@ impl VoteWrite<'_> {
         VoteWrite { poll_id, bucket, user_id, option_id, position, accepted_at }
     }
 
-    /// What no two stored votes share.
+    /// The key of the vote: no two stored votes have the same.
     pub fn key(&self) -> (PollId, Arc<str>) {
         (self.poll_id.clone().into_owned(), (*self.user_id).into())
     }
 }
 
-/// What became of one vote.
+/// What happened to one vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VoteOutcome {
     /// The user had no vote: stored, without a previous option.
@@ -62,17 +62,18 @@ pub enum VoteOutcome {
 #[async_trait]
 pub trait VoteStore: Send + Sync + 'static {
     /// Stores votes, each on the condition that the stored vote of the same (poll, user) stands earlier in the stream.
-    /// Returns one outcome a vote, in the same order. No two votes of a call have one (poll, user).
+    /// Returns one outcome for each vote, in the same order. No two votes of a call may have the same (poll, user).
     ///
-    /// Each vote is atomic, the call is not: after an error some may be stored, and the call is simply repeated.
+    /// Each vote is atomic, the call is not: after an error some votes may be stored, and the caller simply repeats the
+    /// call.
     async fn write(&self, votes: &[VoteWrite<'_>]) -> Result<Vec<VoteOutcome>, PortError>;
 
-    /// Counts the stored votes of a poll anew: one number per option, in the poll's order. Votes for an option that the poll
-    /// does not have are an error. Strongly consistent, though not a snapshot.
+    /// Counts the stored votes of a poll again: one number per option, in the poll's order. It is an error if a vote
+    /// names an option that the poll does not have. Strongly consistent, but not a snapshot.
     async fn recount(&self, poll: &Poll) -> Result<Vec<u64>, PortError>;
 
-    /// The same for a caller who may leave. Once `left` is cancelled it may end early, with `None`. When it returns, nothing
-    /// of its work goes on anywhere. An engine that cannot end early counts to the end, as this does.
+    /// The same for a caller who may leave. Once `left` is cancelled it may end early, with `None`. When it has
+    /// returned, none of its work goes on. An engine that cannot end early counts to the end, as this default does.
     async fn recount_unless(&self, poll: &Poll, left: &CancellationToken) -> Result<Option<Vec<u64>>, PortError> {
         if left.is_cancelled() {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! The map from hashes to lanes, and what happens to it when shards split or merge.
+//! The map from hashes to lanes, and how it changes when shards split or merge.
 
 use std::{
     sync::{Arc, Weak},
@@ -30,7 +30,7 @@ impl LaneMap {
     /// Index of the lane that owns a hash. The map covers every hash, see [`Producer::refresh`].
     pub(super) fn index(&self, hash: u128) -> u32 {
         if self.starts.len() <= LANES_COUNTED_MAX {
-            // Without a branch that depends on the hash.
+            // No branch depends on the hash here, which is faster.
             self.starts.iter().map(|start| u32::from(*start <= hash)).sum::<u32>().saturating_sub(1)
         } else {
             (self.starts.partition_point(|start| *start <= hash) - 1) as u32
@@ -55,17 +55,17 @@ impl LaneMap {
         self.shards.iter().find(|known| known.id == *shard).map(|known| known.range)
     }
 
-    /// Whether the shard takes records, as far as is known.
+    /// Whether the shard takes records, as far as this process knows.
     pub(super) fn is_open(&self, shard: &ShardId) -> bool {
         self.lanes.iter().any(|lane| lane.shard == *shard)
     }
 }
 
 impl Producer {
-    /// Reads the shard map. Lanes of closed shards are retired, and what they had queued moves to the lanes of the new
-    /// shards in its order, ahead of every vote that is appended later.
+    /// Reads the shard map. Lanes of closed shards are retired. The votes in their queues move to the lanes of the new
+    /// shards, in the same order and ahead of every vote that is appended later.
     ///
-    /// Boxed, because lanes refresh the map that starts lanes: a future of its own kind inside itself.
+    /// Boxed, because a refresh starts lanes and lanes refresh: without the box, the future would contain itself.
     pub(super) fn refresh(self: &Arc<Self>) -> BoxFuture<'_, Result<(), PortError>> {
         Box::pin(self.refresh_now())
     }
@@ -77,7 +77,7 @@ impl Producer {
         open.sort_unstable_by_key(|shard| shard.range);
         let disjoint = open.windows(2).all(|pair| pair[0].range.end < pair[1].range.start);
         if !disjoint || !HashRanges::union_of(open.iter().map(|shard| shard.range)).is_all() {
-            // In the middle of a reshard. The lanes that there are go on.
+            // A reshard is under way. The existing lanes go on.
             return Err(PortError::refused("the open shards do not cover every hash exactly once"));
         }
 
@@ -116,7 +116,7 @@ impl Producer {
     }
 }
 
-/// Reads the shard map from time to time, so that a merge is noticed even if no put is answered by another shard.
+/// Reads the shard map from time to time. So a merge is noticed even if no answer to a put names another shard.
 pub(super) async fn refresh_regularly(producer: Weak<Producer>, every: Duration, stopped: CancellationToken) {
     loop {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! One lane's queue: batches that still take votes, and whom to tell about each vote.
+//! One lane's queue: batches that still take votes, and the messages that must be told about each vote.
 
 use std::{collections::VecDeque, iter, sync::Arc};
 
@@ -20,26 +20,26 @@ pub(super) struct Lane {
 #[derive(Default)]
 pub(super) struct LaneState {
     pub(super) queue: VecDeque<QueuedBatch>,
-    /// Its shard is closed; the queue has moved to other lanes.
+    /// Its shard is closed, and the queue has moved to other lanes.
     pub(super) retired: bool,
-    /// The batch that was sealed last was a large one.
+    /// The last sealed batch was a large one.
     pub(super) busy: bool,
 }
 
-/// A batch that is not sealed.
+/// A batch that is not sealed yet.
 pub(super) struct QueuedBatch {
     pub(super) votes: OpenBatch,
     pub(super) parts: Parts,
     pub(super) opened_at: Instant,
-    /// The traces that its votes belong to, as far as they are sampled. Nearly always empty.
+    /// The sampled traces that its votes belong to. Nearly always empty.
     pub(super) traceparents: Vec<Box<str>>,
 }
 
 /// Most traces of a batch.
 const TRACES_MAX: usize = 16;
 
-/// The lanes' settings and their clock, and batches that were settled: their memory is used again, which saves the system from mapping and
-/// clearing it for every batch.
+/// The settings and the clock of the lanes, and batches that were settled. Their memory is used again, so that the
+/// system need not map and clear memory for every batch.
 pub(super) struct SpareBatches {
     pub(super) config: LaneConfig,
     clock: Arc<dyn Clock>,
@@ -67,7 +67,7 @@ impl SpareBatches {
         QueuedBatch { opened_at, ..spare.unwrap_or_else(new) }
     }
 
-    /// Keeps a batch of which every vote is settled.
+    /// Keeps the memory of a batch of which every vote is settled.
     pub(super) fn keep(&self, mut batch: QueuedBatch) {
         batch.votes.clear();
         batch.parts.clear();
@@ -79,12 +79,12 @@ impl SpareBatches {
     }
 }
 
-/// Whom to tell about the votes of a batch, in the order of the batch.
+/// The messages to tell about the votes of a batch, in the order of the batch.
 #[derive(Default)]
 pub(super) struct Parts {
     /// Per vote, its index in its message.
     indices: Vec<u32>,
-    /// Runs of votes of one message: the message, and where its run ends.
+    /// Runs of votes of one message: the message, and where the run ends.
     runs: Vec<(Arc<dyn Settle>, usize)>,
 }
 
@@ -142,14 +142,14 @@ impl QueuedBatch {
         self.votes.len() >= config.batch_votes_max || self.votes.bytes() >= config.batch_bytes_max
     }
 
-    /// Moves every vote, in order, to where `lane_of` says.
+    /// Moves every vote, in order, to the lane that `lane_of` returns for its hash.
     pub(super) fn move_to<'a>(&self, spare: &SpareBatches, lane_of: impl Fn(u128) -> &'a Lane) {
         for ((message, index), vote) in self.parts.iter().zip(self.votes.votes()) {
             let (poll_id, option_id) = vote.choice;
             let accepted = AcceptedVote { poll_id, option_id, user_id: vote.user_id, hash: vote.hash, index };
             let lane = lane_of(vote.hash);
             lane.append(spare, message, iter::once(&accepted), vote.accepted_at, "");
-            // Which vote was of which trace is not known any more.
+            // It is no longer known which vote belongs to which trace.
             if !self.traceparents.is_empty() {
                 let mut state = lane.state.lock();
                 if let Some(batch) = state.queue.back_mut() {
@@ -174,7 +174,7 @@ impl QueuedBatch {
 }
 
 impl Parts {
-    /// The votes whose indices were pushed since the last run are of this message.
+    /// Ends a run: the votes that were pushed since the last run belong to this message.
     fn end_run(&mut self, message: &Arc<dyn Settle>) {
         let end = self.indices.len();
         match self.runs.last_mut() {
@@ -196,7 +196,7 @@ impl Parts {
         })
     }
 
-    /// Tells the messages that all votes have this outcome. Returns how many those were.
+    /// Tells the messages that all votes have this outcome. Returns the number of votes.
     pub(super) fn settle_all(&self, outcome: Outcome) -> usize {
         let mut start = 0;
         for (message, end) in &self.runs {
@@ -206,7 +206,7 @@ impl Parts {
         self.indices.len()
     }
 
-    /// Tells the messages about the votes for which there is an outcome. Returns how many those were.
+    /// Tells the messages about the votes for which there is an outcome. Returns the number of those votes.
     pub(super) fn settle(&self, outcome_of: impl Fn(usize) -> Option<Outcome>) -> usize {
         let (mut start, mut settled) = (0, 0);
         for (message, end) in &self.runs {

@@ -1,4 +1,4 @@
-//! Sealing batches and bringing them into the stream, one at a time a lane.
+//! Seals batches and puts them into the stream, one at a time for each lane.
 
 use std::{
     sync::{
@@ -34,9 +34,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// How long a lane sleeps when nothing wakes it.
 const WAKE_AT_LATEST: Duration = Duration::from_secs(3_600);
 
-/// The hash ranges of batches that are sealed and neither stored nor given up.
+/// The hash ranges of batches that are sealed, and neither stored nor given up.
 ///
-/// A lane seals nothing while a batch whose range overlaps its own is pending: that batch may hold older votes of its users.
+/// While a batch with an overlapping range is pending, a lane seals nothing: that batch may hold older votes of the
+/// same users.
 #[derive(Default)]
 pub(super) struct PendingBatches {
     ranges: Mutex<Vec<(u64, HashRanges)>>,
@@ -44,7 +45,7 @@ pub(super) struct PendingBatches {
     token: AtomicU64,
 }
 
-/// Takes the batch off the list when it ends, however it ends.
+/// Takes the batch off the list when sending it ends, in whatever way.
 struct PendingBatch<'a> {
     batches: &'a PendingBatches,
     token: u64,
@@ -78,7 +79,7 @@ impl Drop for PendingBatch<'_> {
     }
 }
 
-/// Brings a lane's batches into the stream until its shard is closed.
+/// Puts a lane's batches into the stream until its shard is closed.
 pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped: CancellationToken) {
     loop {
         let Some(producer) = producer.upgrade() else { return };
@@ -103,7 +104,7 @@ pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped:
             Step::Retired => return,
             Step::Wait(linger) => linger,
         };
-        // Waits without a strong reference, so that dropping the producer ends its lanes.
+        // Waits without a strong reference, so that the lanes end when the producer is dropped.
         drop(producer);
         tokio::select! {
             biased;
@@ -114,8 +115,8 @@ pub(super) async fn run_lane(producer: Weak<Producer>, lane: Arc<Lane>, stopped:
     }
 }
 
-/// The span of a batch on its way into the stream, and its `traceparent`: a child of the first trace that the batch belongs
-/// to, linked to the others.
+/// The span of a batch on its way into the stream, and its `traceparent`. It is a child of the first trace that the
+/// batch belongs to, and linked to the others.
 fn span_of(lane: &Lane, batch: &QueuedBatch, number: u64) -> (Span, Option<Arc<str>>) {
     let Some((first, others)) = batch.traceparents.split_first() else { return (Span::none(), None) };
     let (span, context) = trace::child(first, || {
@@ -132,7 +133,7 @@ enum Step<'a> {
     Send(Box<QueuedBatch>, PendingBatch<'a>, u64),
     /// Wait for a vote, or at most this long for the linger to end.
     Wait(Option<Duration>),
-    /// Wait for an overlapping batch of a closed shard's lane.
+    /// Wait for a batch with an overlapping range, of the lane of a closed shard.
     Blocked,
     Retired,
 }
@@ -152,7 +153,8 @@ impl Lane {
         if producer.pending.overlaps(&self.range) && !mutation::is_active(Mutation::ChildLanesDoNotWait) {
             return Step::Blocked;
         }
-        // Sealed under the lane's lock: a refresh finds the batch either in the queue or among the pending ones.
+        // Sealed while the lane is locked, so that a refresh finds the batch either in the queue or among the pending
+        // ones.
         match state.queue.pop_front() {
             Some(batch) => {
                 state.busy = batch.votes.len() >= BUSY_VOTES;
@@ -219,14 +221,15 @@ impl Producer {
                         self.spare.keep(left);
                         return;
                     }
-                    // Stored by a shard that took over a part of the lane's hashes: the other votes are sent again, as the
-                    // same batch with the range that is left.
+                    // It was stored by a shard that took over a part of the lane's hashes. The other votes are sent
+                    // again, as the same batch with the remaining range.
                     ranges = ranges.without(&range);
                     left = left.retain(|at| !range.contains(left.votes.hashes()[at]));
                     pending.narrow(&ranges);
                     record = None;
-                    // The record that was stored holds the rest as well, in a shard that does not own it. A copy of the request
-                    // may land when that shard has merged with the one that does.
+                    // The stored record also holds the remaining votes, in a shard that does not own them. They may
+                    // still count: a copy of the request may arrive after that shard has merged with the one that owns
+                    // them.
                     if !mutation::is_active(Mutation::RestIsCertain) {
                         outcome_if_given_up = Outcome::Unknown;
                     }
@@ -258,12 +261,12 @@ impl Producer {
             tokio::time::sleep(pause).await;
         }
         if !left.votes.is_empty() {
-            tracing::warn!(shard = %lane.shard, votes = left.votes.len(), outcome = ?outcome_if_given_up, "gave a batch up");
+            tracing::warn!(shard = %lane.shard, votes = left.votes.len(), outcome = ?outcome_if_given_up, "gave up a batch");
             self.settle(&left.parts, |_| Some(outcome_if_given_up));
         }
     }
 
-    /// Settles the votes that waited too long in the queue: they were certainly never sent. Returns the others.
+    /// Settles the votes that waited too long in the queue: they were certainly never sent. Returns the other votes.
     fn settle_expired(&self, batch: QueuedBatch, deadline: Duration) -> QueuedBatch {
         let now = self.clock.now();
         let is_expired = |accepted_at: Timestamp| now.since(accepted_at) >= deadline;
@@ -276,7 +279,7 @@ impl Producer {
         batch.retain(|at| !expired(at))
     }
 
-    /// One attempt, measured.
+    /// One attempt; its duration is recorded.
     async fn put_once(&self, hash: u128, data: Bytes, time_left: Duration) -> PutEnd {
         let started = self.clock.instant();
         let put = tokio::time::timeout(time_left, self.stream.put(hash, data)).await;
@@ -294,8 +297,8 @@ impl Producer {
         }
     }
 
-    /// Settles the votes of a stored record whose hashes are in `range`. `oldest_of_all` is the oldest vote, if that is all of
-    /// them: if it is in time, so are the others.
+    /// Settles the votes of a stored record whose hashes are in `range`. `oldest_of_all` is the time of the oldest
+    /// vote, given only if all votes are in `range`: if that one is in time, so are the others.
     fn settle_stored(
         &self,
         batch: &QueuedBatch,
@@ -304,8 +307,8 @@ impl Producer {
         deadline: Duration,
     ) {
         let now = self.clock.now();
-        // A clock that the engines contradict may have stamped the votes wrongly. A put's own answer proves it in time to keep a
-        // promise from being made: see docs/exactness.md.
+        // A clock that the engines contradict may have stamped the votes with wrong times. The answer to the put itself
+        // shows that in time, before the votes are acknowledged: see docs/exactness.md.
         let is_trusted = self.clock.is_trusted();
         let is_in_time = |accepted_at| is_trusted && now.since(accepted_at) < deadline;
         if oldest_of_all.is_some_and(is_in_time) {
@@ -320,8 +323,8 @@ impl Producer {
         self.settle(&batch.parts, outcome);
     }
 
-    /// Range of the shard that stored a record. A shard that is not known yet was made by a split or merge: the map is read
-    /// until it shows.
+    /// Range of the shard that stored a record. A shard that is not known yet came from a split or a merge: the map is
+    /// read until it contains the shard.
     async fn range_of(self: &Arc<Self>, shard: &ShardId, patience: Duration) -> Option<HashRange> {
         let known = || {
             let map = self.map.read();
@@ -335,7 +338,7 @@ impl Producer {
                 if let Err(error) = self.refresh().await {
                     tracing::warn!(%error, "cannot refresh the shard map");
                 }
-                // Closed again already? Then its range is known all the same.
+                // It may be closed again already. Its range is known all the same.
                 let range = self.map.read().range(shard);
                 if range.is_some() {
                     return range;

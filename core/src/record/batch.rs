@@ -1,7 +1,7 @@
 //! The stream record: a batch of votes in columns.
 //!
-//! Owns the stored format (format version in front, see [`encode`] and [`decode`]). Must never panic or allocate without
-//! bound on any input: records of other producers come through here.
+//! Owns the stored format (it begins with a format version, see [`encode`] and [`decode`]). Must never panic or
+//! allocate without bound, on any input: it also gets records of other producers.
 
 mod codec;
 mod open;
@@ -20,12 +20,12 @@ pub fn encode(batch: &Batch) -> Bytes {
     OpenBatch::of(batch).seal(batch.id, &batch.ranges, &batch.trace_context)
 }
 
-/// Identity of a batch: what makes a second copy of it recognisable.
+/// Identity of a batch, by which a second copy of it is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BatchId {
     /// Random per start of an ingest process.
     pub producer: u128,
-    /// From one counter per process, over all lanes, from 1.
+    /// From one counter per process, which starts at 1 and is shared by all lanes.
     pub number: u64,
 }
 
@@ -35,7 +35,7 @@ pub struct BatchId {
 pub enum RecordBody {
     /// Votes of the ingest service.
     Batch(Batch),
-    /// No votes: moves the shard clock of an idle shard.
+    /// No votes. It moves the clock of a shard that gets no votes.
     Marker,
 }
 
@@ -44,7 +44,8 @@ pub enum RecordBody {
 pub struct Batch {
     /// Its identity.
     pub id: BatchId,
-    /// The hashes that it covers. Every vote's hash is in it: the lane's range, or on a re-send what was left of it.
+    /// The hashes that it covers, and every vote's hash is one of them: the lane's range, or the rest of it if the
+    /// batch was sent again.
     pub ranges: HashRanges,
     /// W3C `traceparent` of the request that opened the batch; empty if there was none.
     pub trace_context: String,

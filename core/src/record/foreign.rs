@@ -1,8 +1,8 @@
 //! Records of other producers: plain JSON votes, and aggregates of them as the Kinesis Producer Library writes.
 //!
-//! Owns what such a record may look like. Such votes carry no producer id: their position in the stream is their identity,
-//! and their arrival there is their accepted_at. Must never panic, nor allocate more than in proportion to the record, on
-//! any input: anybody who may write to the stream reaches this code.
+//! Owns what such a record may look like. Such votes have no producer id: their position in the stream is their
+//! identity, and their arrival there is their `accepted_at`. Must never panic, nor allocate more than in proportion to
+//! the record, on any input: this code reads what anybody with write access to the stream has sent.
 
 mod aggregate;
 mod json;
@@ -18,16 +18,16 @@ use crate::{
     record::batch::{Batch, BatchId},
 };
 
-/// Largest record: what Kinesis takes at the most (Amazon Kinesis Data Streams Developer Guide, "Quotas and limits").
+/// Largest record that Kinesis takes (Amazon Kinesis Data Streams Developer Guide, "Quotas and limits").
 pub const RECORD_BYTES_MAX: usize = 10 << 20;
-/// Most votes of an aggregate. The shortest vote takes 43 bytes in it, so that no record of votes holds more.
+/// Most votes of an aggregate. The shortest vote takes 43 bytes in it, so no record of votes holds more.
 pub const VOTES_MAX: usize = RECORD_BYTES_MAX / 40;
 
 /// Why a record of another producer cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// It is larger than any record of the stream.
-    #[error("{0} bytes are more than a record may have, which is {RECORD_BYTES_MAX}")]
+    /// It is larger than any record of the stream can be.
+    #[error("{0} bytes are more than the {RECORD_BYTES_MAX} that a record may have")]
     TooLarge(usize),
     /// It is not JSON, or not an object; says where.
     #[error("not a JSON object: {0}")]
@@ -41,29 +41,30 @@ pub enum DecodeError {
     /// A field of a vote breaks a limit.
     #[error(transparent)]
     Invalid(#[from] InvalidField),
-    /// The digest of an aggregate is not that of its content.
-    #[error("the MD5 digest does not fit the content")]
+    /// The digest of an aggregate does not match its content.
+    #[error("the MD5 digest does not match the content")]
     Digest,
     /// The content of an aggregate is not the expected protobuf message; names the part.
     #[error("{0} is invalid")]
     Aggregate(&'static str),
 }
 
-/// The votes of one record, in columns: the vote at index i of the record stands at index i of each.
+/// The votes of one record, in columns: the vote at index i of the record is at index i of each column.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignVotes {
     dictionary: Vec<(PollId, Arc<str>)>,
     choices: Vec<u32>,
     user_block: String,
     user_ends: Vec<u32>,
-    /// Per vote, the hash by which an aggregate's shard is checked. Empty for a plain record: it is where it belongs.
+    /// Per vote, the hash that must be in the shard's range. Empty for a plain record, which is in the right shard by
+    /// itself.
     hashes: Vec<u128>,
     /// Indices of the parts of the record that cannot be read, ascending; the columns hold placeholders there.
     unreadable: Vec<u32>,
 }
 
 impl ForeignVotes {
-    /// Number of votes, those that cannot be read included.
+    /// Number of votes. Those that cannot be read count, too.
     pub fn len(&self) -> usize {
         self.choices.len()
     }
@@ -73,7 +74,7 @@ impl ForeignVotes {
         self.choices.is_empty()
     }
 
-    /// Hashes of the partition keys, as many as votes; empty for a plain record.
+    /// Hashes of the partition keys, one per vote; empty for a plain record.
     pub fn hashes(&self) -> &[u128] {
         &self.hashes
     }
@@ -83,8 +84,9 @@ impl ForeignVotes {
         &self.unreadable
     }
 
-    /// The votes as a batch whose identity nobody may use, accepted when the record arrived. Where a vote cannot be read,
-    /// its user id is empty and its choice is any; the choice of such a vote is not even valid if none can be read.
+    /// The votes as a batch, accepted when the record arrived. Nobody may use the identity of this batch. Where a vote
+    /// cannot be read, its user id is empty and its choice means nothing; if no vote can be read, the choices are not
+    /// even valid.
     pub(crate) fn into_parts(self, arrived_at: Timestamp) -> (Batch, Vec<u128>, Vec<u32>) {
         let accepted_at = vec![arrived_at; self.choices.len()];
         let batch = Batch {
@@ -139,7 +141,7 @@ impl Builder {
 ///
 /// # Errors
 ///
-/// If nothing of it can be read. Single votes of an aggregate that cannot be read are marked in the answer instead.
+/// If nothing of it can be read. If only some votes of an aggregate cannot be read, the answer marks them instead.
 pub fn decode(record: &[u8]) -> Result<ForeignVotes, DecodeError> {
     if record.len() > RECORD_BYTES_MAX {
         return Err(DecodeError::TooLarge(record.len()));

@@ -1,8 +1,8 @@
 //! The consumer of one shard: window after window, from the take-over to the hand-over.
 //!
-//! Owns the order of the writes on which exactness rests: intent, application, next intent. Must never apply a window whose
-//! end is not stored under its epoch, never write progress that does not follow from the row it took over, and never commit
-//! after its lease is lost.
+//! Owns the order of writes that makes counting exact: store the intent, apply the window, store the next intent. Must
+//! never apply a window whose end is not stored under its epoch, never write progress that does not follow from the row
+//! it took over, and never commit after its lease is lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,22 +33,22 @@ use crate::{
 
 /// Attempts at one progress write before the shard is given up.
 const PROGRESS_ATTEMPTS_MAX: u32 = 8;
-/// Attempts at one window after the group was told to stop; then the next owner applies it again.
+/// Attempts to apply one window after the group was told to stop. After them, the window is left to the next owner.
 const APPLY_ATTEMPTS_AT_STOP: u32 = 5;
-/// How often one window may be answered with later votes. The second time, the polls are flagged and the applier leaves
-/// those votes out; more means that it does not.
+/// How often the applier may report for one window that later votes are stored. At the second report the polls are
+/// flagged and the applier leaves those votes out; a further report means that it does not.
 const SUPERSEDED_MAX: u32 = 3;
-/// Attempts to flag a poll for recount, and to read the row that decides whether to.
+/// Attempts to flag a poll for recount, and to read the row that shows whether the shard is ours.
 const FLAG_ATTEMPTS_MAX: u32 = 5;
-/// Polls that are looked up at a time.
+/// Most polls that are looked up at a time.
 const POLL_READS_MAX: usize = 64;
 
 /// Why a consumer stopped.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    /// It was told to, and everything that it applied is committed.
+    /// It was told to stop, and everything that it applied is committed.
     Drained,
-    /// It was told to, but a window is not applied: the next owner applies it.
+    /// It was told to stop, and one window is not applied: the next owner applies it.
     Interrupted,
     /// The shard has ended.
     Ended,
@@ -58,7 +58,7 @@ pub(super) enum Stopped {
     Failed(String),
 }
 
-/// A window that was read and decided.
+/// A window that was read, with the decision about each vote.
 struct Decided {
     window: Window,
     /// The state at its end.
@@ -67,7 +67,7 @@ struct Decided {
     oldest: Timestamp,
 }
 
-/// What was gathered.
+/// What came while records were gathered for a window.
 enum Gathered {
     Records(Vec<ReadRecord>),
     /// No record came.
@@ -82,7 +82,7 @@ pub(super) struct Consumer {
     polls: PollCache,
     applier: Box<dyn Applier>,
     row: ShardRow,
-    /// Told to hand over.
+    /// Cancelled when the consumer is to hand over.
     stop: CancellationToken,
     backoff: SeededBackoff,
     prefetch: Prefetch,
@@ -92,7 +92,7 @@ pub(super) struct Consumer {
     position: SequenceNumber,
     /// The state at `position`.
     state: ShardState,
-    /// What was read and is no record; nothing comes after it.
+    /// The last thing that was read, if it is not a record. Nothing comes after it.
     last: Option<Fetched>,
 }
 
@@ -127,7 +127,8 @@ impl Consumer {
         }
     }
 
-    /// Runs until the shard ends or is handed over. Dropping it is like a crash: nothing is left half counted.
+    /// Runs until the shard ends or is handed over. Dropping it is like a crash, and no vote is counted twice or not at
+    /// all.
     pub(super) async fn run(mut self) -> Stopped {
         match self.process().await {
             Ok(stopped) | Err(stopped) => stopped,
@@ -136,7 +137,8 @@ impl Consumer {
 
     async fn process(&mut self) -> Result<Stopped, Stopped> {
         if self.stored.is_open() {
-            // A window was under way when the last owner stopped: exactly the same one, with the state of its start.
+            // The last owner stopped in the middle of a window. Apply exactly the same window, with the state at its
+            // start.
             let records = self.read_again(self.stored.window_end).await?;
             let decided = self.decide(&records, self.stored.window_end).await?;
             self.apply(decided).await?;
@@ -179,7 +181,7 @@ impl Consumer {
         Ok(Stopped::Drained)
     }
 
-    /// Commits the applied window, if it is not committed.
+    /// Commits the applied window, unless it is committed already.
     async fn commit(&mut self) -> Result<(), Stopped> {
         if self.stored == Span::committed(self.position) {
             return Ok(());
@@ -187,7 +189,7 @@ impl Consumer {
         self.write_progress(self.position, false).await
     }
 
-    /// Whether the row knows less than was applied.
+    /// Whether more was applied than the row says.
     fn is_ahead(&self) -> bool {
         self.stored != Span::committed(self.position)
     }
@@ -223,7 +225,7 @@ impl Consumer {
         }
     }
 
-    /// The records of the next window: up to the limits, or what has come when the first one has waited for the linger time.
+    /// The records of the next window: up to the limits, or those that came within the linger time after the first one.
     async fn gather(&mut self) -> Result<Gathered, Stopped> {
         let limits = self.config.window;
         let stop = self.stop.clone();
@@ -237,7 +239,7 @@ impl Consumer {
             && records.len() < limits.records_max
         {
             let fetched = match self.prefetch.ready() {
-                // What is there already is taken whatever the time is.
+                // A record that has been read already is taken, whatever the time is.
                 Some(fetched) if !stop.is_cancelled() => fetched,
                 _ => {
                     let next = async {
@@ -248,7 +250,7 @@ impl Consumer {
                     };
                     let fetched = tokio::select! {
                         biased;
-                        // What was gathered is read again by the next owner.
+                        // The next owner reads the gathered records again.
                         () = stop.cancelled() => return Ok(Gathered::Idle),
                         fetched = next => fetched,
                     };
@@ -258,7 +260,8 @@ impl Consumer {
             };
             match fetched {
                 Fetched::Record(record, permit) => {
-                    // From here on the limits of the window bound it.
+                    // From here on the record counts towards the limits of the window, no longer towards that of the
+                    // prefetch.
                     drop(permit);
                     if records.is_empty() {
                         deadline = Some(self.ports.clock.instant() + limits.linger);
@@ -300,7 +303,8 @@ impl Consumer {
         Ok(Decided { window, state: decision.state, oldest })
     }
 
-    /// Some ingest process, or the stream, has a clock that is wrong: the votes count, but the next ones may not.
+    /// Reports records that arrived too early: the clock of an ingest process, or of the stream, is wrong. These votes
+    /// count, but the next ones may not.
     fn report_early(&self, records: u64) {
         if records > 0 {
             metrics::records_early(self.config.group, records);
@@ -326,8 +330,8 @@ impl Consumer {
                 let answers = join_all(chunk.iter().map(|id| self.polls.get_since(id, since))).await;
                 for (&id, answer) in chunk.iter().zip(answers) {
                     match answer {
-                        // Its times are about to change, and both groups must judge by the same ones. Polls of the ingest
-                        // service take no votes in between.
+                        // Its times are about to change, and both groups must judge by the same ones. A poll of the
+                        // ingest service needs no wait: it takes no votes between the steps.
                         Ok(Some(poll)) if is_between_steps(&poll) => {
                             failed.push(id);
                             failure = Some(PortError::refused(format!("poll {id} is being closed")));
@@ -342,9 +346,9 @@ impl Consumer {
                 }
             }
             if let Some(error) = failure {
-                tracing::warn!(shard = %self.row.shard, %error, "polls cannot be read, the window waits");
+                tracing::warn!(shard = %self.row.shard, %error, "cannot read polls: the window waits");
                 self.pause_unless_stopped().await?;
-                // What was read about a poll that is being closed must grow too old.
+                // Of a poll that is being closed, the next attempt needs a definition that was read later.
                 if !mutation::is_active(Mutation::ClosingPollIsNotReadAgain) {
                     since = Moment::of(&*self.ports.clock);
                 }
@@ -364,7 +368,7 @@ impl Consumer {
         }
     }
 
-    /// Applies the window, again and again until it is applied, and moves on to its end.
+    /// Tries until the window is applied, then moves on to its end.
     async fn apply(&mut self, decided: Decided) -> Result<(), Stopped> {
         let Decided { window, state, oldest } = decided;
         let (group, started) = (self.config.group, self.ports.clock.instant());
@@ -381,7 +385,7 @@ impl Consumer {
             match self.applier.apply(&window).instrument(span.clone()).await {
                 Ok(()) => break,
                 Err(ApplyError::Port(error)) if error.retryable => {
-                    tracing::warn!(shard = %window.shard, end = %window.end, %error, "a window failed, it is applied again");
+                    tracing::warn!(shard = %window.shard, end = %window.end, %error, "applying a window failed, trying again");
                     if self.stop.is_cancelled() {
                         attempts_at_stop += 1;
                         if attempts_at_stop >= APPLY_ATTEMPTS_AT_STOP {
@@ -410,19 +414,23 @@ impl Consumer {
         Ok(())
     }
 
-    /// Later votes are stored already. If we are a zombie, that is how it must be, and we stop. If the shard is ours, stored
-    /// data contradicts itself: the polls are flagged, so that none becomes final before a recount.
+    /// Handles a window whose later votes are stored already. If another process has taken the shard, that is to be
+    /// expected, and we stop. If the shard is ours, stored data contradicts itself: the polls are flagged, so that none
+    /// becomes final before a recount.
     async fn superseded(&mut self, poll_ids: &[PollId]) -> Result<(), Stopped> {
         if !self.owns_lease().await? {
             return Err(Stopped::Fenced);
         }
         let (shard, epoch) = (&self.row.shard, self.row.lease.epoch);
-        tracing::error!(%shard, epoch, ?poll_ids, "votes later than the window are stored under our own lease");
+        tracing::error!(
+            %shard, epoch, ?poll_ids,
+            "the shard is ours, but votes later in the stream than the window are stored already"
+        );
         for poll_id in poll_ids {
             self.backoff.reset();
             while let Err(error) = self.ports.polls.set_needs_recount(poll_id, true).await {
                 if self.backoff.attempts() >= FLAG_ATTEMPTS_MAX {
-                    // Without the flag its result would become final, and be wrong. Whoever owns the shard next tries again.
+                    // Without the flag, a wrong result would become final. The next owner of the shard tries again.
                     return Err(Stopped::Failed(format!("poll {poll_id} cannot be flagged for recount: {error}")));
                 }
                 sleep(self.backoff.pause()).await;
@@ -448,7 +456,8 @@ impl Consumer {
         }
     }
 
-    /// Stores (checkpoint = `position`, `window_end`), on the condition that nobody stored anything else meanwhile.
+    /// Stores (checkpoint = `position`, `window_end`), on the condition that nobody has stored anything else in
+    /// between.
     async fn write_progress(&mut self, window_end: SequenceNumber, ended: bool) -> Result<(), Stopped> {
         let progress = Progress {
             checkpoint: self.position,
@@ -463,7 +472,7 @@ impl Consumer {
             let written = self.ports.leases.write_progress(group, &self.row.shard, epoch, self.stored, &progress).await;
             match written {
                 Ok(WriteOutcome::Stored) => break,
-                // The answer to an earlier attempt was lost.
+                // An earlier attempt stored it, and its answer was lost.
                 Ok(WriteOutcome::Refused(Some(row))) if row.lease.epoch == epoch && same(&row.progress, &progress) => {
                     break;
                 }
@@ -474,7 +483,7 @@ impl Consumer {
                     if !error.retryable || self.backoff.attempts() >= PROGRESS_ATTEMPTS_MAX {
                         return Err(Stopped::Failed(format!("progress cannot be written: {error}")));
                     }
-                    tracing::warn!(shard = %self.row.shard, %error, "writing progress failed, it is tried again");
+                    tracing::warn!(shard = %self.row.shard, %error, "writing progress failed, trying again");
                     sleep(pause).await;
                 }
             }
@@ -485,14 +494,14 @@ impl Consumer {
     }
 }
 
-/// Whether nobody knows yet which votes of other producers count for the poll.
+/// Whether it is still open which votes of other producers count for the poll.
 fn is_between_steps(poll: &Poll) -> bool {
     poll.source == PollSource::Stream
         && poll.closing == Closing::Asked
         && !mutation::is_active(Mutation::ClosingPollIsNotWaitedFor)
 }
 
-/// Whether stored progress is what was to be written. Memory and watermark follow from the checkpoint.
+/// Whether the stored progress is the one that was to be written. Dedup table and watermark follow from the checkpoint.
 fn same(stored: &Progress, wanted: &Progress) -> bool {
     (stored.checkpoint, stored.window_end, stored.ended) == (wanted.checkpoint, wanted.window_end, wanted.ended)
 }
@@ -505,7 +514,7 @@ fn expired(position: SequenceNumber) -> Stopped {
 pub(super) async fn renew(config: Arc<GroupConfig>, ports: Ports, row: ShardRow, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(config.renew_every.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // The first tick is at once, and the lease was just taken.
+    // The first tick comes at once, and the lease was just taken.
     ticks.tick().await;
     loop {
         ticks.tick().await;

@@ -1,7 +1,7 @@
 //! Which shards this worker owns: rows for new shards, children after their parents, leases shared out evenly.
 //!
-//! Owns the decision to take, to ask for and to give up a shard. Must never start a child before all its parents have ended,
-//! and never call a lease expired by another clock than its own monotonic one.
+//! Owns the decisions to take a shard, to ask for one, and to give one up. Must never start a child before all its
+//! parents have ended. Must judge whether a lease has expired by its own monotonic clock alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,11 +28,11 @@ use crate::{
     port::{Lease, PortError, Ports, Progress, Shard, ShardRow, backoff::SeededBackoff},
 };
 
-/// Longest time of one look at shards and rows.
+/// Longest time of one sync: reading shards and rows, and acting on them.
 const SYNC_MAX: Duration = Duration::from_secs(30);
-/// Attempts to release a lease; it expires anyway.
+/// Attempts to release a lease. If all fail, it expires.
 const RELEASE_ATTEMPTS_MAX: u32 = 3;
-/// Looks at the rows within one sync: create, start, then take.
+/// How often the rows are read within one sync: once each to create, to start and to take.
 const ROUNDS_MAX: usize = 3;
 
 /// A lease as it was first seen.
@@ -54,10 +54,10 @@ pub(super) struct Manager {
     ports: Ports,
     polls: PollCache,
     factory: Arc<dyn ApplierFactory>,
-    /// Consumers of this worker, with what tells them to hand over.
+    /// Consumers of this worker, with the token that tells each to hand over.
     running: BTreeMap<ShardId, CancellationToken>,
     tasks: JoinSet<(ShardId, Stopped)>,
-    /// Shards that failed here, and until when they are left to others.
+    /// Shards that failed here, and until when this worker leaves them to others.
     avoided: BTreeMap<ShardId, Instant>,
     seen: BTreeMap<ShardId, Seen>,
     requested: Option<Requested>,
@@ -95,7 +95,7 @@ impl Manager {
                 () = shutdown.cancelled() => return Ok(()),
                 Some(joined) = self.tasks.join_next() => {
                     if matches!(self.joined(joined)?, Stopped::Ended) {
-                        // Its children can start.
+                        // Now its children can start.
                         ticks.reset_immediately();
                     }
                 }
@@ -148,7 +148,7 @@ impl Manager {
     }
 
     async fn sync(&mut self) -> Result<(), PortError> {
-        // Shards first: a parent that is missing here and has no row afterwards has left the stream.
+        // Read the shards first: a parent that is missing here and has no row afterwards has left the stream.
         let shards = self.ports.stream.list_shards().await?;
         let mut rows = self.ports.leases.list(self.config.group).await?;
         for _ in 0..ROUNDS_MAX {
@@ -209,7 +209,8 @@ impl Manager {
             match row.lease.owner.as_deref() {
                 _ if self.running.contains_key(&row.shard) => owned.entry(&me).or_default().push(row),
                 Some(owner) if owner != me && !self.is_expired(row, now) => owned.entry(owner).or_default().push(row),
-                // Ours, but without a consumer: the answer to a take-over was lost, or an earlier start owned it.
+                // Expired; or ours but without a consumer: the answer to a take-over was lost, or this worker owned it
+                // before a restart.
                 Some(_) => free.push(row),
                 None if self.is_promised(row, now) => {}
                 None => free.push(row),
@@ -218,7 +219,7 @@ impl Manager {
         let share = open.len().div_ceil(owned.len());
         let mut mine = owned.get(&*me).map_or(0, Vec::len);
 
-        // Workers that start together begin at different shards, so that they meet less.
+        // Workers that start together begin at different shards, so that they seldom try to take the same one.
         let first = xxhash_rust::xxh3::xxh3_64(me.as_bytes()) as usize % free.len().max(1);
         free.rotate_left(first);
         let mut left_free = false;
@@ -245,7 +246,7 @@ impl Manager {
                 metrics::lease_changed(self.config.group, LeaseChange::Requested);
                 self.requested = Some(Requested { shard: row.shard.clone(), epoch: row.lease.epoch, since: now });
             }
-            // One at a time. An owner that renews but does not hand over is stuck: then the shard is taken.
+            // Ask for one shard at a time. An owner that renews but does not hand over is stuck: then take the shard.
             Some(row) => {
                 let ignored = self.requested.as_ref().is_some_and(|asked| {
                     (&asked.shard, asked.epoch) == (&row.shard, row.lease.epoch)
@@ -309,7 +310,7 @@ async fn supervise(
 ) -> (ShardId, Stopped) {
     let (shard, epoch) = (row.shard.clone(), row.lease.epoch);
     let mut backoff = SeededBackoff::new(format!("{} {shard} release", config.worker_id).as_bytes());
-    // A task of its own: a long computation of the consumer must not cost the lease.
+    // A task of its own, so that the lease is renewed even during a long computation of the consumer.
     let renewal = renew(config.clone(), ports.clone(), row.clone(), stop.clone());
     let mut renewal = AbortOnDropHandle::new(tokio::spawn(renewal));
     let consumer = Consumer::new(config.clone(), ports.clone(), polls, applier, row, stop);
@@ -344,7 +345,8 @@ async fn supervise(
     (shard, stopped)
 }
 
-/// The rows of the parents, if all have ended. A parent without a row that the stream does not know any more has ended.
+/// The rows of the parents, if all have ended. A parent has also ended if it has no row and the stream no longer lists
+/// it.
 fn ended_parents<'a>(row: &ShardRow, shards: &[Shard], rows: &'a [ShardRow]) -> Option<Vec<&'a ShardRow>> {
     let mut ended = Vec::new();
     for parent in &row.parents {
@@ -358,7 +360,7 @@ fn ended_parents<'a>(row: &ShardRow, shards: &[Shard], rows: &'a [ShardRow]) -> 
     Some(ended)
 }
 
-/// What a child starts with: its share of the parents' dedup tables, and the later one of their clocks.
+/// What a child starts with: its part of the parents' dedup tables, and the later of their clocks.
 fn inherit(child: &ShardRow, parents: &[&ShardRow], config: &GroupConfig) -> Progress {
     let mut dedup = DedupTable::default();
     for parent in parents.iter().filter(|_| !mutation::is_active(Mutation::DedupNotInherited)) {

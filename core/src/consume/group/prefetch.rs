@@ -1,7 +1,8 @@
 //! Reads ahead: fetches and decodes the records of a shard while earlier ones are being applied.
 //!
-//! Owns the reader and the bound on what was read and not yet processed. Must never skip a record, never read on after the
-//! stream has dropped records that were not read, and never hand a record on that arrived in our future.
+//! Owns the reader, and the bound on records that were read and not yet processed. Must never skip a record, never read
+//! on after the stream has dropped records that were not read, and never pass on a record whose arrival is in our
+//! future.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,9 +32,9 @@ const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What was read.
 pub(super) enum Fetched {
-    /// The next record. The permit is its share of the bound, returned when it is dropped.
+    /// The next record. The permit is its share of the bound; dropping the permit gives the share back.
     Record(ReadRecord, OwnedSemaphorePermit),
-    /// The shard is closed and every record of it came before.
+    /// The shard is closed, and all its records have been passed on.
     End,
     /// Records were dropped by the stream before they were read.
     Expired,
@@ -41,7 +42,7 @@ pub(super) enum Fetched {
     Failed(PortError),
 }
 
-/// What tells whether a record arrived in our future.
+/// Tells whether a record arrived in our future.
 pub(super) struct Present {
     pub(super) clock: Arc<dyn Clock>,
     /// Largest difference between our clock and the stream's.
@@ -49,9 +50,9 @@ pub(super) struct Present {
 }
 
 impl Present {
-    /// Waits until our clock may stand where the stream's stood when the record arrived. A shard's clock is its latest arrival:
-    /// one from the future would make every vote after it late, for good and in both groups, and only people can tell whose
-    /// clock is wrong. The lease is kept meanwhile, and the shard's age grows.
+    /// Waits until our clock could agree with the stream's clock at the arrival of the record. A shard's clock is its
+    /// latest arrival. One arrival from the future would make every later vote late, for good and in both groups, and
+    /// only people can tell which clock is wrong. During the wait the lease is kept, and the shard's age grows.
     async fn reach(&self, group: Group, shard: &ShardId, record: &ReadRecord) {
         let ahead = || record.arrived_at.since(self.clock.now().plus(self.skew_max));
         let mut left = ahead();
@@ -62,14 +63,14 @@ impl Present {
         metrics::record_of_the_future(group);
         tracing::error!(
             shard = %shard, %sequence, ?left,
-            "a record arrived at {arrived_at}, which our clock has not reached: this clock or the stream's is wrong; the shard \
-             waits until ours is there"
+            "a record arrived at {arrived_at}, which our clock has not reached: this clock or the stream's is wrong; the \
+             shard waits until our clock gets there"
         );
         while !left.is_zero() {
             sleep(left.min(CLOCK_LOOK_EVERY)).await;
             left = ahead();
         }
-        tracing::info!(shard = %shard, %sequence, "our clock is where the record arrived, the shard goes on");
+        tracing::info!(shard = %shard, %sequence, "our clock has reached the arrival of the record: the shard goes on");
     }
 }
 
@@ -80,7 +81,7 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts to read directly after `after`.
+    /// Starts to read at the first record behind `after`.
     pub(super) fn start(
         stream: Arc<dyn VoteStream>,
         group: Group,
@@ -125,7 +126,8 @@ impl Task {
                 Ok(ReadOutcome::Records(records)) => {
                     self.backoff.reset();
                     for record in &records {
-                        // To discard it would lose votes that a later version has acknowledged. It waits for such a version.
+                        // A later version of the service has acknowledged these votes. Discarding the record would lose
+                        // them, so the shard stops until such a version reads it.
                         if let Some(version) = batch::later_version(&record.data) {
                             let sequence = record.sequence;
                             let reason =
@@ -135,7 +137,7 @@ impl Task {
                         }
                         let record = ReadRecord::decode(record);
                         self.present.reach(self.group, &self.shard, &record).await;
-                        // One record alone may be larger than the bound.
+                        // A single record may be larger than the bound.
                         let size = u32::try_from(record.bytes()).map_or(BYTES_MAX, |size| size.min(BYTES_MAX));
                         let Ok(permit) = bytes.clone().acquire_many_owned(size).await else { return };
                         if self.sender.send(Fetched::Record(record, permit)).await.is_err() {
@@ -150,12 +152,12 @@ impl Task {
                     if !error.retryable || self.backoff.attempts() >= FAILURES_MAX {
                         break Fetched::Failed(error);
                     }
-                    tracing::warn!(shard = %self.shard, %error, "reading failed, it is tried again");
+                    tracing::warn!(shard = %self.shard, %error, "reading failed, trying again");
                     sleep(pause).await;
                 }
             }
         };
-        // Nobody is left to hear it if this fails.
+        // If this fails, the consumer is gone.
         self.sender.send(last).await.ok();
     }
 

@@ -1,12 +1,13 @@
-//! The bytes of a record: `VSB`, a format version, then a protobuf message in columns, then the UUIDs of its users, 16 bytes
-//! each. In front of the message stand two sizes: what it takes, and what it takes as it stands there, which is a zstd frame
-//! unless both are the same.
+//! The bytes of a record: `VSB`, a format version, then a protobuf message in columns, then the UUIDs of its users, 16
+//! bytes each. Two sizes stand in front of the message: its decompressed size, and its size in the record. The message
+//! is a zstd frame unless both sizes are equal.
 //!
-//! Columns, because numbers of one kind next to each other compress well: times and choices of a batch nearly vanish. zstd
-//! level 1, because higher levels are ten times slower and save little. UUIDs stay outside: they are random, so that
-//! compressing their text took longer than all the rest and still left 19 bytes.
+//! Columns, because numbers of one kind next to each other compress well: times and choices of a batch take nearly no
+//! space. zstd level 1, because higher levels are ten times slower and save little. UUIDs stay outside: they are
+//! random, so compressing their text took longer than all the rest and still left 19 bytes.
 //!
-//! Version 1 had every user id as text, a number a vote in each column, and no UUIDs behind; it is read, not written.
+//! Version 1 had every user id as text, one number per vote in each column, and no UUIDs at the end. It is read, but no
+//! longer written.
 
 use std::{cell::RefCell, ops::Range, sync::Arc};
 
@@ -28,25 +29,26 @@ use crate::{
     },
 };
 
-/// First bytes of every record of ours. JSON starts with a brace and KPL aggregates with F3 89 9A C2.
+/// First bytes of each of our records. JSON starts with a brace, and KPL aggregates start with F3 89 9A C2.
 const MAGIC: [u8; 3] = *b"VSB";
 /// Format version that this code writes.
 const VERSION: u8 = 2;
-/// The version before, which it reads.
+/// The version before, which this code still reads.
 const VERSION_TEXT: u8 = 1;
-/// Magic, version, the size of the message and, since version 2, its size as it stands there; both as little-endian u32.
+/// Magic, version, the decompressed size of the message and, since version 2, its size in the record; both as
+/// little-endian u32.
 const HEADER_BYTES: usize = 12;
 /// Header of version 1.
 const HEADER_TEXT_BYTES: usize = 8;
-/// Smaller messages are not compressed: they hardly get smaller, and setting zstd up takes as long as 1,000 votes do.
+/// Smaller messages are not compressed: they hardly get smaller, and setting up zstd takes as long as 1,000 votes do.
 const COMPRESSED_FROM: usize = 512;
-/// Largest message, and largest text of all user ids. An open batch is sealed long before; this bounds what a foreign record
-/// can make us allocate.
+/// Largest message, and largest text of all user ids. An open batch is sealed long before that; this bounds how much
+/// memory a record of another producer can make us allocate.
 pub(super) const DECODED_BYTES_MAX: usize = 16 << 20;
 /// Most dictionary entries.
 const DICTIONARY_MAX: usize = 1 << 20;
-/// Most ranges of hashes that a batch may name: each is looked up for every producer. A lane's batch names one, and one
-/// more for every reshard within its few seconds of retries.
+/// Most ranges of hashes that a batch may name, since each is looked up for every producer. A lane's batch names one,
+/// and one more for every reshard during its few seconds of retries.
 const RANGES_MAX: usize = 1_024;
 /// zstd compression level.
 const LEVEL: i32 = 1;
@@ -54,7 +56,7 @@ const LEVEL: i32 = 1;
 /// Why a record cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// It does not start as a record of ours does.
+    /// It does not start as our records do.
     #[error("not a Votestream record")]
     NotOurs,
     /// Its format version is not known.
@@ -66,12 +68,12 @@ pub enum DecodeError {
     /// It does not decompress.
     #[error("not a zstd frame of the stated size")]
     Compression,
-    /// What was compressed is not a valid message; names the field.
+    /// The decompressed bytes are not a valid message; names the field.
     #[error("field {0} is invalid")]
     Field(&'static str),
 }
 
-/// The protobuf message inside. Field numbers are stored format: never reuse one.
+/// The protobuf message inside. Field numbers are part of the stored format: never reuse one.
 #[derive(Clone, PartialEq, Message)]
 struct VoteBatch {
     /// 16 bytes; empty in a marker.
@@ -100,24 +102,25 @@ struct VoteBatch {
     /// Per run, the difference to the run before.
     #[prost(sint64, repeated, tag = "10")]
     accepted_deltas: Vec<i64>,
-    /// Per run, the length of each user id in `user_block`; [`UUIDS_FROM`] for UUIDs; more by n for UUIDs behind the nth of
-    /// `user_prefixes`, from 1.
+    /// Per run, a number that says how its user ids are stored: the length of each one in `user_block`; or
+    /// [`UUIDS_FROM`] for UUIDs; or [`UUIDS_FROM`] + n for UUIDs after prefix number n of `user_prefixes`, counted from
+    /// 1.
     #[prost(uint32, repeated, tag = "11")]
     user_shapes: Vec<u32>,
-    /// User ids that are no UUIDs.
+    /// User ids that are not UUIDs.
     #[prost(string, tag = "12")]
     user_block: String,
-    /// Votes of each run of `accepted_deltas`; empty if all are runs of one.
+    /// Number of votes in each run of `accepted_deltas`; empty if every run has one vote.
     #[prost(uint32, repeated, tag = "13")]
     accepted_counts: Vec<u32>,
-    /// Votes of each run of `user_shapes`; empty if all are runs of one.
+    /// Number of votes in each run of `user_shapes`; empty if every run has one vote.
     #[prost(uint32, repeated, tag = "14")]
     user_counts: Vec<u32>,
     #[prost(string, repeated, tag = "15")]
     user_prefixes: Vec<String>,
 }
 
-/// Shapes from here on are UUIDs: no text is that long. Stored format.
+/// Shapes from this number on are UUIDs: no text is that long. Part of the stored format.
 pub(super) const UUIDS_FROM: u32 = USER_ID_BYTES_MAX as u32 + 1;
 
 thread_local! {
@@ -127,12 +130,12 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// A record without votes: its arrival moves the clock of an idle shard.
+/// A record without votes. Its arrival moves the clock of a shard that gets no votes.
 pub fn encode_marker() -> Bytes {
     frame(&[], &[])
 }
 
-/// The columns of a batch, wherever they stand.
+/// The columns of a batch, borrowed from wherever they are kept.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
     pub(super) id: BatchId,
@@ -147,8 +150,8 @@ pub(super) struct Columns<'a> {
     pub(super) uuids: &'a [[u8; 16]],
 }
 
-/// Writes the message field by field, straight from the columns: going through [`VoteBatch`] would copy each of them. That
-/// both write the same bytes is tested.
+/// Writes the message field by field, straight from the columns: to build a [`VoteBatch`] first would copy each of
+/// them. A test checks that both ways write the same bytes.
 pub(super) fn encode_columns(batch: Columns<'_>) -> Bytes {
     PLAIN.with_borrow_mut(|plain| {
         plain.clear();
@@ -181,7 +184,7 @@ fn write_message(batch: Columns<'_>, plain: &mut Vec<u8>) {
     write_packed(6, entry_polls.into_iter().map(u64::from), plain);
     batch.dictionary.iter().for_each(|(_, option)| write_bytes(7, option.as_bytes(), plain));
     if batch.dictionary.len() <= 0x80 {
-        // Every choice is one byte.
+        // Every choice fits into one byte.
         write_key(8, batch.choices.len(), plain);
         plain.extend(batch.choices.iter().map(|&choice| choice as u8));
     } else {
@@ -218,7 +221,7 @@ fn write_bytes(tag: u32, bytes: &[u8], plain: &mut Vec<u8>) {
     plain.extend_from_slice(bytes);
 }
 
-/// How long each run is, unless all are runs of one.
+/// Writes the length of each run, unless all lengths are 1.
 fn write_counts<T>(tag: u32, runs: &[(T, u32)], plain: &mut Vec<u8>) {
     if runs.iter().any(|(_, count)| *count != 1) {
         write_packed(tag, runs.iter().map(|(_, count)| u64::from(*count)), plain);
@@ -231,7 +234,8 @@ fn write_packed(tag: u32, values: impl ExactSizeIterator<Item = u64>, plain: &mu
         return;
     }
     encode_key(tag, WireType::LengthDelimited, plain);
-    // Nearly always one byte a value: room for that length is left, and the values move if it was wrong.
+    // Nearly always one byte per value: this leaves room for a length of that many bytes. If that was wrong, the values
+    // are moved.
     let (at, guess) = (plain.len(), values.len());
     encode_varint(guess as u64, plain);
     let start = plain.len();
@@ -246,7 +250,7 @@ fn write_packed(tag: u32, values: impl ExactSizeIterator<Item = u64>, plain: &mu
     }
 }
 
-/// Puts the header in front of a message, compressed where that pays, and the UUIDs behind it.
+/// Puts the header in front of a message, compresses it if that saves bytes, and puts the UUIDs behind it.
 fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
     let is_large = plain.len() >= COMPRESSED_FROM;
     let most = if is_large { zstd::zstd_safe::compress_bound(plain.len()) } else { plain.len() };
@@ -268,31 +272,32 @@ fn frame(plain: &[u8], uuids: &[u8]) -> Bytes {
     Bytes::from_owner(record)
 }
 
-/// Compresses into a buffer of at least zstd's bound. Returns how many bytes that took.
+/// Compresses into a buffer that has at least the size that zstd asks for. Returns the compressed size.
 fn compress(plain: &[u8], buffer: &mut [u8]) -> usize {
     COMPRESSOR.with_borrow_mut(|slot| {
-        // zstd fails only where it cannot allocate, which ends a Rust process anyway.
+        // zstd fails only if it cannot allocate, which ends a Rust process anyway.
         let compressor =
             slot.get_or_insert_with(|| zstd::bulk::Compressor::new(LEVEL).expect("zstd has memory for a context"));
         compressor.compress_to_buffer(plain, buffer).expect("the buffer is as large as zstd asks for")
     })
 }
 
-/// Memory of a record, which is used again when the record is gone: the system maps and clears new memory for each record
-/// otherwise, which takes longer than filling it.
+/// Memory of a record, used again for another one. Otherwise the system would map and clear new memory for each record,
+/// which takes longer than filling it.
 struct SpareBuffer(Vec<u8>);
 
-/// Memory that waits for its next record.
+/// Memory that waits for the next record.
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-/// Most of it, in records and in bytes of each; and what is too small to be worth it.
+/// Most buffers that wait. A smaller buffer than the lower bound is not worth keeping, and one of the upper bound or
+/// more is too large.
 const SPARE_MAX: usize = 16;
 const SPARE_BYTES: Range<usize> = 8 << 10..1 << 20;
 
 impl SpareBuffer {
-    /// Empty, with room for so many bytes.
+    /// An empty buffer with room for this many bytes.
     fn take(bytes: usize) -> Self {
         let spare = if bytes < SPARE_BYTES.start { None } else { SPARE.lock().pop() };
-        // One that is too small would have to move, with everything that was in it.
+        // A buffer that is too small would have to be moved later, with its content.
         let mut spare = spare.filter(|spare| spare.capacity() >= bytes).unwrap_or_else(|| Vec::with_capacity(bytes));
         spare.clear();
         Self(spare)
@@ -316,7 +321,7 @@ impl Drop for SpareBuffer {
     }
 }
 
-/// Format version of a record of ours that is later than what this code reads.
+/// The format version of the record, if it is one of ours and later than what this code reads.
 pub fn later_version(record: &[u8]) -> Option<u8> {
     record.strip_prefix(&MAGIC)?.first().copied().filter(|version| *version > VERSION)
 }
@@ -325,7 +330,7 @@ pub fn later_version(record: &[u8]) -> Option<u8> {
 ///
 /// # Errors
 ///
-/// If it is no record of ours, of a later version, or damaged.
+/// If it is not one of our records, has a later version, or is damaged.
 pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
     let (magic, rest) = record.split_at_checked(MAGIC.len() + 1).ok_or(DecodeError::NotOurs)?;
     if magic[..3] != MAGIC {
@@ -365,7 +370,7 @@ pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
     }
     let message = match read_plainly_written(&plain) {
         Some((message, block)) => {
-            // The ids stay where they were decompressed to.
+            // The ids stay where they were decompressed.
             plain.truncate(block.end);
             plain.drain(..block.start);
             let user_block = String::from_utf8(plain).map_err(|_| DecodeError::Field("VoteBatch"))?;
@@ -383,9 +388,9 @@ pub fn decode(record: &[u8]) -> Result<RecordBody, DecodeError> {
     batch_of(message, uuids).map(RecordBody::Batch)
 }
 
-/// Reads a message as [`write_message`] writes it, without its user ids: returns where those stand. `None` for any other
-/// message, valid or not: a general reader of protobuf handles each number by itself, which costs as much as decompressing.
-/// That both read the same is tested.
+/// Reads a message that [`write_message`] has written, except its user ids: returns where those are. `None` for any
+/// other message, valid or not. A general reader of protobuf handles each number by itself, which costs as much as
+/// decompressing. A test checks that both readers give the same.
 fn read_plainly_written(plain: &[u8]) -> Option<(VoteBatch, Range<usize>)> {
     const fn key(tag: u8, wire_type: WireType) -> u8 {
         tag << 3 | wire_type as u8
@@ -396,7 +401,7 @@ fn read_plainly_written(plain: &[u8]) -> Option<(VoteBatch, Range<usize>)> {
     while let Some((&field, after)) = rest.split_first() {
         rest = after;
         let tag = field >> 3;
-        // Fields stand in order, and once, unless they are repeated texts.
+        // Fields stand in order, and each only once unless it is a repeated text.
         if tag < before || (tag == before && !matches!(tag, 5 | 7 | 15)) {
             return None;
         }
@@ -438,7 +443,7 @@ fn read_plainly_written(plain: &[u8]) -> Option<(VoteBatch, Range<usize>)> {
 /// The numbers of a packed field.
 #[inline]
 fn read_packed<T>(mut bytes: &[u8], number: impl Fn(u64) -> T) -> Option<Vec<T>> {
-    // Nearly always one byte a number.
+    // Nearly always one byte per number.
     if bytes.iter().fold(0, |all, byte| all | byte) < 0x80 {
         return Some(bytes.iter().map(|&byte| number(byte.into())).collect());
     }
@@ -460,7 +465,7 @@ fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     }
 }
 
-/// Runs of values, with as many votes as there are; `None` if they are not.
+/// The runs of values, if their lengths add up to the number of votes; otherwise `None`.
 fn runs<'a, T: Copy>(
     values: &'a [T],
     counts: &'a [u32],
@@ -469,7 +474,7 @@ fn runs<'a, T: Copy>(
     let total = match counts {
         [] => values.len(),
         counts if counts.len() != values.len() || counts.contains(&0) => return None,
-        // More votes than there are overflow nothing.
+        // A sum that is too large does not overflow.
         counts => counts.iter().fold(0u64, |sum, &count| sum + u64::from(count)).try_into().ok()?,
     };
     let counts = counts.iter().map(|&count| count as usize).chain(std::iter::repeat(1));
@@ -494,7 +499,8 @@ fn batch_of(message: VoteBatch, uuids: &[[u8; 16]]) -> Result<Batch, DecodeError
         end.copy_from_slice(&bytes[16..]);
         HashRange { start: u128::from_be_bytes(start), end: u128::from_be_bytes(end) }
     });
-    // Such a range holds no hash. A batch that covers nothing would be remembered nowhere, and each copy of it count.
+    // Such a range holds no hash. A batch that covers no hash would not be remembered, and every copy of it would
+    // count.
     if ranges.clone().any(|range| range.start > range.end) {
         return Err(DecodeError::Field("ranges"));
     }
@@ -550,7 +556,7 @@ fn users(
             return Err(DecodeError::Field("user_prefixes"));
         }
     }
-    // Then every cut is one between characters, and every character is allowed, so that only lengths are left to check.
+    // Then every cut falls between two characters and every character is allowed, so only lengths are left to check.
     let plain = is_plain_text(block.as_bytes());
     let (mut text, mut ends) = (Vec::new(), Vec::with_capacity(votes));
     if !is_text {
@@ -563,7 +569,8 @@ fn users(
             for _ in 0..count {
                 let user = block.as_bytes().get(at..at + length).ok_or(DecodeError::Field("user_block"))?;
                 at += length;
-                // The second checks the length, the characters, and that the cut does not fall into one.
+                // `check_user_id` checks the length and the characters, and that the cut does not fall into a
+                // character.
                 if if plain { length == 0 } else { check_user_id(user).is_err() } {
                     return Err(DecodeError::Field("user_block"));
                 }
@@ -601,7 +608,7 @@ fn users(
 
 /// Whether all bytes are characters of ASCII that are not control characters.
 fn is_plain_text(bytes: &[u8]) -> bool {
-    // In chunks, each without a branch a byte.
+    // In chunks, without a branch per byte in each.
     bytes.chunks(256).all(|chunk| chunk.iter().fold(true, |all, byte| all & (0x20..0x7f).contains(byte)))
 }
 
@@ -692,7 +699,7 @@ mod tests {
                 let at = at.index(plain.len());
                 plain[at] = byte;
             }
-            // What the quick reader leaves to the general one is not compared.
+            // Messages that the fast reader leaves to the general one are not compared.
             if let Some((message, block)) = read_plainly_written(&plain) {
                 let quick = String::from_utf8(plain[block].to_vec()).ok();
                 let quick = quick.map(|user_block| VoteBatch { user_block, ..message });

@@ -1,7 +1,7 @@
-//! A batch that is still taking votes: its columns as they are stored, and each vote's hash.
+//! A batch that still takes votes: its columns as they are stored, and each vote's hash.
 //!
-//! Appending copies the user id into one block and pushes a few numbers; no vote has an allocation of its own. A UUID goes
-//! in as its 16 bytes.
+//! Appending copies the user id into one block and pushes a few numbers; no vote needs its own allocation. A UUID is
+//! kept as its 16 bytes.
 
 use std::sync::Arc;
 
@@ -15,22 +15,23 @@ use super::{
 };
 use crate::{HashRanges, PollId, Timestamp, UserId, model::user_id::PREFIX_BYTES_MAX};
 
-/// Votes on their way into one record.
+/// Votes that will become one record.
 #[derive(Clone, Debug, Default)]
 pub struct OpenBatch {
     dictionary: Vec<(PollId, Arc<str>)>,
-    /// What the dictionary takes in the record, about.
+    /// About how many bytes the dictionary takes in the record.
     dictionary_bytes: usize,
-    /// Entries by the addresses of poll and option, once there are many. An entry keeps both alive, so that no other text has
-    /// its address.
+    /// Entries by the addresses of poll and option, once there are many. An entry keeps both alive, so no other text
+    /// can get its address.
     by_address: FxHashMap<(usize, usize), u32>,
     choices: Vec<u32>,
     accepted_at: Runs<Timestamp>,
-    /// Per vote, the length of a text; [`UUIDS_FROM`] for a UUID; more by n for one behind the nth prefix, from 1.
+    /// Per vote: the length of a text; or [`UUIDS_FROM`] for a UUID; or [`UUIDS_FROM`] + n for a UUID after prefix
+    /// number n, counted from 1.
     shapes: Runs<u32>,
-    /// What stands before UUIDs, if anything does.
+    /// The texts that stand before UUIDs.
     prefixes: Vec<Box<str>>,
-    /// User ids that are no UUIDs, one after the other.
+    /// User ids that are not UUIDs, one after the other.
     text: String,
     uuids: Vec<[u8; 16]>,
     hashes: Vec<u128>,
@@ -49,13 +50,13 @@ pub struct OpenVote<'a> {
     pub accepted_at: Timestamp,
 }
 
-/// What a vote adds to the size of a batch beside its user id: choice, and its share of the runs.
+/// What a vote adds to the size of a batch besides its user id: its choice, and its part of the runs.
 const VOTE_OVERHEAD_BYTES: usize = 8;
-/// What a dictionary entry takes beside the ids: their lengths, and the number of its poll.
+/// What a dictionary entry takes besides the ids: their lengths, and the number of its poll.
 const ENTRY_OVERHEAD_BYTES: usize = 8;
-/// Up to this many entries, looking at each is faster than a map.
+/// Up to this many entries, a look at each one is faster than a map.
 const ENTRIES_SCANNED_MAX: usize = 8;
-/// Most prefixes of a batch: beyond, ids are kept as text.
+/// Most prefixes of a batch. When there are more, ids are kept as text.
 const PREFIXES_MAX: usize = 16;
 
 fn address<T: ?Sized>(text: &T) -> usize {
@@ -63,10 +64,10 @@ fn address<T: ?Sized>(text: &T) -> usize {
 }
 
 impl OpenBatch {
-    /// Index of (poll, option) in the dictionary, added if it is new.
+    /// Index of (poll, option) in the dictionary. Adds it if it is new.
     #[inline]
     pub fn entry(&mut self, poll: &PollId, option: &Arc<str>) -> u32 {
-        // By address first: votes of one poll name its options by the same pointers, and comparing text costs more.
+        // By address first: votes for one poll name its options by the same pointers, and comparing text costs more.
         let known = if self.dictionary.len() <= ENTRIES_SCANNED_MAX {
             let same =
                 |(p, o): &(PollId, Arc<str>)| Arc::ptr_eq(o, option) && address(p.as_str()) == address(poll.as_str());
@@ -82,8 +83,8 @@ impl OpenBatch {
 
     #[cold]
     fn entry_by_text(&mut self, poll: &PollId, option: &Arc<str>) -> u32 {
-        // Another definition of the same poll has other addresses. Searching all of a large dictionary for that would cost
-        // every new entry more than a second entry of the same text does.
+        // Another definition of the same poll has other addresses. If the dictionary is large, a search of all its text
+        // would cost more for every new entry than a second entry with the same text does.
         let known = match self.dictionary.len() {
             0..=ENTRIES_SCANNED_MAX => self.dictionary.iter().position(|(p, o)| o == option && p == poll),
             _ => None,
@@ -92,7 +93,7 @@ impl OpenBatch {
             self.dictionary.push((poll.clone(), option.clone()));
             self.dictionary_bytes += poll.as_str().len() + option.len() + ENTRY_OVERHEAD_BYTES;
             let count = self.dictionary.len();
-            // All of them, once they are looked up there.
+            // The first time, all entries go into the map.
             let first = if count == ENTRIES_SCANNED_MAX + 1 { 0 } else { count - 1 };
             if count > ENTRIES_SCANNED_MAX {
                 for (entry, (p, o)) in self.dictionary.iter().enumerate().skip(first) {
@@ -127,7 +128,7 @@ impl OpenBatch {
         self.text.push_str(text);
     }
 
-    /// Number of a prefix, added if it is new; `None` if there is no place for it.
+    /// Number of a prefix. Adds it if it is new; `None` if there is no room for it.
     #[inline]
     fn prefix(&mut self, prefix: &str) -> Option<u32> {
         if prefix.is_empty() {

@@ -1,8 +1,8 @@
-//! Values of a column, equal neighbours together.
+//! Values of a column; equal neighbours are stored together.
 //!
 //! Must never know what the values are.
 
-/// Values in their order, each with the number of times that it stands there in a row.
+/// Values in their order, each with the number of times that it occurs in a row.
 #[derive(Clone, Debug)]
 pub(super) struct Runs<T>(Vec<(T, u32)>);
 
@@ -30,7 +30,7 @@ impl<T: Copy + PartialEq> Runs<T> {
         &self.0
     }
 
-    /// Every value, as often as it stands there.
+    /// Every value, as often as it occurs.
     pub(super) fn each(&self) -> impl Iterator<Item = T> {
         self.0.iter().flat_map(|&(value, count)| std::iter::repeat_n(value, count as usize))
     }

@@ -1,7 +1,7 @@
 //! Aggregates of the Kinesis Producer Library: F3 89 9A C2, a protobuf message, and the MD5 digest of that message.
 //!
-//! The message is read in place, field by field: a generated type would allocate many times the size of the record, which
-//! somebody else chose. Field numbers are those of the library's `aggregation-format.md`.
+//! The message is read in place, field by field: a generated type would allocate many times the size of the record, and
+//! somebody else decides that size. Field numbers are those of the library's `aggregation-format.md`.
 
 use md5::{Digest, Md5};
 
@@ -21,8 +21,8 @@ pub fn key_hash(partition_key: &[u8]) -> u128 {
 ///
 /// # Errors
 ///
-/// If it is damaged. A part that is no JSON vote, or names a key that is not in the tables, is marked as unreadable, and
-/// keeps its index.
+/// If it is damaged. A part that is not a JSON vote, or names a key that is not in the tables, is marked as unreadable
+/// and keeps its index.
 pub fn decode(record: &[u8]) -> Result<ForeignVotes, DecodeError> {
     let body = record.strip_prefix(&MAGIC).ok_or(DecodeError::Aggregate("magic"))?;
     let (message, digest) = body.split_last_chunk::<DIGEST_BYTES>().ok_or(DecodeError::Digest)?;
@@ -30,8 +30,8 @@ pub fn decode(record: &[u8]) -> Result<ForeignVotes, DecodeError> {
         return Err(DecodeError::Digest);
     }
 
-    // The tables may come after the records that refer to them. Keys are hashed as they come, each once: many records may
-    // share one long key.
+    // The tables may come after the records that refer to them. Each key is hashed once, when it is read: many records
+    // may share one long key.
     let (mut partition_keys, mut explicit_keys, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     let mut fields = Fields(message);
     while let Some((number, value)) = fields.next("AggregatedRecord")? {
@@ -53,7 +53,7 @@ pub fn decode(record: &[u8]) -> Result<ForeignVotes, DecodeError> {
             (Ok(_), None) => Err(DecodeError::Aggregate("key index")),
             (Err(error), _) => Err(error.clone()),
         };
-        // Where it stands in the aggregate stays the index of every other vote.
+        // A part that cannot be read keeps its place, so that the other votes keep their indices.
         builder.push(vote).ok();
         builder.votes.hashes.push(hash.unwrap_or(0));
     }
@@ -90,17 +90,17 @@ impl<'a> Part<'a> {
                 (2, Value::Number(index)) => part.explicit_key = Some(index),
                 (3, Value::Bytes(data)) => part.data = data,
                 (1..=3, _) => return Err(DecodeError::Aggregate("Record")),
-                // Tags, which only producers use.
+                // Tags; only producers use them.
                 _ => {}
             }
         }
         Ok(part)
     }
 
-    /// The hash by which it was routed; `None` if it names a key that is not there.
+    /// The hash by which it was routed; `None` if it names a key that is not in the tables.
     fn hash(&self, partition_keys: &[u128], explicit_keys: &[Option<u128>]) -> Option<u128> {
         let at = |index: u64| usize::try_from(index).ok();
-        // Required, even where the other one decides.
+        // The partition key is required, even if the explicit hash key decides.
         let routed = partition_keys.get(at(self.partition_key?)?).copied();
         match self.explicit_key {
             Some(index) => routed.and(*explicit_keys.get(at(index)?)?),
@@ -114,7 +114,7 @@ impl<'a> Part<'a> {
 enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
-    /// A fixed number, which no field of ours is.
+    /// A number of fixed size. None of the fields that we read has this type.
     Fixed,
 }
 

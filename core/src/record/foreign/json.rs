@@ -47,11 +47,11 @@ impl<'a> JsonVote<'a> {
     }
 }
 
-/// A JSON value that should be an id: a string or a whole number. A value of another type is read, so that the error can
-/// name its field.
+/// A JSON value that should be an id: a string or a whole number. A value of another type is accepted here, so that the
+/// error can name its field.
 ///
-/// Numbers with a fraction or exponent are no ids, and neither are those that take more than 64 bits: they would be
-/// rounded, and two users become one.
+/// Numbers with a fraction or an exponent are not ids, and neither are numbers that need more than 64 bits: they would
+/// be rounded, and two users could become one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JsonText<'a> {
     /// An id.
@@ -165,7 +165,7 @@ mod tests {
             (r#"{"cognitoid":"u"}"#, Missing("voteid")),
             (r#"{"cognitoid":"u","voteid":"p","option":null}"#, Missing("option")),
             (r#"{"cognitoid":1.0,"voteid":"p","option":"x"}"#, Type("cognitoid")),
-            // Rounded, it would be another user's number as well.
+            // If it were rounded, it would be another user's number as well.
             (r#"{"cognitoid":18446744073709551616,"voteid":"p","option":"x"}"#, Type("cognitoid")),
             (r#"{"cognitoid":"u","voteid":[["p"]],"option":"x"}"#, Type("voteid")),
             (r#"{"cognitoid":"u","voteid":{"a":{}},"option":"x"}"#, Type("voteid")),
