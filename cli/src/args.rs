@@ -1,6 +1,6 @@
 //! The command line: every command, flag and default.
 //!
-//! Owns the outward contract of the command line. Must never do anything: parsing and checking of single values only.
+//! Owns the public contract of the command line. Must never do anything except parse and check single values.
 
 mod time;
 
@@ -21,10 +21,10 @@ Exit codes:
   2  usage: wrong arguments, or a file that cannot be read
   3  a service cannot be reached, or a call failed
   128 + N  signal N ended the command before it was done: 130 ctrl-c, 143 SIGTERM, 129 SIGHUP
-`up` is done once a signal has stopped it and every vote is answered: 0. A second signal stops every command at once. A reader
-of the output that leaves, such as `head`, ends nothing but the output.";
+`up` is done, with exit code 0, once a signal has stopped it and every vote is answered. A second signal stops every
+command at once. If the reader of the output leaves, such as `head`, only the output ends.";
 
-/// Counts votes: runs the stack on one machine, and talks to a running one.
+/// Counts votes: runs the stack on one machine, and sends commands to a running one.
 #[derive(Debug, Parser)]
 #[command(name = "votestream", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
 pub(crate) struct Cli {
@@ -62,7 +62,7 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the whole stack on this machine, durable in a directory.
+    /// Run the whole stack on this machine, stored in a directory.
     Up(UpArgs),
     /// Show the whole stack at work: cast votes, close, and prove that the final result is exact.
     Demo(DemoArgs),
@@ -73,17 +73,17 @@ pub(crate) enum Command {
     Cast(CastArgs),
     /// Show the results of a poll.
     Results(ResultsArgs),
-    /// Copy a data directory as of now, while a stack runs on it or while none does. The copy is a data directory like any
-    /// other; every vote that was acknowledged before is in it.
+    /// Copy a data directory as it is now, whether a stack runs on it or not. The copy is an ordinary data directory;
+    /// every vote that was acknowledged before is in it.
     Backup(BackupArgs),
-    /// Count the stored votes anew and compare them with the tallies; exit code 1 if they differ.
+    /// Count the stored votes again and compare them with the tallies; exit code 1 if they differ.
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
     Load(LoadArgs),
-    /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Asks nobody.
+    /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
     Plan(PlanArgs),
-    /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build with
-    /// `--features dev-aws`.
+    /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build
+    /// with `--features dev-aws`.
     DevAws(DevAwsArgs),
 }
 
@@ -120,31 +120,33 @@ pub(crate) struct UpArgs {
     /// Web pages that may call, with commas between, such as https://vote.example; * for all [default: none].
     #[arg(long, value_name = "ORIGINS", default_value = "", hide_default_value = true)]
     pub(crate) cors_allow_origins: CorsOrigins,
-    /// Go on with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if the clock
-    /// was ahead when they were stored and is right now: time runs a tenth slower until then.
+    /// Continue with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if
+    /// the clock was ahead when they were stored and is right now: time runs a tenth slower until the clock has caught
+    /// up.
     #[arg(long)]
     pub(crate) continue_from_log_time: bool,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
 }
 
-/// What clients may have open, over both addresses.
+/// Limits on what clients may have open, over both addresses.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct LimitArgs {
-    /// Most connections at a time; 0 for as many as the descriptor limit allows. One more closes the one that has been without a
-    /// call longest.
+    /// Most connections at a time; 0 for as many as the descriptor limit allows. A further one closes the one that has
+    /// been without a call longest.
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections_max)]
     connections_max: u32,
-    /// Most connections at a time from one address, or one /64 of IPv6; 0 for no such limit.
+    /// Most connections at a time from one address, or one /64 of IPv6; 0 for no such limit, since whole countries can
+    /// sit behind one address.
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections_per_address_max)]
     connections_per_address_max: u32,
     /// How long a new connection may take until the head of its first request is complete.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_wait)]
     first_request_timeout: Duration,
-    /// How long the message of a call that takes one may take to arrive.
+    /// How long the message of a call with a single message may take to arrive.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_wait)]
     message_timeout: Duration,
-    /// How long a connection may be without a call.
+    /// How long a connection may be without a call; must be longer than the idle time-out of a load balancer.
     #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = parse_wait)]
     idle_timeout: Duration,
     /// How long an answer may wait for its client to take more of it.
@@ -153,7 +155,8 @@ pub(crate) struct LimitArgs {
     /// Bytes of answers that wait for their clients; above it, the connection that has stood still longest is closed.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().answer_bytes_max)]
     answer_bytes_max: u64,
-    /// Memory for requests that were received and not yet read; above it, the connection that has stood still longest is closed.
+    /// Memory for requests that were received and not yet read; above it, the connection that has stood still longest
+    /// is closed.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().request_bytes_max)]
     request_bytes_max: u64,
 }
@@ -178,12 +181,12 @@ pub(crate) struct BackupArgs {
     /// Where the copy goes: a directory that is empty or not there yet.
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
-    /// What is copied [default: as of `up`]
+    /// Directory to copy [default: as of `up`]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 }
 
-/// More shards than this cost one machine more than they bring.
+/// With more shards than this, one machine loses more than it gains.
 const SHARDS_MAX: i64 = 256;
 
 #[derive(Args, Debug)]
@@ -191,20 +194,20 @@ pub(crate) struct DemoArgs {
     /// Votes to cast.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=VOTES_MAX))]
     pub(crate) votes: u64,
-    /// Users who cast them; with fewer users than votes, some change their minds. At most one a vote.
+    /// Users who cast them; with fewer users than votes, some users change their votes. At most one user for each vote.
     #[arg(long, value_name = "M", default_value_t = 600_000, value_parser = clap::value_parser!(u64).range(1..=DEMO_VOTERS_MAX))]
     pub(crate) voters: u64,
     /// Shards of the stream.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
     pub(crate) shards: u32,
-    /// Other votes for each seed, the same votes for the same seed.
+    /// Seed of the votes: another seed gives other votes, the same seed gives the same ones.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub(crate) seed: u64,
 }
 
 /// A run of more votes than this is a mistake.
 const VOTES_MAX: u64 = 10_000_000_000;
-/// The demo's own model holds two bytes a voter.
+/// The demo's own model needs two bytes per voter.
 const DEMO_VOTERS_MAX: u64 = 1_000_000_000;
 
 #[derive(Debug, Subcommand)]
@@ -229,13 +232,13 @@ pub(crate) enum PollCommand {
 
 #[derive(Args, Debug)]
 pub(crate) struct PollCreateArgs {
-    /// Id of the poll: letters, digits and "-", "_", ".", "~", and not "." or ".." alone.
+    /// Id of the poll: letters, digits and "-", "_", ".", "~", but not "." or ".." alone.
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) id: String,
     /// Title for people.
     #[arg(long, default_value = "", allow_negative_numbers = true)]
     pub(crate) title: String,
-    /// Id of an option; once for each option. No two may look alike.
+    /// Id of an option; give it once for each option. No two may look alike.
     #[arg(long = "option", value_name = "ID", required = true, allow_negative_numbers = true)]
     pub(crate) options: Vec<String>,
     /// When voting starts [default: now]
@@ -250,10 +253,11 @@ pub(crate) struct PollCreateArgs {
         conflicts_with = "closes_in"
     )]
     pub(crate) closes_at: Option<jiff::Timestamp>,
-    /// How long from now voting ends, such as 90s, 15m, 1h30m, 2d or 1w; a day has 24 hours.
+    /// How long from now voting goes on, such as 90s, 15m, 1h30m, 2d or 1w; a day has 24 hours.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) closes_in: Option<Duration>,
-    /// Expected peak in votes per second, which sizes how the votes are spread over the store [default: 1000]
+    /// Expected peak in votes per second; it decides over how many partitions of the store the votes are spread
+    /// [default: 1000]
     #[arg(long, value_name = "VOTES_PER_SECOND", default_value_t = 0, hide_default_value = true)]
     pub(crate) expected_peak: u64,
     /// Where the votes come from.
@@ -280,12 +284,12 @@ pub(crate) struct CastArgs {
     /// Option that the user chooses.
     #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
     pub(crate) option: Option<String>,
-    /// Cast the votes of a file, - for stdin: CSV `poll_id,user_id,option_id` in UTF-8, or one JSON object of the same fields a
-    /// line. CSV may have a header, quotes, and tabs or semicolons instead of commas; blanks around a field that is not
-    /// quoted are not part of it.
+    /// Cast the votes of a file, - for stdin: CSV `poll_id,user_id,option_id` in UTF-8, or one JSON object with the
+    /// same fields per line. CSV may have a header, quotes, and tabs or semicolons instead of commas; blanks around a
+    /// field are ignored unless they are inside quotes.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["poll", "user", "option"])]
     pub(crate) file: Option<PathBuf>,
-    /// Start at this line of the file, to go on after an interruption.
+    /// Start at this line of the file, to continue after an interruption.
     #[arg(long, value_name = "LINE", default_value_t = 1, requires = "file", hide_default_value = true)]
     pub(crate) from_line: u64,
 }
@@ -295,10 +299,10 @@ pub(crate) struct ResultsArgs {
     /// Id of the poll.
     #[arg(value_name = "POLL", allow_negative_numbers = true)]
     pub(crate) poll: String,
-    /// Show the results as they change, until they are final. With --json one object a line.
+    /// Show the results as they change, until they are final. With --json, one object per line.
     #[arg(long, conflicts_with = "is_final")]
     pub(crate) watch: bool,
-    /// Show the final result; exit code 1 while there is none.
+    /// Show the final result; exit code 1 if there is none yet.
     #[arg(long = "final", id = "is_final")]
     pub(crate) is_final: bool,
     /// Wait until the result is final.
@@ -324,7 +328,7 @@ pub(crate) struct LoadArgs {
     /// Votes to cast.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=VOTES_MAX))]
     pub(crate) votes: u64,
-    /// Votes per second over all connections; 0 is as fast as they are taken.
+    /// Votes per second over all connections; 0 for as fast as the service takes them.
     #[arg(long, value_name = "R", default_value_t = 0)]
     pub(crate) rate: u64,
     /// Connections, with one stream each.
@@ -336,17 +340,17 @@ pub(crate) struct LoadArgs {
     /// Share of the votes that replace an earlier vote of the same user, from 0 to 1.
     #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_share)]
     pub(crate) revote_share: f64,
-    /// Users who vote, instead of a share of re-votes.
+    /// Number of users who vote, instead of a share of re-votes.
     #[arg(long, value_name = "M", conflicts_with = "revote_share", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) voters: Option<u64>,
-    /// Other users and votes for each seed, the same for the same seed.
+    /// Seed of the users and votes: another seed gives other ones, the same seed gives the same ones.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub(crate) seed: u64,
 }
 
-/// Each connection costs the server its windows.
+/// For each connection the server needs memory for its flow-control windows.
 const CONNECTIONS_MAX: i64 = 1_024;
-/// Keeps a message of 36-character user ids well below the largest that the service takes.
+/// Keeps a message of 36-character user ids well below the largest message that the service takes.
 const VOTES_PER_MESSAGE_MAX: i64 = 10_000;
 
 #[derive(Args, Debug)]
@@ -363,18 +367,18 @@ pub(crate) struct PlanArgs {
     /// Share of the votes that replace an earlier vote of the same user, from 0 to 0.99.
     #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_share)]
     pub(crate) revote_share: f64,
-    /// Most write units a second that votes may cost, over all persist tasks [default: no limit]
+    /// Most write units per second that may be spent on votes, over all persist tasks [default: no limit]
     #[arg(long, value_name = "N")]
     pub(crate) write_units_per_second: Option<u32>,
     /// How votes reach the ingest service.
     #[arg(long, value_enum, default_value_t = Clients::Direct)]
     pub(crate) clients: Clients,
-    /// How long the stack is up and paid for.
+    /// How long the stack runs and is paid for.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
     pub(crate) up_for: Duration,
 }
 
-/// Waits of connections, as the services take them.
+/// Time-outs of connections, in the range that the services accept.
 fn parse_wait(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         wait if (Duration::from_secs(1)..=Duration::from_secs(3_600)).contains(&wait) => Ok(wait),

@@ -1,22 +1,22 @@
-//! Results as bars, in place on a terminal.
+//! Results as bars, which are drawn again in the same place on a terminal.
 //!
-//! Owns how results look to people. Must never run past the terminal's width (a wrapped line breaks the redrawing), nor cut a
-//! number to fit, nor print a control character that came with a title.
+//! Owns how results look to people. Must never write beyond the terminal's width (a wrapped line breaks the redrawing),
+//! never cut a number to fit, and never print a control character from a title.
 
 use console::{Alignment, Term, measure_text_width, pad_str};
 use indicatif::HumanCount;
 
 use crate::{failure::Failure, output};
 
-/// Columns of a bar at the most; more are no easier to read.
+/// Most columns of a bar; more are no easier to read.
 const BAR_COLUMNS_MAX: usize = 40;
-/// Columns of a bar at the least; fewer show nothing.
+/// Fewest columns of a bar; fewer show nothing.
 const BAR_COLUMNS_MIN: usize = 4;
-/// Columns of a label at the most, unless there is room enough.
+/// Most columns of a label, unless there is room for more.
 const LABEL_COLUMNS_MAX: usize = 30;
-/// Columns of a label at the least, before the blanks between the columns are given up.
+/// Fewest columns of a label, before the blanks between the columns are removed.
 const LABEL_COLUMNS_MIN: usize = 8;
-/// Options that are drawn at the most; the rest is summed up in one line.
+/// Most options that are drawn; one line sums up the others.
 const ROWS_MAX: usize = 20;
 /// Columns of "100.0 %".
 const PERCENT_COLUMNS: usize = 7;
@@ -37,20 +37,21 @@ pub(crate) struct Row {
     pub(crate) count: u64,
 }
 
-/// A heading, the options, and a sentence about all of them. The heading is shortened, the sentence wrapped.
+/// A heading, the options, and a sentence about all of them. If there is little room, the heading is shortened and the
+/// sentence is wrapped.
 pub(crate) fn page(heading: &str, kind: &str, rows: &[Row], total: &str, size: Size) -> Vec<String> {
     let room = size.columns.saturating_sub(measure_text_width(kind));
     let mut lines = vec![format!("{}{kind}", shorten(heading, room))];
     let total = wrap(total, size.columns);
-    // The line about the rest may take its row, too.
+    // The line about the other options may take a row, too.
     let rows_max = size.rows.saturating_sub(lines.len() + total.len() + 1).clamp(1, ROWS_MAX);
     lines.extend(render(rows, rows_max, size.columns));
     lines.extend(total);
     lines
 }
 
-/// One line for each row: label, bar, count, share. Where there is little room the bar goes first, then the label is shortened,
-/// then the blanks between the columns, and at last the label has a line of its own.
+/// One line for each row: label, bar, count, share. If there is little room, the bar is left out first, then the label
+/// is shortened, then the blanks between the columns are reduced, and at last the label gets its own line.
 fn render(rows: &[Row], rows_max: usize, columns: usize) -> Vec<String> {
     let total: u64 = rows.iter().fold(0, |sum, row| sum.saturating_add(row.count));
     let most = rows.iter().map(|row| row.count).max().unwrap_or(0);
@@ -76,12 +77,12 @@ fn render(rows: &[Row], rows_max: usize, columns: usize) -> Vec<String> {
 /// How wide each part of a row is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
-    /// 0 if the label has a line of its own.
+    /// 0 if the label has its own line.
     label: usize,
     /// 0 if there is no bar.
     bar: usize,
     count: usize,
-    /// Between the columns.
+    /// Number of blanks between the columns.
     blanks: usize,
     columns: usize,
 }
@@ -91,11 +92,11 @@ impl Layout {
         let wide = columns.saturating_sub(count + PERCENT_COLUMNS + 4);
         if wide < longest.min(LABEL_COLUMNS_MIN) {
             let label = columns.saturating_sub(count + PERCENT_COLUMNS + 2);
-            // A single column would show no more than that something is left out.
+            // One column would only show "…".
             let label = if label < 2 { 0 } else { label.min(longest) };
             return Self { label, bar: 0, count, blanks: 1, columns };
         }
-        // A third of the room is the bar's, if the label needs the rest.
+        // The bar gets a third of the room if the label needs the rest.
         let label = longest.min(LABEL_COLUMNS_MAX).min((wide * 2 / 3).max(LABEL_COLUMNS_MIN));
         let bar = wide.saturating_sub(label + 2).min(BAR_COLUMNS_MAX);
         if bar < BAR_COLUMNS_MIN {
@@ -120,7 +121,8 @@ impl Layout {
     }
 }
 
-/// A text of so many columns at the most. What is shortened ends with "…", and never within a character of several code points.
+/// The text in at most this many columns. A shortened text ends with "…", and is never cut within a character of
+/// several code points.
 pub(crate) fn shorten(text: &str, columns: usize) -> String {
     if measure_text_width(text) <= columns {
         return text.to_owned();
@@ -129,7 +131,7 @@ pub(crate) fn shorten(text: &str, columns: usize) -> String {
     let mut end = 0;
     let mut before = '\0';
     for (at, c) in text.char_indices() {
-        // A mark, a variation selector and what follows a joiner belong to the character before.
+        // A mark, a variation selector, and what comes after a joiner belong to the character before.
         let continues = before == '\u{200d}' || measure_text_width(c.encode_utf8(&mut [0; 4])) == 0;
         before = c;
         if continues {
@@ -143,7 +145,7 @@ pub(crate) fn shorten(text: &str, columns: usize) -> String {
     format!("{}…", &text[..end])
 }
 
-/// Words in lines of so many columns at the most. A word that is wider has a line of its own.
+/// The words in lines of at most this many columns. A word that is wider gets its own line.
 fn wrap(text: &str, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
@@ -174,12 +176,12 @@ fn percent(count: u64, total: u64) -> f64 {
 #[derive(Debug)]
 pub(crate) struct Canvas {
     term: Term,
-    /// Widths of the lines that were drawn last.
+    /// Widths of the lines that were drawn last time.
     drawn: Vec<usize>,
 }
 
 impl Canvas {
-    /// On this terminal.
+    /// A canvas on this terminal.
     pub(crate) fn new(term: Term) -> Self {
         Self { term, drawn: Vec::new() }
     }
@@ -189,7 +191,8 @@ impl Canvas {
         output::can_redraw(&self.term)
     }
 
-    /// The room for what is drawn: without the last column, behind which some terminals wrap, and without the row of the cursor.
+    /// The room for the lines: without the last column, after which some terminals wrap, and without the row of the
+    /// cursor.
     pub(crate) fn size(&self) -> Size {
         let (rows, columns) = self.term.size();
         Size { columns: usize::from(columns).saturating_sub(1), rows: usize::from(rows).saturating_sub(1) }
@@ -207,7 +210,8 @@ impl Canvas {
     }
 }
 
-/// Rows that lines of these widths take in a window of so many columns, which may have become narrower since they were drawn.
+/// Number of rows that lines of these widths take in a window of this many columns. The window may be narrower now than
+/// when they were drawn.
 fn rows_taken(widths: &[usize], columns: usize) -> usize {
     widths.iter().map(|width| width.div_ceil(columns.max(1)).max(1)).sum()
 }
@@ -257,7 +261,7 @@ mod tests {
                     Size { columns, rows: 100 },
                 );
                 for line in &lines {
-                    // More digits than columns cannot be helped.
+                    // A number with more digits than columns does not fit.
                     assert!(measure_text_width(line) <= columns || counts[0] == u64::MAX / 4, "{columns}: {line}");
                     assert!(!line.contains('\x1b'));
                 }

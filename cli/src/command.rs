@@ -1,7 +1,7 @@
 //! The commands, one module each.
 //!
-//! Owns the dispatch, and how a signal ends a command that has nothing to finish. Must never hold what two commands share; that
-//! has modules of its own beside this one.
+//! Owns the dispatch, and how a signal ends a command that has nothing to finish. Must never hold code that two
+//! commands share; that is in the modules beside this one.
 
 mod audit;
 mod backup;
@@ -46,7 +46,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
     }
 }
 
-/// Runs a command that leaves nothing behind wherever it ends.
+/// Runs a command that may end at any point without leaving anything behind.
 async fn unless_told_to_stop(signals: &mut Signals, command: impl Future<Output = Outcome>) -> Outcome {
     tokio::select! {
         outcome = command => outcome,

@@ -1,7 +1,7 @@
 //! Connections to the services that the command line names.
 //!
-//! Owns which settings of the client the command has. Must never retry by itself: whoever types a command sees at once that a
-//! service is not there.
+//! Owns which settings of the client the command uses. Must never retry by itself: people who type a command must see
+//! at once that a service is not there.
 
 use votestream_client::{Client, ClientBuilder, IngestClient, ResultsClient, Retry};
 
@@ -17,7 +17,7 @@ impl Global {
         self.services().connect_ingest().await.map_err(Failure::connecting)
     }
 
-    /// A new connection to the results and the poll service.
+    /// A new connection to the results and poll service.
     pub(crate) async fn connect_results(&self) -> Result<ResultsClient, Failure> {
         self.services().connect_results().await.map_err(Failure::connecting)
     }

@@ -1,7 +1,8 @@
-//! What a running stack can be asked by whoever may write into its data directory: to copy that directory.
+//! Requests to a running stack, from anybody who may write to its data directory. The only one is to copy that
+//! directory.
 //!
-//! Owns the socket `control` in the data directory, and both ends of the talk over it: one line of JSON each way. Must never
-//! listen anywhere else: the permissions of the directory say who may ask.
+//! Owns the socket `control` in the data directory, and both ends of its protocol: one line of JSON in each direction.
+//! Must never listen anywhere else: the permissions of the directory say who may send requests.
 
 use std::{
     fs::File,
@@ -22,22 +23,22 @@ use votestream_embedded::Backups;
 
 /// Name of the socket.
 const SOCKET: &str = "control";
-/// Longest line, either way.
+/// Longest line, in either direction, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// How long a request may take to arrive.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
-/// Longest path of a socket that every system takes.
+/// Longest path of a socket that all systems support, in bytes.
 const SOCKET_PATH_MAX: usize = 100;
 
-/// What is asked.
+/// A request.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Request {
-    /// To copy the data directory to this absolute path.
+    /// Copy the data directory to this absolute path.
     Backup(PathBuf),
 }
 
-/// What is answered.
+/// The answer to a request.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Response {
@@ -45,7 +46,7 @@ enum Response {
     Failed(String),
 }
 
-/// A path to the socket that is short enough, for as long as the directory is open.
+/// A path to the socket that is short enough. It is valid as long as the directory is open.
 struct SocketPath {
     path: PathBuf,
     _directory: Option<File>,
@@ -63,18 +64,18 @@ impl SocketPath {
     }
 }
 
-/// Listens as long as it lives.
+/// Listens until it is dropped.
 pub(crate) struct Control {
     task: JoinHandle<()>,
     socket: PathBuf,
 }
 
 impl Control {
-    /// Listens in a data directory that this process has open. `None`, and a line in the log, where the file system has no
-    /// sockets: then a backup needs the stack to be stopped.
+    /// Listens in a data directory that this process has open. Where the file system has no sockets, it logs a warning
+    /// and returns `None`: then the stack must be stopped for a backup.
     pub(crate) fn listen(directory: &Path, backups: Backups) -> Option<Self> {
         let socket = directory.join(SOCKET);
-        // One that a process has left that was killed: the lock on the directory says that it is gone.
+        // A socket may be left from a killed process: the lock on the directory shows that that process is gone.
         let bound = SocketPath::new(directory).and_then(|short| {
             match std::fs::remove_file(&short.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -99,7 +100,7 @@ impl Drop for Control {
     }
 }
 
-/// One request after the other: two copies at a time would take twice as long each.
+/// Answers one request after the other: with two copies at a time, each would take twice as long.
 async fn serve(listener: UnixListener, backups: Backups) {
     loop {
         let served = match listener.accept().await {
@@ -121,7 +122,7 @@ async fn answer(mut stream: UnixStream, backups: &Backups) -> io::Result<()> {
     let response = match copied {
         Ok(Ok(())) => Response::Done,
         Ok(Err(error)) => Response::Failed(error.to_string()),
-        Err(error) => Response::Failed(format!("the copy broke: {error}")),
+        Err(error) => Response::Failed(format!("the copy failed: {error}")),
     };
     write_line(&mut stream, &response).await
 }
@@ -141,13 +142,13 @@ async fn write_line(stream: &mut UnixStream, line: &impl Serialize) -> io::Resul
 /// Why a running stack made no copy.
 #[derive(Debug)]
 pub(crate) enum AskError {
-    /// Nobody listens.
+    /// No stack listens.
     NotRunning,
-    /// The stack could not, or its answer did not come.
+    /// The stack could not make the copy, or its answer did not come.
     Failed(String),
 }
 
-/// Asks the stack that has a data directory open to copy it.
+/// Asks the stack that has this data directory open to copy it.
 pub(crate) async fn ask_for_backup(directory: &Path, to: &Path) -> Result<(), AskError> {
     let failed = |error: io::Error| AskError::Failed(format!("the running stack did not answer: {error}"));
     let Ok(short) = SocketPath::new(directory) else { return Err(AskError::NotRunning) };

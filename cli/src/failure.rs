@@ -1,7 +1,7 @@
 //! How commands end: the answer, or why there is none, and the exit codes for both.
 //!
-//! Owns the exit codes, which are outward contract, and the wording of failed calls. Must never print a backtrace, nor more
-//! lines than somebody needs who has to decide what to do.
+//! Owns the exit codes, which are public contract, and the wording of failed calls. Must never print a backtrace, nor
+//! more lines than people need to decide what to do.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use votestream_server::http::name_of;
 
 use crate::output;
 
-/// What a command that ran found out.
+/// The answer of a command that ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// Exit code 0.
@@ -37,14 +37,15 @@ impl From<Answer> for ExitCode {
     }
 }
 
-/// Why a command could not find out.
+/// Why a command has no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// Exit code 2, as clap's: the arguments, or the files that they name, are wrong.
     Usage(String),
     /// Exit code 3: a service cannot be reached, a call failed, the stack broke.
     Failed(String),
-    /// Exit code 128 and the signal's number: it came before the work was done. The command has said what that means.
+    /// Exit code 128 plus the signal's number: the signal came before the work was done. The command has already
+    /// printed what that means.
     Interrupted(Signal),
 }
 
@@ -77,7 +78,7 @@ impl Failure {
         }
     }
 
-    /// What was done over a connection failed.
+    /// A call over an existing connection failed.
     pub(crate) fn client(what: &str, error: ClientError) -> Self {
         match error {
             ClientError::Unreachable { service, address, source } => Self::Failed(format!(
@@ -89,14 +90,14 @@ impl Failure {
         }
     }
 
-    /// No connection came about.
+    /// No connection could be made.
     pub(crate) fn connecting(error: ClientError) -> Self {
         Self::client("connecting", error)
     }
 
     /// A call that was answered with a status other than OK.
     fn rpc(what: &str, url: &str, status: &Status) -> Self {
-        // Broken connections surface as UNAVAILABLE or UNKNOWN with a source; the innermost source is the reason.
+        // A broken connection gives UNAVAILABLE or UNKNOWN with a source; the innermost source is the reason.
         if let Some(cause) = std::error::Error::source(status) {
             return Self::Failed(format!("{what} failed, the connection to {url} broke: {}", innermost(cause)));
         }
@@ -104,7 +105,7 @@ impl Failure {
     }
 }
 
-/// The innermost cause of an error: the ones around it only say "transport error".
+/// The innermost cause of an error: the outer ones only say "transport error".
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -131,7 +132,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_service_is_named_with_its_url() {
-        // A port that was free a moment ago.
+        // The port was free a moment ago.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}").parse().unwrap();
         let connected = Client::builder().ingest_address(address).connect_ingest().await;

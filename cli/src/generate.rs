@@ -1,19 +1,19 @@
 //! Generated votes: deterministic users and choices for `load` and `demo`.
 //!
-//! Owns the numbers behind a run: the same seed gives the same votes on every machine. Must never give one user to two
-//! streams: only within a stream does the order of a user's votes have a meaning.
+//! Owns the random numbers of a run: the same seed gives the same votes on every machine. Must never give one user to
+//! two streams: the order of a user's votes is only defined within one stream.
 
-/// Length of a generated user id, that of a UUID.
+/// Length of a generated user id, which is that of a UUID.
 const USER_ID_LEN: usize = 36;
 
-/// The finaliser of SplitMix64: a bijection that spreads every bit.
+/// The last step of SplitMix64: a bijection that spreads every bit.
 const fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-/// SplitMix64: small, and the same for ever, which the generators of crates do not promise.
+/// SplitMix64: it is small and will never change, which the generators of crates do not promise.
 #[derive(Clone, Debug)]
 struct Random(u64);
 
@@ -23,7 +23,7 @@ impl Random {
         mix(self.0)
     }
 
-    /// A number below `bound`, which is not 0; the bias is below 2⁻³⁰ for every bound that occurs here.
+    /// A number below `bound`, which is not 0. The bias is below 2⁻³⁰ for every bound that is used here.
     fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
@@ -34,8 +34,8 @@ impl Random {
 pub(crate) struct UserId([u8; USER_ID_LEN]);
 
 impl UserId {
-    /// The id of this number under this seed. The first word is a bijection of the number; the form of a UUID takes six
-    /// bits away, so two numbers would share an id only if all 122 bits that are left collided.
+    /// The id of this number under this seed. The first word is a bijection of the number. The form of a UUID takes six
+    /// bits away, so two numbers could share an id only if the other 122 bits were all equal.
     pub(crate) fn new(seed: u64, number: u64) -> Self {
         const HEX: [u8; 16] = *b"0123456789abcdef";
         let high = mix(number.wrapping_add(mix(seed)));
@@ -79,7 +79,7 @@ pub(crate) struct Plan {
     pub(crate) voters: u64,
     /// Options to choose from; not 0.
     pub(crate) options: usize,
-    /// Streams; not 0, and no more than voters, or each stream still makes up a voter of its own.
+    /// Streams; not 0. If there are more streams than voters, each stream still makes up a voter of its own.
     pub(crate) streams: u32,
     /// Seed of users and choices.
     pub(crate) seed: u64,
@@ -103,7 +103,7 @@ impl Plan {
     }
 }
 
-/// The votes of one stream: first votes and re-votes mixed evenly.
+/// The votes of one stream. First votes and re-votes are mixed evenly.
 #[derive(Clone, Debug)]
 pub(crate) struct Votes {
     random: Random,
@@ -121,7 +121,7 @@ impl Iterator for Votes {
         if self.votes_left == 0 {
             return None;
         }
-        // Selection sampling: with this probability exactly the planned number of users has voted in the end.
+        // Selection sampling: with this probability, exactly the planned number of users has voted at the end.
         let voter = if self.voted == 0 || self.random.below(self.votes_left) < self.voters_left {
             self.voted += 1;
             self.voters_left = self.voters_left.saturating_sub(1);
@@ -130,7 +130,8 @@ impl Iterator for Votes {
             self.random.below(self.voted)
         };
         self.votes_left -= 1;
-        // The smaller one of two draws: earlier options win, as in life, and a wrong assignment shows in the result.
+        // The smaller of two random numbers: earlier options get more votes, as in real polls, so a vote for the wrong
+        // option shows in the result.
         let options = self.plan.options as u64;
         let option = self.random.below(options).min(self.random.below(options));
         let number = voter * u64::from(self.plan.streams) + u64::from(self.stream);

@@ -1,6 +1,7 @@
-//! The API's messages as JSON: field names as in the .proto files, counts as numbers, times as RFC 3339, enums by name.
+//! The API's messages as JSON: field names as in the .proto files, counts as numbers, times in RFC 3339, enums by name.
 //!
-//! Owns the shapes that scripts rely on. Must never rename a field of the API or add one that the API does not have.
+//! Owns the JSON shapes that scripts rely on. Must never rename a field of the API or add one that the API does not
+//! have.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -33,7 +34,7 @@ pub(crate) struct PollResponse {
     pub(crate) poll: Poll,
 }
 
-/// `ListPollsResponse`, all pages in one.
+/// `ListPollsResponse`; all pages are joined.
 #[derive(Debug, Serialize)]
 pub(crate) struct PollList {
     pub(crate) polls: Vec<Poll>,
@@ -93,7 +94,7 @@ pub(crate) struct RecountOption {
     pub(crate) recounted: u64,
 }
 
-/// A moment of the API; nothing if it is absent or out of range.
+/// A moment from the API; `None` if it is absent or out of range.
 pub(crate) fn moment(timestamp: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     timestamp.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok())
 }

@@ -1,9 +1,9 @@
 //! The `votestream` command: a thin entry point.
 //!
-//! Owns the process: allocator, logging, runtime, exit code. Must never hold what a command does; each has its module in
-//! `command`.
+//! Owns the process: allocator, logging, runtime, exit code. Must never hold what a command does; each command has its
+//! module in `command`.
 
-// They panic once the reader of a pipe has left: `output` has what does not.
+// These macros panic once the reader of a pipe has left. The functions in `output` do not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(answer) => answer.into(),
         Err(failure) => failure.report(),
     };
-    // A second signal means at once: what still blocks a thread is not waited for.
+    // A second signal ends the command at once: the process does not wait for threads that are still blocked.
     runtime.shutdown_background();
     code
 }

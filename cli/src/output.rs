@@ -1,7 +1,7 @@
 //! Output: lines and JSON on stdout, logs and remarks on stderr.
 //!
-//! Owns stdout and stderr. Must never let a command fail because whoever read its output has left: a closed stdout or stderr ends
-//! nothing but the output. A command that only shows something asks [`is_closed`], and stops.
+//! Owns stdout and stderr. Must never let a command fail because the reader of its output has left: if stdout or stderr
+//! is closed, only the output ends. A command that only shows something asks [`is_closed`], and stops.
 
 use std::{
     io::{self, Write},
@@ -21,13 +21,13 @@ use votestream_process::terminal::{self, LogOutput, is_dumb};
 
 use crate::failure::Failure;
 
-/// `EIO`: what a write comes to once the terminal is gone.
+/// `EIO`: the error of a write after the terminal is gone.
 const TERMINAL_GONE: i32 = 5;
 
 /// Whether the reader of stdout has left.
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Sends the logs of the services to stderr: warnings, or what `RUST_LOG` says.
+/// Sends the logs of the services to stderr: warnings and errors, or what `RUST_LOG` selects.
 pub(crate) fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
@@ -42,7 +42,7 @@ pub(crate) fn log_to_stderr() {
 ///
 /// # Errors
 ///
-/// If it cannot be written, unless that is because nobody reads it.
+/// If it cannot be written. It is no error if nobody reads stdout any more.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     written(stdout.write_all(format!("{text}\n").as_bytes()).and_then(|()| stdout.flush()))
@@ -53,18 +53,18 @@ pub(crate) fn lines(lines: &[String]) -> Result<(), Failure> {
     lines.iter().try_for_each(|text| line(text))
 }
 
-/// Prints an object on stdout, in one line.
+/// Prints an object on stdout, as one line of JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|error| Failure::failed(format!("cannot write JSON: {error}")))?;
     line(&text)
 }
 
-/// Prints a remark on stderr, if anybody reads it.
+/// Prints a remark on stderr, if anybody reads that.
 pub(crate) fn note(text: &str) {
     terminal::note(text);
 }
 
-/// What a write to stdout, or to the terminal, has come to.
+/// Turns the result of a write to stdout, or to the terminal, into that of the command.
 pub(crate) fn written(result: io::Result<()>) -> Result<(), Failure> {
     match result {
         Ok(()) => Ok(()),
@@ -76,18 +76,18 @@ pub(crate) fn written(result: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Whether the reader of stdout has left, as far as the last write has shown.
+/// Whether the reader of stdout has left, as the last write showed.
 pub(crate) fn is_closed() -> bool {
     STDOUT_CLOSED.load(Ordering::Relaxed)
 }
 
-/// Waits until the reader of stdout has left: a command that shows changes may have nothing to write for days. Never returns if
-/// stdout is a file, or if the system does not say.
+/// Waits until the reader of stdout has left: a command that shows changes may have nothing to write for days. Never
+/// returns if stdout is a file, or if the system cannot tell.
 pub(crate) async fn until_closed() {
     let (tell, told) = oneshot::channel();
     let watching = std::thread::Builder::new().name("stdout".into()).spawn(move || {
         let stdout = io::stdout();
-        // Nothing is asked for: an error or a hang-up is always reported.
+        // No event is asked for: errors and hang-ups are always reported.
         let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
         loop {
             match poll(&mut watched, None) {
@@ -96,7 +96,7 @@ pub(crate) async fn until_closed() {
                 Ok(_) | Err(_) => return,
             }
         }
-        // Nobody waits any more if this fails.
+        // If this fails, nobody waits any more.
         tell.send(()).ok();
     });
     if watching.is_err() || told.await.is_err() {
@@ -105,7 +105,7 @@ pub(crate) async fn until_closed() {
     STDOUT_CLOSED.store(true, Ordering::Relaxed);
 }
 
-/// Whether lines of this terminal can be drawn again in their place.
+/// Whether lines on this terminal can be drawn again in the same place.
 pub(crate) fn can_redraw(term: &Term) -> bool {
     term.is_term() && !is_dumb()
 }
@@ -120,7 +120,8 @@ pub(crate) fn show_progress(progress: &ProgressBar, template: &str) {
     }
 }
 
-/// Text for a terminal: ids and titles come from strangers and must not move the cursor or turn a line around.
+/// The text in a form that is safe for a terminal: ids and titles come from strangers, and must not move the cursor or
+/// change the direction of a line.
 pub(crate) fn printable(text: &str) -> String {
     let moves = |c: char| {
         c.is_control()

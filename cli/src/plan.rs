@@ -1,8 +1,8 @@
 //! What an event needs on AWS: from a peak and a number of voters to shards, tasks, write units, time and money.
 //!
-//! Owns the arithmetic. Every number that it starts from is in `plan/facts.rs`, every price in `plan/prices.json`. Must never ask
-//! a service or AWS, and never call its result more than an estimate. More votes never need less of anything: the tests at the
-//! end hold it to that.
+//! Owns the arithmetic. The numbers that it starts from are in `plan/facts.rs`, the prices in `plan/prices.json`. Must
+//! never ask a service or AWS, and never call its result more than an estimate. More votes must never need less of
+//! anything: the tests check that.
 
 mod facts;
 mod price;
@@ -15,30 +15,30 @@ use votestream_core::TimeBounds;
 
 pub(crate) use price::Bill;
 
-/// A peak beyond this is a mistake: it is a tenth of mankind within ten seconds.
+/// A higher peak must be a mistake: this is a tenth of all people within ten seconds.
 const PEAK_MAX: u64 = 100_000_000;
-/// More voters than this do not live.
+/// There are not more voters than this in the world.
 const VOTERS_MAX: u64 = 10_000_000_000;
-/// The shortest event: shorter ones are a peak.
+/// The shortest event: a shorter one is only a peak.
 const DURATION_MIN: Duration = Duration::from_secs(1);
-/// The longest event. Longer ones have a peak that says nothing about the rest.
+/// The longest event. In a longer one, the peak says nothing about the rest.
 const DURATION_MAX: Duration = Duration::from_secs(31 * 24 * 3_600);
 /// The longest time that the stack is paid for.
 const UP_FOR_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
-/// A hundred votes of each voter. At a share of 1 nobody would be the first.
+/// A hundred votes of each voter. At a share of 1, no vote could be a first vote.
 const REVOTE_SHARE_MAX: f64 = 0.99;
 
 /// How votes reach the ingest service. It decides what they cost there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Clients {
-    /// Each vote is a call of its own, over a connection of its own: phones and browsers.
+    /// Each vote is one call over a connection of its own: phones and browsers.
     Direct,
-    /// Relays send streams of many votes a message.
+    /// Relays send streams with many votes in each message.
     Relay,
 }
 
-/// What is asked.
+/// The question: an event.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Question {
     /// Votes a second at the peak.
@@ -49,10 +49,10 @@ pub(crate) struct Question {
     pub(crate) duration: Duration,
     /// Share of the votes that replace an earlier one.
     pub(crate) revote_share: f64,
-    /// The operator's brake, over all persist tasks.
+    /// The operator's limit on write units per second, over all persist tasks.
     pub(crate) write_units_per_second: Option<u32>,
     pub(crate) clients: Clients,
-    /// How long the stack is up and paid for.
+    /// How long the stack runs and is paid for.
     #[serde(rename = "up_for_seconds", serialize_with = "seconds")]
     pub(crate) up_for: Duration,
 }
@@ -68,7 +68,7 @@ pub(crate) struct Plan {
     pub(crate) votes: u64,
     pub(crate) changed_votes: u64,
     pub(crate) shards: u64,
-    /// Share of the shards' rate that the peak takes.
+    /// Part of the shards' rate that the peak takes, from 0 to 1.
     pub(crate) shards_used_share: f64,
     pub(crate) ingest_tasks: u64,
     pub(crate) persist_tasks: u64,
@@ -77,15 +77,15 @@ pub(crate) struct Plan {
     pub(crate) task_vcpus: u64,
     pub(crate) tally_task_vcpus: u64,
     pub(crate) task_memory_gb_per_vcpu: u64,
-    /// Write units for the votes, if no process remembers a voter.
+    /// Write units for the votes, if no process remembers any voter.
     pub(crate) vote_write_units_max: u64,
-    /// Write units for the votes, if every changed vote costs one.
+    /// Write units for the votes, if every changed vote costs only one.
     pub(crate) vote_write_units_min: u64,
-    /// What polls are to be created with: write units a second that the votes need at the peak.
+    /// Expected peak with which to create the polls: write units a second that the votes need at the peak.
     pub(crate) expected_peak: u64,
     /// DynamoDB partitions that a poll is spread over.
     pub(crate) buckets: u64,
-    /// What the table of votes should be warmed for.
+    /// Write units a second for which the table of votes should be warmed.
     pub(crate) warm_write_units_per_second: u64,
     pub(crate) persist_unlimited: Persist,
     pub(crate) persist_with_budget: Persist,
@@ -99,21 +99,21 @@ pub(crate) struct Plan {
     pub(crate) notes: Vec<String>,
 }
 
-/// How persist works the votes off.
+/// How persist stores the votes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Persist {
-    /// The brake, over all tasks.
+    /// The operator's limit, over all tasks.
     pub(crate) budget_write_units_per_second: Option<u64>,
     pub(crate) tasks: u64,
-    /// Write units a second that are spent on votes while there is a backlog or the peak lasts.
+    /// Write units a second that are spent on votes during the peak, or while there is a backlog.
     pub(crate) write_units_per_second: u64,
-    /// From the last vote to a complete table of votes.
+    /// From the last vote until the table of votes is complete, in seconds.
     pub(crate) drain_seconds: f64,
-    /// From the last vote, at the closing, to the final result.
+    /// From the last vote, which comes at the closing, to the final result, in seconds.
     pub(crate) final_after_seconds: f64,
 }
 
-/// The AWS sample's own sizing. Beyond its published run (20 shards) its rates are taken to grow with its shards.
+/// The AWS sample's own sizing. Beyond its published run (20 shards), its rates are assumed to grow with its shards.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Sample {
     pub(crate) shards: u64,
@@ -121,29 +121,29 @@ pub(crate) struct Sample {
     pub(crate) write_units_per_second: u64,
     pub(crate) drain_seconds: f64,
     pub(crate) interim_write_units_per_second: f64,
-    /// Stream and vote writes only.
+    /// Price of stream and vote writes only.
     pub(crate) stream_and_writes_usd: f64,
 }
 
-/// Context parameters of the CDK app, by its names.
+/// Context parameters of the CDK app; the fields have its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CdkParameters {
     pub(crate) shards: u64,
     pub(crate) ingest_tasks: u64,
     pub(crate) persist_tasks: u64,
-    /// With a budget, no more tasks than have their part of it: those that never start would keep theirs.
+    /// With a budget, no more tasks than the budget was divided among: a task that never starts would keep its part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) persist_tasks_max: Option<u64>,
     pub(crate) tally_tasks: u64,
-    /// Over all persist tasks; 0 is no limit.
+    /// Over all persist tasks; 0 for no limit.
     pub(crate) write_units_per_second: u64,
-    /// 0 is what a new table has anyway.
+    /// 0 for what a new table has anyway.
     pub(crate) warm_write_units: u64,
 }
 
 impl CdkParameters {
-    /// Name and value of each, in the order of their fields.
+    /// Name and value of each parameter, in the order of the fields.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let Self {
             shards,
@@ -169,7 +169,7 @@ impl CdkParameters {
 }
 
 impl Question {
-    /// All that is wrong with it.
+    /// Everything that is wrong with the question.
     fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         let mut check = |holds: bool, mistake: &dyn Fn() -> String| {
@@ -187,7 +187,7 @@ impl Question {
         check((0.0..=REVOTE_SHARE_MAX).contains(&self.revote_share), &|| {
             format!("--revote-share must be from 0 to {REVOTE_SHARE_MAX}")
         });
-        // Less than one for a task would be none.
+        // With less than one for each task, a task would get none.
         check(self.write_units_per_second.is_none_or(|budget| u64::from(budget) >= facts::TASKS_MIN), &|| {
             format!("--write-units-per-second must be at least {}, one for each persist task", facts::TASKS_MIN)
         });
@@ -197,9 +197,9 @@ impl Question {
         mistakes
     }
 
-    /// Votes, first ones and changes: rounded up, since a part of a vote is one.
+    /// Number of votes, first ones and changes. At least one for each voter.
     fn votes(&self) -> u64 {
-        // At most 10^12, far within what an f64 holds exactly; never below the voters, whatever is rounded.
+        // At most 10^12, which an f64 holds exactly. Never below the number of voters, however it is rounded.
         ((self.voters as f64 / (1.0 - self.revote_share)).round() as u64).max(self.voters)
     }
 }
@@ -208,14 +208,15 @@ impl Question {
 ///
 /// # Errors
 ///
-/// All that is wrong with the question, in one line.
+/// Everything that is wrong with the question, in one line.
 pub(crate) fn plan(question: Question) -> Result<Plan, String> {
     let mistakes = question.mistakes();
     if !mistakes.is_empty() {
         return Err(mistakes.join("; "));
     }
     let (peak, voters, votes) = (question.peak_votes_per_second, question.voters, question.votes());
-    // How long all votes take at the peak. The worst case for persist is that they come like this at the very end.
+    // How long all votes take at the peak rate. The worst case for persist is that they come at this rate at the very
+    // end.
     let arrival_seconds = votes as f64 / peak as f64;
     if arrival_seconds > question.duration.as_secs_f64() {
         return Err(format!(
@@ -233,7 +234,7 @@ pub(crate) fn plan(question: Question) -> Result<Plan, String> {
     let ingest_tasks = tasks_for(peak as f64, ingest_cpu_seconds_per_million(question.clients), facts::TASK_VCPUS);
     if ingest_tasks > facts::INGEST_TASKS_MAX {
         return Err(format!(
-            "a --peak of {peak} needs {ingest_tasks} ingest tasks, and a shard remembers {} at the most: {}",
+            "a --peak of {peak} needs {ingest_tasks} ingest tasks, but a shard can remember at most {}: {}",
             facts::INGEST_TASKS_MAX,
             match question.clients {
                 Clients::Direct => "put relays in front (--clients relay), or divide the voters over several stacks",
@@ -306,7 +307,7 @@ pub(crate) fn plan(question: Question) -> Result<Plan, String> {
     Ok(plan)
 }
 
-/// Tasks whose planned CPU takes this rate.
+/// Number of tasks whose planned CPU is enough for this rate.
 fn tasks_for(votes_per_second: f64, cpu_seconds_per_million: f64, task_vcpus: u64) -> u64 {
     let vcpus = votes_per_second / 1e6 * cpu_seconds_per_million / facts::CPU_SHARE;
     ((vcpus / task_vcpus as f64).ceil() as u64).max(facts::TASKS_MIN)
@@ -320,21 +321,21 @@ fn ingest_cpu_seconds_per_million(clients: Clients) -> f64 {
         }
 }
 
-/// What persist has to do, and what one of its tasks can.
+/// What persist has to do, and what one of its tasks can do.
 struct Worker {
     shards: u64,
     votes: u64,
     units_per_vote: f64,
-    /// What all buckets take.
+    /// Write units a second that all buckets take.
     bucket_units_per_second: u64,
     peak: u64,
-    /// What CPU and calls in flight allow one task.
+    /// Votes a second that one task can store, limited by its CPU and its calls in flight.
     task_votes_per_second: f64,
 }
 
 impl Worker {
     fn new(shards: u64, votes: u64, units_per_vote: f64, buckets: u64, peak: u64) -> Self {
-        // Units per vote are 1 for new votes and 2 for changed ones, so that this is the share of the changed ones.
+        // A new vote takes 1 unit and a changed one takes 2, so this is the share of the changed votes.
         let changed_share = units_per_vote - 1.0;
         let items_per_vote = 1.0 + changed_share * (facts::ITEMS_PER_CHANGED_VOTE_MAX - 1) as f64;
         let cpu_seconds_per_vote =
@@ -351,14 +352,14 @@ impl Worker {
         }
     }
 
-    /// Tasks that keep up with full shards, as far as the headroom lets them be full: a task takes whole shards.
+    /// Number of tasks that keep up with shards that are as full as the headroom allows: a task takes whole shards.
     fn tasks_that_keep_up(&self) -> u64 {
         let shard_votes_per_second = (facts::SHARD_VOTES_PER_SECOND / facts::SHARD_HEADROOM) as f64;
         let shards_per_task = ((self.task_votes_per_second / shard_votes_per_second) as u64).max(1);
         self.shards.div_ceil(shards_per_task).max(facts::TASKS_MIN)
     }
 
-    /// Without a brake: persist writes as fast as votes arrive, unless the buckets do not take it.
+    /// Without the operator's limit: persist writes as fast as votes arrive, unless the buckets take less.
     fn unlimited(&self) -> Persist {
         let needed = (self.peak as f64 * self.units_per_vote).ceil() as u64;
         self.persist(None, self.tasks_that_keep_up(), needed.min(self.bucket_units_per_second) as f64)
@@ -370,7 +371,8 @@ impl Worker {
         let votes_per_second = spent / self.units_per_vote;
         let tasks = ((votes_per_second / self.task_votes_per_second).ceil() as u64)
             .clamp(facts::TASKS_MIN, self.tasks_that_keep_up());
-        // The brake is divided among the tasks, and they take whole shards: the one with most shards is done last.
+        // The limit is divided among the tasks, and they take whole shards: the task with the most shards finishes
+        // last.
         let most_shards = self.shards.div_ceil(tasks);
         let busiest = budget as f64 / tasks as f64 / (most_shards as f64 / self.shards as f64);
         self.persist(Some(budget), tasks, spent.min(busiest))
@@ -408,13 +410,13 @@ fn tenths(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
-/// What an operator has to know or to ask AWS for.
+/// What an operator has to know, or has to ask AWS for.
 fn notes(plan: &Plan, persist: Persist) -> Vec<String> {
     let mut notes = Vec::new();
     let rate = persist.write_units_per_second;
     if rate > facts::TABLE_QUOTA_UNITS_PER_SECOND {
         notes.push(format!(
-            "{rate} write units/s are above the default quota of {} for a table: have it raised, or set \
+            "{rate} write units/s are above the default quota of {} for a table: ask AWS to raise it, or set \
              --write-units-per-second and wait longer",
             facts::TABLE_QUOTA_UNITS_PER_SECOND
         ));
@@ -427,7 +429,7 @@ fn notes(plan: &Plan, persist: Persist) -> Vec<String> {
     }
     if plan.expected_peak > facts::BUCKETS_MAX * facts::PARTITION_UNITS_PER_SECOND {
         notes.push(format!(
-            "a poll has {} buckets at the most, so persist works at {rate} write units/s and finishes later",
+            "a poll has at most {} buckets, so persist writes at {rate} write units/s and finishes later",
             facts::BUCKETS_MAX
         ));
     }
@@ -438,8 +440,8 @@ fn notes(plan: &Plan, persist: Persist) -> Vec<String> {
         Clients::Direct => {
             let lcus = (plan.question.peak_votes_per_second as f64 / facts::LCU_CONNECTIONS_PER_SECOND).ceil();
             notes.push(format!(
-                "each vote is taken for a new connection: reserve {lcus} capacity units of the load balancer before the show; \
-                 relays that stream many votes a message (--clients relay) need few"
+                "each vote is assumed to be a new connection: reserve {lcus} capacity units of the load balancer \
+                 before the event; relays that stream many votes a message (--clients relay) need few"
             ));
         }
         Clients::Relay => notes.push("relays must send at least 100 votes a message at the peak".into()),

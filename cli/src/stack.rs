@@ -1,6 +1,7 @@
 //! The whole stack on the embedded engines, in this process.
 //!
-//! Owns where it stores and listens, and how its end is put into words. Must never know how a service or an engine works.
+//! Owns where it stores and listens, and the messages about how it ended. Must never know how a service or an engine
+//! works.
 
 use std::{
     net::SocketAddr,
@@ -19,16 +20,16 @@ use crate::{
     failure::{Failure, innermost},
 };
 
-/// Where the stack stores.
+/// Where the stack stores its data.
 #[derive(Debug)]
 pub(crate) enum Storage {
-    /// In this directory, which is created.
+    /// In this directory, which is created if it does not exist.
     Directory(PathBuf),
-    /// In a temporary one, which is removed.
+    /// In a temporary directory, which is removed at the end.
     Ephemeral,
 }
 
-/// What the stack needs to know.
+/// Settings of the stack.
 #[derive(Debug)]
 pub(crate) struct StackOptions {
     pub(crate) storage: Storage,
@@ -63,7 +64,7 @@ pub(crate) struct RunningStack {
     pub(crate) ingest_addr: SocketAddr,
     /// Where the results and poll service listens.
     pub(crate) results_addr: SocketAddr,
-    /// Where everything is stored.
+    /// Where all data is stored.
     pub(crate) directory: PathBuf,
     services: votestream_stack::Stack,
     /// Makes backups.
@@ -76,7 +77,8 @@ pub(crate) struct RunningStack {
 impl RunningStack {
     /// Opens the engines, binds both addresses and starts the services.
     pub(crate) async fn start(options: StackOptions) -> Result<Self, Failure> {
-        // The addresses first: a second `up` then fails on them, before it touches the directory of the first.
+        // The addresses are bound first: a second `up` then fails there, before it touches the directory of the first
+        // one.
         let (ingest_listener, ingest_addr) = listen(options.ingest_addr)?;
         let (results_listener, results_addr) = listen(options.results_addr)?;
         let (directory, temporary) = match options.storage {
@@ -106,24 +108,24 @@ impl RunningStack {
         Ok(Self { ingest_addr, results_addr, directory, services, control, engine, temporary })
     }
 
-    /// Waits until a service ends by itself, or the disk takes no more, which neither should.
+    /// Waits until a service ends by itself, or the disk takes no more data. Neither should happen.
     pub(crate) async fn broken(&mut self) -> Failure {
         tokio::select! {
             broken = self.services.broken() => broken.into(),
             cause = self.engine.broken() => Failure::failed(format!(
-                "cannot write to {}: {cause}. Acknowledged votes are safe. No new votes are accepted: mend that and start again",
+                "cannot write to {}: {cause}. Acknowledged votes are safe. No new votes are accepted: fix that and start again",
                 self.directory.display()
             )),
         }
     }
 
-    /// Stops the services one after the other, each of them once the one before has drained, then closes the engines.
+    /// Stops the services one after the other: each one once the one before has drained. Then closes the engines.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
-        // What is left undone of what was acknowledged is done at the next start.
+        // Unfinished work on acknowledged votes is done at the next start.
         let first = self.services.stop().await.err().map(Failure::from);
         let (engine, temporary) = (self.engine, self.temporary);
         drop(self.control);
-        // Closing flushes to disk, removing deletes many files: both block.
+        // Closing flushes to disk, and removing deletes many files: both block.
         let closed = tokio::task::spawn_blocking(move || {
             engine.close();
             temporary.map_or(Ok(()), TempDir::close)
@@ -132,7 +134,7 @@ impl RunningStack {
         let closed = match closed {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Failure::failed(format!("cannot remove the temporary directory: {error}"))),
-            Err(error) => Some(Failure::failed(format!("closing the engines broke: {error}"))),
+            Err(error) => Some(Failure::failed(format!("closing the engines failed: {error}"))),
         };
         first.or(closed).map_or(Ok(()), Err)
     }
@@ -144,7 +146,7 @@ impl From<StackError> for Failure {
     }
 }
 
-/// Listens, or says where it could not.
+/// Binds the address, or names it in the error.
 pub(crate) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
     let bound = votestream_server::listen(addr).and_then(|listener| Ok((listener.local_addr()?, listener)));
     let (bound, listener) = bound.map_err(|error| Failure::failed(format!("cannot listen on {addr}: {error}")))?;
@@ -156,7 +158,7 @@ pub(crate) async fn open(directory: &Path, options: EmbeddedOptions) -> Result<E
     let path = directory.to_owned();
     tokio::task::spawn_blocking(move || EmbeddedEngine::open(&path, options))
         .await
-        .map_err(|error| Failure::failed(format!("opening {} broke: {error}", directory.display())))?
+        .map_err(|error| Failure::failed(format!("opening {} failed: {error}", directory.display())))?
         .map_err(|error| match std::error::Error::source(&error) {
             Some(cause) => Failure::failed(format!("{error}: {}", innermost(cause))),
             None => Failure::failed(error.to_string()),

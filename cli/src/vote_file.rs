@@ -1,8 +1,8 @@
-//! Files of votes: CSV or JSON lines, recognised by their first line.
+//! Files of votes: CSV or JSON lines. The first line shows which.
 //!
-//! Owns the reading of lines and their numbers. One line is one vote, so a broken line (a stray quote, bytes that are no
-//! text) costs only itself; a file of another kind is refused as a whole, with what to do. Must never judge an id: what a valid
-//! one is, the service says.
+//! Owns the reading of lines and their numbers. One line is one vote, so a broken line (a stray quote, bytes that are
+//! not text) costs only itself. A file of another kind is refused as a whole, and the message says what to do. Must
+//! never judge an id: the service says which ids are valid.
 
 mod csv;
 
@@ -13,7 +13,7 @@ use votestream_core::record::foreign::JsonText;
 
 use self::csv::Format as Csv;
 
-/// Longest line that is read; three ids of the greatest length, escaped in JSON, take less.
+/// Longest line that is read. Three ids of the greatest length are shorter, even escaped in JSON.
 const LINE_BYTES_MAX: usize = 16 << 10;
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 16;
@@ -32,7 +32,7 @@ pub(crate) struct Row {
 /// A line that is not a vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BadLine {
-    /// Why, in a sentence.
+    /// The reason, in one sentence.
     pub(crate) reason: String,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct VoteFile<R> {
     buffer: Vec<u8>,
     line: u64,
     format: Option<Format>,
-    /// What the first line says about the columns of a CSV file.
+    /// The delimiter of a CSV file, if its first line names one.
     delimiter: Option<u8>,
 }
 
@@ -65,12 +65,12 @@ impl<R: Read> VoteFile<R> {
         Self { input, buffer: Vec::new(), line: 0, format: None, delimiter: None }
     }
 
-    /// Whether the next line has been read already, so that asking for it does not wait for the input.
+    /// Whether the next line has been read already, so that [`Self::next`] does not wait for the input.
     pub(crate) fn has_line(&self) -> bool {
         self.input.buffer().contains(&b'\n')
     }
 
-    /// The next line that is not blank and not the header. An error ends the file.
+    /// The next line that is neither blank nor the header. An error ends the file.
     pub(crate) fn next(&mut self) -> io::Result<Option<(u64, Result<Row, BadLine>)>> {
         while let Some(too_long) = read_line(&mut self.input, &mut self.buffer)? {
             self.line += 1;
@@ -110,10 +110,10 @@ impl<R: Read> VoteFile<R> {
     }
 }
 
-/// Refuses files that are neither CSV nor JSON lines in UTF-8, from their first bytes. Their lines would only be reported one by
-/// one as what they are not.
+/// Refuses files that are neither CSV nor JSON lines in UTF-8, by their first bytes. Otherwise each of their lines
+/// would be reported as a broken vote.
 fn refuse_other_kinds(start: &[u8]) -> io::Result<()> {
-    const UTF_8: &str = "save it as UTF-8, or convert it, such as with `iconv -f UTF-16 -t UTF-8`";
+    const UTF_8: &str = "save it as UTF-8, or convert it, for example with `iconv -f UTF-16 -t UTF-8`";
     let kind = if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
         format!("the file is UTF-16: {UTF_8}")
     } else if start.starts_with(b"PK\x03\x04") {
@@ -128,11 +128,12 @@ fn refuse_other_kinds(start: &[u8]) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidData, kind))
 }
 
-/// The format of a file with this first line, and whether that is a header.
+/// The format of a file with this first line, and whether the line is a header.
 fn recognise(first: &str, delimiter: Option<u8>) -> io::Result<(Format, bool)> {
     let start = first.trim();
     let other = |kind: &str, filter: &str| {
-        let message = format!("the file is {kind}: write one JSON object a line, such as with `jq -c '{filter}'`");
+        let message =
+            format!("the file is {kind}: write one JSON object per line, for example with `jq -c '{filter}'`");
         Err(io::Error::new(io::ErrorKind::InvalidData, message))
     };
     if start.starts_with('[') {
@@ -167,7 +168,7 @@ struct Fields<'a> {
 
 fn parse_json(line: &str) -> Result<Row, BadLine> {
     let fields: Fields<'_> = serde_json::from_str(line).map_err(|error| {
-        // serde_json counts lines of its own, and every line is its first.
+        // serde_json adds its own line number, which is always 1 here.
         let message = error.to_string();
         BadLine::new(message.split(" at line ").next().unwrap_or(&message))
     })?;
@@ -182,7 +183,8 @@ fn parse_json(line: &str) -> Result<Row, BadLine> {
     })
 }
 
-/// Reads a line without its end. `None` at the end of the input; `Some(true)` if the line was too long and is skipped.
+/// Reads a line, without its line break. `None` at the end of the input; `Some(true)` if the line was too long and was
+/// skipped.
 fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<bool>> {
     line.clear();
     let (mut any, mut too_long) = (false, false);
@@ -219,7 +221,7 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<
 mod tests {
     use super::*;
 
-    /// Each line's number with its fields, or with the reason.
+    /// Each line's number with its fields, or with the reason why it is not a vote.
     fn read(input: &[u8]) -> Vec<(u64, Result<String, String>)> {
         let mut file = VoteFile::new(input);
         std::iter::from_fn(|| file.next().unwrap())
@@ -289,7 +291,7 @@ mod tests {
         let expected = [good(2, "p|u1|New York")];
         assert_eq!(read(b"poll_id, user_id, option_id\np, u1, New York\n"), expected);
         assert_eq!(read(b" \"poll_id\" ,USER_ID , option_id\n\tp\t, \"u1\" ,  New York  \r\n"), expected);
-        // What is quoted is meant.
+        // Blanks inside quotes belong to the field.
         assert_eq!(read(b"p, \" u1 \" ,a\n"), [good(1, "p| u1 |a")]);
         assert_eq!(read(b"p;  \"Doe; Jane\";a\n"), [good(1, "p|Doe; Jane|a")]);
     }
@@ -299,7 +301,7 @@ mod tests {
         assert_eq!(read(b"p\tu1\ta, b\np\tu2\tc\n"), [good(1, "p|u1|a, b"), good(2, "p|u2|c")]);
         assert_eq!(read(b"user_id;option_id;poll_id\nu1;a,b;p\n"), [good(2, "p|u1|a,b")]);
         assert_eq!(read(b"sep=;\nuser_id;option_id;poll_id\nu1;a;p\n"), [good(3, "p|u1|a")]);
-        // Three fields with commas are three fields, whatever else stands in them.
+        // Three fields with commas are three fields, whatever other delimiters they contain.
         assert_eq!(read(b"p,u;1,a;b\n"), [good(1, "p|u;1|a;b")]);
     }
 

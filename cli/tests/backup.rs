@@ -73,13 +73,13 @@ fn backup(directory: &Path, to: &Path) -> Output {
 #[test]
 fn every_copy_has_what_was_acknowledged_before_and_counts_exactly() {
     let directory = tempfile::tempdir().unwrap();
-    // Longer than the path of a socket may be.
+    // A data directory whose path is longer than the path of a socket may be.
     let data = directory.path().join("d".repeat(120));
     let copies = tempfile::tempdir().unwrap();
     let up = Up::start(&data);
     let create = ["poll", "create", "--id", "p", "--option", "a", "--option", "b", "--closes-in", "1h"];
     assert_eq!(up.run(&create, "").0, 0);
-    // Something else is under way while the copies are made.
+    // Other votes for the poll arrive while the copies are made.
     let load = ["load", "--poll", "p", "--votes", "1000000", "--rate", "4000", "--voters", "1000000"];
     let mut loading = up.command(&load).spawn().unwrap();
     let mut acknowledged = Vec::new();
@@ -97,7 +97,7 @@ fn every_copy_has_what_was_acknowledged_before_and_counts_exactly() {
     let taken = backup(&data, &copies.path().join("0"));
     let said = String::from_utf8(taken.stderr).unwrap();
     assert!(taken.status.code() == Some(3) && said.contains("not empty") && said.lines().count() == 1, "{said}");
-    // Nobody runs any more, and nothing was put in order.
+    // No process runs any more, and the directory was not closed properly.
     drop(up);
     let stopped = backup(&data, &copies.path().join("stopped"));
     assert!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));

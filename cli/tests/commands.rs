@@ -1,4 +1,5 @@
-//! The commands as a script uses them: the real binary, its JSON and its exit codes, on a stack that `votestream up` runs.
+//! The commands as a script uses them: the real binary, its JSON and its exit codes, on a stack that `votestream up`
+//! runs.
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -1,7 +1,7 @@
 //! `kill -9` of a real `votestream up` in the middle of a stream, again and again, on one data directory.
 //!
-//! The client is a relay as the API describes it: after a broken stream it sends again from `durable_through`, in order. So
-//! in the end every vote is acknowledged, and the last vote of each user is known.
+//! The client is a relay as the API describes it: after a broken stream it sends again from `durable_through` on, in
+//! order. So in the end every vote is acknowledged, and the last vote of each user is known.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -105,7 +105,7 @@ async fn no_acknowledged_vote_is_lost_and_none_counted_twice() {
     for kill in 1..=KILLS {
         relay(&up, &votes, &mut durable, VOTES * kill / (KILLS + 1)).await;
         kills_under_way += usize::from(durable < VOTES);
-        // Everything after durable_through may have been stored all the same.
+        // Votes after durable_through may have been stored all the same.
         sent_again += VOTES - durable;
         up.kill();
         up = Up::start(dir.path());
@@ -131,7 +131,7 @@ async fn no_acknowledged_vote_is_lost_and_none_counted_twice() {
         "{submitted} submitted of {VOTES} + at most {sent_again}"
     );
 
-    // Once more over a crash: the answer stays, and the recount agrees.
+    // After another crash the result is the same, and the recount agrees.
     up.kill();
     let up = Up::start(dir.path());
     let mut results = ResultsServiceClient::connect(up.results.clone()).await.unwrap();

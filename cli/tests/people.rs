@@ -1,5 +1,5 @@
-//! The command line as people use it: pipes whose reader leaves, ctrl-c, closed terminals, input that stays open, narrow windows,
-//! and text that nobody can read. The real binary, on a stack that `votestream up` runs.
+//! The command line as people use it: pipes whose reader leaves, ctrl-c, closed terminals, input that stays open,
+//! narrow windows, and text that nobody can read. Runs the real binary, on a stack that `votestream up` runs.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use rustix::{
 };
 use serde_json::Value;
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any step here takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn votestream() -> Command {
@@ -149,7 +149,7 @@ fn a_closed_pipe_ends_nothing_but_the_output() {
     }
     assert_eq!(code(&["results", "none"]), Some(3));
     assert_eq!(code(&["results", "p", "--final"]), Some(1));
-    // It would watch for days, and nothing changes that it could write.
+    // Nothing changes, so it would watch for days without a write that fails.
     let mut watch = up.command(&["results", "p", "--watch"]).spawn().unwrap();
     let mut reader = BufReader::new(watch.stdout.take().unwrap());
     reader.read_line(&mut String::new()).unwrap();
@@ -197,7 +197,7 @@ fn a_signal_that_is_to_be_ignored_is_ignored() {
     let mut up = Command::new("sh").args(["-c", &shell]).stderr(File::create(&err).unwrap()).spawn().unwrap();
     let said = || std::fs::read_to_string(&err).unwrap();
     until("it runs", || said().contains("data "));
-    // As nohup has it. Signals are delivered in the order of their numbers, so that SIGHUP comes first.
+    // SIGHUP is ignored, as under nohup. Signals are delivered in the order of their numbers, so SIGHUP comes first.
     signal(&up, Signal::HUP);
     let still = Command::new("sh").args(["-c", "kill -0 \"$0\"", &up.id().to_string()]).status().unwrap();
     assert!(still.success() && !said().contains("stopping"), "{}", said());
@@ -218,7 +218,7 @@ fn the_log_in_a_file_has_no_escape_codes() {
     assert!(log.contains("INFO") && !log.contains('\x1b'), "{log}");
 }
 
-/// Writes lines `from..to` of votes of users of their own.
+/// Writes lines `from..to`, each with a vote of another user.
 fn write_votes(input: &mut ChildStdin, lines: std::ops::Range<u32>) {
     lines.for_each(|n| writeln!(input, "p,u{n},a").unwrap());
     input.flush().unwrap();
@@ -232,7 +232,7 @@ fn votes_of_an_open_input_are_cast_and_an_interruption_says_how_far_it_came() {
     write_votes(&mut input, 1..6);
     until("five votes of an input that stays open are counted", || up.counted("p") == 5);
     write_votes(&mut input, 6..8);
-    // Half a line, as a program writes that is interrupted itself.
+    // Half a line, as a program writes it that is interrupted itself.
     write!(input, "p,u8").unwrap();
     input.flush().unwrap();
     until("seven votes are counted", || up.counted("p") == 7);
@@ -260,7 +260,7 @@ fn an_interrupted_file_can_be_gone_on_with() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let accepted = report["accepted"].as_u64().unwrap();
     if code == Some(0) {
-        // A fast machine was done before the signal came.
+        // A fast machine may be done before the signal comes.
         assert_eq!(accepted, votes);
         return;
     }
@@ -293,7 +293,7 @@ fn whatever_only_shows_ends_with_the_code_of_its_signal() {
     let up = Up::with_poll();
     for (kind, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let mut watch = up.command(&["results", "p", "--watch"]).spawn().unwrap();
-        // Kept, or it ends because nobody reads it.
+        // The reader is kept: otherwise the command would end because nobody reads its output.
         let mut reader = BufReader::new(watch.stdout.take().unwrap());
         reader.read_line(&mut String::new()).unwrap();
         signal(&watch, kind);
@@ -301,7 +301,7 @@ fn whatever_only_shows_ends_with_the_code_of_its_signal() {
     }
 }
 
-/// Runs a command on a terminal of so many columns, and returns what it wrote until the condition held.
+/// Runs a command on a terminal of this many columns, and returns what it wrote until `enough` returned true.
 fn on_terminal(mut command: Command, columns: u16, mut enough: impl FnMut(&str) -> bool) -> String {
     let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&controller).unwrap();
@@ -312,7 +312,7 @@ fn on_terminal(mut command: Command, columns: u16, mut enough: impl FnMut(&str) 
     let terminal = File::options().read(true).write(true).open(Path::new(name.to_str().unwrap())).unwrap();
     let end = || Stdio::from(terminal.try_clone().unwrap());
     let mut child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-    // A screen of a child process: read at once, so few pieces wait.
+    // The screen of a child process. It is read at once, so only few pieces wait.
     let (tell, written) = mpsc::sync_channel(64);
     let mut screen = File::from(controller);
     std::thread::spawn(move || {
@@ -351,7 +351,7 @@ fn a_window_shows_every_count_whatever_its_width() {
     }
 }
 
-/// Columns of a line of the test above: its wide characters are those of Japanese and the emoji.
+/// Columns of a line of the test above. Its wide characters are the Japanese ones and the emoji.
 fn console_width(line: &str) -> usize {
     let line = line.replace("👩\u{200d}💻", "XX");
     line.chars().map(|c| if ('\u{3000}'..='\u{9fff}').contains(&c) { 2 } else { 1 }).sum()
@@ -379,7 +379,7 @@ fn escape_codes_go_where_somebody_sees_them() {
     });
     assert!(!dumb.contains('\x1b'), "{dumb:?}");
     assert!(watch(|_| {}).contains('\x1b'));
-    // Logs have colours on a terminal, unless somebody does not want them.
+    // On a terminal, logs have colours unless the user has turned them off.
     let log = |name: &str, value: &str| {
         let mut command = votestream();
         command.args(["up", "--ephemeral", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0"]);
@@ -409,7 +409,7 @@ fn polls_show_what_they_are() {
         assert!(!said.contains('\u{202e}'), "{said:?}");
     }
     assert_eq!(up.create("p", &["caf\u{e9}", "می\u{200c}خواهم", "👩\u{200d}💻"]).0, 0);
-    // Byte by byte: another spelling of an option is no option.
+    // Ids are compared byte by byte: another spelling of an option is not that option.
     let vote = |option: &str| up.run(&["cast", "--poll", "p", "--user", "u", "--option", option]).status.code();
     assert_eq!((vote("caf\u{e9}"), vote("cafe\u{301}"), vote("👩\u{200d}💻")), (Some(0), Some(1), Some(0)));
     let said = text(&up.run(&["cast", "--poll", "p", "--user", "u", "--option", "cafe\u{301}"]).stderr);

@@ -1,23 +1,23 @@
 //! Times and durations as people write them.
 //!
-//! Must never guess: a time without an offset or a zone, or with two that disagree, is refused.
+//! Must never guess: refuses a time without an offset or a zone, or with an offset and a zone that disagree.
 
 use std::time::Duration;
 
 use jiff::{SpanRelativeTo, Timestamp, ZonedDateTime};
 
-/// A duration such as 90s, 1h30m, 2d or 1w. A day has 24 hours, whatever a clock on the wall does meanwhile.
+/// A duration such as 90s, 1h30m, 2d or 1w. A day always has 24 hours, even when the clocks change.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "expected a duration such as 90s, 15m, 1h30m, 2d or 1w";
     let span: jiff::Span = text.parse().map_err(|_| EXPECTED)?;
     if span.get_years() != 0 || span.get_months() != 0 {
-        return Err("months and years are not all of one length: give days or weeks".into());
+        return Err("months and years differ in length: give days or weeks".into());
     }
     let signed = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| EXPECTED)?;
     Duration::try_from(signed).map_err(|_| "a duration cannot be negative".into())
 }
 
-/// A moment by RFC 3339, which has an offset, or by RFC 9557, which has a time zone.
+/// A moment in RFC 3339, which has an offset, or in RFC 9557, which has a time zone.
 pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     if text.contains('[') {
         let zoned: ZonedDateTime = text.parse().map_err(|error: jiff::Error| error.to_string())?;
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(at("2026-05-16T23:00:00+02:00[Europe/Berlin]"), expected);
         assert_eq!(at("2026-05-16T23:00[Europe/Berlin]"), expected);
         assert_eq!(at("2026-05-16T21:00:00Z[UTC]"), expected);
-        // Berlin is not an hour ahead of UTC in May.
+        // In May, Berlin is two hours ahead of UTC, not one.
         for wrong in [
             "2026-05-16T23:00:00+01:00[Europe/Berlin]",
             "2026-05-16T23:00:00+02:00[America/New_York]",

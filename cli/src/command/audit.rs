@@ -1,6 +1,7 @@
-//! `votestream audit`: counts the stored votes anew and shows both counts.
+//! `votestream audit`: counts the stored votes again and shows both counts.
 //!
-//! Owns the comparison as people see it. Must never call a difference an error while the poll is not final, nor hide one.
+//! Owns how the comparison is shown. Must never call a difference an error while the poll is not final, and never hide
+//! a difference.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! `votestream backup`: a copy of a data directory, whether a stack has it open or not.
 //!
-//! Must never copy files by itself: the engine alone knows which bytes belong together.
+//! Must never copy files by itself: only the engine knows which bytes belong together.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::{
     output, stack,
 };
 
-/// Where the copy is, for scripts.
+/// Where the copy is, printed for scripts.
 #[derive(Serialize)]
 struct Copied {
     backup: PathBuf,
@@ -24,7 +24,7 @@ struct Copied {
 pub(super) async fn run(global: &Global, args: BackupArgs) -> Outcome {
     let directory = up::data_directory(args.data_dir)?;
     if !directory.join("format").exists() {
-        return Err(Failure::usage(format!("{} is no data directory: give --data-dir", directory.display())));
+        return Err(Failure::usage(format!("{} is not a data directory: give --data-dir", directory.display())));
     }
     let to = std::path::absolute(&args.directory)
         .map_err(|error| Failure::usage(format!("{}: {error}", args.directory.display())))?;
@@ -41,9 +41,10 @@ pub(super) async fn run(global: &Global, args: BackupArgs) -> Outcome {
     Ok(Answer::Yes)
 }
 
-/// Nothing runs, so this process opens the directory: what a killed one has left is put in order, and the copy is checked.
+/// No stack runs, so this process opens the directory. That repairs what a killed process has left, and checks the
+/// copy.
 async fn copy_closed(directory: &Path, to: &Path) -> Result<(), Failure> {
-    // Its time is not asked for: a backup takes no votes.
+    // A backup takes no votes, so the time of the directory does not matter.
     let options = EmbeddedOptions { continue_from_log_time: true, ..EmbeddedOptions::default() };
     let engine = stack::open(directory, options).await?;
     let (backups, to) = (engine.backups(), to.to_owned());
@@ -55,6 +56,6 @@ async fn copy_closed(directory: &Path, to: &Path) -> Result<(), Failure> {
     });
     match copied.await {
         Ok(copied) => copied.map_err(|error| Failure::failed(error.to_string())),
-        Err(error) => Err(Failure::failed(format!("the copy broke: {error}"))),
+        Err(error) => Err(Failure::failed(format!("the copy failed: {error}"))),
     }
 }

@@ -1,8 +1,8 @@
 //! `votestream cast`: one vote, or the votes of a file.
 //!
-//! Owns the report: how many votes were accepted, the line and the reason of each that was not, and from which line to go on
-//! after an interruption. Must never count a vote as accepted before it is settled, nor read a file faster than its votes are
-//! taken, nor hold back a vote because the next one is not there yet.
+//! Owns the report: how many votes were accepted, the line and the reason of each other vote, and from which line to go
+//! on after an interruption. Must never count a vote as accepted before it is settled, never read a file faster than
+//! the service takes its votes, and never hold back a vote because the next one has not come yet.
 
 mod batch;
 
@@ -31,20 +31,20 @@ use crate::{
     output,
 };
 
-/// Rejections that are shown and kept.
+/// Most rejections that are shown and kept.
 const REJECTIONS_SHOWN: usize = 100;
 /// How often the progress is drawn.
 const TICK: std::time::Duration = std::time::Duration::from_millis(200);
 
-/// The report of a cast; beside the API's fields each rejection has its line.
+/// The report of a cast. In addition to the API's fields, each rejection has the number of its line.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     accepted: u64,
     rejected: u64,
-    /// Votes of which nobody knows whether they were stored; they are not among the rejected ones.
+    /// Votes whose outcome nobody knows; they do not count as rejected.
     #[serde(skip_serializing_if = "is_zero")]
     unknown: u64,
-    /// The line with which to go on, if not all of the file was cast.
+    /// The line from which to go on, if a part of the file was not cast.
     #[serde(skip_serializing_if = "Option::is_none")]
     from_line: Option<u64>,
     rejections: Vec<Rejected>,
@@ -63,7 +63,7 @@ struct Rejected {
 }
 
 impl Report {
-    /// Takes a rejection in. Returns the line to show, if there are not too many already.
+    /// Counts a rejection. Returns the text to show, unless too many were shown already.
     fn reject(&mut self, line: u64, code: RejectionCode, reason: String) -> Option<String> {
         if code == RejectionCode::OutcomeUnknown {
             self.unknown += 1;
@@ -108,7 +108,7 @@ pub(super) async fn run(global: &Global, args: CastArgs, mut signals: Signals) -
     }
 }
 
-/// One vote. CastVotes rather than CastVote, since it names the kind of a rejection.
+/// Casts one vote. Uses CastVotes instead of CastVote, because its answer names the kind of a rejection.
 async fn cast_one(global: &Global, poll: &str, user: &str, option: &str) -> Outcome {
     let client = global.connect_ingest().await?;
     let mut builder = MessageBuilder::new(1);
@@ -146,16 +146,16 @@ async fn cast_file(global: &Global, path: &Path, from_line: u64, mut signals: Si
     let (tell, reading) = oneshot::channel();
     let batching = batcher.run(lines, stop.clone());
     tokio::spawn(async move {
-        // Nobody waits for the answer after a second signal.
+        // If this fails, a second signal has ended the command.
         drop(tell.send(batching.await));
     });
 
     let mut observer = FileObserver { report: report.clone(), progress: progress.clone(), refused: 0 };
-    // Whoever goes on with --from-line decides what is cast again.
+    // Whoever goes on with --from-line decides which votes are cast again.
     let options = StreamOptions { resume: false, ..StreamOptions::default() };
     let streaming = client.stream_messages(options, source, &mut observer);
     let (ended, signal) = until_settled(streaming, &stop, &mut signals).await?;
-    // What is left is not read any more.
+    // The rest of the file is not read.
     stop.cancel();
     let read = reading.await.unwrap_or_default();
     progress.finish_and_clear();
@@ -166,7 +166,7 @@ async fn cast_file(global: &Global, path: &Path, from_line: u64, mut signals: Si
 
 type Lines = Vec<u64>;
 
-/// Waits until everything is settled. After a signal nothing more is sent; a second one ends the wait.
+/// Waits until everything is settled. After one signal no more votes are sent; a second signal ends the wait.
 async fn until_settled(
     streaming: impl Future<Output = Ended<Lines>>,
     stop: &CancellationToken,
@@ -181,13 +181,13 @@ async fn until_settled(
     tokio::select! {
         ended = streaming => Ok((ended, Some(signal))),
         _ = signals.next() => {
-            output::note("stopped before every vote that was sent was answered; their outcome is not known");
+            output::note("stopped before every vote that was sent was answered; the outcome of some is not known");
             Err(Failure::Interrupted(signal))
         }
     }
 }
 
-/// Says what has become of the file.
+/// Reports how casting the file ended.
 fn finish(
     global: &Global,
     path: &Path,
@@ -197,7 +197,7 @@ fn finish(
     read: BatchRead,
     signal: Option<Signal>,
 ) -> Outcome {
-    // Every vote that was refused is among the settled ones.
+    // Every refused vote is among the settled ones.
     report.accepted = ended.settled.saturating_sub(refused);
     report.unknown += ended.sent.saturating_sub(ended.settled);
     let not_shown = (report.rejected + report.unknown).saturating_sub(report.rejections.len() as u64);
@@ -216,7 +216,7 @@ fn finish(
         output::note(&format!("{interrupted}{known}; go on with --from-line {line}"));
     }
     let answer = report.finish(global);
-    // The failure is the cause, whatever had been rejected by then.
+    // If there is a failure, it is the reason for the end, whatever was rejected before.
     match (ended.failure, read.failure, signal) {
         (Some(failure), ..) => answer.and(Err(Failure::client("casting votes", failure))),
         (None, Some(error), _) => answer.and(Err(Failure::usage(format!("{}: {error}", path.display())))),
@@ -234,7 +234,7 @@ fn show(progress: &ProgressBar, line: Option<String>) {
 struct FileObserver {
     report: Arc<Mutex<Report>>,
     progress: ProgressBar,
-    /// Votes that were sent and are not accepted; the lines that are no votes are only in the report.
+    /// Votes that were sent and not accepted. Lines that are not votes are counted in the report only.
     refused: u64,
 }
 

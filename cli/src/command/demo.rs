@@ -1,7 +1,7 @@
 //! `votestream demo`: the whole stack at work, and the proof that its result is exact.
 //!
-//! Owns the comparison of four counts that come about independently: the demo's own model, the interim tallies, the final
-//! result and a recount of the stored votes. Must never call a run exact that it has not checked in full.
+//! Owns the comparison of four independent counts: the demo's own model, the interim tallies, the final result and a
+//! recount of the stored votes. Must never call a run exact that it has not checked completely.
 
 use std::{collections::BTreeMap, future::Future, net::SocketAddr, time::Duration};
 
@@ -33,15 +33,15 @@ const OPTIONS: [(&str, &str); 5] =
 /// Connections, with one stream each.
 const CONNECTIONS: u32 = 4;
 const VOTES_PER_MESSAGE: usize = 500;
-/// The demo closes the poll itself; this only has to be later.
+/// How long the poll is open. The demo closes it itself; this only has to be longer than the demo runs.
 const OPEN_FOR: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How often the bars are drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
-/// How often it is asked whether every vote has been counted; the measured time is up to this much too long.
+/// How often the demo asks whether every vote has been counted; the measured time is too long by up to this much.
 const COUNTED_EVERY: Duration = Duration::from_millis(25);
-/// The votes have been acknowledged by then; if counting makes no progress for this long, the run has failed.
+/// By then all votes have been acknowledged. If counting makes no progress for this long, the run has failed.
 const STALL_MAX: Duration = Duration::from_secs(60);
-/// How long the final result may take after all votes are counted: closing margin, L, and room.
+/// How long the final result may take after all votes are counted: closing margin, L, and some reserve.
 const FINAL_MAX: Duration = Duration::from_secs(120);
 
 type Counts = BTreeMap<String, u64>;
@@ -68,9 +68,9 @@ struct Report {
 struct Seconds {
     /// From the first vote to the last acknowledgement.
     cast: f64,
-    /// From there until the interim results show every vote.
+    /// From the last acknowledgement until the interim results show every vote.
     count: f64,
-    /// From closing the poll to the final result; mostly the waiting times of the protocol.
+    /// From closing the poll to the final result. Most of it is waiting that the protocol requires.
     #[serde(rename = "final")]
     last: f64,
     /// From the first vote to the end of the recount.
@@ -84,7 +84,7 @@ struct Rates {
 }
 
 impl Report {
-    /// Whether every count agrees with the model, and no vote is missing or double.
+    /// Whether every count agrees with the model, so that no vote is missing or counted twice.
     fn is_exact(&self) -> bool {
         let users: u64 = self.model.values().sum();
         self.accepted == self.votes
@@ -146,7 +146,7 @@ async fn cast_and_prove(args: &DemoArgs, services: &ClientBuilder) -> Result<Rep
     let counted_done = Instant::now();
 
     results.close_poll(POLL_ID).await.map_err(|error| Failure::client("closing the poll", error))?;
-    output::note("closed; waiting until no vote can be on its way any more");
+    output::note("closed; waiting until no more votes can arrive");
     let last = results
         .wait_for_final_results(POLL_ID, Some(FINAL_MAX))
         .await
@@ -200,11 +200,11 @@ async fn create_poll(results: &ResultsClient) -> Result<(), Failure> {
     results.create_poll(message).await.map(drop).map_err(|error| Failure::client("creating the poll", error))
 }
 
-/// What the streams did, and what the result must be.
+/// What the streams reported, and what the result must be.
 #[derive(Default)]
 struct Cast {
     accepted: u64,
-    /// Users per option, by their last votes.
+    /// Users per option, by their last vote.
     model: [u64; OPTIONS.len()],
     reasons: Vec<String>,
 }
@@ -218,13 +218,13 @@ async fn cast(plan: Plan, services: &ClientBuilder) -> Result<Cast, Failure> {
         let feeding = tokio::spawn(feed(plan.stream(stream), to_stream));
         streams.spawn(async move {
             let mut rejections = Rejections::default();
-            // The proof counts every vote that was submitted, and a vote that is sent again may be two.
+            // The proof counts every submitted vote, and a vote that is sent again may be stored twice.
             let options = StreamOptions { resume: false, ..StreamOptions::default() };
             let ended = client.stream_messages(options, source, &mut rejections).await;
             match ended.failure {
                 Some(failure) => Err(Failure::client("casting votes", failure)),
                 None => {
-                    let model = feeding.await.map_err(|error| Failure::failed(format!("a task broke: {error}")))?;
+                    let model = feeding.await.map_err(|error| Failure::failed(format!("a task failed: {error}")))?;
                     Ok((ended.settled.saturating_sub(rejections.count), model, rejections.first))
                 }
             }
@@ -232,7 +232,7 @@ async fn cast(plan: Plan, services: &ClientBuilder) -> Result<Cast, Failure> {
     }
     let mut cast = Cast::default();
     while let Some(ended) = streams.join_next().await {
-        let (accepted, model, reason) = ended.map_err(|error| Failure::failed(format!("a task broke: {error}")))??;
+        let (accepted, model, reason) = ended.map_err(|error| Failure::failed(format!("a task failed: {error}")))??;
         cast.accepted += accepted;
         cast.model.iter_mut().zip(model).for_each(|(sum, count)| *sum += count);
         cast.reasons.extend(reason);
@@ -240,8 +240,8 @@ async fn cast(plan: Plan, services: &ClientBuilder) -> Result<Cast, Failure> {
     Ok(cast)
 }
 
-/// Sends the votes of one stream, and returns how its users voted last. A user votes in one stream only, so the order in
-/// which votes are sent here is the order that counts.
+/// Sends the votes of one stream, and returns how many of its users voted for each option last. A user votes in one
+/// stream only, so the order in which votes are sent here is the order that counts.
 async fn feed(mut votes: Votes, to_stream: mpsc::Sender<Outgoing<()>>) -> [u64; OPTIONS.len()] {
     let mut last: Vec<u8> = Vec::new();
     loop {
@@ -256,7 +256,7 @@ async fn feed(mut votes: Votes, to_stream: mpsc::Sender<Outgoing<()>>) -> [u64; 
             let (user_id, option_id) = (vote.user_id.as_str(), OPTIONS[vote.option].0);
             builder.push(Vote { poll_id: POLL_ID, user_id, option_id });
         }
-        // A closed channel means that the stream has broken, which its own task reports.
+        // A closed channel means that the stream broke; the task of the stream reports that.
         if builder.votes() == 0 || to_stream.send(builder.finish(None, ())).await.is_err() {
             break;
         }
@@ -285,8 +285,8 @@ async fn interim(results: &ResultsClient) -> Result<v1::GetInterimResultsRespons
     results.interim_results(POLL_ID).await.map_err(|error| Failure::client("reading the results", error))
 }
 
-/// Waits until the interim results show every vote. If they stop changing before, returns what they show: the comparison
-/// will say what is wrong.
+/// Waits until the interim results show every vote. If they stop changing before that, returns what they show: the
+/// comparison then says what is wrong.
 async fn all_counted(
     results: &ResultsClient,
     votes: u64,
@@ -308,7 +308,7 @@ async fn all_counted(
     }
 }
 
-/// Bars that move while something runs; nothing if stderr is not a terminal.
+/// Bars that move while the demo runs; nothing if stderr is not a terminal.
 struct Live {
     results: ResultsClient,
     labels: Labels,
@@ -320,7 +320,7 @@ impl Live {
         Self { results, labels, canvas: Canvas::new(Term::stderr()) }
     }
 
-    /// Draws until `work` is done, and once more then.
+    /// Draws until `work` is done, and once more after that.
     async fn during<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let mut work = std::pin::pin!(work);
         if !self.canvas.can_redraw() {
@@ -333,7 +333,8 @@ impl Live {
                 ticks.tick().await;
                 self.draw().await
             };
-            // An unfinished drawing is given up between lines' texts and never within one: it is written in one piece.
+            // A drawing is written in one piece. If it is cancelled, it is cancelled before or after that, never within
+            // a line.
             tokio::select! {
                 done = &mut work => {
                     let done = done?;
@@ -348,7 +349,7 @@ impl Live {
     async fn draw(&mut self) -> Result<(), Failure> {
         let shown = json::Interim::from(interim(&self.results).await?);
         let lines = self.labels.interim(&shown, self.canvas.size());
-        // The run goes on without its picture.
+        // If drawing fails, the run goes on without the bars.
         drop(self.canvas.draw(&lines));
         Ok(())
     }
@@ -384,7 +385,7 @@ fn describe(report: &Report) -> Vec<String> {
         lines.extend(
             [
                 "",
-                "Go on with a stack that stays:",
+                "Continue with a stack that keeps its data:",
                 "  votestream up",
                 "  votestream poll create --id song --option aurora --option bolero --closes-in 15m",
                 "  votestream cast --poll song --user you --option bolero",

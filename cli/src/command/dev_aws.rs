@@ -1,7 +1,7 @@
-//! `votestream dev-aws`: stand-ins for Kinesis and DynamoDB on this machine until it is told to stop.
+//! `votestream dev-aws`: runs stand-ins for Kinesis and DynamoDB on this machine until it is told to stop.
 //!
-//! Owns where they listen, and what a service must be told to find them. Everything is in memory and gone at the end. Must never be taken for AWS: nothing is
-//! durable, and nobody is asked who they are.
+//! Owns where they listen, and which settings a service needs to find them. Everything is in memory and gone at the
+//! end. Must never be used in place of AWS: nothing is durable, and anybody may call.
 
 use serde::Serialize;
 use votestream_process::terminal::Signals;
@@ -14,7 +14,7 @@ use crate::{
     stack::listen,
 };
 
-/// What a service needs in its environment to find the stand-ins.
+/// The environment variables that a service needs to find the stand-ins.
 #[derive(Serialize)]
 #[expect(non_snake_case, reason = "names of variables")]
 struct Variables {
@@ -41,7 +41,8 @@ pub(super) async fn run(global: &Global, args: DevAwsArgs, mut signals: Signals)
     let mut dynamodb = tokio::spawn(stand_ins::serve_dynamodb(dynamodb));
     print(global, &variables)?;
     tokio::select! {
-        // Connections of consumers stay open for minutes; what they would still get is in memory and gone anyway.
+        // Connections of consumers stay open for minutes. They are not drained: what they could still get is in memory
+        // and is lost anyway.
         _ = signals.next() => Ok(Answer::Yes),
         ended = &mut kinesis => Err(Failure::failed(format!("the Kinesis stand-in ended: {ended:?}"))),
         ended = &mut dynamodb => Err(Failure::failed(format!("the DynamoDB stand-in ended: {ended:?}"))),

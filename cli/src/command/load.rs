@@ -1,7 +1,7 @@
 //! `votestream load`: casts generated votes and measures.
 //!
-//! Owns pacing and measurement. Must never flatter the service: with a rate, a vote's time runs from the moment at which it
-//! was due, so a stall counts for every vote that it delayed.
+//! Owns pacing and measurement. Must never make the service look better than it is: with a rate, a vote's time counts
+//! from the moment at which it was due, so a stall counts for every vote that it delayed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,20 +22,20 @@ use crate::{
     output,
 };
 
-/// Longest time that is told apart, in microseconds.
+/// Longest time that the histogram can hold, in microseconds.
 const LATENCY_MAX_MICROS: u64 = 600_000_000;
-/// Rejections whose reasons are shown.
+/// Most rejections whose reasons are shown.
 const REASONS_SHOWN: usize = 5;
 
 #[derive(Debug, Serialize)]
 struct Report {
     poll_id: String,
-    /// Votes that were sent, which are those that were asked for unless the run was cut short.
+    /// Votes that were sent: all that were asked for, unless the run was cut short.
     votes: u64,
     voters: u64,
     accepted: u64,
     rejected: u64,
-    /// Votes that were sent and not answered, if the run was cut short.
+    /// Votes that were sent and not answered, because the run was cut short.
     #[serde(skip_serializing_if = "is_zero")]
     unknown: u64,
     seconds: f64,
@@ -73,7 +73,7 @@ pub(super) async fn run(global: &Global, args: LoadArgs, mut signals: Signals) -
     let (measured, signal) = tokio::select! {
         measured = &mut casting => (measured?, None),
         signal = signals.next() => {
-            output::note("interrupted: waiting for the answers to what was sent (once more to stop at once)");
+            output::note("interrupted: waiting until every sent vote is answered (a second signal stops at once)");
             stop.cancel();
             tokio::select! {
                 measured = casting => (measured?, Some(signal)),
@@ -109,7 +109,7 @@ async fn prepare(global: &Global, args: &LoadArgs) -> Result<Prepared, Failure> 
     Ok(Prepared { plan, options, clients })
 }
 
-/// Casts the votes, until they are all settled or it is told to stop.
+/// Casts the votes, until all are settled or it is told to stop.
 async fn cast(
     args: &LoadArgs,
     Prepared { plan, options, clients }: Prepared,
@@ -124,10 +124,10 @@ async fn cast(
         let pace = Pace::new(start, args.rate, args.votes_per_message, plan.streams, stream);
         let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
         let feed = feed(plan.stream(stream), poll.clone(), options.clone(), args.votes_per_message, pace, to_stream);
-        // When it stops, the stream is closed, and what was sent is settled.
+        // When the task stops, the stream is closed, and the votes that were sent are settled.
         tokio::spawn(stop.clone().run_until_cancelled_owned(feed));
         let mut measured = Measured::new(progress.clone())?;
-        // A break is a result of the measurement.
+        // A broken stream is a result of the measurement, so it is not resumed.
         let stream_options = StreamOptions { resume: false, ..StreamOptions::default() };
         tasks.spawn(async move {
             let ended = client.stream_messages(stream_options, source, &mut measured).await;
@@ -137,7 +137,7 @@ async fn cast(
     let mut total = Measured::new(progress.clone())?;
     let (mut sent, mut settled, mut failure) = (0, 0, None);
     while let Some(ended) = tasks.join_next().await {
-        let (ended, measured) = ended.map_err(|error| Failure::failed(format!("a stream's task broke: {error}")))?;
+        let (ended, measured) = ended.map_err(|error| Failure::failed(format!("a stream's task failed: {error}")))?;
         sent += ended.sent;
         settled += ended.settled;
         failure = failure.or(ended.failure.map(|error| Failure::client("casting votes", error)));
@@ -163,7 +163,7 @@ async fn cast(
     Ok((report, failure))
 }
 
-/// Users that leave this share of the votes for re-votes.
+/// Number of users, so that this share of the votes is left for re-votes.
 fn first_votes(votes: u64, revote_share: f64) -> u64 {
     ((votes as f64) * (1.0 - revote_share)).round() as u64
 }
@@ -182,7 +182,7 @@ async fn options_of(global: &Global, poll: &str) -> Result<Arc<[String]>, Failur
 #[derive(Clone, Copy, Debug)]
 struct Pace {
     first: Instant,
-    /// Zero if messages are sent as fast as they are taken.
+    /// Zero if messages are sent as fast as the service takes them.
     interval: Duration,
 }
 
@@ -192,7 +192,7 @@ impl Pace {
             return Self { first: start, interval: Duration::ZERO };
         }
         let between_messages = Duration::from_secs_f64(f64::from(votes_per_message) / rate as f64);
-        // The streams take turns, so that the rate is even and not in bursts of one message a stream.
+        // The streams take turns. So the rate is even, without bursts of one message from every stream.
         Self { first: start + between_messages * stream, interval: between_messages * streams }
     }
 }
@@ -220,14 +220,14 @@ async fn feed(
             tokio::time::sleep_until(due).await;
             due += pace.interval;
         }
-        // A closed channel means that the stream has broken, which its own task reports.
+        // A closed channel means that the stream broke; the task of the stream reports that.
         if to_stream.send(builder.finish(planned, ())).await.is_err() {
             return;
         }
     }
 }
 
-/// What one stream saw.
+/// What one stream measured.
 struct Measured {
     micros: Histogram<u64>,
     rejected: u64,
@@ -245,7 +245,7 @@ impl Measured {
     fn add(&mut self, other: Self) {
         // Both have the same bounds, so nothing can be lost.
         if self.micros.add(&other.micros).is_err() {
-            tracing::warn!("a histogram could not be added");
+            tracing::warn!("cannot add the histogram of a stream");
         }
         self.rejected += other.rejected;
         for reason in other.reasons {

@@ -1,6 +1,6 @@
 //! `votestream plan`: what an event needs on AWS, as a table and as parameters to paste.
 //!
-//! Owns how a plan is shown. Must never compute one: that is in `crate::plan`.
+//! Owns how a plan is shown. Must never compute one: `crate::plan` does that.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     plan::{self, Persist, Plan, Question},
 };
 
-/// Width of the names in the table.
+/// Width of the column of names.
 const NAME_WIDTH: usize = 38;
 /// Width of a column of values.
 const VALUE_WIDTH: usize = 20;
@@ -139,7 +139,7 @@ fn tenth(value: f64) -> String {
     format!("{value:.1}")
 }
 
-/// A time to the second, in the largest units that it fills: 45s, 12m 30s, 2h 5m.
+/// A time in whole seconds, written in its largest units: 45s, 12m 30s, 2h 5m.
 fn span(seconds: f64) -> String {
     let whole = Duration::from_secs_f64(seconds.round()).as_secs();
     match (whole / 3_600, whole / 60 % 60, whole % 60) {

@@ -1,6 +1,7 @@
 //! `votestream poll`: create, get, list and close polls.
 //!
-//! Owns how polls are shown. Must never check a poll's definition: the service does, with the same words for every client.
+//! Owns how polls are shown. Must never check a poll's definition: the service does that, with the same words for every
+//! client.
 
 use futures::TryStreamExt;
 use votestream_client::v1;
@@ -38,7 +39,7 @@ fn create_request(args: PollCreateArgs) -> Result<v1::CreatePollRequest, Failure
         (None, Some(after)) => Some(
             jiff::Timestamp::now()
                 .checked_add(after)
-                .map_err(|_| Failure::usage("--closes-in: that is beyond the calendar"))?,
+                .map_err(|_| Failure::usage("--closes-in: this is too far in the future"))?,
         ),
         (None, None) => None,
     };
@@ -57,7 +58,7 @@ fn create_request(args: PollCreateArgs) -> Result<v1::CreatePollRequest, Failure
     })
 }
 
-/// State of a poll for people.
+/// State of a poll, as text for people.
 pub(super) fn state(poll: &json::Poll) -> String {
     poll.state.trim_start_matches("POLL_STATE_").to_lowercase()
 }

@@ -89,14 +89,14 @@ async fn watch(global: &Global, poll_id: &str, results: &ResultsClient) -> Outco
     Ok(Answer::Yes)
 }
 
-/// The room for results that are printed once.
+/// The room for results that are printed only once.
 fn room() -> Size {
     let term = Term::stdout();
     let columns = if term.is_term() { usize::from(term.size().1) } else { PLAIN_COLUMNS };
     Size { columns, rows: usize::MAX }
 }
 
-/// One line for logs and pipes.
+/// One line, for logs and pipes.
 fn plain(interim: &json::Interim) -> String {
     let at = interim.as_of.map_or_else(|| "-".to_owned(), |at| at.to_string());
     let options: String = interim
@@ -114,7 +114,7 @@ pub(super) struct Labels {
 }
 
 impl Labels {
-    /// Reads them; results are shown without titles if that fails.
+    /// Reads the titles. If that fails, results are shown without titles.
     pub(super) async fn read(results: &ResultsClient, poll_id: &str) -> Self {
         let poll = results.get_poll(poll_id).await;
         Self::new(poll_id, poll.ok().map(json::Poll::from))

@@ -1,7 +1,7 @@
-//! `votestream up`: the whole stack on this machine until it is told to stop.
+//! `votestream up`: runs the whole stack on this machine until it is told to stop.
 //!
-//! Owns the default data directory. Must never end before every accepted vote is answered, unless a second signal says so, nor
-//! because nobody reads its output any more.
+//! Owns the default data directory. Must never end before every accepted vote is answered, unless a second signal
+//! comes. Must never end because nobody reads its output any more.
 
 use std::{env, ffi::OsString, path::PathBuf};
 
@@ -15,7 +15,7 @@ use crate::{
     stack::{RunningStack, StackOptions, Storage},
 };
 
-/// Where the services are, for scripts.
+/// The addresses of the services, printed for scripts.
 #[derive(Serialize)]
 struct Addresses {
     ingest: String,
@@ -40,18 +40,18 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     let mut stack = start(options, &mut signals).await?;
     let announced = announce(global, &stack, ephemeral);
     let broken = match announced {
-        // Whoever reads the addresses from a file would wait for them in vain.
+        // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
         Ok(()) => tokio::select! {
             failure = stack.broken() => Some(failure),
             _ = signals.next() => None,
         },
     };
-    output::note("stopping: answering every vote that is under way (once more to stop at once)");
+    output::note("stopping: answering every vote in flight (a second signal stops at once)");
     let stopped = tokio::select! {
         stopped = stack.stop() => stopped,
-        // Safe at any moment: what was acknowledged is on disk.
-        _ = signals.next() => Err(Failure::failed("stopped before everything was answered")),
+        // Stopping is safe at any moment: acknowledged votes are on disk.
+        _ = signals.next() => Err(Failure::failed("stopped before every vote was answered")),
     };
     match broken {
         Some(failure) => Err(failure),
@@ -59,15 +59,15 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     }
 }
 
-/// Starts the stack. The first signal is heeded once it has started, the second one at once: a directory that is half open is
-/// one that `kill -9` has left.
+/// Starts the stack. A first signal takes effect once the stack has started, a second one at once: that leaves a
+/// half-open directory as it is after `kill -9`.
 async fn start(options: StackOptions, signals: &mut Signals) -> Result<RunningStack, Failure> {
     let mut starting = std::pin::pin!(RunningStack::start(options));
     let signal = tokio::select! {
         started = &mut starting => return started,
         signal = signals.next() => signal,
     };
-    output::note("stopping as soon as the stack has started (once more to stop at once)");
+    output::note("stopping as soon as the stack has started (a second signal stops at once)");
     tokio::select! {
         started = &mut starting => started?.stop().await?,
         _ = signals.next() => {}
@@ -75,7 +75,7 @@ async fn start(options: StackOptions, signals: &mut Signals) -> Result<RunningSt
     Err(Failure::Interrupted(signal))
 }
 
-/// Says where the services are.
+/// Prints where the services are.
 fn announce(global: &Global, stack: &RunningStack, ephemeral: bool) -> Result<(), Failure> {
     let addresses = Addresses {
         ingest: format!("http://{}", stack.ingest_addr),
@@ -88,12 +88,12 @@ fn announce(global: &Global, stack: &RunningStack, ephemeral: bool) -> Result<()
     if global.json { output::json(&addresses) } else { Ok(()) }
 }
 
-/// The directory that was given, or the user's.
+/// The given directory, or else the user's default one.
 pub(super) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
     given.map_or_else(|| default_directory(env::var_os("XDG_DATA_HOME"), env::var_os("HOME")), Ok)
 }
 
-/// The user's data directory, as the XDG base directory specification says: relative paths in it are ignored.
+/// The user's data directory, by the XDG base directory specification: a relative path in the variable is ignored.
 fn default_directory(data_home: Option<OsString>, home: Option<OsString>) -> Result<PathBuf, Failure> {
     let data_home = data_home.map(PathBuf::from).filter(|path| path.is_absolute());
     let home = home.map(PathBuf::from).filter(|path| path.is_absolute());

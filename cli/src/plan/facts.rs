@@ -1,15 +1,17 @@
-//! What was measured, what AWS promises, and what is assumed: every number that a plan rests on, with its source.
+//! What was measured, what AWS promises, and what is assumed: every number that a plan uses, with its source.
 //!
-//! Must never compute a plan. A better measurement changes a number here and nothing else.
+//! Must never compute a plan. For a better measurement, only the number here has to change.
 
-/// Votes a second that a shard of 1 MiB/s carries: 16 bytes a vote and 250 a record (bench/report/report.md, "The stored batch":
-/// 18.5, 16.1 and 16.0 bytes a vote at 100, 1,000 and 10,000 votes), even with the 1,000 records a second that it takes at most.
-/// User ids that are no UUIDs take about as many bytes as they have characters, less what zstd finds.
+/// Votes a second that a shard of 1 MiB/s carries: 16 bytes a vote and 250 a record (bench/report/report.md, "The
+/// stored batch": 18.5, 16.1 and 16.0 bytes a vote at 100, 1,000 and 10,000 votes), even with 1,000 records a second,
+/// the most that it takes. User ids that are not UUIDs take about as many bytes as they have characters, less what zstd
+/// saves.
 pub(super) const SHARD_VOTES_PER_SECOND: u64 = 48_000;
-/// Half of a shard is left free: what waited while a call failed for some seconds goes through in as many seconds, and two
-/// groups that poll a shard read no faster than twice what is planned to be written. Splitting shards takes minutes.
+/// Half of a shard is left free. If calls fail for some seconds, the votes that waited go through in as many seconds;
+/// and two groups that poll a shard read at most twice as fast as votes are planned to be written. Splitting shards
+/// takes minutes.
 pub(super) const SHARD_HEADROOM: u64 = 2;
-/// Two consumers of a group, so that both have work.
+/// Two, so that both consumers of a group have work.
 pub(super) const SHARDS_MIN: u64 = 2;
 /// Bytes that a vote of a UUID takes in the stream, if records are small (bench/report/report.md, "The stored batch").
 pub(super) const STREAM_BYTES_PER_VOTE: f64 = 20.0;
@@ -17,7 +19,8 @@ pub(super) const STREAM_BYTES_PER_VOTE: f64 = 20.0;
 pub(super) const SHARD_RECORDS_PER_SECOND: u64 = 1_000;
 /// Shards of an account in us-east-1 unless it asks for more (the same page).
 pub(super) const SHARDS_QUOTA: u64 = 20_000;
-/// Records a second of one lane: a batch waits 20 ms (the ingest service's `lane-linger`), and a put is assumed to take 10 ms.
+/// Records a second of one lane: a batch waits 20 ms (the ingest service's `lane-linger`), and a put is assumed to take
+/// 10 ms.
 pub(super) const LANE_RECORDS_PER_SECOND: u64 = 33;
 /// Groups that read the stream: persist and tally.
 pub(super) const GROUPS: u64 = 2;
@@ -26,10 +29,11 @@ pub(super) const PUT_PAYLOAD_UNIT_BYTES: f64 = 25_000.0;
 
 /// Write units of a vote of a new voter: an INSERT of an item below 1 KB, which `adapters/aws` asserts.
 pub(super) const UNITS_PER_NEW_VOTE: u64 = 1;
-/// Write units of a changed vote at the most: an INSERT whose condition fails, and the write that replaces. A process that
-/// remembers the voter spends one, and several changes within a window are one.
+/// Most write units of a changed vote: an INSERT whose condition fails, and the write that replaces. A process that
+/// remembers the voter needs only one, and several changes within a window count as one.
 pub(super) const UNITS_PER_CHANGED_VOTE_MAX: u64 = 2;
-/// Write units a second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for partition keys").
+/// Write units a second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for
+/// partition keys").
 pub(super) const PARTITION_UNITS_PER_SECOND: u64 = 1_000;
 /// Most buckets that a poll gets, as in `core/src/model/poll.rs`.
 pub(super) const BUCKETS_MAX: u64 = 4_096;
@@ -37,7 +41,8 @@ pub(super) const BUCKETS_MAX: u64 = 4_096;
 pub(super) const TABLE_WARM_UNITS_PER_SECOND: u64 = 4_000;
 /// Write units a second of a table unless the account asks for more (Amazon DynamoDB Developer Guide, "Quotas").
 pub(super) const TABLE_QUOTA_UNITS_PER_SECOND: u64 = 40_000;
-/// Bytes of a stored vote with a 36-character user id: keys, option, position, times (estimated from the item's attributes).
+/// Bytes of a stored vote with a 36-character user id: keys, option, position, times (estimated from the item's
+/// attributes).
 pub(super) const VOTE_ITEM_BYTES: f64 = 200.0;
 /// Bytes that DynamoDB adds to each item for storage (Amazon DynamoDB Developer Guide, "Item sizes and formats").
 pub(super) const ITEM_OVERHEAD_BYTES: f64 = 100.0;
@@ -46,40 +51,44 @@ pub(super) const READ_UNIT_BYTES: f64 = 4_096.0;
 
 /// vCPUs of an ingest and of a persist task, as the CDK app has them by default.
 pub(super) const TASK_VCPUS: u64 = 2;
-/// vCPUs of a tally task, likewise.
+/// vCPUs of a tally task, by default in the CDK app.
 pub(super) const TALLY_TASK_VCPUS: u64 = 1;
-/// GB of memory a vCPU of every task.
+/// GB of memory per vCPU of every task.
 pub(super) const MEMORY_GB_PER_VCPU: u64 = 2;
-/// One task may fail or be replaced.
+/// Two, so that one task may fail or be replaced.
 pub(super) const TASKS_MIN: u64 = 2;
-/// Share of a task's CPU that is planned for. The rest is for TLS, telemetry, deployments, a slower core than the measured one.
+/// Part of a task's CPU that is planned for. The rest is for TLS, telemetry, deployments, and slower cores than the
+/// measured one.
 pub(super) const CPU_SHARE: f64 = 0.6;
-/// Most ingest tasks: each shard's dedup table holds 6,000 producers (`DEDUP_ENTRIES_MAX` in `core/src/consume/dedup.rs`), and while all
-/// are replaced there are two of each.
+/// Most ingest tasks: each shard's dedup table holds 6,000 producers (`DEDUP_ENTRIES_MAX` in
+/// `core/src/consume/dedup.rs`), and while all tasks are replaced there are twice as many.
 pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
 
-/// CPU seconds of a million unary calls with one vote each, where the service shares its cores with others: 17 to 20, of which
-/// tonic takes 12 to 14. With a core for itself it takes 12 to 16 (bench/README.md, "Before and after").
+/// CPU seconds of a million unary calls with one vote each, if the service shares its cores with others: 17 to 20, of
+/// which tonic takes 12 to 14. With a core of its own the service takes 12 to 16 (bench/README.md, "Before and after").
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_CALLS: f64 = 19.0;
 /// CPU seconds of a million votes in streams of 100 a message (the same table).
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.17;
-/// CPU seconds of the puts of a million votes: the AWS SDK takes 1.7 µs for a small record of some 25 votes, 91 µs for 50 kB.
+/// CPU seconds of the puts of a million votes: the AWS SDK takes 1.7 µs for a small record of some 25 votes, 91 µs for
+/// 50 kB.
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_PUT: f64 = 0.1;
-/// CPU seconds of a million votes in persist and tally together, without the AWS SDK. Where DynamoDB takes 5 ms, persist takes 0.6
-/// more than the SDK alone, and tally takes 0.1 (bench/report/report.md); windows of few votes cost more, so this is nearly
-/// twice as much.
+/// CPU seconds of a million votes in persist and tally together, without the AWS SDK. When DynamoDB takes 5 ms, persist
+/// takes 0.6 more than the SDK alone, and tally takes 0.1 (bench/report/report.md). Windows of few votes cost more, so
+/// this is nearly twice as much.
 pub(super) const CONSUMER_CPU_SECONDS_PER_MILLION: f64 = 1.17;
-/// CPU seconds of a million items in the AWS SDK at 25 statements a `BatchExecuteStatement` (measured against a server that
-/// answers at once, without TLS).
+/// CPU seconds of a million items in the AWS SDK at 25 statements a `BatchExecuteStatement` (measured against a server
+/// that answers at once, without TLS).
 pub(super) const SDK_CPU_SECONDS_PER_MILLION_ITEMS: f64 = 6.1;
-/// Items of the SDK that a changed vote costs at the most: a failed INSERT, a read, a write. The read is assumed to cost as much.
+/// Most items of the SDK for a changed vote: a failed INSERT, a read, a write. The read is assumed to cost as much as a
+/// write.
 pub(super) const ITEMS_PER_CHANGED_VOTE_MAX: u64 = 3;
 /// Items in flight of one persist task: 64 calls of 25 (`CALLS_IN_FLIGHT`, `STATEMENTS_MAX` in `adapters/aws`).
 pub(super) const ITEMS_IN_FLIGHT: u64 = 64 * 25;
 /// How long DynamoDB is assumed to take for a call of 25.
 pub(super) const DYNAMODB_CALL_SECONDS: f64 = 0.010;
 
-/// From the last vote to a complete table if persist keeps up: window linger, idle commit, polling, one write. Assumed.
+/// From the last vote to a complete table, if persist keeps up: window linger, idle commit, polling, one write.
+/// Assumed.
 pub(super) const PERSIST_LAG_SECONDS: f64 = 2.0;
 /// Windows a second of a shard in persist (its `window-linger` of 200 ms).
 pub(super) const PERSIST_WINDOWS_PER_SECOND: f64 = 5.0;
@@ -100,7 +109,8 @@ pub(super) const WRITE_UNIT_BYTES: u64 = 1_024;
 pub(super) const LCU_CONNECTIONS_PER_SECOND: f64 = 25.0;
 /// Bytes an hour of one load balancer capacity unit (the same page).
 pub(super) const LCU_BYTES_PER_HOUR: f64 = 1e9;
-/// Bytes of a vote in a unary call of its own over TLS, with its answer. Assumed; the handshake counts as a connection.
+/// Bytes of a vote in a unary call of its own over TLS, with its answer. Assumed; the handshake is not included, since
+/// it counts as a connection.
 pub(super) const CALL_BYTES: f64 = 1_000.0;
 /// Bytes of a vote in a stream of many a message: two ids of some 40 bytes and the framing.
 pub(super) const STREAMED_VOTE_BYTES: f64 = 80.0;

@@ -1,4 +1,4 @@
-//! What a plan costs, by a price list that is data.
+//! What a plan costs, by a price list that is a data file.
 //!
 //! Owns the lines of the bill. Must never hold a price: those are in `prices.json`, with region, date and source.
 
@@ -31,18 +31,18 @@ struct Price {
 /// The estimated price of an event.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Bill {
-    /// Always true: what the bill will say depends on what really happens.
+    /// Always true: the real bill depends on what really happens.
     pub(crate) is_estimate: bool,
     pub(crate) region: String,
     pub(crate) currency: String,
     pub(crate) prices_transcribed_on: String,
     pub(crate) lines: Vec<Line>,
     pub(crate) total_usd: f64,
-    /// What of it the AWS sample has as well: shards, records and vote writes.
+    /// The part that the AWS sample also has: shards, records and vote writes.
     pub(crate) stream_and_writes_usd: f64,
     pub(crate) not_included: Vec<String>,
     pub(crate) note: String,
-    /// Pages that the prices stand on.
+    /// Web pages from which the prices were taken.
     pub(crate) sources: Vec<String>,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn add(plan: &mut Plan, arrival_seconds: f64, persist: Persist) -> Re
     let (votes, shards) = (plan.votes as f64, plan.shards as f64);
     let stream_bytes = votes * facts::STREAM_BYTES_PER_VOTE;
     let records_per_second = (plan.ingest_tasks * facts::LANE_RECORDS_PER_SECOND).min(facts::SHARD_RECORDS_PER_SECOND);
-    // A record is a payload unit begun; no more records than votes.
+    // Each record adds one payload unit that it does not fill. There are no more records than votes.
     let records = (arrival_seconds * shards * records_per_second as f64).min(votes);
     let payload_units = records + stream_bytes / facts::PUT_PAYLOAD_UNIT_BYTES;
     let mut stream_and_writes_usd = line("Kinesis shards", shards * hours, "shard hours", "kinesis_shard_hour");

@@ -1,4 +1,4 @@
-//! The plan: two known events, and what must hold for every event.
+//! The plan for two known events, and rules that hold for every event.
 
 use proptest::prelude::*;
 use votestream_core::{Poll, PollId, PollOption, PollSource, Timestamp};
@@ -17,7 +17,7 @@ fn event(peak: u64, voters: u64, seconds: u64) -> Question {
     }
 }
 
-/// What the poll service makes of an expected peak.
+/// The number of buckets that the poll service derives from an expected peak.
 fn buckets_of_a_poll(expected_peak: u64) -> u64 {
     let option = PollOption { id: "a".into(), title: String::new() };
     let poll = Poll::new(
@@ -85,7 +85,7 @@ fn changed_votes_cost_up_to_two_units() {
     let plan = plan(Question { revote_share: 0.25, ..event(20_000, 9_000_000, 600) }).unwrap();
     assert_eq!((plan.votes, plan.changed_votes), (12_000_000, 3_000_000));
     assert_eq!((plan.vote_write_units_min, plan.vote_write_units_max), (12_000_000, 15_000_000));
-    // The table has to take them at the peak.
+    // The table has to take that rate at the peak.
     assert_eq!((plan.expected_peak, plan.buckets), (25_000, 25));
 }
 
@@ -113,7 +113,7 @@ fn mistakes_are_named_all_at_once_and_with_a_way_out() {
 
 #[test]
 fn a_shard_carries_what_was_measured() {
-    // 16 bytes a vote and 250 a record, at the most records that a shard takes.
+    // 16 bytes for each vote and 250 for each record, at the most records that a shard takes.
     let bytes = facts::SHARD_VOTES_PER_SECOND as f64 * 16.0 + facts::SHARD_RECORDS_PER_SECOND as f64 * 250.0;
     assert!(bytes <= f64::from(1 << 20), "{bytes}");
 }
@@ -149,7 +149,7 @@ fn questions() -> impl Strategy<Value = Question> {
     (rates, ways).prop_map(|((peak, seconds, revote_share), (write_units_per_second, clients))| {
         let fit = (peak * seconds) as f64 * (1.0 - revote_share) * 0.9;
         let voters = (fit as u64).clamp(1, VOTERS_MAX);
-        // One vote at a peak of one a second has to fit as well, with its changes.
+        // Even one vote at a peak of one a second has to fit into the event, with its changes.
         let seconds = seconds.max(20);
         Question { revote_share, write_units_per_second, clients, ..event(peak, voters, seconds) }
     })
@@ -187,16 +187,16 @@ proptest! {
     #[test]
     fn every_plan_can_be_carried_out(question in questions()) {
         let plan = plan(question).unwrap();
-        // Half of each shard is free, and whoever consumes has a shard.
+        // Half of each shard stays free, and every consumer has a shard.
         prop_assert!(plan.shards * facts::SHARD_VOTES_PER_SECOND >= question.peak_votes_per_second * facts::SHARD_HEADROOM);
         for tasks in [plan.persist_unlimited.tasks, plan.persist_with_budget.tasks, plan.tally_tasks] {
             prop_assert!((facts::TASKS_MIN..=plan.shards).contains(&tasks));
         }
-        // What the poll service will make of the parameter.
+        // The poll service derives the same number of buckets from the parameter.
         prop_assert_eq!(plan.buckets, buckets_of_a_poll(plan.expected_peak));
         prop_assert!(plan.vote_write_units_min <= plan.vote_write_units_max);
         prop_assert_eq!(plan.votes, question.voters + plan.changed_votes);
-        // A brake never makes anything faster, and is kept.
+        // A limit never makes anything faster, and is never exceeded.
         let (unlimited, braked) = (plan.persist_unlimited, plan.persist_with_budget);
         prop_assert!(braked.drain_seconds >= unlimited.drain_seconds);
         prop_assert!(braked.tasks <= unlimited.tasks);
@@ -205,7 +205,7 @@ proptest! {
             prop_assert!(seconds.is_finite() && seconds >= 0.0);
         }
         prop_assert!(unlimited.final_after_seconds >= TimeBounds::DISTRIBUTED.late_after().as_secs_f64());
-        // The bill adds up.
+        // The lines of the bill add up to the total.
         prop_assert!(plan.bill.lines.iter().all(|line| line.usd.is_finite() && line.usd >= 0.0));
         let sum: f64 = plan.bill.lines.iter().map(|line| line.usd).sum();
         prop_assert!((sum - plan.bill.total_usd).abs() < 0.001);

@@ -1,11 +1,12 @@
-//! Lines of CSV: what divides the fields, and what belongs to them.
+//! Lines of CSV: which character divides the fields, and what belongs to a field.
 //!
-//! Owns the columns of a file and the rule about blanks, which is the one of spreadsheets: blanks around a field are not part of
-//! it, blanks within quotes are.
+//! Owns the columns of a file, and the rule about blanks. It is the rule of spreadsheets: blanks around a field are not
+//! part of it, blanks inside quotes are.
 
 use super::{BadLine, FIELDS, Row};
 
-/// What may divide fields, in the order in which it is tried: spreadsheets write semicolons where the comma is in numbers.
+/// Characters that may divide fields, in the order in which they are tried: spreadsheets write semicolons where numbers
+/// have a decimal comma.
 const DELIMITERS: [u8; 3] = [b',', b'\t', b';'];
 
 /// How the lines of a file are read.
@@ -14,19 +15,19 @@ pub(super) struct Format {
     delimiter: u8,
     /// Column of each of [`FIELDS`].
     columns: [usize; 3],
-    /// Columns of a line.
+    /// Number of columns in a line.
     width: usize,
 }
 
-/// What a first line such as `sep=;` says, which some spreadsheets write.
+/// The delimiter in a first line such as `sep=;`, which some spreadsheets write.
 pub(super) fn delimiter_line(first: &str) -> Option<u8> {
     let delimiter = first.trim_end_matches(['\r', '\n']).strip_prefix("sep=")?;
     DELIMITERS.into_iter().find(|known| delimiter.as_bytes() == [*known])
 }
 
 impl Format {
-    /// The format of a file with this first line, and whether that is a header. `delimiter` is what divides the fields, if that is
-    /// known.
+    /// The format of a file with this first line, and whether the line is a header. `delimiter` is the character that
+    /// divides the fields, if it is known.
     pub(super) fn recognise(first: &str, delimiter: Option<u8>) -> (Self, bool) {
         let candidates: Vec<(u8, Vec<String>)> = DELIMITERS
             .into_iter()
@@ -44,7 +45,7 @@ impl Format {
         (Self { delimiter, columns: [0, 1, 2], width: FIELDS.len() }, false)
     }
 
-    /// The vote of a line.
+    /// The vote in a line.
     pub(super) fn parse(&self, line: &str) -> Result<Row, BadLine> {
         let mut fields = split(line, self.delimiter)?;
         if fields.len() != self.width {
@@ -63,10 +64,10 @@ fn is_blank(c: char) -> bool {
     c == ' ' || c == '\t' || c == '\r'
 }
 
-/// The fields of a line. A field cannot span lines, since no id holds a line break.
+/// The fields of a line. A field cannot go over several lines, since no id holds a line break.
 fn split(line: &str, delimiter: u8) -> Result<Vec<String>, BadLine> {
     let delimiter = char::from(delimiter);
-    // A tab that divides is no blank.
+    // A tab that divides fields does not count as a blank.
     let trim = |text: &str| -> usize { text.find(|c| c == delimiter || !is_blank(c)).unwrap_or(text.len()) };
     let (mut fields, mut rest) = (Vec::new(), line);
     loop {
@@ -85,12 +86,12 @@ fn split(line: &str, delimiter: u8) -> Result<Vec<String>, BadLine> {
         match after.strip_prefix(delimiter) {
             Some(next) => rest = next,
             None if after.is_empty() => return Ok(fields),
-            None => return Err(BadLine::new("a quoted field goes on behind its closing quote")),
+            None => return Err(BadLine::new("a field has text after its closing quote")),
         }
     }
 }
 
-/// What stands before the closing quote, and what stands behind it. Two quotes are one that belongs to the field.
+/// The text before the closing quote, and the text after it. Two quotes stand for one quote in the field.
 fn unquote(mut rest: &str) -> Result<(String, &str), BadLine> {
     let mut field = String::new();
     loop {

@@ -1,8 +1,8 @@
 //! From the lines of a file to messages of votes.
 //!
-//! Owns when a message is sent: when it is full, when no more has come for a moment, or when the file ends. The file is read by
-//! a thread of its own, since a read from stdin can be neither given up nor waited for at the end of the process. Must never
-//! hold more lines than its bounds, and must always know the first line that was not sent.
+//! Owns when a message is sent: when it is full, when no more lines have come for a moment, or when the file ends. A
+//! separate thread reads the file, since a read from stdin can neither be cancelled nor waited for when the process
+//! ends. Must never hold more lines than its bounds, and must always know the first line that was not sent.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -23,17 +23,17 @@ use crate::{
 
 /// Votes in a message.
 const VOTES_PER_MESSAGE: u64 = 200;
-/// Bytes after which a message is sent however few votes it has; a quarter of what the service takes.
+/// A message of this many bytes is sent, however few votes it has. A quarter of what the service takes.
 const MESSAGE_BYTES: usize = 1 << 20;
 /// How long a vote waits for others to share its message.
 const LINGER: Duration = Duration::from_millis(50);
 /// Chunks of lines that wait between the reading thread and the messages.
 const CHUNKS_MAX: usize = 8;
 
-/// Lines that were read together, with their numbers; or why no more can be read.
+/// Lines that were read together, with their numbers; or why no more lines can be read.
 type Chunk = io::Result<Vec<(u64, Result<Row, BadLine>)>>;
 
-/// Reads a file from a line on, in a thread that ends with it or with the receiver.
+/// Reads a file from a line on, in a thread that ends when the file ends or the receiver is gone.
 pub(super) fn read_file(
     input: impl io::Read + Send + 'static,
     from_line: u64,
@@ -56,15 +56,16 @@ fn read_lines(mut file: VoteFile<impl io::Read>, from_line: u64, chunks: &mpsc::
             Ok(Some(line)) => chunk.push(line),
             Ok(None) => {}
             Err(error) => {
-                // What was read before is sent all the same. If nobody receives it, nobody wants to know.
+                // The lines that were read before are sent all the same. If that fails, the receiver is gone and does
+                // not need the error.
                 drop(chunks.blocking_send(Ok(std::mem::take(&mut chunk))));
                 drop(chunks.blocking_send(Err(error)));
             }
         }
-        // Not kept while the next read may take for ever.
+        // The chunk is sent now, because the next read may take forever.
         if end || !file.has_line() || chunk.len() as u64 >= VOTES_PER_MESSAGE {
             let full = std::mem::take(&mut chunk);
-            // A closed channel means that no more can be sent; then there is no use in reading on.
+            // A closed channel means that no more votes can be sent, so this thread need not read on.
             if !full.is_empty() && chunks.blocking_send(Ok(full)).is_err() || end {
                 return;
             }
@@ -81,12 +82,12 @@ pub(super) struct Read {
     pub(super) failure: Option<io::Error>,
 }
 
-/// Makes messages of lines, and reports those that are no votes.
+/// Builds messages from lines, and reports the lines that are not votes.
 pub(super) struct Batcher {
     pub(super) votes: mpsc::Sender<Outgoing<Lines>>,
     pub(super) report: Arc<Mutex<Report>>,
     pub(super) progress: ProgressBar,
-    /// The first line that is not to be skipped.
+    /// The first line to cast; earlier lines are skipped.
     pub(super) from_line: u64,
 }
 
@@ -94,7 +95,7 @@ pub(super) struct Batcher {
 struct Open {
     builder: MessageBuilder,
     lines: Lines,
-    /// When it is sent however few votes it has.
+    /// When it must be sent, however few votes it has.
     due: Instant,
 }
 
@@ -113,9 +114,9 @@ impl Open {
 }
 
 impl Batcher {
-    /// Runs until the file has ended, nobody takes votes any more, or it is told to stop.
+    /// Runs until the file has ended, nobody takes votes any more, or `stop` is cancelled.
     pub(super) async fn run(self, mut chunks: mpsc::Receiver<Chunk>, stop: CancellationToken) -> Read {
-        // The line behind the last one that was handed on or reported.
+        // The line after the last one that was sent or reported.
         let mut next = self.from_line;
         let mut open: Option<Open> = None;
         loop {
@@ -146,14 +147,14 @@ impl Batcher {
                 return Read { unsent_line: Some(unsent_line), failure };
             }
             if ended {
-                // A file that cannot be read from its start is no better from there.
+                // If the file could not even be read from its start, there is no line from which to go on.
                 let broke_off = failure.is_some() && next > self.from_line;
                 return Read { unsent_line: broke_off.then_some(next), failure };
             }
         }
     }
 
-    /// Takes lines into the open message, and sends it whenever it is full. The error is the first line that was not sent.
+    /// Adds lines to the open message, and sends it whenever it is full. The error is the first line that was not sent.
     async fn take(
         &self,
         lines: Vec<(u64, Result<Row, BadLine>)>,
@@ -193,7 +194,7 @@ impl Batcher {
     }
 }
 
-/// The first line of what was not sent.
+/// The first line that was not sent.
 fn first_of(open: Option<Open>, next: u64) -> u64 {
     open.and_then(|open| open.lines.first().copied()).unwrap_or(next)
 }
@@ -242,7 +243,7 @@ mod tests {
         let (chunks, lines) = mpsc::channel(8);
         let stop = CancellationToken::new();
         let batching = tokio::spawn(batcher(votes).run(lines, stop.clone()));
-        // Three messages; one fits, the second waits for room.
+        // Three messages: one fits into the channel, the second waits for room.
         chunks.send(Ok((1..=3 * VOTES_PER_MESSAGE).map(line).collect())).await.unwrap();
         tokio::time::sleep(LINGER).await;
         stop.cancel();
