@@ -1,7 +1,7 @@
-//! The services on the AWS adapters, against null engines in another process: what a vote costs in the service's own CPU, and
-//! how many requests it takes.
+//! The services on the AWS adapters, against null engines in another process: how much CPU time of the service a vote
+//! takes, and how many requests.
 //!
-//! The baseline of persist is the AWS SDK itself: the same INSERT statements, 25 a call, by its own client.
+//! The baseline of persist is the AWS SDK itself: its own client sends the same INSERT statements, 25 a call.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ const TALLY_SHARDS: usize = 16;
 const TALLY_VOTES: usize = 4_800_000;
 const INGEST_SHARDS: usize = 16;
 const INGEST_VOTES: usize = 3_000_000;
-/// As many as two shards take in some six seconds: what waits longer than the answer deadline is refused.
+/// As many as two shards take in about six seconds: a vote that waits longer than the answer deadline is refused.
 const SHARD_VOTES: usize = 600_000;
 /// Longest time for one round.
 const ROUND_MAX: Duration = Duration::from_secs(120);
@@ -57,7 +57,7 @@ pub(crate) fn run(report: &mut Report, only: Option<Part>) -> anyhow::Result<()>
 
 pub(crate) fn start_null(options: Options) -> anyhow::Result<Server> {
     let server = Server::start_with(Kind::Null, options)?;
-    // Answered once the records are prepared.
+    // The answer comes once the records are prepared.
     null::stats(server.ingest)?;
     Ok(server)
 }
@@ -70,7 +70,7 @@ struct Round {
     calls: u64,
 }
 
-/// Releases a round of records, and waits until the service is done with it.
+/// Releases a round of records, and waits until the service has finished it.
 fn round(engines: &Server, service: &Server, done: impl Fn(&Stats) -> bool) -> anyhow::Result<Round> {
     let before = null::stats(engines.ingest)?;
     let (cpu, start) = (service.cpu_seconds()?, Instant::now());
@@ -102,7 +102,7 @@ fn row(table: &mut Table, what: &str, votes: usize, rounds: &[Round], baseline: 
     ]);
 }
 
-/// A table of what services cost.
+/// Starts a table of what a vote costs in a service.
 fn table<'a>(report: &'a mut Report, title: &str, note: &str, baseline: &str, chart: Chart) -> &'a mut Table {
     let columns = ["", "CPU s per million votes", "votes/s per core", baseline, "requests a vote", "votes/s, wall"];
     let table = report.table(title, note, &columns);
@@ -142,7 +142,8 @@ fn persist(report: &mut Report) -> anyhow::Result<()> {
             new.push(round(&engines, &service, |now| {
                 now.inserts - before.inserts == votes && now.tallied == votes as i64
             })?);
-            // A few voters are forgotten, and the null engine takes them for new ones.
+            // The service forgets a few voters. It then inserts their changed votes, and the null engine counts those
+            // as new.
             let written = |now: &Stats| now.inserts - before.inserts + now.updates;
             for again in 2..=ROUNDS as u64 {
                 changed.push(round(&engines, &service, |now| written(now) == votes * again)?);
@@ -172,7 +173,7 @@ fn tally(report: &mut Report) -> anyhow::Result<()> {
     for again in 1..=ROUNDS as i64 {
         rounds.push(round(&engines, &service, |now| now.tallied == size as i64 * again)?);
     }
-    // The first one warms up.
+    // The first round is only a warm-up.
     row(table, "votes", size, &rounds[1..], None);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The stored batch: bytes a vote, and the CPU time to append, seal and read one.
 //!
-//! CPU time of the measuring thread, not wall time: others run beside it. Linux counts it in hundredths of a second, so each
-//! step is repeated for a second or so.
+//! Measures CPU time of the measuring thread, not wall time, since other processes run at the same time. Linux counts
+//! it in hundredths of a second, so each step is repeated for about a second.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -52,7 +52,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
             }
         };
         let appended = each(votes, count, || append(&mut open))?;
-        // Appending fills what sealing takes.
+        // Appending gives the batches that sealing needs.
         let sealed = each(votes, count, || {
             append(&mut open);
             black_box(open.seal(id, &HashRange::ALL.into(), ""));
@@ -67,7 +67,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nanoseconds of this thread's CPU that a vote takes.
+/// CPU time of this thread per vote, in nanoseconds.
 fn each(votes: usize, count: usize, mut step: impl FnMut()) -> anyhow::Result<f64> {
     let before = cpu_seconds("thread-self")?;
     for _ in 0..votes / count {

@@ -1,7 +1,7 @@
-//! A core for the server, and another for its load.
+//! One core for the server, and another one for its load.
 //!
-//! Owns where the two run while a server's processor time is measured. On the same cores, each pays for the other: threads
-//! move, and caches are shared. Must never leave its own thread on one core afterwards.
+//! Owns on which cores the two run while a server's CPU time is measured. On the same cores each would slow down the
+//! other: threads move, and caches are shared. Must never leave its own thread bound to one core afterwards.
 
 #[cfg(target_os = "linux")]
 pub(crate) use linux::Cores;
@@ -14,10 +14,10 @@ mod linux {
 
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-    /// This thread's cores, divided.
+    /// The cores of this thread, divided between server and load.
     pub(crate) struct Cores {
         all: CpuSet,
-        /// A core for the server and one for the load, if there are two.
+        /// A core for the server and one for the load, if there are at least two.
         apart: Option<(CpuSet, CpuSet)>,
     }
 
@@ -34,10 +34,10 @@ mod linux {
             Ok(Self { all, apart })
         }
 
-        /// Starts a process on the server's core. From then on, this thread is on the load's.
+        /// Starts a process on the server's core. From then on, this thread runs on the load's core.
         pub(crate) fn start<T>(&self, start: impl FnOnce() -> T) -> io::Result<T> {
             let Some((server, load)) = &self.apart else { return Ok(start()) };
-            // A process begins where the thread is that starts it, and sizes its runtime by that.
+            // A process starts on the cores of the thread that starts it, and sizes its runtime by their number.
             sched_setaffinity(None, server)?;
             let started = start();
             sched_setaffinity(None, load)?;
@@ -58,7 +58,7 @@ mod linux {
 mod other {
     use std::io;
 
-    /// The system decides.
+    /// Here the operating system chooses the cores.
     pub(crate) struct Cores;
 
     impl Cores {

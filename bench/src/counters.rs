@@ -1,5 +1,5 @@
-//! From the bytes of a record to counters: decoding, deciding and counting as tally-svc does, in this process, without the
-//! engines. The baseline is decoding the same records.
+//! From the bytes of a record to counters: decodes, decides and counts as tally-svc does, in this process, without the
+//! engines. The baseline is only decoding the same records.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -26,12 +26,12 @@ use crate::{
 };
 
 const VOTES: usize = 1_000_000;
-/// Votes of one window: what a busy shard's interval between two flushes holds.
+/// Votes of one window: as many as come to a busy shard between two flushes.
 const WINDOW_VOTES: usize = 50_000;
 const PASSES: usize = 8;
 const ROUNDS: usize = 3;
 
-/// Takes everything.
+/// A tally store that takes everything and keeps nothing.
 struct Nowhere;
 
 #[async_trait]
@@ -83,7 +83,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nanoseconds of CPU a vote.
+/// CPU time per vote, in nanoseconds.
 fn each(votes: usize, passes: usize, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     pass()?;
     let before = cpu_seconds("self")?;

@@ -1,4 +1,5 @@
-//! The engines of AWS as the servers under test reach them: null ones, or stand-ins that keep what they are given.
+//! Connections of the servers under test to the engines of AWS: null engines, or stand-ins that keep what they are
+//! given.
 //!
 //! Owns addresses and names. Must never measure anything.
 
@@ -12,11 +13,11 @@ use votestream_core::port::Ports;
 
 use crate::{cpu::cpu_seconds, votes};
 
-/// Calls in flight of the SDK alone, as in the adapter.
+/// Calls that the SDK alone has in flight, as many as the adapter.
 const SDK_CALLS: usize = 64;
 const SDK_STATEMENTS: usize = 25;
-/// Pause between two reads of a shard of the stand-ins, which do not count reads: an application on AWS may read five times a
-/// second.
+/// Pause between two reads of a shard of the stand-ins, which do not limit reads themselves: on AWS, an application may
+/// read five times a second.
 const DEV_AWS_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where the engines are.
@@ -38,14 +39,14 @@ fn deployment() -> Deployment {
     Deployment::new("bench", "votestream-")
 }
 
-/// The ports of a measured service, with a limit of write units a second if there is one. The poll is there.
+/// The ports of a measured service, with a limit of write units a second if one is given. The poll exists already.
 pub(crate) async fn ports(engines: Engines, write_units_per_second: Option<NonZeroU32>) -> anyhow::Result<Ports> {
     let ports = connect(&config(engines), Deployment { write_units_per_second, ..deployment() }).await?;
     ports.polls.create(&votes::poll()?).await?;
     Ok(ports)
 }
 
-/// The ports of all services, on engines that are empty yet.
+/// The ports of all services, on engines that are still empty.
 pub(crate) async fn create(engines: Engines, shards: u32) -> anyhow::Result<Ports> {
     let deployment = Deployment {
         create_with_shards: Some(shards),
@@ -55,7 +56,7 @@ pub(crate) async fn create(engines: Engines, shards: u32) -> anyhow::Result<Port
     Ok(connect(&config(engines), deployment).await?)
 }
 
-/// The SDK alone: writes so many new votes.
+/// Writes this many new votes with the SDK alone.
 pub(crate) async fn write_by_sdk(engines: Engines, count: usize) -> anyhow::Result<()> {
     let client = Clients::new(&config(engines)).await.dynamodb;
     let mut rng = StdRng::seed_from_u64(5);

@@ -1,7 +1,8 @@
-//! From a vote's acknowledgement to interim results that show it, on the embedded stack: idle, and under load.
+//! From a vote's acknowledgement to interim results that show it, on the embedded stack: without other load, and under
+//! load.
 //!
-//! A few probes, each with a poll of its own, cast one vote and ask until it shows. Must never infer from totals of the load
-//! that one vote is visible.
+//! A few probes cast one vote each, in a poll of their own, and ask until the results show it. Must never conclude from
+//! the totals of the load that one vote is visible.
 
 use std::time::{Duration, Instant};
 
@@ -25,16 +26,16 @@ use crate::{
     votes,
 };
 
-/// Half of them wait for the submitted votes, half for the counted ones.
+/// Number of probes. Half of them wait for the submitted votes, half for the counted ones.
 const PROBES: usize = 10;
-/// How often a probe asks: what is measured is at most this much too long.
+/// How often a probe asks. The measured time is too long by up to this much.
 const ASK_EVERY: Duration = Duration::from_millis(5);
-/// How long each rate is kept up.
+/// How long the load runs at each rate.
 const TIME: Duration = Duration::from_secs(5);
-/// Longest wait of a probe for its vote.
+/// Longest time that a probe waits for its vote.
 const VISIBLE_MAX: Duration = Duration::from_secs(40);
 
-/// In which total a vote is to show.
+/// In which total the vote has to show.
 #[derive(Clone, Copy)]
 enum Total {
     Submitted,
@@ -119,8 +120,8 @@ fn poll_of(probe: usize) -> String {
     format!("probe-{probe}")
 }
 
-/// Casts votes of ever new users in a poll of its own, one after the other, each when the one before has shown. Returns the
-/// microseconds that each took.
+/// Casts votes of new users in a poll of its own, each one when the one before has shown. Returns the microseconds that
+/// each vote took.
 async fn probe(
     mut ingest: IngestServiceClient<Channel>,
     mut results: ResultsServiceClient<Channel>,

@@ -1,4 +1,4 @@
-//! Ingest against the bare server: the same client, the same messages, alternating.
+//! Ingest against the bare server: the same client and the same messages, in turns.
 
 use std::time::Instant;
 
@@ -16,28 +16,28 @@ use crate::{
 
 const STREAMS: usize = 8;
 const ROUNDS: usize = 3;
-/// Calls of one vote that are under way at a time on a connection, fewer than a server takes there.
+/// Single-vote calls in flight on one connection; fewer than the server allows.
 const CALLS: usize = 32;
 /// Connections of such calls.
 const CONNECTIONS: usize = 8;
 /// Users whose calls are sent again and again.
 const CALL_USERS: usize = 10_000;
-/// Connections that are opened at a time, each for one vote.
+/// Connections that are open at a time, each for one vote.
 const CONNECTING: usize = 16;
-/// CPU time of the server that a measurement is to take: Linux counts it in hundredths of a second, of which a fast server
-/// takes few for a million votes.
+/// CPU time of the server that a measurement should take. Linux counts it in hundredths of a second, and a fast server
+/// takes only few of them for a million votes.
 const CPU_SECONDS: f64 = 1.5;
-/// Most times that the votes are sent for that.
+/// Most repetitions to reach that time.
 const REPEATS_MAX: usize = 20;
 
-/// Which rows, when not all of them.
+/// Which rows to measure, if not all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
     /// Streams of messages.
     Messages,
-    /// One call a vote.
+    /// One call per vote.
     Calls,
-    /// One connection a vote.
+    /// One connection per vote.
     Connections,
     /// Refused votes against accepted ones.
     Refused,
@@ -46,21 +46,21 @@ pub(crate) enum Part {
 /// How votes are sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// Client-streamed messages of so many votes.
+    /// Client-streamed messages of this many votes.
     Messages(usize),
-    /// One call a vote.
+    /// One call per vote.
     Calls,
-    /// The same, and the bare server answers after [`LATE_MS`]: what it costs to wait, whatever for.
+    /// The same, but the bare server answers after [`LATE_MS`]: what waiting costs, whatever the reason.
     LateCalls,
-    /// One connection a vote.
+    /// One connection per vote.
     Connections,
-    /// The same, and the bare server answers after [`LATE_MS`].
+    /// The same, but the bare server answers after [`LATE_MS`].
     LateConnections,
-    /// As `Messages`, and every message is answered.
+    /// As `Messages`, but every message is answered.
     Answered(usize),
 }
 
-/// Whether the votes are good.
+/// Whether the votes are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Votes {
     Good,
@@ -77,10 +77,10 @@ impl Votes {
     }
 }
 
-/// About as long as a sync takes, in milliseconds.
+/// About as long as a sync of the log takes, in milliseconds.
 const LATE_MS: u64 = 1;
 
-/// What a million votes took.
+/// The cost of a million votes.
 #[derive(Clone, Copy)]
 struct Run {
     wall: f64,
@@ -154,7 +154,7 @@ fn refused_against_accepted(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The row of two servers, or of two kinds of votes.
+/// Adds the row that compares two servers, or two kinds of votes.
 fn compare(
     first: (Kind, Votes),
     second: (Kind, Votes),
@@ -196,7 +196,7 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Sends `total` votes, and unless it is to be quick as often as many as take a time that can be measured.
+/// Sends `total` votes. Unless it is a quick run, repeats them until they take a measurable time.
 fn measure((kind, votes): (Kind, Votes), total: usize, form: Form, quick: bool) -> anyhow::Result<Run> {
     let is_late = matches!(form, Form::LateCalls | Form::LateConnections);
     let delay_ms = if is_late { LATE_MS } else { 0 };
@@ -209,7 +209,8 @@ fn measure((kind, votes): (Kind, Votes), total: usize, form: Form, quick: bool) 
         Form::Calls | Form::LateCalls => call(&server, total, votes).await,
         Form::Connections | Form::LateConnections => connect_and_call(&server, total, votes).await,
     };
-    // Until memory is mapped and caches are filled. The second half tells how many votes the measurement takes.
+    // First warm up, until memory is mapped and caches are filled. The second half shows how many votes the measurement
+    // needs.
     runtime.block_on(send(total / 2))?;
     let cpu = server.cpu_seconds()?;
     runtime.block_on(send(total / 2))?;
@@ -231,13 +232,13 @@ pub(crate) async fn create_poll(server: &Server) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Casts random votes over several streams of one connection. The messages are prepared once and sent again and again:
-/// building them must not hide the server. Returns how many votes were accepted.
+/// Casts random votes over several streams of one connection. The messages are prepared once and sent again and again,
+/// so that the time to build them does not hide that of the server. Returns the number of accepted votes.
 pub(crate) async fn cast(server: &Server, total: usize, per_message: usize, streams: usize) -> anyhow::Result<u64> {
     cast_kind(server, total, per_message, streams, Votes::Good).await
 }
 
-/// [`cast`], with votes that may be refused.
+/// [`cast`], but the votes may be ones that the service refuses.
 async fn cast_kind(
     server: &Server,
     total: usize,
@@ -269,7 +270,8 @@ fn prepare(stream: usize, per_message: usize, messages: usize, votes: Votes) -> 
     (0..(100_000 / per_message).clamp(1, messages)).map(|_| votes.message(&mut rng, per_message)).collect()
 }
 
-/// Casts votes over several streams of one connection that are answered as they go. Returns how many were accepted.
+/// Casts votes over several streams of one connection; the server answers during the stream. Returns the number of
+/// accepted votes.
 async fn stream(server: &Server, total: usize, per_message: usize, votes: Votes) -> anyhow::Result<u64> {
     let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
     let messages = total / per_message / STREAMS;
@@ -289,7 +291,7 @@ async fn stream(server: &Server, total: usize, per_message: usize, votes: Votes)
     Ok(try_join_all(streams).await?.into_iter().sum())
 }
 
-/// Casts votes with one call each, over several connections. Returns how many were accepted.
+/// Casts votes with one call each, over several connections. Returns the number of accepted votes.
 async fn call(server: &Server, total: usize, votes: Votes) -> anyhow::Result<u64> {
     let prepared = prepare(0, 1, CALL_USERS, votes);
     let mut connections = Vec::with_capacity(CONNECTIONS);
@@ -307,7 +309,7 @@ async fn call(server: &Server, total: usize, votes: Votes) -> anyhow::Result<u64
     Ok(try_join_all(calls).await?.into_iter().sum())
 }
 
-/// Casts votes with a connection each. Returns how many were accepted.
+/// Casts votes with one connection each. Returns the number of accepted votes.
 async fn connect_and_call(server: &Server, total: usize, votes: Votes) -> anyhow::Result<u64> {
     let (prepared, url) = (prepare(0, 1, CALL_USERS, votes), format!("http://{}", server.ingest));
     let calls = (0..total).map(|at| {
@@ -320,7 +322,7 @@ async fn connect_and_call(server: &Server, total: usize, votes: Votes) -> anyhow
     stream::iter(calls).buffer_unordered(CONNECTING).try_fold(0, async |sum, one| Ok(sum + one)).await
 }
 
-/// How many votes a call has brought in: one, or none if the service has refused it.
+/// Number of votes that a call has brought in: one, or none if the service refused it.
 fn accepted<T>(answer: Result<T, tonic::Status>) -> anyhow::Result<u64> {
     match answer {
         Ok(_) => Ok(1),

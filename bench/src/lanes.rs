@@ -1,7 +1,7 @@
 //! The lanes alone: from a validated vote to a settled one, into a stream in memory that answers at once or after a
-//! millisecond. The baseline is the codec: appending the same votes to a batch, and sealing it.
+//! millisecond. The baseline is the codec: it appends the same votes to a batch, and seals the batch.
 //!
-//! One thread, CPU time. Must never leave out that every vote is settled.
+//! Uses one thread, and measures its CPU time. Must always check that every vote is settled.
 
 use std::{
     hint::black_box,
@@ -36,10 +36,10 @@ const VOTES: usize = 4_000_000;
 const USERS: usize = 100_000;
 const PER_MESSAGE: usize = 100;
 const ROUNDS: usize = 3;
-/// Votes that may be on their way at a time.
+/// Most votes that may be unsettled at a time.
 const UNSETTLED_MAX: usize = 200_000;
 
-/// A stream that forgets what it takes.
+/// A stream that takes records and forgets them.
 struct Forgetful {
     ranges: Vec<HashRange>,
     delay: Duration,
@@ -72,7 +72,7 @@ impl VoteStream for Forgetful {
     }
 }
 
-/// Counts what has become of the votes.
+/// Counts the outcomes of the votes.
 #[derive(Default)]
 struct Settled {
     durable: AtomicUsize,
@@ -148,7 +148,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nanoseconds a vote of the codec alone.
+/// Nanoseconds per vote for the codec alone.
 fn codec(accepted: &[AcceptedVote<'_>], size: usize, seal: bool) -> anyhow::Result<f64> {
     let batch_votes = LaneConfig::one_machine().batch_votes_max;
     let (mut open, clock) = (OpenBatch::default(), SystemClock::new());
@@ -171,7 +171,7 @@ fn codec(accepted: &[AcceptedVote<'_>], size: usize, seal: bool) -> anyhow::Resu
     Ok((cpu_seconds("thread-self")? - before) * 1e9 / size as f64)
 }
 
-/// Nanoseconds a vote of the lanes, and how many records they put.
+/// Nanoseconds per vote for the lanes, and the number of records that they put.
 fn produce(accepted: &[AcceptedVote<'_>], size: usize, lanes: u32, delay: Duration) -> anyhow::Result<(f64, u64)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     runtime.block_on(async {
@@ -186,7 +186,7 @@ fn produce(accepted: &[AcceptedVote<'_>], size: usize, lanes: u32, delay: Durati
                 settled.some.notified().await;
             }
             producer.append(&message, votes, clock.now());
-            // As a server does between two messages.
+            // A server does the same between two messages.
             tokio::task::yield_now().await;
         }
         producer.drain().await;

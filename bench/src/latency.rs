@@ -1,4 +1,4 @@
-//! From the time at which a message was to be sent to the acknowledgement of its votes, on the embedded stack.
+//! From the time at which a message was due to the acknowledgement of its votes, on the embedded stack.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use crate::{
     server::{Kind, Server},
 };
 
-/// How long each rate is kept up.
+/// How long the load runs at each rate.
 const TIME: Duration = Duration::from_secs(4);
-/// Before each rate, so that caches and windows are as that rate has them.
+/// Time before each measurement, at the same rate, so that caches and windows have adapted to it.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Fills the table.
@@ -48,7 +48,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         ));
         for percent in [10.0, 50.0, 90.0] {
             let rate = top * percent / 100.0;
-            // A stack of its own, so that no rate waits for what the one before it left to be stored.
+            // A new stack for each rate: otherwise it would first have to store what the rate before has left.
             let server = Server::start(Kind::Stack)?;
             create_poll(&server).await?;
             open_loop(&server, rate, warm_up).await?;

@@ -1,7 +1,8 @@
-//! Load on the embedded stack from this process: closed loop for the top rate, open loop for latency.
+//! Load on the embedded stack from this process: a closed loop to find the top rate, and an open loop to measure
+//! latency.
 //!
-//! In the open loop every message has a time at which it is to be sent, and its latency counts from then: a server that
-//! stands still is charged for every message that it kept waiting. Must never slow down with the server.
+//! In the open loop every message has a time at which it is due, and its latency counts from then: if the server stands
+//! still, every message that waits for it counts. Must never slow down with the server.
 
 use std::time::{Duration, Instant};
 
@@ -27,9 +28,9 @@ const PREPARED: usize = 1_000;
 /// Votes of a measurement of the top rate.
 pub(crate) const TOP_VOTES: usize = 1_200_000;
 
-/// What an open loop saw.
+/// What an open loop measured.
 pub(crate) struct Seen {
-    /// Microseconds from the time a message was to be sent to its acknowledgement.
+    /// Microseconds from the time at which a message was due to its acknowledgement.
     pub(crate) latency: Histogram<u64>,
     /// Votes that were acknowledged.
     pub(crate) votes: u64,
@@ -37,13 +38,14 @@ pub(crate) struct Seen {
     pub(crate) seconds: f64,
 }
 
-/// Votes a second that a stack of its own acknowledges when clients send as fast as they may.
+/// Votes per second that a new stack acknowledges when clients send as fast as they can.
 ///
-/// It is what ingest and its fsync hold for seconds; persist-svc stores fewer, and catches up later.
+/// Ingest and its fsync can hold this rate for seconds; persist-svc stores fewer votes per second, and catches up
+/// later.
 pub(crate) async fn top_rate(votes: usize) -> anyhow::Result<f64> {
     let server = Server::start(Kind::Stack)?;
     create_poll(&server).await?;
-    // Until memory is mapped and caches are filled.
+    // Warm up, until memory is mapped and caches are filled.
     cast(&server, votes / 4, PER_MESSAGE, STREAMS).await?;
     let start = Instant::now();
     let accepted = cast(&server, votes, PER_MESSAGE, STREAMS).await?;
@@ -51,7 +53,7 @@ pub(crate) async fn top_rate(votes: usize) -> anyhow::Result<f64> {
     Ok(accepted as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Sends so many votes a second for so long, whatever the server does.
+/// Sends this many votes per second for this long, whatever the server does.
 pub(crate) async fn open_loop(server: &Server, votes_per_second: f64, time: Duration) -> anyhow::Result<Seen> {
     let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
     let interval = Duration::from_secs_f64((STREAMS * PER_MESSAGE) as f64 / votes_per_second);
@@ -105,7 +107,7 @@ pub(crate) fn milliseconds(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     histogram.value_at_quantile(quantile) as f64 / 1e3
 }
 
-/// Share of one core that this process took since `before`, a reading of its CPU seconds.
+/// Part of one core that this process took since `before`, an earlier reading of its CPU seconds.
 pub(crate) fn own_core(before: f64, since: Instant) -> anyhow::Result<f64> {
     Ok((cpu_seconds("self")? - before) / since.elapsed().as_secs_f64())
 }

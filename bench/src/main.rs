@@ -1,5 +1,5 @@
-//! Benchmarks. Every speed of a service is measured in a process of its own, as CPU time and as a ratio to a baseline in
-//! the same run; see bench/README.md for how to read the tables.
+//! Benchmarks. Each service is measured in a process of its own, as CPU time and as a ratio to a baseline in the same
+//! run. bench/README.md explains how to read the tables.
 
 mod aws;
 mod codec;
@@ -40,7 +40,7 @@ struct Arguments {
     /// Writes report.md with all tables, and the charts beside it
     #[arg(long, global = true, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Small sizes, to see whether everything runs: the figures mean nothing
+    /// Small sizes, only to see whether everything runs: the figures mean nothing
     #[arg(long, global = true)]
     quick: bool,
     /// Up to ten million voters in `scaling voters` and `memory`
@@ -52,43 +52,43 @@ struct Arguments {
 enum Bench {
     /// Everything below, one after the other
     All,
-    /// Bytes and nanoseconds a vote of the stored batch
+    /// Bytes and nanoseconds per vote of the stored batch
     Codec,
     /// From the bytes of a record to counters, as tally-svc does
     Counters,
     /// Conditional writes of the embedded store
     Store,
-    /// From a validated vote to its settlement, into a stream in memory
+    /// From a validated vote to a settled one, into a stream in memory
     Lanes,
-    /// Deciding which votes of a window count, against decoding it
+    /// Deciding which votes of a window count, compared with decoding it
     Windows,
     /// Resident memory of the stack: idle, with 1,000 idle streams, and with many voters
     Memory {
-        /// How many voters at most
+        /// Most voters
         #[arg(long)]
         voters: Option<usize>,
     },
-    /// Ingest against a bare tonic server that decodes the same messages and drops them
+    /// Ingest, compared with a bare tonic server that decodes the same messages and drops them
     Ingest {
-        /// One of messages, calls, connections, refused; all of them unless named
+        /// One of messages, calls, connections, refused [default: all]
         part: Option<ingest::Part>,
     },
     /// persist-svc, tally-svc and ingest-svc against a null Kinesis and a null DynamoDB
     Aws {
-        /// One of persist, tally, ingest, shard; all of them unless named
+        /// One of persist, tally, ingest, shard [default: all]
         part: Option<aws::Part>,
     },
-    /// The AWS sample's experiments: write units and completion time
+    /// The experiments of the AWS sample: write units and completion time
     Sample,
-    /// Whole pipeline from the client to exact counts, on the embedded engines and on stand-ins for AWS
+    /// The whole pipeline from the client to exact counts, on the embedded engines and on stand-ins for AWS
     Pipeline,
-    /// From the time a vote was to be sent to its acknowledgement, at 10, 50 and 90 % of the top rate
+    /// From the time at which a vote was due to its acknowledgement, at 10, 50 and 90 % of the top rate
     Latency,
     /// From a vote's acknowledgement to interim results that show it
     Freshness,
-    /// Cost of a vote against shards, connections, votes a message, voters, polls and re-votes
+    /// How the cost of a vote depends on shards, connections, votes per message, voters, polls and re-votes
     Scaling {
-        /// One of shards, connections, message, voters, polls, revotes; all of them unless named
+        /// One of shards, connections, message, voters, polls, revotes [default: all]
         part: Option<scaling::Part>,
     },
     /// Internal: a server under test
@@ -101,7 +101,7 @@ enum Bench {
     },
 }
 
-/// What `all` runs. Those that take long come last.
+/// The benchmarks that `all` runs. Those that take long come last.
 const ALL: [Bench; 13] = [
     Bench::Codec,
     Bench::Counters,

@@ -13,14 +13,14 @@ use crate::{
 };
 
 const STREAMS: usize = 1_000;
-/// Below the server's limit of streams a connection.
+/// Fewer than the server's limit of streams per connection.
 const STREAMS_PER_CONNECTION: usize = 25;
 
-/// Voters unless told otherwise.
+/// Most voters, unless a flag sets another number.
 const VOTERS: usize = 1_000_000;
 const VOTERS_MANY: usize = 10_000_000;
 const VOTERS_QUICK: usize = 20_000;
-/// Where the first row of voters stands; the others are ten times as many each.
+/// Voters of the first row; each further row has ten times as many.
 const VOTERS_FIRST: usize = 10_000;
 
 /// Fills the tables.
@@ -62,7 +62,7 @@ fn idle(report: &mut Report) -> anyhow::Result<()> {
     let server = Server::start(Kind::Stack)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // Until the consumers have taken their shards and settled down.
+        // Wait until the consumers have taken their shards and have nothing left to do.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let idle = server.resident_mb()?;
         let mut streams = Vec::with_capacity(STREAMS);
@@ -70,7 +70,7 @@ fn idle(report: &mut Report) -> anyhow::Result<()> {
             let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
             for _ in 0..STREAMS_PER_CONNECTION {
                 let (votes, messages) = mpsc::channel::<VotesMessage>(1);
-                // Answered with headers as soon as the server has the stream.
+                // The server answers with headers as soon as it has the stream.
                 let answers = client.clone().stream_votes(ReceiverStream::new(messages)).await?;
                 streams.push((votes, answers));
             }

@@ -1,7 +1,9 @@
-//! A null Kinesis and a null DynamoDB: one server that speaks enough of the two JSON protocols to be measured against.
+//! A null Kinesis and a null DynamoDB: one server that implements as much of the two JSON protocols as the measurements
+//! need.
 //!
-//! Owns a process of its own, so that what the engines cost is not the services' cost. It answers at once, or calls on the table
-//! of votes after a set time; it stores no vote, and refuses nothing. Must never be used to show that anything is right.
+//! Runs in a process of its own, so that the cost of the engines is not counted as that of the services. It answers at
+//! once, or answers calls on the table of votes after a set time. It stores no vote, and refuses nothing. Must never be
+//! used to show that something is correct.
 
 mod dynamodb;
 mod kinesis;
@@ -25,45 +27,45 @@ use tokio::net::TcpListener;
 pub(crate) use self::kinesis::{ROUNDS, VOTES_PER_RECORD};
 use self::{dynamodb::Dynamo, kinesis::Kinesis};
 
-/// How the null engines are set up.
+/// Settings of the null engines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NullConfig {
     /// How long a call on the table of votes takes.
     pub(crate) delay: Duration,
-    /// Whether every other call of DynamoDB takes as long.
+    /// Whether every other call to DynamoDB takes as long, too.
     pub(crate) delay_all: bool,
     /// Shards of the stream.
     pub(crate) shards: usize,
-    /// Votes of one round of prepared records, over all shards; 0 for none.
+    /// Votes in one round of prepared records, over all shards; 0 for none.
     pub(crate) votes: usize,
-    /// Votes of a prepared record.
+    /// Votes in one prepared record.
     pub(crate) record_votes: usize,
-    /// Votes a second that are shown from the first release on, over all shards: the round is then the only one.
+    /// Votes per second that are shown after the first release, over all shards. If it is set, there is only one round.
     pub(crate) rate: Option<f64>,
 }
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Stats {
-    /// Calls of DynamoDB.
+    /// Calls to DynamoDB.
     pub(crate) dynamodb_calls: u64,
-    /// Calls of Kinesis.
+    /// Calls to Kinesis.
     pub(crate) kinesis_calls: u64,
     /// Statements that stored a new vote.
     pub(crate) inserts: u64,
     /// Statements that replaced a vote.
     pub(crate) updates: u64,
-    /// What was added to tallies.
+    /// Sum of what was added to tallies.
     pub(crate) tallied: i64,
-    /// Write units that went into votes, one for each KiB of an item that was begun.
+    /// Write units for votes: one for each KiB of an item, rounded up.
     pub(crate) vote_units: u64,
-    /// Write units that went into tallies.
+    /// Write units for tallies.
     pub(crate) tally_units: u64,
-    /// Write units that went into everything else: checkpoints and leases.
+    /// Write units for everything else: checkpoints and leases.
     pub(crate) other_units: u64,
     /// Records that were put.
     pub(crate) records: u64,
-    /// Bytes of those.
+    /// Bytes of those records.
     pub(crate) record_bytes: u64,
     /// Most records that one shard got within one second.
     pub(crate) shard_records_per_second_max: u64,
@@ -163,7 +165,7 @@ pub(crate) async fn serve(listener: TcpListener, config: NullConfig) -> anyhow::
     }
 }
 
-/// Asks a null server that runs in another process.
+/// Sends a request to a null server in another process.
 fn ask(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
@@ -178,7 +180,7 @@ pub(crate) fn stats(address: SocketAddr) -> anyhow::Result<Stats> {
     Ok(serde_json::from_str(&ask(address, "/stats")?)?)
 }
 
-/// Lets a null server show one more round of its records.
+/// Tells a null server to show one more round of its records.
 pub(crate) fn release(address: SocketAddr) -> anyhow::Result<()> {
     ask(address, "/release").map(drop)
 }

@@ -1,5 +1,5 @@
-//! The whole pipeline, from the client to exact and interim counts: on the embedded engines, fsync on, and on stand-ins for
-//! Kinesis and DynamoDB, with the same services on their AWS adapters.
+//! The whole pipeline, from the client to exact and interim counts: on the embedded engines with fsync, and on
+//! stand-ins for Kinesis and DynamoDB, where the same services use their AWS adapters.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +10,20 @@ use crate::{
     votes,
 };
 
-/// Votes on the embedded engines, of as many voters.
+/// Votes on the embedded engines, each of another voter.
 const VOTES: usize = 800_000;
-/// Votes on the stand-ins, which store some 17,000 a second.
+/// Votes on the stand-ins, which store about 17,000 a second.
 const VOTES_DEV_AWS: usize = 80_000;
 const SHARDS_DEV_AWS: usize = 4;
 const VOTES_PER_MESSAGE: usize = 100;
 const STREAMS: usize = 8;
 const ROUNDS: usize = 3;
-/// How often the counts are looked at.
+/// How often the counts are read.
 const STEP: Duration = Duration::from_millis(50);
 /// Longest time until everything is counted.
 const COUNTED_MAX: Duration = Duration::from_secs(120);
 
-/// What one run took.
+/// The times of one run.
 struct Took {
     acknowledged: f64,
     counted: f64,
@@ -93,7 +93,7 @@ fn measure(server: &Server, engines: Option<&Server>, votes: usize) -> anyhow::R
         let results = server.connect_results().await?;
         loop {
             let shown = results.interim_results(votes::POLL).await?;
-            // There are no more votes than prepared ones, so each is of another voter.
+            // No prepared vote is sent twice, so each vote is of another voter.
             if shown.total_submitted == votes as u64 && shown.total_counted == votes as u64 {
                 break;
             }

@@ -1,8 +1,9 @@
-//! What a run of the benchmarks found: tables, as Markdown while they grow, and as `report.md` with charts beside it.
+//! The results of a run of the benchmarks: tables, printed as Markdown while they grow, and written to `report.md` with
+//! charts beside it.
 //!
-//! Owns the order of the parts and what becomes of one that fails: its rows stay, the report says that it failed, the other
-//! parts go on, and the command ends with an error. Must never hold a figure that no part has measured, except those that a
-//! table says were published elsewhere.
+//! Owns the order of the parts, and what happens if one fails: its rows stay, the report says that it failed, the other
+//! parts go on, and the command ends with an error. Must never hold a figure that no part has measured, except figures
+//! that the table says were published elsewhere.
 
 mod chart;
 mod machine;
@@ -24,18 +25,18 @@ const FILE: &str = "report.md";
 /// One field of a table.
 #[derive(Clone, Debug)]
 pub(crate) enum Cell {
-    /// A figure, and how many decimals of it are shown.
+    /// A figure, and the number of decimals to show.
     Number(f64, usize),
     /// Anything else.
     Text(String),
 }
 
-/// A figure; none if it was divided by what was too short to be measured.
+/// A figure; or none, if the divisor was too small to be measured.
 pub(crate) fn number(value: f64, decimals: usize) -> Cell {
     if value.is_finite() { Cell::Number(value, decimals) } else { none() }
 }
 
-/// A field for which there is no figure.
+/// A field without a figure.
 pub(crate) fn none() -> Cell {
     Cell::Text(String::new())
 }
@@ -83,7 +84,7 @@ impl From<u64> for Cell {
     }
 }
 
-/// A number with its thousands apart.
+/// A number with commas between its thousands.
 fn grouped(value: f64, decimals: usize) -> String {
     let plain = format!("{value:.decimals$}");
     let (sign, plain) = plain.strip_prefix('-').map_or(("", plain.as_str()), |rest| ("-", rest));
@@ -124,7 +125,7 @@ impl Table {
         println!("{row}");
     }
 
-    /// Adds what is drawn of it.
+    /// Adds a chart that is drawn from this table.
     pub(crate) fn chart(&mut self, chart: Chart) {
         self.charts.push(chart);
     }
@@ -150,7 +151,7 @@ fn line(cells: &[impl fmt::Display]) -> String {
     line
 }
 
-/// One part of the benchmarks, as far as it came.
+/// One part of the benchmarks, as far as it has run.
 struct Part {
     name: String,
     seconds: f64,
@@ -158,9 +159,9 @@ struct Part {
     failures: Vec<String>,
 }
 
-/// All that a run finds.
+/// Everything that a run has found.
 pub(crate) struct Report {
-    /// Small sizes: whether everything runs, not how fast.
+    /// Small sizes, which show whether everything runs, but not how fast.
     pub(crate) quick: bool,
     /// Sizes that take an hour.
     pub(crate) many: bool,
@@ -170,7 +171,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// An empty one. With a directory, everything is also written there.
+    /// An empty report. With a directory, everything is also written there.
     pub(crate) fn new(quick: bool, many: bool, out: Option<PathBuf>) -> anyhow::Result<Self> {
         if let Some(out) = &out {
             fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -180,12 +181,12 @@ impl Report {
         Ok(report)
     }
 
-    /// One of two sizes.
+    /// One of two sizes, by whether the run is a quick one.
     pub(crate) fn size<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
 
-    /// Runs a part. If it fails, the report says so and the next one can go on.
+    /// Runs a part. If it fails, the report says so, and the next part can still run.
     pub(crate) fn part(&mut self, name: &str, run: impl FnOnce(&mut Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let start = Instant::now();
         self.parts.push(Part { name: name.to_owned(), seconds: 0.0, tables: Vec::new(), failures: Vec::new() });
@@ -195,11 +196,11 @@ impl Report {
         if let Some(part) = self.parts.last_mut() {
             part.seconds = start.elapsed().as_secs_f64();
         }
-        // After each part: what has been found outlives an interruption.
+        // Written after each part, so that an interruption does not lose what was found.
         self.write()
     }
 
-    /// Begins a table of the part that runs.
+    /// Begins a table in the part that runs.
     pub(crate) fn table(&mut self, title: &str, note: &str, columns: &[&str]) -> &mut Table {
         let table = Table {
             title: title.to_owned(),
@@ -217,12 +218,12 @@ impl Report {
         &mut self.parts[at].tables[last]
     }
 
-    /// The table of the part that runs which was begun last, once there is one.
+    /// The last table of the part that runs, if it has one.
     pub(crate) fn last_table(&mut self) -> Option<&mut Table> {
         self.parts.last_mut()?.tables.last_mut()
     }
 
-    /// Says that something of the part that runs has failed, while the rest of it goes on.
+    /// Notes that something in the part that runs has failed, while the rest of the part goes on.
     pub(crate) fn failed(&mut self, what: String) {
         eprintln!("failed: {what}");
         if let Some(part) = self.parts.last_mut() {
@@ -230,7 +231,7 @@ impl Report {
         }
     }
 
-    /// The error of a run of which something has failed.
+    /// Returns an error if something in the run has failed.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         let failed: Vec<_> =
             self.parts.iter().filter(|part| !part.failures.is_empty()).map(|part| part.name.as_str()).collect();
@@ -244,7 +245,7 @@ impl Report {
     fn write(&self) -> anyhow::Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
         for chart in self.parts.iter().flat_map(|part| &part.tables).flat_map(|table| &table.charts) {
-            // One that is left from an earlier run must not pass for one of this run.
+            // A chart of an earlier run must not be taken for one of this run.
             fs::remove_file(chart_path(out, chart)).ok();
         }
         let mut text = format!("# Benchmark report\n\n{}\n", self.started);

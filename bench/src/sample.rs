@@ -1,9 +1,9 @@
-//! The experiments that the AWS sample published, repeated: write units and completion time of storing one vote per user for
-//! two batch sizes, and write units of interim results for two windows, at 20,000 votes a second.
+//! Repeats the experiments that the AWS sample published: write units and completion time of storing one vote per user
+//! for two batch sizes, and write units of interim results for two windows, at 20,000 votes a second.
 //!
-//! Votes come at that rate from prepared records of a null Kinesis; the null DynamoDB takes 5 ms for each call and counts
-//! write units. So what is measured is what the services ask of AWS, not what AWS would do. Must never show a published figure
-//! without saying so.
+//! Votes come at that rate from prepared records of a null Kinesis. The null DynamoDB takes 5 ms for each call and
+//! counts write units. So this measures what the services ask of AWS, not what AWS would do. Must never show a
+//! published figure without saying that it is one.
 
 use std::time::{Duration, Instant};
 
@@ -18,23 +18,23 @@ use crate::{
 const RATE: usize = 20_000;
 /// Shards, as in the sample: one for each 1,000 votes a second.
 const SHARDS: usize = 20;
-/// As many as this system needs for the rate.
+/// As many shards as this system needs for the rate.
 const SHARDS_NEEDED: usize = 2;
-/// Votes of a record where there are so few shards: what comes to a lane within a few tens of milliseconds.
+/// Votes per record with so few shards: as many as come to a lane within a few tens of milliseconds.
 const RECORD_VOTES: usize = 250;
-/// Votes of a record where windows are as large as the sample's smaller batches, or larger.
+/// Votes per record where windows are as large as the smaller batches of the sample, or larger.
 const RECORD_VOTES_SMALL: usize = 10;
-/// What a call of DynamoDB takes.
+/// How long a call to DynamoDB takes, in milliseconds.
 const DELAY_MS: u64 = 5;
-/// How long the votes come.
+/// How long votes come, in seconds.
 const SECONDS: usize = 30;
-/// How often the engines are asked.
+/// How often the counts of the engines are read.
 const STEP: Duration = Duration::from_millis(50);
-/// Longest time until the service reads every shard.
+/// Longest time until the service reads all shards.
 const START_MAX: Duration = Duration::from_secs(60);
 /// Longest time from the last vote until everything is stored.
 const DONE_MAX: Duration = Duration::from_secs(300);
-/// The sample's event took ten minutes.
+/// Length of the sample's event: ten minutes.
 const SAMPLE_SECONDS: f64 = 600.0;
 
 /// Fills the tables.
@@ -50,7 +50,7 @@ struct Storing {
     record_votes: usize,
     /// Votes of a window; 0 for the default.
     window_votes: usize,
-    /// The operator's brake; 0 for none.
+    /// The operator's limit on write units per second; 0 for none.
     write_units: u32,
 }
 
@@ -172,7 +172,7 @@ fn store(report: &mut Report) -> anyhow::Result<()> {
 
 fn interim(report: &mut Report) -> anyhow::Result<()> {
     let seconds = report.size(SECONDS, 1);
-    // The sample's two windows on as many shards as it has, and on as many as are needed.
+    // The two windows of the sample, on as many shards as the sample has and on as many as are needed.
     let both = [
         (SHARDS, RECORD_VOTES_SMALL, 2),
         (SHARDS, RECORD_VOTES_SMALL, 5),
@@ -224,19 +224,19 @@ fn interim(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What one run took.
+/// The costs of one run.
 struct Took {
     /// From the first vote until everything was written.
     seconds: f64,
     /// From the last vote until everything was written.
     after_last: f64,
-    /// What was asked of the engines meanwhile.
+    /// What was asked of the engines during the run.
     stats: Stats,
-    /// CPU seconds of the service meanwhile.
+    /// CPU seconds of the service during the run.
     cpu: f64,
 }
 
-/// Lets one service, which is there already, process votes that come at the rate.
+/// Lets one service, which runs already, process votes that come at the rate.
 fn measure(
     kind: Kind,
     service: Options,

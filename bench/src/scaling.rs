@@ -1,7 +1,8 @@
-//! What a vote costs against shards, connections, votes a message, voters, polls and the share of re-votes.
+//! How the cost of a vote depends on shards, connections, votes per message, voters, polls and the share of re-votes.
 //!
-//! The whole stack on the embedded engines, a new one for each run. Every run is set against runs at a middle point in the
-//! same table, one before and one after it: the machine is not the same from minute to minute.
+//! Runs the whole stack on the embedded engines, a new one for each run. Every run is compared with two runs at a
+//! middle point in the same table, one before it and one after it, because the speed of the machine changes from minute
+//! to minute.
 
 use std::{
     sync::Arc,
@@ -28,13 +29,13 @@ pub(crate) enum Part {
     Shards,
     /// Connections of clients
     Connections,
-    /// Votes of one message
+    /// Votes per message
     Message,
     /// Voters who have voted before
     Voters,
     /// Polls open at a time
     Polls,
-    /// Share of votes that replace one
+    /// Share of votes that replace an earlier one
     Revotes,
 }
 
@@ -44,17 +45,17 @@ struct Shape {
     shards: usize,
     connections: usize,
     per_message: usize,
-    /// Voters whose votes are stored before anything is measured, each of whom may vote again.
+    /// Voters whose votes are stored before the measurement. Each of them may vote again.
     voters: usize,
     polls: usize,
-    /// Percent of the measured votes that are of those voters.
+    /// Percentage of the measured votes that come from those voters.
     revotes: usize,
 }
 
 const MIDDLE: Shape = Shape { shards: 4, connections: 8, per_message: 100, voters: 100_000, polls: 10, revotes: 50 };
 /// Votes of a measurement.
 const VOTES: usize = 300_000;
-/// Votes of a measurement at one vote a message.
+/// Votes of a measurement with one vote per message.
 const VOTES_SINGLE: usize = 100_000;
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -63,22 +64,22 @@ struct Size {
     votes_single: usize,
 }
 
-/// Votes of a message while voters are stored.
+/// Votes per message while voters are stored.
 const STORE_PER_MESSAGE: usize = 500;
 const STORE_CONNECTIONS: usize = 8;
 /// Votes that are prepared at a time while voters are stored.
 const STORE_CHUNK: usize = 500_000;
-/// Calls at a time that create polls.
+/// Calls in flight that create polls.
 const CREATE_CALLS: usize = 32;
 
-/// Longest wait until everything is counted.
+/// Longest time until everything is counted.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
-/// How often the server is looked at meanwhile.
+/// How often the server is checked during that time.
 const SETTLE_STEP: Duration = Duration::from_millis(250);
-/// CPU time within a step that an idle server may take.
+/// Most CPU seconds that an idle server may take within one step.
 const IDLE_CPU_SECONDS: f64 = 0.025;
 
-/// What a run took.
+/// The costs of a run.
 #[derive(Clone, Copy)]
 struct Took {
     votes_per_second: f64,
@@ -111,7 +112,7 @@ fn vary(report: &mut Report, part: Part) -> anyhow::Result<()> {
     };
     let size =
         report.size(Size { votes: VOTES, votes_single: VOTES_SINGLE }, Size { votes: 10_000, votes_single: 2_000 });
-    // The largest point that takes no time.
+    // The largest point of a quick run.
     let most = if part == Part::Polls { 100 } else { 10_000 };
     let (middle, points) = if report.quick {
         (
@@ -144,14 +145,14 @@ fn vary(report: &mut Report, part: Part) -> anyhow::Result<()> {
     let table = report.table(&format!("Scaling: {what}"), &note, &columns);
     let series = [Series::new(3, "this run"), Series::new(4, "the middle point before and after it")];
     table.chart(Chart::lines(file, "CPU time of all three services", what, "µs a vote", &series));
-    // Every run between two of the middle, which share it.
+    // Every run is between two runs of the middle; neighbours share one.
     let mut before = measure(middle, size)?;
     for point in points {
         let shape = match part {
             Part::Shards => Shape { shards: point, ..middle },
             Part::Connections => Shape { connections: point, ..middle },
             Part::Message => Shape { per_message: point, ..middle },
-            // All of them are of the voters, so that each looks one up.
+            // All votes come from the stored voters, so each of them looks one up.
             Part::Voters => Shape { voters: point, revotes: 100, ..middle },
             Part::Polls => Shape { polls: point, ..middle },
             Part::Revotes => Shape { revotes: point, ..middle },
@@ -166,7 +167,7 @@ fn vary(report: &mut Report, part: Part) -> anyhow::Result<()> {
                 continue;
             }
         };
-        // The middle does not change within the seconds of a quick run.
+        // The machine does not change within the seconds of a quick run, so one run of the middle is enough.
         let after = if report.quick { before } else { measure(middle, size)? };
         let rate = (before.votes_per_second + after.votes_per_second) / 2.0;
         let cpu = (before.cpu_us + after.cpu_us) / 2.0;
@@ -193,7 +194,8 @@ fn measure(shape: Shape, size: Size) -> anyhow::Result<Took> {
         let polls: Vec<String> = (0..shape.polls).map(|at| format!("poll-{at}")).collect();
         create(&server, &polls).await?;
         let mut rng = StdRng::seed_from_u64(6);
-        // A voter is the seed of his name: ten million names take too much memory. Each votes in one poll.
+        // A voter is kept as the seed of their name, because ten million names take too much memory. Each votes in one
+        // poll.
         let mut stored: Vec<u32> = (0..u32::try_from(shape.voters)?).collect();
         let mut submitted = vec![0; polls.len()];
         store(&server, &stored, &polls, &mut rng, &mut submitted).await?;
@@ -214,7 +216,7 @@ fn measure(shape: Shape, size: Size) -> anyhow::Result<Took> {
     })
 }
 
-/// Voters whose votes are stored, each one's once.
+/// Voters whose votes are stored, one vote each.
 pub(crate) struct Crowd {
     polls: Vec<String>,
     submitted: Vec<u64>,
@@ -223,14 +225,14 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// Nobody yet, on a server without polls.
+    /// An empty crowd, on a server without polls.
     pub(crate) async fn new(server: &Server) -> anyhow::Result<Self> {
         let polls = vec!["crowd".to_owned()];
         create(server, &polls).await?;
         Ok(Self { polls, submitted: vec![0], voters: 0, rng: StdRng::seed_from_u64(6) })
     }
 
-    /// Lets more vote, until there are so many, and waits until everything is counted.
+    /// Lets more voters vote, up to this number, and waits until everything is counted.
     pub(crate) async fn grow(&mut self, server: &Server, voters: usize) -> anyhow::Result<()> {
         let more: Vec<u32> = (self.voters..u32::try_from(voters)?).collect();
         store(server, &more, &self.polls, &mut self.rng, &mut self.submitted).await?;
@@ -264,7 +266,8 @@ async fn create(server: &Server, polls: &[String]) -> anyhow::Result<()> {
     Ok(stream::iter(calls).buffer_unordered(CREATE_CALLS).try_collect().await?)
 }
 
-/// Waits until the server has nothing left to do and shows every vote. Returns its CPU seconds before it was asked.
+/// Waits until the server has nothing left to do and shows every vote. Returns the CPU seconds that it had taken before
+/// it was asked for results.
 async fn settle(server: &Server, polls: &[String], submitted: &[u64]) -> anyhow::Result<f64> {
     let results = server.connect_results().await?;
     let start = Instant::now();
@@ -307,7 +310,7 @@ fn messages(
     voters.chunks(per_message).map(message).collect()
 }
 
-/// So many connections.
+/// Opens this many connections.
 async fn connect(server: &Server, connections: usize) -> anyhow::Result<Vec<IngestServiceClient<Channel>>> {
     let mut clients = Vec::with_capacity(connections);
     for _ in 0..connections {

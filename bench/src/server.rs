@@ -1,4 +1,4 @@
-//! The servers under test, each in a process of its own: how they are started, and what CPU time they took.
+//! The servers under test, each in a process of its own: how they are started, and how their CPU time is read.
 
 use std::{
     fs,
@@ -53,44 +53,45 @@ pub(crate) enum Kind {
     DevAws,
     /// All three services on the AWS adapters, in one process.
     StackAws,
-    /// The AWS SDK alone: INSERT statements, 25 a call, as many calls at a time as the adapter makes.
+    /// The AWS SDK alone: INSERT statements, 25 a call, with as many calls in flight as the adapter has.
     Sdk,
 }
 
-/// What some servers want to know.
+/// Settings of some servers.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct Options {
-    /// Where Kinesis is, and DynamoDB unless it is elsewhere
+    /// Address of Kinesis, and of DynamoDB unless that has its own
     #[arg(long)]
     pub(crate) aws: Option<SocketAddr>,
-    /// Where DynamoDB is
+    /// Address of DynamoDB
     #[arg(long)]
     pub(crate) dynamodb: Option<SocketAddr>,
-    /// How long the null DynamoDB takes for a call on votes, and the bare server for a single vote, about
+    /// Milliseconds that the null DynamoDB takes for a call on votes, and the bare server for a single vote,
+    /// approximately
     #[arg(long, default_value_t = 0)]
     pub(crate) delay_ms: u64,
-    /// Whether the null DynamoDB takes as long for every other call
+    /// Whether the null DynamoDB takes as long for every other call, too
     #[arg(long)]
     pub(crate) delay_all: bool,
-    /// Votes of a record of the null Kinesis; 0 for as many as it has by default
+    /// Votes per record of the null Kinesis; 0 for its default
     #[arg(long, default_value_t = 0)]
     pub(crate) record_votes: usize,
-    /// Votes a second that the null Kinesis shows, once it is told to begin; 0 for whole rounds at once
+    /// Votes per second that the null Kinesis shows, after the first release; 0 for whole rounds at once
     #[arg(long, default_value_t = 0)]
     pub(crate) rate: usize,
-    /// Votes after which persist-svc closes a window; 0 for as many as it has by default
+    /// Votes after which persist-svc closes a window; 0 for its default
     #[arg(long, default_value_t = 0)]
     pub(crate) window_votes: usize,
-    /// Write units a second that persist-svc may spend on votes; 0 for no limit
+    /// Write units per second that persist-svc may spend on votes; 0 for no limit
     #[arg(long, default_value_t = 0)]
     pub(crate) write_units: u32,
-    /// How often tally-svc writes its sums; 0 for as often as by default
+    /// Milliseconds after which tally-svc writes its sums again; 0 for its default
     #[arg(long, default_value_t = 0)]
     pub(crate) flush_ms: u64,
-    /// Shards of the stream; 0 for as many as the server has by default
+    /// Shards of the stream; 0 for the server's default
     #[arg(long, default_value_t = 0)]
     pub(crate) shards: usize,
-    /// Votes of one round of the null Kinesis, or of the SDK
+    /// Votes in one round of the null Kinesis, or of the SDK
     #[arg(long, default_value_t = 0)]
     pub(crate) votes: usize,
 }
@@ -101,7 +102,7 @@ impl Options {
         Ok(Engines { kinesis, dynamodb: self.dynamodb.unwrap_or(kinesis) })
     }
 
-    /// As a command line.
+    /// The options as a command line.
     fn arguments(self) -> Vec<String> {
         let Self {
             aws,
@@ -149,7 +150,8 @@ impl Options {
     }
 }
 
-/// How long a server that is no longer measured waits for connections that nobody closes. Everything was answered before.
+/// How long a server that is no longer measured waits for connections that nobody closes. Every call was answered
+/// before that.
 const DRAIN: Duration = Duration::from_millis(200);
 
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -158,7 +160,7 @@ mod bare {
 }
 
 struct Bare {
-    /// Woken when single votes that came may be answered; `None` if they are answered at once.
+    /// Woken when the single votes that have come may be answered; `None` if they are answered at once.
     answers: Option<Arc<Notify>>,
 }
 
@@ -250,7 +252,8 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
                 let engines = async {
                     tokio::try_join!(stand_ins::serve_kinesis(ingest), stand_ins::serve_dynamodb(results)).map(drop)
                 };
-                // What they still hold is gone anyway, and consumers' connections stay open for minutes.
+                // They are not drained: connections of consumers stay open for minutes, and what they could still get
+                // is lost anyway.
                 Ok(shutdown.run_until_cancelled(engines).await.unwrap_or(Ok(()))?)
             }
             Kind::StackAws => {
@@ -339,18 +342,18 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A new connection for polls and results, which are not what is measured.
+    /// A new connection for polls and results. Those calls are not measured.
     pub(crate) async fn connect_results(&self) -> anyhow::Result<ResultsClient> {
         let address = self.results.to_string().parse()?;
         Ok(Client::builder().results_address(address).connect_results().await?)
     }
 
-    /// Starts one.
+    /// Starts a server.
     pub(crate) fn start(kind: Kind) -> anyhow::Result<Self> {
         Self::start_with(kind, Options::default())
     }
 
-    /// Starts one that wants to know something.
+    /// Starts a server with options.
     pub(crate) fn start_with(kind: Kind, options: Options) -> anyhow::Result<Self> {
         let kind = kind.to_possible_value().context("every kind has a name")?;
         let mut child = Command::new(std::env::current_exe()?)
@@ -367,7 +370,7 @@ impl Server {
         Ok(Self { ingest: ingest.parse()?, results: results.parse()?, child, stdin, stdout })
     }
 
-    /// CPU seconds that the process has taken, user and system.
+    /// CPU seconds that the process has used, user and system.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         cpu_seconds(&self.child.id().to_string())
     }

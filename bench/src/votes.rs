@@ -1,4 +1,4 @@
-//! Votes to measure with: 36-character UUID user ids, five options.
+//! Votes for the measurements: user ids are UUIDs of 36 characters, and there are five options.
 
 use std::time::{Duration, SystemTime};
 
@@ -62,7 +62,7 @@ fn message_for(rng: &mut StdRng, votes: usize, option: fn(&mut StdRng) -> &'stat
     message
 }
 
-/// The poll, open since an hour and for another one.
+/// The poll, as if it had opened an hour ago and would stay open for another hour.
 pub(crate) fn poll() -> anyhow::Result<Poll> {
     const HOUR_MS: i64 = 3_600_000;
     let options = OPTIONS.iter().map(|&id| PollOption { id: id.into(), title: String::new() }).collect();

@@ -1,5 +1,5 @@
-//! What the consumers do with a window besides decoding it: deciding which votes count, and reducing them to each user's last
-//! one. The baseline is decoding the same records.
+//! What the consumers do with a window besides decoding it: they decide which votes count, and keep only each user's
+//! last one. The baseline is decoding the same records.
 
 use std::sync::Arc;
 
@@ -23,20 +23,20 @@ use crate::{
     votes,
 };
 
-/// Votes of the stream that is decided, copies not counted.
+/// Votes in the records, not counting copies.
 const VOTES: usize = 500_000;
 const WINDOW_VOTES: usize = 50_000;
 const VOTES_PER_RECORD: usize = 1_000;
 const PASSES: usize = 40;
 const ROUNDS: usize = 3;
 
-/// What the records hold.
+/// Properties of the records.
 #[derive(Clone, Copy)]
 struct Stream {
     name: &'static str,
     /// How many votes a user casts within a window, on average.
     votes_a_user: usize,
-    /// How often each record is there.
+    /// How often each record is in the stream.
     copies: usize,
 }
 
@@ -133,14 +133,14 @@ fn records(stream: Stream, votes: usize) -> anyhow::Result<Vec<Record>> {
     Ok(records)
 }
 
-/// CPU seconds of each step over all records, and how many votes are left in the end.
+/// CPU seconds of each step over all records, and the number of votes that are left at the end.
 fn pass(records: &[Record]) -> anyhow::Result<(Steps, usize)> {
     let poll = Arc::new(votes::poll()?);
     let polls = [(poll.id.clone(), poll)].into();
     let windows: Vec<_> = records.chunks(WINDOW_VOTES / VOTES_PER_RECORD).collect();
     let mut steps = Steps::default();
 
-    // Step by step over all windows: the clock is far coarser than one step of one window.
+    // Each step runs over all windows before the next one: the clock is much coarser than one step of one window.
     let mut last = cpu_seconds("thread-self")?;
     let mut lap = |step: &mut f64| {
         let now = cpu_seconds("thread-self")?;

@@ -1,4 +1,4 @@
-//! The null DynamoDB: keeps polls, tallies and shard rows, takes every vote, and holds that every condition is met.
+//! The null DynamoDB: keeps polls, tallies and shard rows, accepts every vote, and treats every condition as met.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 type Item = Map<String, Value>;
 
-/// What one write unit writes.
+/// Most bytes that one write unit writes.
 const UNIT_BYTES: usize = 1 << 10;
 
 #[derive(Default)]
@@ -43,7 +43,7 @@ struct Statement<'a> {
     statement: std::borrow::Cow<'a, str>,
 }
 
-/// Names of a table's keys.
+/// Names of a table's key attributes.
 fn keys_of(table: &str) -> (&'static str, &'static str) {
     match table.rsplit('-').next() {
         Some("votes") => ("poll_bucket", "user_id"),
@@ -63,7 +63,7 @@ fn key(table: &str, item: &Value) -> Key {
 }
 
 impl Dynamo {
-    /// The answer, and whether the call was one on votes.
+    /// The answer, and whether the call was on the table of votes.
     pub(super) fn answer(&self, operation: &str, body: &[u8]) -> anyhow::Result<(Bytes, bool)> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         match operation {
@@ -117,13 +117,13 @@ impl Dynamo {
         self.inserts.fetch_add(inserts as u64, Ordering::Relaxed);
         self.updates.fetch_add((all - inserts) as u64, Ordering::Relaxed);
         let answers = vec!["{\"TableName\":\"votestream-votes\"}"; all].join(",");
-        // A vote is far smaller than a KiB: one unit each.
+        // A vote is far smaller than one KiB, so each takes one unit.
         self.vote_units.fetch_add(all as u64, Ordering::Relaxed);
         let capacity = format!("{{\"TableName\":\"votestream-votes\",\"CapacityUnits\":{all}.0}}");
         Ok(format!("{{\"Responses\":[{answers}],\"ConsumedCapacity\":[{capacity}]}}").into())
     }
 
-    /// Counts what a write of this item costs.
+    /// Counts the write units of writing this item.
     fn wrote(&self, table: &str, item: &Item) -> u64 {
         let bytes: usize = item.iter().map(|(name, value)| name.len() + size_of_value(value)).sum();
         let units = bytes.div_ceil(UNIT_BYTES).max(1) as u64;
@@ -132,7 +132,7 @@ impl Dynamo {
         units
     }
 
-    /// Everybody has voted, before every position, for the first option.
+    /// Answers as if everybody has voted for the first option, before every position.
     fn read_votes(body: &[u8]) -> anyhow::Result<Bytes> {
         let request: Value = serde_json::from_slice(body)?;
         let tables = request["RequestItems"].as_object().context("no tables")?;
@@ -156,7 +156,7 @@ fn consumed(table: &str, units: u64) -> Value {
     json!({ "TableName": table, "CapacityUnits": units as f64 })
 }
 
-/// Bytes of an attribute's value, as DynamoDB counts them, or a little more.
+/// Bytes of an attribute's value, as DynamoDB counts them, or slightly more.
 fn size_of_value(value: &Value) -> usize {
     let Some((kind, value)) = value.as_object().and_then(|value| value.iter().next()) else { return 1 };
     match (kind.as_str(), value) {
@@ -183,7 +183,7 @@ fn describe(table: &str) -> Value {
     } })
 }
 
-/// Carries out an update expression, and returns the sum of what it adds to counts of options.
+/// Carries out an update expression. Returns the sum of what it adds to the counts of options.
 fn update(item: &mut Item, request: &Value) -> anyhow::Result<i64> {
     let expression = request["UpdateExpression"].as_str().context("no update expression")?;
     let (names, values) = (&request["ExpressionAttributeNames"], &request["ExpressionAttributeValues"]);

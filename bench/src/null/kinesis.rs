@@ -1,4 +1,5 @@
-//! The null Kinesis: takes every record and forgets it; shows prepared records, round by round, as it is told.
+//! The null Kinesis: accepts every record and forgets it. It shows prepared records round by round, each when it is
+//! told to.
 
 use std::{
     sync::{
@@ -24,14 +25,16 @@ use votestream_core::{
 use super::NullConfig;
 use crate::votes;
 
-/// Rounds of prepared records. All have the same votes, so that from the second on they are changed ones.
+/// Rounds of prepared records. All have votes of the same users, so from the second round on every vote is a changed
+/// one.
 pub(crate) const ROUNDS: usize = 3;
-/// Votes of a prepared record: what a shard at 33 records a second and two thirds of its rate gets.
+/// Votes in a prepared record: what a shard gets in one record at two thirds of its rate and 33 records a second.
 pub(crate) const VOTES_PER_RECORD: usize = 1_000;
-/// Most bytes of one answer. A shard gives 2 MiB a second, and is read twice a second by each group.
+/// Most bytes of one answer. A shard delivers 2 MiB a second, and each group reads it twice a second.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// Records of one shard: each as it stands in an answer, all of one round after those of the round before.
+/// Records of one shard, each in the form that an answer needs. All records of a round come after those of the round
+/// before.
 type Shard = Vec<String>;
 
 pub(super) struct Kinesis {
@@ -40,20 +43,20 @@ pub(super) struct Kinesis {
     pub(super) record_bytes: AtomicU64,
     ranges: Vec<HashRange>,
     prepared: Vec<Shard>,
-    /// Rounds that are prepared.
+    /// Number of prepared rounds.
     rounds: usize,
-    /// Rounds that are shown.
+    /// Number of rounds that are shown.
     released: AtomicUsize,
-    /// Records a second that a shard shows from the first release on, instead of a round at once.
+    /// Records per second that a shard shows after the first release, instead of a whole round at once.
     pace: Option<f64>,
-    /// When that was.
+    /// When the first release was.
     begun: OnceLock<Instant>,
     seconds: Vec<Mutex<Second>>,
-    /// Whether somebody reads a shard.
+    /// Per shard, whether somebody reads it.
     read: Vec<AtomicBool>,
 }
 
-/// What one shard gets.
+/// What one shard got within one second.
 struct Second {
     since: Instant,
     records: u64,
@@ -215,7 +218,7 @@ impl Second {
     }
 }
 
-/// The records of each shard: in every round the same random users.
+/// The records of each shard. Every round has the same random users.
 fn prepare(ranges: &[HashRange], votes: usize, record_votes: usize, rounds: usize) -> anyhow::Result<Vec<Shard>> {
     let mut rng = StdRng::seed_from_u64(3);
     let poll = PollId::new(votes::POLL)?;
@@ -240,7 +243,7 @@ fn prepare(ranges: &[HashRange], votes: usize, record_votes: usize, rounds: usiz
             for (chunk, users) in users.chunks_exact(record_votes).enumerate() {
                 open.clear();
                 for (at, (hash, user)) in users.iter().enumerate() {
-                    // Not the same option as in the round before.
+                    // Another option than in the round before.
                     let entry = open.entry(&poll, &options[(at * 7 + chunk + round) % options.len()]);
                     open.push(entry, user, *hash, Timestamp(now.0 + at as i64 / 50));
                 }

@@ -1,7 +1,7 @@
 //! Charts of a table as SVG: lines over a column of numbers, or bars, one for each row.
 //!
-//! Axes are logarithmic where what they show spans a factor of fifty, but never under bars, whose length would then say
-//! nothing. Text is left to the viewer's own sans-serif font, so that no font is needed here.
+//! Axes are logarithmic if the largest value is at least fifty times the smallest. Axes of bars never are: the
+//! length of a bar would then mean nothing. Text uses the viewer's own sans-serif font, so that no font is needed here.
 
 use std::{ops::Range, path::Path};
 
@@ -24,13 +24,13 @@ const LINES_HEIGHT: u32 = 440;
 const HEADER_HEIGHT: u32 = 66;
 const BAR_HEIGHT: u32 = 18;
 const BAR_GROUP_GAP: u32 = 14;
-/// Axis and its description below the bars.
+/// Height of the axis and its description below the bars.
 const BARS_FOOTER_HEIGHT: u32 = 70;
-/// Width of a letter of the axes' text, about.
+/// Approximate width of a letter of the axes' text.
 const LETTER: u32 = 7;
 const LABEL_WIDTH_MIN: u32 = 60;
 const LABEL_WIDTH_MAX: u32 = 380;
-/// Largest quotient of the values of a linear axis.
+/// Largest ratio between the values of a linear axis.
 const LINEAR_SPAN_MAX: f64 = 50.0;
 
 const TITLE_SIZE: u32 = 20;
@@ -38,7 +38,7 @@ const TEXT_SIZE: u32 = 14;
 const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(218, 218, 218);
 const BASELINE: RGBColor = RGBColor(150, 150, 150);
-/// Told apart by those who do not see red and green, too.
+/// Colours that people who cannot tell red from green can tell apart, too.
 const COLOURS: [RGBColor; 5] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -47,7 +47,7 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(86, 180, 233),
 ];
 
-/// A column that is drawn, and what the legend calls it.
+/// A column that is drawn, and its name in the legend.
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
     column: usize,
@@ -55,7 +55,7 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    /// Draws a column, counted from 0.
+    /// Draws a column; the first one has number 0.
     pub(crate) fn new(column: usize, name: &'static str) -> Self {
         Self { column, name }
     }
@@ -66,7 +66,7 @@ impl Series {
 pub(crate) struct Chart {
     /// Name of the file, without its extension.
     pub(super) file: &'static str,
-    /// What stands above it.
+    /// The title above the chart.
     pub(super) title: &'static str,
     shape: Shape,
     /// What the values are, with their unit.
@@ -78,7 +78,7 @@ pub(crate) struct Chart {
 
 #[derive(Clone, Copy, Debug)]
 enum Shape {
-    /// Over the first column, which is this, with its unit.
+    /// Lines over the first column. This is its description, with its unit.
     Lines(&'static str),
     Bars,
 }
@@ -89,11 +89,11 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 struct Scale {
     log: bool,
     range: Range<f64>,
-    /// Where the axis has marks, in its own measure.
+    /// Positions of the marks, in the axis's own measure.
     marks: Vec<f64>,
 }
 
-/// An axis with marks where we want them.
+/// An axis with marks at the positions that we choose.
 struct Axis {
     places: RangedCoordf64,
     marks: Vec<f64>,
@@ -133,17 +133,17 @@ impl Chart {
         Self { file, title, shape: Shape::Bars, values, series: series.to_vec(), only: "", baseline: None }
     }
 
-    /// Leaves out the rows whose name does not contain this.
+    /// Draws only the rows whose name contains this.
     pub(crate) fn only(self, only: &'static str) -> Self {
         Self { only, ..self }
     }
 
-    /// Draws rows whose name contains this as what the others are compared with.
+    /// Draws the rows whose name contains this as the baseline.
     pub(crate) fn baseline(self, baseline: &'static str) -> Self {
         Self { baseline: Some(baseline), ..self }
     }
 
-    /// Draws it into a file, or returns false if there is nothing to draw.
+    /// Draws the chart into a file. Returns false if there is nothing to draw.
     pub(super) fn draw(&self, table: &Table, path: &Path) -> anyhow::Result<bool> {
         let rows: Vec<_> = table
             .rows
@@ -233,12 +233,12 @@ impl Chart {
         let x = Scale::linear(&values, true);
         let labels: Vec<String> = rows.iter().map(|row| row[0].to_string()).collect();
         let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or_default() as u32;
-        // The first row stands at the top.
+        // The first row is at the top.
         let middles = (0..rows.len()).map(|at| (rows.len() - at) as f64 - 0.5).collect();
         let y = Axis { places: (0.0..rows.len() as f64).into(), marks: middles };
         let mut chart = ChartBuilder::on(area)
             .margin(8)
-            // Room for the figure behind the longest bar.
+            // Room for the figure beside the longest bar.
             .margin_right(90)
             .x_label_area_size(46)
             .y_label_area_size((longest * LETTER + 20).clamp(LABEL_WIDTH_MIN, LABEL_WIDTH_MAX))
@@ -280,7 +280,8 @@ impl Chart {
 }
 
 impl Scale {
-    /// Of these values, with marks at round ones. Values that are counted from zero show how large they are.
+    /// A scale for these values, with marks at round ones. `from_zero` makes a linear one start at zero, so that
+    /// lengths show how large values are.
     fn of(values: &[f64], from_zero: bool) -> Self {
         let (least, most) = bounds(values);
         if least > 0.0 && most / least >= LINEAR_SPAN_MAX {
@@ -293,7 +294,7 @@ impl Scale {
     fn log(least: f64, most: f64) -> Self {
         let range = (least.log10() - 0.1)..(most.log10() + 0.1);
         let powers = (range.start.floor() as i32)..=(range.end.ceil() as i32);
-        // Where there are few powers of ten, their double and half have marks, too.
+        // If there are few powers of ten, twice and five times each also get marks.
         let between: &[f64] = if range.end - range.start < 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
         let marks = powers
             .flat_map(|power| between.iter().map(move |times| f64::from(power) + times.log10()))
@@ -316,12 +317,12 @@ impl Scale {
         Self { log: false, range: start..most, marks }
     }
 
-    /// Where a value stands.
+    /// The position of a value.
     fn place(&self, value: f64) -> f64 {
         if self.log { value.log10() } else { value }
     }
 
-    /// Which value stands there.
+    /// The value at a position.
     fn value(&self, place: f64) -> f64 {
         if self.log { 10_f64.powf(place) } else { place }
     }

@@ -1,4 +1,4 @@
-//! On what machine, by what compiler and when a run was made: no figure means anything without it.
+//! The machine, the compiler and the time of a run: without them, no figure means anything.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ pub(super) fn facts() -> String {
     lines.join("\n")
 }
 
-/// Empty where there is no such file.
+/// The text of a file; empty if there is no such file.
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
