@@ -31,8 +31,8 @@ pub trait PollStore: Send + Sync + 'static {
     ///
     /// There are two steps because a write may take effect long after it was sent. A process that reads the poll after
     /// this step takes no more votes. So the last vote is accepted at most [`crate::TimeBounds::settle_margin`] after
-    /// the answer to this call. A `closes_at` that is read from the clock only after that margin is right, whenever its
-    /// write takes effect.
+    /// the answer to this call. The caller reads the clock after that answer and adds the margin: this `closes_at` is
+    /// right, whenever its write takes effect.
     async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError>;
 
     /// Closing early, second step: sets `closes_at` to the earlier of the stored one and this one, and `closing` from

@@ -35,8 +35,8 @@ use crate::{
 const PROGRESS_ATTEMPTS_MAX: u32 = 8;
 /// Attempts to apply one window after the group was told to stop. After them, the window is left to the next owner.
 const APPLY_ATTEMPTS_AT_STOP: u32 = 5;
-/// How often the applier may report for one window that later votes are stored. At the second report the polls are
-/// flagged and the applier leaves those votes out; a further report means that it does not.
+/// Reports of superseded votes, for one window, after which the shard is given up. The first report flags the polls, and
+/// the applier then leaves those votes out. So many reports mean that it does not.
 const SUPERSEDED_MAX: u32 = 3;
 /// Attempts to flag a poll for recount, and to read the row that shows whether the shard is ours.
 const FLAG_ATTEMPTS_MAX: u32 = 5;
@@ -348,7 +348,7 @@ impl Consumer {
             if let Some(error) = failure {
                 tracing::warn!(shard = %self.row.shard, %error, "cannot read polls: the window waits");
                 self.pause_unless_stopped().await?;
-                // Of a poll that is being closed, the next attempt needs a definition that was read later.
+                // What was read about a poll that is being closed must expire, so the next attempt asks for a later moment.
                 if !mutation::is_active(Mutation::ClosingPollIsNotReadAgain) {
                     since = Moment::of(&*self.ports.clock);
                 }
