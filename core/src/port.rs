@@ -17,7 +17,7 @@ pub use leases::{Lease, LeaseStore, Progress, ShardRow, Span, StoredProducer, Wr
 pub use polls::{Created, PollStore};
 pub use stream::{ReadOutcome, Record, RecordReader, Shard, Stored, VoteStream};
 pub use tallies::{TallyDelta, TallyRow, TallyStore};
-pub use votes::{VoteOutcome, VoteStore, VoteWrite};
+pub use votes::{StoredVote, VoteOutcome, VoteStore, VoteWrite};
 
 use crate::Clock;
 

@@ -121,6 +121,15 @@ impl ShardRow {
         let free = self.lease.epoch == epoch && self.lease.wanted_by.is_none();
         free.then(|| Lease { wanted_by: Some(by.into()), ..self.lease.clone() })
     }
+
+    /// [`LeaseStore::write_progress`] as a whole.
+    pub fn advance(&mut self, epoch: u64, previous: Span, progress: &Progress) -> WriteOutcome {
+        if self.lease.epoch != epoch || self.progress.span() != previous || self.progress.ended {
+            return WriteOutcome::Refused(Some(Box::new(self.clone())));
+        }
+        self.progress = progress.clone();
+        WriteOutcome::Stored
+    }
 }
 
 /// What a conditional write did.

@@ -3,7 +3,38 @@
 use async_trait::async_trait;
 
 use super::PortError;
-use crate::{Poll, PollId, Timestamp, model::poll::FinalResult};
+use crate::{Closing, Poll, PollId, Timestamp, model::poll::FinalResult};
+
+/// The conditions and effects of [`PollStore`], for engines that hold whole polls. Each returns whether it changed the poll.
+impl Poll {
+    /// [`PollStore::begin_close`].
+    pub fn begin_close(&mut self) -> bool {
+        let asks = self.closing == Closing::No && self.final_result.is_none();
+        if asks {
+            self.closing = Closing::Asked;
+        }
+        asks
+    }
+
+    /// [`PollStore::close`].
+    pub fn close(&mut self, closes_at: Timestamp) -> bool {
+        let settles = self.closing == Closing::Asked;
+        if settles {
+            self.closes_at = self.closes_at.min(closes_at);
+            self.closing = Closing::Done;
+        }
+        settles
+    }
+
+    /// [`PollStore::finish`].
+    pub fn finish(&mut self, result: &FinalResult) -> bool {
+        let stores = self.final_result.is_none() && !self.needs_recount && self.closing != Closing::Asked;
+        if stores {
+            self.final_result = Some(result.clone());
+        }
+        stores
+    }
+}
 
 /// What creating a poll did.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Stored votes: one per user and poll.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, sync::Arc};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,35 @@ impl VoteWrite<'_> {
     /// The key of the vote: no two stored votes have the same.
     pub fn key(&self) -> (PollId, Arc<str>) {
         (self.poll_id.clone().into_owned(), (*self.user_id).into())
+    }
+}
+
+/// A stored vote, for engines that hold votes in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredVote {
+    /// Where the vote stands in the stream.
+    pub position: Position,
+    /// The option.
+    pub option: Arc<str>,
+    /// The option of the vote that it replaced, if it replaced one.
+    pub previous: Option<Arc<str>>,
+}
+
+/// The condition and effect of [`VoteStore::write`], for engines that hold votes in memory.
+impl VoteWrite<'_> {
+    /// What becomes of this vote beside the user's stored one, and what is stored then, if that changes.
+    pub fn decide(&self, stored: Option<&StoredVote>) -> (VoteOutcome, Option<StoredVote>) {
+        let (outcome, previous) = match stored {
+            None => (VoteOutcome::Inserted, None),
+            Some(stored) => match stored.position.cmp(&self.position) {
+                Ordering::Less => {
+                    (VoteOutcome::Replaced { previous: stored.option.clone() }, Some(stored.option.clone()))
+                }
+                Ordering::Equal => return (VoteOutcome::AlreadyStored { previous: stored.previous.clone() }, None),
+                Ordering::Greater => return (VoteOutcome::Superseded, None),
+            },
+        };
+        (outcome, Some(StoredVote { position: self.position, option: self.option_id.clone(), previous }))
     }
 }
 

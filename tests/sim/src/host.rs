@@ -35,7 +35,7 @@ use votestream_core::{
 };
 
 use super::run::BOUNDS;
-use super::world::{State, StoredTally, StoredVote, World};
+use super::world::{State, StoredTally, World};
 
 /// How long a read waits for a record, and how many it returns.
 const READ_WAIT: Duration = Duration::from_millis(200);
@@ -287,9 +287,7 @@ impl PollStore for Host {
         let id = id.clone();
         self.call("begin_close", move |state| {
             let poll = state.polls.get_mut(&id)?;
-            if poll.closing == Closing::No && poll.final_result.is_none() {
-                poll.closing = Closing::Asked;
-            }
+            poll.begin_close();
             Some(poll.clone())
         })
         .await
@@ -301,9 +299,7 @@ impl PollStore for Host {
             let poll = state.polls.get_mut(&id)?;
             if mutation::is_active(Mutation::ClosedInOneStep) {
                 (poll.closes_at, poll.closing) = (closes_at, Closing::No);
-            } else if poll.closing == Closing::Asked {
-                poll.closes_at = poll.closes_at.min(closes_at);
-                poll.closing = Closing::Done;
+            } else if poll.close(closes_at) {
                 world.note(|| format!("poll {id} closes at {}", poll.closes_at.0));
             }
             Some(poll.clone())
@@ -315,8 +311,7 @@ impl PollStore for Host {
         let (id, result, world) = (id.clone(), result.clone(), self.world.clone());
         self.call("finish_poll", move |state| {
             let poll = state.polls.get_mut(&id)?;
-            if poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked {
-                poll.final_result = Some(result.clone());
+            if poll.finish(&result) {
                 world.note(|| format!("poll {id} is final"));
             }
             Some(poll.clone())
@@ -359,18 +354,13 @@ impl VoteStore for Host {
 
 fn write_vote(state: &mut State, vote: &VoteWrite<'_>) -> VoteOutcome {
     let key = vote.key();
-    let (previous, outcome) = match state.votes.get(&key) {
-        None => (None, VoteOutcome::Inserted),
-        Some(stored) if stored.position < vote.position => {
-            (Some(stored.option.clone()), VoteOutcome::Replaced { previous: stored.option.clone() })
-        }
-        Some(stored) if stored.position == vote.position => {
-            let forgotten = mutation::is_active(Mutation::NoPreviousOption);
-            return VoteOutcome::AlreadyStored { previous: stored.previous.clone().filter(|_| !forgotten) };
-        }
-        Some(_) => return VoteOutcome::Superseded,
-    };
-    state.votes.insert(key, StoredVote { position: vote.position, option: vote.option_id.clone(), previous });
+    let (mut outcome, stored) = vote.decide(state.votes.get(&key));
+    state.votes.extend(stored.map(|stored| (key, stored)));
+    if let VoteOutcome::AlreadyStored { previous } = &mut outcome
+        && mutation::is_active(Mutation::NoPreviousOption)
+    {
+        *previous = None;
+    }
     outcome
 }
 
@@ -521,20 +511,18 @@ impl LeaseStore for Host {
         let (key, progress, world) = ((group, shard.clone()), progress.clone(), self.world.clone());
         self.call("write_progress", move |state| {
             let Some(row) = state.rows.get_mut(&key) else { return WriteOutcome::Refused(None) };
-            let stored = row.progress.span();
             let unfenced = mutation::is_active(Mutation::NoFence);
-            let wrong_epoch = row.lease.epoch != epoch && !unfenced;
-            let wrong_position =
-                stored != previous && !unfenced && !mutation::is_active(Mutation::NoPositionInCondition);
-            if wrong_epoch || wrong_position || row.progress.ended {
-                return WriteOutcome::Refused(Some(Box::new(row.clone())));
+            let anywhere = unfenced || mutation::is_active(Mutation::NoPositionInCondition);
+            let epoch = if unfenced { row.lease.epoch } else { epoch };
+            let previous = if anywhere { row.progress.span() } else { previous };
+            let outcome = row.advance(epoch, previous, &progress);
+            if outcome == WriteOutcome::Stored {
+                world.note(|| {
+                    let Progress { checkpoint, window_end, ended, .. } = &progress;
+                    format!("{} of {} is at {checkpoint}, window to {window_end}, ended {ended}", key.1, group.as_str())
+                });
             }
-            row.progress = progress.clone();
-            world.note(|| {
-                let Progress { checkpoint, window_end, ended, .. } = &progress;
-                format!("{} of {} is at {checkpoint}, window to {window_end}, ended {ended}", key.1, group.as_str())
-            });
-            WriteOutcome::Stored
+            outcome
         })
         .await
     }

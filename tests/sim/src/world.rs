@@ -21,8 +21,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 use votestream_core::{
-    HashRange, Poll, PollId, Position, SequenceNumber, ShardId, Timestamp,
-    port::{Group, Lease, PortError, Record, Shard, ShardRow, Stored},
+    HashRange, Poll, PollId, SequenceNumber, ShardId, Timestamp,
+    port::{Group, Lease, PortError, Record, Shard, ShardRow, Stored, StoredVote},
 };
 
 /// Kinds of faults that a run injects.
@@ -101,14 +101,6 @@ impl Faults {
     pub fn get(&self, fault: Fault) -> u64 {
         self.0[fault as usize].load(Ordering::Relaxed)
     }
-}
-
-/// A stored vote.
-#[derive(Clone, Debug)]
-pub(super) struct StoredVote {
-    pub(super) position: Position,
-    pub(super) option: Arc<str>,
-    pub(super) previous: Option<Arc<str>>,
 }
 
 /// A stored tally.

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use votestream_core::{
-    Clock, Closing, HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
+    Clock, HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
     consume::{
         group::{Applier, ApplierFactory, ApplyError},
         tally::{self, Counted},
@@ -43,8 +43,6 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 /// The time at which tokio's clock begins, unless a test sets the time itself.
 const EPOCH: Timestamp = Timestamp(1_700_000_000_000);
 
-/// Position, option, previous option.
-type StoredVote = (Position, Arc<str>, Option<Arc<str>>);
 /// Position and sums.
 type StoredTally = (SequenceNumber, BTreeMap<Arc<str>, i64>);
 
@@ -191,7 +189,8 @@ impl Memory {
         for (option, count) in counts {
             for voter in 0..*count {
                 let key = (PollId::new(poll).unwrap(), format!("{option} {voter}").into());
-                state.votes.insert(key, (Position::default(), (*option).into(), None));
+                let vote = StoredVote { position: Position::default(), option: (*option).into(), previous: None };
+                state.votes.insert(key, vote);
             }
         }
     }
@@ -326,7 +325,8 @@ impl Memory {
     /// Stores a vote without any condition.
     pub fn set_vote(&self, poll: &str, user: &str, position: Position, option: &str) {
         let key = (PollId::new(poll).unwrap(), user.into());
-        self.state.lock().votes.insert(key, (position, option.into(), None));
+        let vote = StoredVote { position, option: option.into(), previous: None };
+        self.state.lock().votes.insert(key, vote);
     }
 
     /// Sums per option, as tallied and as stored.
@@ -339,7 +339,7 @@ impl Memory {
             }
         }
         tallied.retain(|_, count| *count != 0);
-        for ((id, _), (_, option, _)) in &state.votes {
+        for ((id, _), StoredVote { option, .. }) in &state.votes {
             if id.as_str() == poll {
                 *stored.entry(option.clone()).or_default() += 1;
             }
@@ -455,9 +455,7 @@ impl PollStore for Memory {
     async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
         self.faulty(|state| {
             let poll = state.polls.get_mut(id)?;
-            if poll.closing == Closing::No && poll.final_result.is_none() {
-                poll.closing = Closing::Asked;
-            }
+            poll.begin_close();
             Some(poll.clone())
         })
     }
@@ -465,10 +463,7 @@ impl PollStore for Memory {
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
         self.faulty(|state| {
             let poll = state.polls.get_mut(id)?;
-            if poll.closing == Closing::Asked {
-                poll.closes_at = poll.closes_at.min(closes_at);
-                poll.closing = Closing::Done;
-            }
+            poll.close(closes_at);
             Some(poll.clone())
         })
     }
@@ -476,9 +471,7 @@ impl PollStore for Memory {
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
         self.faulty(|state| {
             let poll = state.polls.get_mut(id)?;
-            if poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked {
-                poll.final_result = Some(result.clone());
-            }
+            poll.finish(result);
             Some(poll.clone())
         })
     }
@@ -495,17 +488,8 @@ impl VoteStore for Memory {
         for vote in votes {
             outcomes.push(self.faulty(|state| {
                 let key = vote.key();
-                let (previous, outcome) = match state.votes.get(&key) {
-                    None => (None, VoteOutcome::Inserted),
-                    Some((position, option, _)) if *position < vote.position => {
-                        (Some(option.clone()), VoteOutcome::Replaced { previous: option.clone() })
-                    }
-                    Some((position, _, previous)) if *position == vote.position => {
-                        return VoteOutcome::AlreadyStored { previous: previous.clone() };
-                    }
-                    Some(_) => return VoteOutcome::Superseded,
-                };
-                state.votes.insert(key, (vote.position, vote.option_id.clone(), previous));
+                let (outcome, stored) = vote.decide(state.votes.get(&key));
+                state.votes.extend(stored.map(|stored| (key, stored)));
                 outcome
             })?);
         }
@@ -520,7 +504,7 @@ impl VoteStore for Memory {
         }
         let counts = self.faulty(|state| {
             let mut counts = vec![0; poll.options.len()];
-            for ((id, _), (_, option, _)) in &state.votes {
+            for ((id, _), StoredVote { option, .. }) in &state.votes {
                 if *id == poll.id {
                     counts[poll.option_index(option)?] += 1;
                 }
@@ -642,11 +626,7 @@ impl LeaseStore for Memory {
     ) -> Result<WriteOutcome, PortError> {
         self.faulty(|state| {
             let Some(row) = state.rows.get_mut(&(group, shard.clone())) else { return WriteOutcome::Refused(None) };
-            if row.lease.epoch != epoch || row.progress.span() != previous || row.progress.ended {
-                return WriteOutcome::Refused(Some(Box::new(row.clone())));
-            }
-            row.progress = progress.clone();
-            WriteOutcome::Stored
+            row.advance(epoch, previous, progress)
         })
     }
 }

@@ -243,13 +243,8 @@ impl Inner {
     ) -> Result<WriteOutcome, PortError> {
         self.check_unbroken()?;
         let mut rows = self.rows.lock();
-        let Some(row) = rows.change(group, shard, STATE) else { return Ok(WriteOutcome::Refused(None)) };
-        let stored = &row.progress;
-        if row.lease.epoch != epoch || stored.span() != previous || stored.ended {
-            return Ok(WriteOutcome::Refused(Some(Box::new(row.clone()))));
-        }
-        row.progress = progress.clone();
-        Ok(WriteOutcome::Stored)
+        let row = rows.change(group, shard, STATE);
+        Ok(row.map_or(WriteOutcome::Refused(None), |row| row.advance(epoch, previous, progress)))
     }
 }
 

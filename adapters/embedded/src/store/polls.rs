@@ -177,31 +177,12 @@ impl PollStore for EmbeddedStore {
 
     async fn begin_close(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
         let (inner, id) = (self.inner.clone(), id.clone());
-        blocking(move || {
-            inner.change_poll(&id, |poll| {
-                let asks = poll.closing == Closing::No && poll.final_result.is_none();
-                if asks {
-                    poll.closing = Closing::Asked;
-                }
-                asks
-            })
-        })
-        .await
+        blocking(move || inner.change_poll(&id, Poll::begin_close)).await
     }
 
     async fn close(&self, id: &PollId, closes_at: Timestamp) -> Result<Option<Poll>, PortError> {
         let (inner, id) = (self.inner.clone(), id.clone());
-        blocking(move || {
-            inner.change_poll(&id, |poll| {
-                let settles = poll.closing == Closing::Asked;
-                if settles {
-                    poll.closes_at = poll.closes_at.min(closes_at);
-                    poll.closing = Closing::Done;
-                }
-                settles
-            })
-        })
-        .await
+        blocking(move || inner.change_poll(&id, |poll| poll.close(closes_at))).await
     }
 
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError> {
@@ -209,13 +190,7 @@ impl PollStore for EmbeddedStore {
         blocking(move || {
             // Flush the votes and the progress that the result is based on, so that a recount after a crash finds them.
             inner.flush()?;
-            inner.change_poll(&id, |poll| {
-                let stores = poll.final_result.is_none() && !poll.needs_recount && poll.closing != Closing::Asked;
-                if stores {
-                    poll.final_result = Some(result);
-                }
-                stores
-            })
+            inner.change_poll(&id, |poll| poll.finish(&result))
         })
         .await
     }
