@@ -1,67 +1,25 @@
 //! `votestream backup` on a stack that takes votes, and on one that is stopped: each copy is started and counted.
 
+mod up;
+
 use std::{
-    io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// A running `votestream up`, killed at the end of the test.
-struct Up {
-    child: Child,
-    ingest: String,
-    results: String,
-}
+use up::Up;
 
 impl Up {
-    fn start(directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_votestream"))
-            .args(["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--data-dir"])
-            .arg(directory)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let addresses: Value = serde_json::from_str(&line).unwrap();
-        let address = |name: &str| addresses[name].as_str().unwrap().to_owned();
-        Self { ingest: address("ingest"), results: address("results"), child }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_votestream"));
-        command.args(["--json", "--ingest", &self.ingest, "--results", &self.results]).args(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// Runs a command: exit code, and the object on stdout.
-    fn run(&self, arguments: &[&str], input: &str) -> (i32, Value) {
-        let mut child = self.command(arguments).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
-    }
-
     /// The counted votes of the poll, final and recounted.
     fn finish(&self) -> u64 {
-        assert_eq!(self.run(&["poll", "close", "p"], "").0, 0);
-        let (code, last) = self.run(&["results", "p", "--final", "--wait", "--timeout", "60s"], "");
+        assert_eq!(self.json(&["poll", "close", "p"], "").0, 0);
+        let (code, last, _) = self.json(&["results", "p", "--final", "--wait", "--timeout", "60s"], "");
         assert_eq!(code, 0, "it becomes final");
-        let (code, recount) = self.run(&["audit", "p"], "");
+        let (code, recount, _) = self.json(&["audit", "p"], "");
         assert_eq!((code, &recount["matches"], &recount["final"]), (0, &json!(true), &json!(true)));
         last["total_votes"].as_u64().unwrap()
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // Already dead if the test has stopped it.
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 
@@ -78,14 +36,14 @@ fn every_copy_has_what_was_acknowledged_before_and_counts_exactly() {
     let copies = tempfile::tempdir().unwrap();
     let up = Up::start(&data);
     let create = ["poll", "create", "--id", "p", "--option", "a", "--option", "b", "--closes-in", "1h"];
-    assert_eq!(up.run(&create, "").0, 0);
+    assert_eq!(up.json(&create, "").0, 0);
     // Other votes for the poll arrive while the copies are made.
     let load = ["load", "--poll", "p", "--votes", "1000000", "--rate", "4000", "--voters", "1000000"];
     let mut loading = up.command(&load).spawn().unwrap();
     let mut acknowledged = Vec::new();
     for round in 0..3u64 {
         let votes: String = (0..500).map(|user| format!("p,ours-{round}-{user},a\n")).collect();
-        let (code, report) = up.run(&["cast", "--file", "-"], &votes);
+        let (code, report, _) = up.json(&["cast", "--file", "-"], &votes);
         assert_eq!((code, &report["accepted"]), (0, &json!(500)));
         acknowledged.push((round + 1) * 500);
         let copied = backup(&data, &copies.path().join(round.to_string()));

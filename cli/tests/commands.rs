@@ -1,81 +1,31 @@
 //! The commands as a script uses them: the real binary, its JSON and its exit codes, on a stack that `votestream up`
 //! runs.
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+mod up;
+
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-/// A running `votestream up`, killed at the end of the test.
-struct Up {
-    child: Child,
-    ingest: String,
-    results: String,
-}
-
-impl Up {
-    fn start(directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_votestream"))
-            .args(["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--data-dir"])
-            .arg(directory)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let addresses: Value = serde_json::from_str(&line).unwrap();
-        let address = |name: &str| addresses[name].as_str().unwrap().to_owned();
-        Self { ingest: address("ingest"), results: address("results"), child }
-    }
-
-    /// Runs a command with `--json`: exit code, the object on stdout, and stderr.
-    fn run(&self, arguments: &[&str], input: &str) -> (i32, Value, String) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_votestream"))
-            .args(["--json", "--ingest", &self.ingest, "--results", &self.results])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let stdout = String::from_utf8(output.stdout).unwrap();
-        assert!(stdout.lines().count() <= 1, "one object on stdout: {stdout}");
-        let object = if stdout.is_empty() { Value::Null } else { serde_json::from_str(&stdout).unwrap() };
-        (output.status.code().unwrap(), object, String::from_utf8(output.stderr).unwrap())
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // Already dead if the test has stopped it.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
+use up::Up;
 
 #[test]
 fn a_poll_from_creation_to_audit() {
     let directory = tempfile::tempdir().unwrap();
     let up = Up::start(directory.path());
     let create = ["poll", "create", "--id", "p", "--option", "a", "--option", "b", "--closes-in", "1h"];
-    let (code, created, _) = up.run(&create, "");
+    let (code, created, _) = up.json(&create, "");
     assert_eq!((code, &created["poll"]["state"]), (0, &json!("POLL_STATE_OPEN")));
-    let (code, listed, _) = up.run(&["poll", "list"], "");
+    let (code, listed, _) = up.json(&["poll", "list"], "");
     assert_eq!((code, &listed["polls"][0]), (0, &created["poll"]));
-    let (code, _, error) = up.run(&["poll", "get", "nope"], "");
+    let (code, _, error) = up.json(&["poll", "get", "nope"], "");
     assert_eq!(code, 3);
     assert!(error.contains("NOT_FOUND") && error.lines().count() == 1, "{error}");
 
-    let (code, report, _) = up.run(&["cast", "--poll", "p", "--user", "u0", "--option", "a"], "");
+    let (code, report, _) = up.json(&["cast", "--poll", "p", "--user", "u0", "--option", "a"], "");
     assert_eq!((code, report), (0, json!({"accepted": 1, "rejected": 0, "rejections": []})));
     let csv = "poll_id,user_id,option_id\np,u1,a\np,u2\np,\"u, 3\",b\np,u4,zzz\np,u1,b\n";
-    let (code, report, errors) = up.run(&["cast", "--file", "-"], csv);
+    let (code, report, errors) = up.json(&["cast", "--file", "-"], csv);
     assert_eq!((code, &report["accepted"], &report["rejected"]), (1, &json!(3), &json!(2)));
     let rejected: Vec<_> = report["rejections"]
         .as_array()
@@ -86,23 +36,23 @@ fn a_poll_from_creation_to_audit() {
     assert_eq!(rejected, [(3, "REJECTION_CODE_MALFORMED"), (5, "REJECTION_CODE_OPTION_NOT_FOUND")]);
     assert!(errors.contains("line 3: ") && errors.contains("line 5: "), "{errors}");
     let lines = "{\"poll_id\":\"p\",\"user_id\":\"u5\",\"option_id\":\"b\"}\n";
-    assert_eq!(up.run(&["cast", "--file", "-"], lines).0, 0);
+    assert_eq!(up.json(&["cast", "--file", "-"], lines).0, 0);
 
     let load = ["load", "--poll", "p", "--votes", "5000", "--voters", "1000", "--connections", "2"];
-    let (code, report, _) = up.run(&load, "");
+    let (code, report, _) = up.json(&load, "");
     assert_eq!((code, &report["accepted"], &report["voters"]), (0, &json!(5_000), &json!(1_000)));
 
-    assert_eq!(up.run(&["results", "p", "--final"], "").0, 1, "not final yet");
-    assert_eq!(up.run(&["poll", "close", "p"], "").0, 0);
-    let (code, last, _) = up.run(&["results", "p", "--final", "--wait", "--timeout", "60s"], "");
+    assert_eq!(up.json(&["results", "p", "--final"], "").0, 1, "not final yet");
+    assert_eq!(up.json(&["poll", "close", "p"], "").0, 0);
+    let (code, last, _) = up.json(&["results", "p", "--final", "--wait", "--timeout", "60s"], "");
     // u0, u1, "u, 3", u5 and those of the load.
     assert_eq!((code, &last["total_votes"]), (0, &json!(1_004)));
-    let (_, interim, _) = up.run(&["results", "p"], "");
+    let (_, interim, _) = up.json(&["results", "p"], "");
     assert_eq!((&interim["total_submitted"], &interim["total_counted"]), (&json!(5_005), &json!(1_004)));
-    let (code, recount, _) = up.run(&["audit", "p"], "");
+    let (code, recount, _) = up.json(&["audit", "p"], "");
     assert_eq!((code, &recount["matches"], &recount["final"]), (0, &json!(true), &json!(true)));
 
-    let (code, report, _) = up.run(&["cast", "--poll", "p", "--user", "u9", "--option", "a"], "");
+    let (code, report, _) = up.json(&["cast", "--poll", "p", "--user", "u9", "--option", "a"], "");
     assert_eq!((code, &report["rejections"][0]["code"]), (1, &json!("REJECTION_CODE_POLL_CLOSED")));
 }
 

@@ -3,11 +3,12 @@
 //! The client is a relay as the API describes it: after a broken stream it sends again from `durable_through` on, in
 //! order. So in the end every vote is acknowledged, and the last vote of each user is known.
 
+mod up;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     time::{Duration, SystemTime},
 };
 
@@ -22,39 +23,17 @@ use votestream_proto::{
     },
 };
 
+use up::Up;
+
 const KILLS: usize = 8;
 const VOTES: usize = 120_000;
 const VOTES_PER_MESSAGE: usize = 50;
 const OPTIONS: [&str; 3] = ["a", "b", "c"];
 
-struct Up {
-    child: Child,
-    ingest: String,
-    results: String,
-}
-
-impl Up {
-    fn start(dir: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_votestream"))
-            .args(["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--data-dir"])
-            .arg(dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let addresses: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let address = |name: &str| {
-            let address = addresses[name].as_str().unwrap();
-            if address.starts_with("http") { address.to_owned() } else { format!("http://{address}") }
-        };
-        Self { ingest: address("ingest"), results: address("results"), child }
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap(); // SIGKILL
-        self.child.wait().unwrap();
-    }
+fn start(dir: &Path) -> Up {
+    Up::start_with("127.0.0.1:0", |command| {
+        command.arg("--data-dir").arg(dir).stderr(Stdio::inherit());
+    })
 }
 
 /// Streams `votes` from `*durable` on until all are durable, the stream breaks, or `stop_at` votes are durable.
@@ -91,7 +70,7 @@ async fn no_acknowledged_vote_is_lost_and_none_counted_twice() {
     let mut model = BTreeMap::<&str, u64>::new();
     last.values().for_each(|option| *model.entry(option).or_default() += 1);
 
-    let mut up = Up::start(dir.path());
+    let mut up = start(dir.path());
     let mut polls = PollServiceClient::connect(up.results.clone()).await.unwrap();
     let request = CreatePollRequest {
         poll_id: "p".into(),
@@ -108,7 +87,7 @@ async fn no_acknowledged_vote_is_lost_and_none_counted_twice() {
         // Votes after durable_through may have been stored all the same.
         sent_again += VOTES - durable;
         up.kill();
-        up = Up::start(dir.path());
+        up = start(dir.path());
     }
     assert!(kills_under_way >= KILLS / 2, "only {kills_under_way} kills hit a stream under way");
     relay(&up, &votes, &mut durable, VOTES).await;
@@ -133,7 +112,7 @@ async fn no_acknowledged_vote_is_lost_and_none_counted_twice() {
 
     // After another crash the result is the same, and the recount agrees.
     up.kill();
-    let up = Up::start(dir.path());
+    let up = start(dir.path());
     let mut results = ResultsServiceClient::connect(up.results.clone()).await.unwrap();
     assert_eq!(results.get_final_results(request).await.unwrap().into_inner(), result);
     let recount = results.recount(RecountRequest { poll_id: "p".into() }).await.unwrap().into_inner();

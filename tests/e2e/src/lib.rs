@@ -12,4 +12,5 @@ pub mod http_faults;
 pub mod power;
 pub mod reshard;
 pub mod stack;
+pub mod tree;
 pub mod voters;

@@ -2,9 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
 };
+
+use votestream_e2e::tree::{files, metadata, read, root, sources};
 
 /// The crates of ours on which each crate depends: these and no others. Their tests may use more.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -62,21 +64,9 @@ const ENGINES: &[(&str, &[&str])] = &[
     ("tonic", &["proto", "client", "server", "process", "ingest", "tally", "", "e2e", "bench"]),
 ];
 
-fn metadata(arguments: &[&str]) -> serde_json::Value {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
-        .arg(manifest)
-        .args(arguments)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 /// Normal dependencies of each crate of the workspace: either the optional ones, or the others.
 fn dependencies(optional: bool) -> BTreeMap<String, Vec<String>> {
-    let metadata = metadata(&["--no-deps"]);
+    let metadata = metadata("Cargo.toml", &["--no-deps"]);
     let packages = metadata["packages"].as_array().unwrap();
     let of = |package: &serde_json::Value| {
         let all = package["dependencies"].as_array().unwrap();
@@ -141,7 +131,7 @@ fn named_in_crate(source: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_rooms_of_core_name_those_below_them_only() {
-    let lib = std::fs::read_to_string(root().join("core/src/lib.rs")).unwrap();
+    let lib = read("core/src/lib.rs");
     let rooms: BTreeSet<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
     let declared: BTreeSet<&str> =
         lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
@@ -149,7 +139,7 @@ fn the_rooms_of_core_name_those_below_them_only() {
     for (at, (room, expected)) in ROOMS.iter().enumerate() {
         let below: BTreeSet<&str> = ROOMS[..at].iter().map(|(below, _)| *below).collect();
         assert!(expected.iter().all(|named| below.contains(named)), "{room} names a room that is not below it");
-        let files = files(&[&format!("core/src/{room}"), &format!("core/src/{room}.rs")]);
+        let files = files([format!("core/src/{room}"), format!("core/src/{room}.rs")], &[".rs"]);
         let named = files.iter().flat_map(|file| named_in_crate(file));
         // What the crate exports at its root belongs to the model.
         let named = named.map(|name| if rooms.contains(&*name) { name } else { "model".to_owned() });
@@ -176,17 +166,12 @@ fn engines_stay_behind_their_adapters() {
 fn the_command_line_tool_does_not_compile_the_aws_sdk() {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--prefix", "none", "-p", "votestream", "--manifest-path"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml"))
+        .arg(root().join("Cargo.toml"))
         .output()
         .unwrap();
     let tree = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && tree.contains("tonic"), "cargo tree printed no tree");
     assert!(!tree.lines().any(|line| line.starts_with("aws-")), "the AWS SDK is in the tree of `votestream`");
-}
-
-/// The repository.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// The texts between backticks on a page.
@@ -199,31 +184,12 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// All Rust sources of these folders and files. A path that does not exist has none.
-fn files(paths: &[&str]) -> Vec<String> {
-    let mut paths: Vec<_> = paths.iter().map(|path| root().join(path)).collect();
-    let mut files = Vec::new();
-    while let Some(path) = paths.pop() {
-        if let Ok(entries) = std::fs::read_dir(&path) {
-            paths.extend(entries.map(|entry| entry.unwrap().path()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") && path.exists() {
-            files.push(std::fs::read_to_string(&path).unwrap());
-        }
-    }
-    files
-}
-
-/// The same, as one text.
-fn sources(paths: &[&str]) -> String {
-    files(paths).concat()
-}
-
 /// Everything that docs/exactness.md names must exist: tests, mutations and schedules as a whole word in some source,
 /// files as a path.
 #[test]
 fn the_argument_names_only_what_exists() {
-    let page = std::fs::read_to_string(root().join("docs/exactness.md")).unwrap();
-    let sources = sources(&["core", "adapters", "tests", "persist-svc", "tally-svc", "ingest-svc", "client"]);
+    let page = read("docs/exactness.md");
+    let sources = sources(["core", "adapters", "tests", "persist-svc", "tally-svc", "ingest-svc", "client"]);
     let words: BTreeSet<&str> = sources.split(|c| !is_word(c)).filter(|word| !word.is_empty()).collect();
     let named = named(&page);
     assert!(named.len() > 50, "the page names {} things", named.len());
@@ -240,8 +206,8 @@ fn the_argument_names_only_what_exists() {
 /// A test attacks every promise and every limit of the README, and docs/promises.md says which test.
 #[test]
 fn every_promise_names_a_test_that_attacks_it() {
-    let page = std::fs::read_to_string(root().join("docs/promises.md")).unwrap();
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let page = read("docs/promises.md");
+    let readme = read("README.md");
     let section = |title: &str| readme.split(&format!("\n## {title}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
     let promises = section("What is promised").lines().filter_map(|line| {
         let (number, rest) = line.split_once(". **")?;
@@ -252,7 +218,7 @@ fn every_promise_names_a_test_that_attacks_it() {
     let rows: Vec<_> = promises.chain(limits.skip(1)).collect();
     assert!(rows.len() > 15, "the README has {} promises and limits", rows.len());
 
-    let sources = sources(&["cli", "core", "tests"]);
+    let sources = sources(["cli", "core", "tests"]);
     for row in rows {
         let attacks = page.lines().find_map(|line| line.strip_prefix(&format!("| {row} | ")));
         let attacks = attacks.unwrap_or_else(|| panic!("docs/promises.md has no row for {row:?}"));
@@ -270,7 +236,7 @@ fn every_promise_names_a_test_that_attacks_it() {
 /// The walk in ARCHITECTURE.md names every file once, by its whole path, and every path of the page exists.
 #[test]
 fn the_way_of_a_vote_leads_through_files_that_exist() {
-    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let page = read("ARCHITECTURE.md");
     let title = "\n## A vote from the socket to the stored item\n";
     let walk = page.split(title).nth(1).expect("the walk is there").split("\n## ").next().unwrap();
     let files: Vec<_> = named(walk).into_iter().filter(|name| name.ends_with(".rs")).collect();
@@ -288,13 +254,13 @@ fn the_way_of_a_vote_leads_through_files_that_exist() {
 /// The tables of ARCHITECTURE.md have every crate, and every room of `core` with what it names.
 #[test]
 fn every_crate_and_every_room_has_its_row() {
-    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let page = read("ARCHITECTURE.md");
     let cells = |name: &str| {
         let row = page.lines().find_map(|line| line.strip_prefix(&format!("| `{name}`")));
         let row = row.unwrap_or_else(|| panic!("ARCHITECTURE.md has no row for {name}"));
         row.trim_end_matches(" |").split(" | ").skip(1).map(str::to_owned).collect::<Vec<_>>()
     };
-    let metadata = metadata(&["--no-deps"]);
+    let metadata = metadata("Cargo.toml", &["--no-deps"]);
     let workspace = metadata["workspace_root"].as_str().unwrap();
     for package in metadata["packages"].as_array().unwrap() {
         let folder = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap();

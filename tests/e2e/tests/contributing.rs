@@ -1,22 +1,10 @@
 //! What CONTRIBUTING.md, the justfile and the lists beside the code say: commands that exist, bans that hold everywhere, metrics
 //! and settings that are known.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
+use votestream_e2e::tree::{files, metadata, read, root};
 
 /// What stands between each of these and the next of those.
 fn between<'a>(text: &'a str, from: &'a str, to: &'a str) -> impl Iterator<Item = &'a str> {
@@ -25,15 +13,14 @@ fn between<'a>(text: &'a str, from: &'a str, to: &'a str) -> impl Iterator<Item 
 
 /// The packages of a workspace.
 fn packages(manifest: &str) -> BTreeMap<String, Value> {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--no-deps", "--manifest-path"])
-        .arg(root().join(manifest))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let metadata = metadata(manifest, &["--no-deps"]);
     let packages = metadata["packages"].as_array().unwrap().iter();
     packages.map(|package| (package["name"].as_str().unwrap().to_owned(), package.clone())).collect()
+}
+
+/// Everything that is run, and the code of everything.
+fn code() -> String {
+    files(["."], &[".rs", ".sh", ".ts", "run"]).concat()
 }
 
 /// Whether one of the packages has a target of this kind and name.
@@ -107,7 +94,7 @@ fn missing(command: &str, sources: &str) -> Vec<String> {
 /// Every crate, target, feature, script and variable that the commands of these two pages name exists, and so does every path.
 #[test]
 fn what_people_are_told_to_run_exists() {
-    let sources = text(&root());
+    let sources = code();
     let (mut looked_at, mut mistakes) = (0, Vec::new());
     for page in ["CONTRIBUTING.md", "justfile"] {
         let content = read(page);
@@ -132,7 +119,7 @@ fn what_people_are_told_to_run_exists() {
 /// Tests that CONTRIBUTING.md names are tests, of Rust or of the deployment.
 #[test]
 fn tests_that_contributors_are_told_of_exist() {
-    let (page, sources) = (read("CONTRIBUTING.md"), text(&root()));
+    let (page, sources) = (read("CONTRIBUTING.md"), code());
     let is_test =
         |name: &&str| name.matches('_').count() > 2 && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let named: BTreeSet<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
@@ -156,23 +143,6 @@ fn recipes_and_their_plain_commands_stand_side_by_side() {
     let named = between(&page, "`just ", "`").map(|name| name.split(' ').next().unwrap().to_owned());
     assert!(recipes.len() > 10, "{recipes:?}");
     assert_eq!(named.collect::<BTreeSet<String>>(), recipes);
-}
-
-/// All sources below a folder.
-fn text(folder: &Path) -> String {
-    let mut all = String::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_dir() {
-            if !["target", "node_modules", ".git", "cdk.out"].contains(&&*name) {
-                all.push_str(&text(&path));
-            }
-        } else if [".rs", ".sh", ".ts", "run"].iter().any(|end| name.ends_with(end)) {
-            all.push_str(&fs::read_to_string(&path).unwrap_or_default());
-        }
-    }
-    all
 }
 
 /// Clippy reads the nearest clippy.toml only: what the root bans is banned in the crates that have one of their own.

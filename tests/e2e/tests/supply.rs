@@ -4,30 +4,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
 };
 
 use serde_json::Value;
+use votestream_e2e::tree::{metadata, read, sources};
 
 /// Dependencies that only generated code names.
 const OF_GENERATED_CODE: &[(&str, &str)] =
     &[("votestream-proto", "prost-types"), ("votestream-bench", "prost"), ("votestream-bench", "tonic-prost")];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn metadata() -> Value {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--all-features"])
-        .args(["--filter-platform", "x86_64-unknown-linux-gnu", "--manifest-path"])
-        .arg(root().join("Cargo.toml"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+/// What is built on Linux, with every feature.
+fn built() -> Value {
+    metadata("Cargo.toml", &["--all-features", "--filter-platform", "x86_64-unknown-linux-gnu"])
 }
 
 /// The packages that are built on Linux.
@@ -40,7 +29,7 @@ fn packages(metadata: &Value) -> Vec<&Value> {
 
 /// The strings of an array of `deny.toml`.
 fn listed(name: &str) -> BTreeSet<String> {
-    let page = fs::read_to_string(root().join("deny.toml")).unwrap();
+    let page = read("deny.toml");
     let array = page.split(&format!("\n{name} = [")).nth(1).unwrap_or_else(|| panic!("deny.toml has no {name}"));
     let strings = array.split("\n\n").next().unwrap().split('"').skip(1).step_by(2);
     strings.map(str::to_owned).collect()
@@ -100,7 +89,7 @@ fn expressions_of_licences_are_read_as_spdx_says() {
 
 #[test]
 fn licences_and_sources_are_those_that_are_allowed() {
-    let (metadata, allowed) = (metadata(), listed("allow"));
+    let (metadata, allowed) = (built(), listed("allow"));
     let mut foreign = 0;
     for package in packages(&metadata).iter().filter(|package| !package["source"].is_null()) {
         let (name, licence) = (&package["name"], package["license"].as_str());
@@ -114,7 +103,7 @@ fn licences_and_sources_are_those_that_are_allowed() {
 
 #[test]
 fn crates_come_in_one_version_each_but_for_those_that_are_known() {
-    let metadata = metadata();
+    let metadata = built();
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for package in packages(&metadata) {
         let (name, version) = (package["name"].as_str().unwrap(), package["version"].as_str().unwrap());
@@ -125,21 +114,9 @@ fn crates_come_in_one_version_each_but_for_those_that_are_known() {
     assert_eq!(doubled, listed("skip"), "crates in several versions, and those that deny.toml knows of");
 }
 
-/// All Rust sources below a folder.
-fn sources(folder: &Path, text: &mut String) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, text);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            text.push_str(&fs::read_to_string(&path).unwrap());
-        }
-    }
-}
-
 #[test]
 fn every_dependency_is_used() {
-    let metadata = metadata();
+    let metadata = built();
     let all = metadata["packages"].as_array().unwrap();
     let library = |name: &str| {
         let package = all.iter().find(|package| package["name"] == name)?;
@@ -153,12 +130,12 @@ fn every_dependency_is_used() {
     };
     let mut looked_at = 0;
     for package in all.iter().filter(|package| package["source"].is_null()) {
-        let (name, mut text) = (package["name"].as_str().unwrap(), String::new());
+        let name = package["name"].as_str().unwrap();
         let mut folders = BTreeSet::from([Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap()]);
         // Binaries from the sources of other crates.
         let targets = package["targets"].as_array().unwrap().iter();
         folders.extend(targets.map(|target| Path::new(target["src_path"].as_str().unwrap()).parent().unwrap()));
-        folders.iter().for_each(|folder| sources(folder, &mut text));
+        let text = sources(&folders);
         let words: BTreeSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
         for dependency in package["dependencies"].as_array().unwrap() {
             let dependency = dependency["name"].as_str().unwrap();
