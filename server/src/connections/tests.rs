@@ -442,6 +442,28 @@ async fn requests_that_nobody_reads_hold_no_more_than_their_share() {
     assert_eq!(census.request_bytes(), 0);
 }
 
+/// What is written off stays in memory until its connection is gone.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_to_end_reads_no_more_and_others_wait_for_its_memory() {
+    const BUDGET: u64 = 8 << 20;
+    let census = census(Limits { request_bytes_max: BUDGET, ..Limits::default() });
+    let holding = async |bytes| {
+        let place = census.place(PEER, 0).await.unwrap();
+        let (near, mut far) = duplex(64);
+        far.write_all(b"xx").await.unwrap();
+        place.link.received(bytes);
+        // The next one has stood still for a shorter time.
+        sleep(SECOND).await;
+        (inbound::Metered::new(near, place.link.clone()), far, place)
+    };
+    let (mut first, mut second, mut third) = (holding(BUDGET - 1).await, holding(BUDGET / 2).await, holding(0).await);
+    assert!(first.0.read_u8().now_or_never().is_none(), "it is to end");
+    assert!(timeout(SECOND, second.0.read_u8()).await.is_err(), "the memory of the first is not there yet");
+    assert!(third.0.read_u8().now_or_never().is_some(), "it holds nothing");
+    drop(first);
+    assert!(timeout(SECOND, second.0.read_u8()).await.is_ok(), "the memory of the first is free");
+}
+
 #[tokio::test(start_paused = true)]
 async fn requests_that_are_read_hold_nothing_and_neither_do_those_that_were_given_up() {
     let census = census(Limits::default());
