@@ -12,15 +12,7 @@ export PYTHONPATH="$tool" PYTHONDONTWRITEBYTECODE=1
 from_npm kinesis-local@0.6.2
 module="$tool/node_modules/kinesis-local"
 
-work="$(mktemp -d)"
-pids=()
-stop() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    wait 2>/dev/null || true
-    rm -rf "$work"
-}
-trap stop EXIT
-trap 'exit 130' INT TERM
+work_in "$(mktemp -d)"
 
 free_ports() {
     python3 -c 'import socket, sys
@@ -48,11 +40,11 @@ export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
 read -r ministack_port plain_port tls_port <<<"$(free_ports 3)"
 BIND_HOST=127.0.0.1 IOT_MTLS_ENABLED=0 GATEWAY_PORT="$ministack_port" TMPDIR="$work" \
     python3 "$here/run_ministack.py" >"$work/ministack.log" 2>&1 &
-pids+=($!)
+started+=($!)
 ministack_pid=$!
 KINESIS_MOCK_CERT_PATH="$module/server.json" KINESIS_MOCK_PLAIN_PORT="$plain_port" KINESIS_MOCK_TLS_PORT="$tls_port" \
     SHARD_LIMIT=200 LOG_LEVEL=ERROR node --require "$here/loopback.cjs" "$module/main.js" >"$work/kinesis-local.log" 2>&1 &
-pids+=($!)
+started+=($!)
 kinesis_local_pid=$!
 
 # conforms NAME WANTED KINESIS_URL DYNAMODB_URL

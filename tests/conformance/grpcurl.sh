@@ -4,8 +4,8 @@
 # argument is the path of a built `votestream`.
 set -euo pipefail
 votestream="$1"
-work="$(mktemp -d)"
-trap 'kill "${up:-0}" 2>/dev/null || true; rm -rf "$work"' EXIT
+source "$(dirname "$0")/tools.sh"
+work_in "$(mktemp -d)"
 
 if ! command -v grpcurl >/dev/null; then
     python3 -m venv "$work/venv"
@@ -13,12 +13,9 @@ if ! command -v grpcurl >/dev/null; then
     PATH="$work/venv/bin:$PATH"
 fi
 
-"$votestream" up --ephemeral --json --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0 >"$work/addresses" &
-up=$!
-for _ in $(seq 100); do [ -s "$work/addresses" ] && break; sleep 0.1; done
-address() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]].split("//")[-1])' "$work/addresses" "$1"; }
-ingest="$(address ingest)"
-results="$(address results)"
+start_stack "$votestream"
+ingest="${ingest#http://}"
+results="${results#http://}"
 
 # expect WHAT PATTERN TEXT
 expect() {

@@ -9,27 +9,8 @@ source "$here/tools.sh"
 needs npm node python3
 from_npm autocannon@9.0.0
 
-work="$(mktemp -d)"
-up=
-stop() {
-    [ -z "$up" ] || kill "$up" 2>/dev/null || true
-    wait 2>/dev/null || true
-    rm -rf "$work"
-}
-trap stop EXIT
-trap 'exit 130' INT TERM
-
-"$votestream" up --ephemeral --json --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0 \
-    >"$work/addresses" 2>"$work/log" &
-up=$!
-for _ in $(seq 300); do
-    [ -s "$work/addresses" ] && break
-    sleep 0.1
-done
-[ -s "$work/addresses" ] || { cat "$work/log" >&2; exit 1; }
-address() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$work/addresses" "$1"; }
-ingest="$(address ingest)"
-results="$(address results)"
+work_in "$(mktemp -d)"
+start_stack "$votestream"
 vs() { "$votestream" --ingest "$ingest" --results "$results" --json "$@"; }
 
 for poll in http grpc; do

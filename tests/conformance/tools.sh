@@ -51,3 +51,33 @@ from_pypi() {
     mv -T "$half/site" "$tool"
     rm -rf "$half"
 }
+
+# work_in FOLDER: leaves the folder in `work`. When the script ends, the processes in `started` are ended, and then the folder is
+# removed.
+started=()
+work_in() {
+    work="$1"
+    trap end EXIT
+    trap 'exit 130' INT TERM
+}
+
+end() {
+    [ "${#started[@]}" = 0 ] || kill "${started[@]}" 2>/dev/null || true
+    wait 2>/dev/null || true
+    rm -rf "$work"
+}
+
+# start_stack VOTESTREAM [ARGUMENT ...]: a stack on free ports and a temporary directory. Leaves the URLs of its services in
+# `ingest` and `results`. Needs `work_in`.
+start_stack() {
+    "$1" up --ephemeral --json --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0 "${@:2}" \
+        >"$work/addresses" 2>"$work/log" &
+    started+=($!)
+    for _ in $(seq 300); do
+        [ -s "$work/addresses" ] && break
+        sleep 0.1
+    done
+    [ -s "$work/addresses" ] || { cat "$work/log" >&2; exit 1; }
+    ingest="$(sed -n 's/.*"ingest":"\([^"]*\)".*/\1/p' "$work/addresses")"
+    results="$(sed -n 's/.*"results":"\([^"]*\)".*/\1/p' "$work/addresses")"
+}

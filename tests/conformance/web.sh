@@ -23,15 +23,7 @@ if [ ! -d "$tool" ]; then
 fi
 
 # The work folder is beside the packages, where Node looks for them.
-work="$(mktemp -d "$tool/run.XXXXXX")"
-up=
-stop() {
-    [ -z "$up" ] || kill "$up" 2>/dev/null || true
-    wait 2>/dev/null || true
-    rm -rf "$work"
-}
-trap stop EXIT
-trap 'exit 130' INT TERM
+work_in "$(mktemp -d "$tool/run.XXXXXX")"
 
 cp "$here"/web/*.mjs "$work"
 for input in "$here/../../proto" "$here/web/health"; do
@@ -45,17 +37,7 @@ if "$votestream" up --help | grep -q -- --cors-allow-origins; then
     port="$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close(); })')"
     cors=(--cors-allow-origins "http://127.0.0.1:$port")
 fi
-"$votestream" up --ephemeral --json --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0 "${cors[@]}" \
-    >"$work/addresses" 2>"$work/log" &
-up=$!
-for _ in $(seq 300); do
-    [ -s "$work/addresses" ] && break
-    sleep 0.1
-done
-[ -s "$work/addresses" ] || { cat "$work/log" >&2; exit 1; }
-address() { node -p 'JSON.parse(require("fs").readFileSync(process.argv[1]))[process.argv[2]]' "$work/addresses" "$1"; }
-ingest="$(address ingest)"
-results="$(address results)"
+start_stack "$votestream" "${cors[@]}"
 
 (cd "$work" && timeout 120 node node.mjs "$ingest" "$results")
 
