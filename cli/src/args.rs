@@ -126,7 +126,21 @@ pub(crate) struct UpArgs {
     #[arg(long)]
     pub(crate) continue_from_log_time: bool,
     #[command(flatten)]
+    pub(crate) auth: AuthArgs,
+    #[command(flatten)]
     pub(crate) limits: LimitArgs,
+}
+
+/// Who may call.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AuthArgs {
+    /// Who may call: a file of issuers, keys and certificates, which is read again when it changes; none lets everybody do
+    /// everything. Must be given unless only this machine can reach both addresses.
+    #[arg(long, value_name = "FILE|none", env = "VOTESTREAM_AUTH")]
+    pub(crate) auth: Option<String>,
+    /// Tokens that count no more; read again when it changes.
+    #[arg(long, value_name = "FILE", env = "VOTESTREAM_AUTH_REVOKED")]
+    pub(crate) auth_revoked: Option<String>,
 }
 
 /// Limits on what clients may have open, over both addresses.

@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
-use votestream_server::{Connections, CorsOrigins, Limits, raise_descriptor_limit};
+use votestream_server::{Connections, CorsOrigins, Identity, Limits, raise_descriptor_limit};
 use votestream_stack::{StackConfig, StackError};
 
 use crate::{
@@ -36,6 +36,7 @@ pub(crate) struct StackOptions {
     pub(crate) shards: u32,
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
+    pub(crate) identity: Identity,
     pub(crate) limits: Limits,
     pub(crate) cors_allow_origins: CorsOrigins,
     /// See [`EmbeddedOptions::continue_from_log_time`].
@@ -51,6 +52,7 @@ impl StackOptions {
             shards,
             ingest_addr: any,
             results_addr: any,
+            identity: Identity::default(),
             limits: Limits::default(),
             cors_allow_origins: CorsOrigins::default(),
             continue_from_log_time: false,
@@ -102,6 +104,7 @@ impl RunningStack {
         let ports = engine.ports();
         let mut config = StackConfig::one_machine()
             .with_connections(Connections::new(options.limits))
+            .with_identity(options.identity)
             .with_cors(options.cors_allow_origins);
         config.persist_elsewhere = Some(|name, work| background(name, work).boxed());
         let services = votestream_stack::Stack::start(&ports, config, ingest_listener, results_listener);

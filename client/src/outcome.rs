@@ -68,6 +68,7 @@ impl From<Rejection> for Outcome {
             RejectionCode::Malformed | RejectionCode::OptionNotFound => Cause::Invalid,
             RejectionCode::PollNotFound => Cause::NoSuchPoll,
             RejectionCode::PollNotOpen | RejectionCode::PollClosed | RejectionCode::WrongSource => Cause::NotOpen,
+            RejectionCode::NotAllowed => Cause::NotAllowed,
             RejectionCode::Unavailable => Cause::NotStored,
             RejectionCode::Unspecified => Cause::Other,
         };

@@ -27,6 +27,7 @@ use votestream_core::{
     produce::{AcceptedVote, Producer},
 };
 use votestream_proto::{ReceivedVotes, VoteBytes};
+use votestream_server::Caller;
 
 use self::{
     hashing::Unhashed,
@@ -77,6 +78,7 @@ pub struct Admission {
 /// Messages on their way into the lanes.
 struct Admit<'a, L, I> {
     ledger: &'a Arc<L>,
+    caller: &'a Caller,
     /// Index of the next vote.
     next: u64,
     /// Size of the messages.
@@ -142,13 +144,14 @@ impl Admission {
     pub async fn admit<L: Ledger>(
         &self,
         ledger: &Arc<L>,
+        caller: &Caller,
         first: u64,
         messages: &[impl ReceivedVotes + Sync],
         permit: Permit,
     ) -> Result<u64, Crowded> {
         let bytes = messages.iter().map(ReceivedVotes::wire_len).sum();
         let (walk, polls, moment) = (walk(messages), self.memories.take(), Moment::of(&*self.clock));
-        let mut admit = Admit { ledger, next: first, bytes, walk, polls, moment };
+        let mut admit = Admit { ledger, caller, next: first, bytes, walk, polls, moment };
         if let Some((pause, permit)) = self.admit_known(&mut admit, permit) {
             // Boxed: it is seldom needed, because polls are nearly always known, and it is larger than the rest of a
             // call.
@@ -224,10 +227,11 @@ impl Admission {
     where
         I: Iterator<Item = VoteResult<'a>> + Clone,
     {
-        let Admit { ledger, next: first, bytes, walk, polls, moment } = admit;
+        let Admit { ledger, caller, next: first, bytes, walk, polls, moment } = admit;
         // Brings back an old bug for a test: the stamp is read later than the moment for which the polls were checked.
         let now = if mutation::is_active(Mutation::AgeBeforeClock) { self.clock.now() } else { moment.now };
-        let judge = Judge { now, moment: *moment, is_trusted: self.clock.is_trusted(), first: *first };
+        let is_trusted = self.clock.is_trusted();
+        let judge = Judge { caller, now, moment: *moment, is_trusted, first: *first };
         let Judged { accepted, refused, votes, stop } = judge.judge(walk, polls, *bytes, ledger.refused_max());
         metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
         refusal::count(&refused);
@@ -323,7 +327,9 @@ struct Judged<'a> {
 }
 
 /// Judges votes by one reading of the clocks.
-struct Judge {
+struct Judge<'c> {
+    /// Whoever casts them.
+    caller: &'c Caller,
     /// The time that is compared with opens_at and closes_at, and with which votes are stamped.
     now: Timestamp,
     /// The moment at which poll definitions must not be too old.
@@ -334,7 +340,7 @@ struct Judge {
     first: u64,
 }
 
-impl Judge {
+impl<'c> Judge<'c> {
     /// Judges votes in one pass.
     fn judge<'a, 'v: 'a, I>(
         &self,
@@ -344,22 +350,24 @@ impl Judge {
         refused_max: usize,
     ) -> Judged<'a>
     where
+        'c: 'a,
         I: Iterator<Item = VoteResult<'v>> + Clone,
     {
         let mut accepted = ACCEPTED.take();
         accepted.reserve((bytes / VOTE_WIRE_BYTES + 1).min(TOGETHER_VOTES_MAX));
         let (mut refused, mut votes) = (Vec::new(), 0);
         let (mut last_poll, mut last_missing, mut unhashed) = (None, None, Unhashed::new());
+        let mut last_denied = None;
         let stop = walk.try_for_each(|vote| {
             if votes == TOGETHER_VOTES_MAX || refused.len() == refused_max {
                 return ControlFlow::Break(Stop::Full);
             }
             let refusal = match vote {
-                Ok(vote) => match polls.find(vote.poll_id, self.moment, &mut last_poll) {
-                    Ok(poll) => match self.check(vote, poll, &mut last_missing) {
+                Ok(vote) => match self.find(vote, polls, &mut last_poll, &mut last_denied) {
+                    Ok((poll, user)) => match self.check(user, vote.option_id, poll, &mut last_missing) {
                         Ok((option_id, user_id)) => {
                             // The hash is computed before the vote leaves this function.
-                            let hash = unhashed.add(poll, vote.user_id, &mut accepted).unwrap_or_default();
+                            let hash = unhashed.add(poll, user, &mut accepted).unwrap_or_default();
                             let (poll_id, index) = (poll.id(), votes as u32);
                             accepted.push(AcceptedVote { poll_id, option_id, user_id, hash, index });
                             votes += 1;
@@ -380,26 +388,62 @@ impl Judge {
         Judged { accepted, refused, votes, stop }
     }
 
-    /// Judges one vote. If it is valid, returns its option and its user.
+    /// The poll of a vote, and the user that its caller votes as. Rights come first: whoever may not vote in a poll learns
+    /// nothing about it, and makes nobody look it up.
     #[inline(always)]
-    fn check<'a, 'v: 'a>(
+    fn find<'a, 'v: 'a>(
         &self,
         vote: &VoteBytes<'v>,
+        polls: &'a KnownPolls,
+        last_poll: &mut Option<&'a IndexedPoll>,
+        last_denied: &mut Option<(&'v [u8], Refusal)>,
+    ) -> Result<(&'a IndexedPoll, &'a [u8]), Missing>
+    where
+        'c: 'a,
+    {
+        let Some(user) = self.caller.voter(vote.poll_id, vote.user_id) else {
+            return Err(Missing::Refuse(self.denied(vote, last_denied)));
+        };
+        polls.find(vote.poll_id, self.moment, last_poll).map(|poll| (poll, user))
+    }
+
+    /// The refusal of a vote that its caller may not cast. Votes in a row for one poll share it.
+    #[cold]
+    fn denied<'v>(&self, vote: &VoteBytes<'v>, last: &mut Option<(&'v [u8], Refusal)>) -> Refusal {
+        if let Some((poll_id, refusal)) = last
+            && *poll_id == vote.poll_id
+        {
+            return refusal.clone();
+        }
+        let refusal = match PollId::check(vote.poll_id) {
+            Ok(id) => Refusal::NotAllowed(self.caller.no_voter(id).into()),
+            Err(invalid) => invalid.into(),
+        };
+        *last = Some((vote.poll_id, refusal.clone()));
+        refusal
+    }
+
+    /// Judges one vote. If it is valid, returns its option and its user.
+    #[inline(always)]
+    fn check<'a>(
+        &self,
+        user: &'a [u8],
+        option_id: &'a [u8],
         poll: &'a IndexedPoll,
         last_missing: &mut Option<Missed<'a>>,
-    ) -> Result<(&'a Arc<str>, UserId<'v>), Refusal> {
-        let user_id = UserId::check(vote.user_id)?;
+    ) -> Result<(&'a Arc<str>, UserId<'a>), Refusal> {
+        let user_id = UserId::check(user)?;
         if let Some(missed) = last_missing
-            && missed.is(poll, vote.option_id)
+            && missed.is(poll, option_id)
         {
             return Err(missed.refusal.clone());
         }
-        match poll.admits(vote.option_id, self.now) {
-            Ok(option_id) if self.is_trusted => Ok((option_id, user_id)),
+        match poll.admits(option_id, self.now) {
+            Ok(option) if self.is_trusted => Ok((option, user_id)),
             Ok(_) => Err(Refusal::ClockContradicted),
             Err(refusal) => {
                 if let Refusal::NoSuchOption(_) = &refusal {
-                    *last_missing = Some(Missed { poll, option_id: vote.option_id, refusal: refusal.clone() });
+                    *last_missing = Some(Missed { poll, option_id, refusal: refusal.clone() });
                 }
                 Err(refusal)
             }

@@ -23,6 +23,7 @@ use votestream_proto::{
     Frames, ReceivedVotes,
     v1::{CastVoteResponse, CastVotesResponse},
 };
+use votestream_server::Caller;
 
 use crate::{
     IngestConfig,
@@ -78,14 +79,19 @@ impl Calls {
     }
 
     /// CastVote.
-    pub(crate) async fn cast_vote(&self, vote: Arc<SingleVote>, body: Body) -> Response<Body> {
+    pub(crate) async fn cast_vote(&self, vote: Arc<SingleVote>, caller: &Caller, body: Body) -> Response<Body> {
         let inbound = Inbound::new(body, self.single, self.admission.partial.clone());
-        let cast = async { self.cast(vote, single(inbound).await?).await };
+        let cast = async { self.cast(vote, caller, single(inbound).await?).await };
         cast.await.map_or_else(Status::into_http, |()| answer::message(&CastVoteResponse {}))
     }
 
     /// Takes the one vote of a message, and waits until it is durable.
-    pub(crate) async fn cast(&self, vote: Arc<SingleVote>, message: impl ReceivedVotes + Sync) -> Result<(), Status> {
+    pub(crate) async fn cast(
+        &self,
+        vote: Arc<SingleVote>,
+        caller: &Caller,
+        message: impl ReceivedVotes + Sync,
+    ) -> Result<(), Status> {
         let mut votes = 0;
         for vote in message.votes() {
             vote.map_err(|error| malformed(1, &format!("the message cannot be read: {error}")))?;
@@ -99,7 +105,8 @@ impl Calls {
         let permit = self.permit_in_time(&message).await?;
         // A client may leave at any time: before the vote is in its lane it is not accepted, and after that the lane
         // settles it.
-        self.admission.admit(&vote, 0, &[message], permit).await.map_err(|crowded| overloaded(&crowded.to_string()))?;
+        let admitted = self.admission.admit(&vote, caller, 0, &[message], permit).await;
+        admitted.map_err(|crowded| overloaded(&crowded.to_string()))?;
         vote.settled().await.map_err(|refusal| status_of(&refusal))
     }
 
@@ -116,8 +123,8 @@ impl Calls {
     }
 
     /// CastVotes. If the client leaves before it has its answer, the call is dropped.
-    pub(crate) async fn cast_votes(&self, session: Arc<Session>, body: Body) -> Response<Body> {
-        let ended = self.read(&session, body).instrument(session.span()).await;
+    pub(crate) async fn cast_votes(&self, session: Arc<Session>, caller: Caller, body: Body) -> Response<Body> {
+        let ended = self.read(&session, &caller, body).instrument(session.span()).await;
         let (mut response, mut through) = (CastVotesResponse::default(), 0);
         while let Some(settled) = session.settled().await {
             through = settled.through;
@@ -139,22 +146,27 @@ impl Calls {
     }
 
     /// StreamVotes.
-    pub(crate) fn stream_votes(self: Arc<Self>, session: Arc<Session>, body: Body) -> Response<Body> {
+    pub(crate) fn stream_votes(self: Arc<Self>, session: Arc<Session>, caller: Caller, body: Body) -> Response<Body> {
         let (reading, span) = (session.clone(), session.span());
-        let reader = tokio::spawn(async move { self.read(&reading, body).await }.instrument(span));
+        let reader = tokio::spawn(async move { self.read(&reading, &caller, body).await }.instrument(span));
         answer::stream(session, AbortOnDropHandle::new(reader))
     }
 
-    /// Reads a client's stream into the session until it ends, fails, or the service shuts down.
-    async fn read(&self, session: &Arc<Session>, body: Body) -> Result<(), Status> {
+    /// Reads a client's stream into the session until it ends, fails, the service shuts down, or the caller's credential
+    /// counts no more.
+    async fn read(&self, session: &Arc<Session>, caller: &Caller, body: Body) -> Result<(), Status> {
         // However this ends, the task that answers must learn that no more votes come.
         let _closed = CloseOnDrop(session);
         let inbound = Inbound::new(body, self.stream, self.admission.partial.clone());
         tokio::select! {
-            result = self.read_all(session, inbound) => result,
+            result = self.read_all(session, caller, inbound) => result,
             () = self.cut_off() => Err(Status::unavailable(
                 "the service is shutting down; votes after durable_through were not accepted",
             )),
+            denied = caller.ended() => {
+                let reason = format!("{denied}; votes after durable_through were not accepted");
+                Err(Status::new(Status::from(denied).code(), reason))
+            }
         }
     }
 
@@ -165,7 +177,7 @@ impl Calls {
         tokio::time::sleep(self.admission.drain / 2).await;
     }
 
-    async fn read_all(&self, session: &Arc<Session>, mut inbound: Inbound) -> Result<(), Status> {
+    async fn read_all(&self, session: &Arc<Session>, caller: &Caller, mut inbound: Inbound) -> Result<(), Status> {
         let (mut first, mut received) = (0, Together::default());
         loop {
             let end = receive(&mut inbound, &mut received).await;
@@ -174,7 +186,7 @@ impl Calls {
                 let permit = self.admission.acquire(messages).await;
                 // From here on their bytes count as bytes in flight.
                 waiting.clear();
-                let admitted = self.admission.admit(session, first, messages, permit).await;
+                let admitted = self.admission.admit(session, caller, first, messages, permit).await;
                 first += admitted.map_err(|crowded| overloaded(&crowded.to_string()))?;
                 messages.clear();
             }

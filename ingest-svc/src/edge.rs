@@ -25,6 +25,7 @@ use tonic::{
 };
 use tower::Service;
 use votestream_proto::v1::ingest_service_server::SERVICE_NAME;
+use votestream_server::Caller;
 
 use crate::{calls::Calls, ledger::SingleVote};
 
@@ -66,22 +67,23 @@ impl Service<Request<Body>> for Edge {
         if let Some(status) = compressed(request.headers()) {
             return refuse(status);
         }
+        let caller = Caller::of(request.extensions());
         // Keep only the body of the request while the votes are stored: everything that is kept must be moved and held
         // for each call.
         match call {
             Call::CastVote => {
                 let vote = SingleVote::of(request.headers());
                 let body = request.into_body();
-                Box::pin(async move { Ok(calls.cast_vote(vote, body).await) })
+                Box::pin(async move { Ok(calls.cast_vote(vote, &caller, body).await) })
             }
             Call::CastVotes => {
                 let session = calls.session(request.headers(), "CastVotes", true);
                 let body = request.into_body();
-                Box::pin(async move { Ok(calls.cast_votes(session, body).await) })
+                Box::pin(async move { Ok(calls.cast_votes(session, caller, body).await) })
             }
             Call::StreamVotes => {
                 let session = calls.session(request.headers(), "StreamVotes", false);
-                Box::pin(ready(Ok(calls.stream_votes(session, request.into_body()))))
+                Box::pin(ready(Ok(calls.stream_votes(session, caller, request.into_body()))))
             }
         }
     }

@@ -20,7 +20,10 @@ use votestream_core::{
     record::foreign::{DecodeError, JsonText, JsonVote},
 };
 use votestream_proto::VotesMessage;
-use votestream_server::http::{check_json, failure, read_body, status_of_field, success};
+use votestream_server::{
+    Caller,
+    http::{check_json, failure, read_body, status_of_field, success},
+};
 
 use crate::{calls::Calls, ledger::SingleVote};
 
@@ -32,14 +35,17 @@ pub(crate) fn routes(calls: Arc<Calls>) -> Router {
     Router::new().route("/vote", post(sample_vote)).route("/v1/polls/{poll}/votes", post(vote)).with_state(calls)
 }
 
-async fn sample_vote(State(calls): State<Arc<Calls>>, headers: HeaderMap, body: Body) -> Response {
+async fn sample_vote(State(calls): State<Arc<Calls>>, caller: Caller, headers: HeaderMap, body: Body) -> Response {
+    if let Err(denied) = caller.require_voting() {
+        return failure(&denied.into(), SAMPLE_NAMES);
+    }
     let body = match read_vote_body(&headers, body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
     let cast = async {
         let vote = JsonVote::decode(&body).map_err(|error| invalid(&error))?;
-        cast(&calls, &headers, [&vote.poll_id, &vote.user_id, &vote.option_id]).await
+        cast(&calls, &caller, &headers, [&vote.poll_id, &vote.user_id, &vote.option_id]).await
     };
     answer(cast.await, SAMPLE_NAMES)
 }
@@ -47,17 +53,21 @@ async fn sample_vote(State(calls): State<Arc<Calls>>, headers: HeaderMap, body: 
 async fn vote(
     State(calls): State<Arc<Calls>>,
     poll: Result<Path<String>, PathRejection>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
+    if let Err(denied) = caller.require_voting_in(poll.as_ref().map_or("", |Path(poll_id)| poll_id)) {
+        return failure(&denied.into(), &[]);
+    }
     let body = match read_vote_body(&headers, body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
     let cast = async {
         let Path(poll_id) = poll.map_err(|_| invalid_field("poll_id", "poll_id is not valid UTF-8"))?;
-        let (user_id, option_id) = read_vote(&body).map_err(|error| invalid(&error))?;
-        cast(&calls, &headers, [&poll_id, &user_id, &option_id]).await
+        let (user_id, option_id) = read_vote(&body, &caller).map_err(|error| invalid(&error))?;
+        cast(&calls, &caller, &headers, [&poll_id, &user_id, &option_id]).await
     };
     answer(cast.await, &[])
 }
@@ -84,16 +94,21 @@ struct Fields<'a> {
     option_id: Option<JsonText<'a>>,
 }
 
-fn read_vote(body: &Bytes) -> Result<(Cow<'_, str>, Cow<'_, str>), DecodeError> {
+/// The user and the option of a vote. The user may be missing if the caller's token names it.
+fn read_vote<'a>(body: &'a Bytes, caller: &Caller) -> Result<(Cow<'a, str>, Cow<'a, str>), DecodeError> {
     let fields: Fields<'_> = serde_json::from_slice(body).map_err(|error| DecodeError::Json(error.to_string()))?;
-    Ok((JsonText::required(fields.user_id, "user_id")?, JsonText::required(fields.option_id, "option_id")?))
+    let user_id = match fields.user_id {
+        None if caller.names_user() => "".into(),
+        given => JsonText::required(given, "user_id")?,
+    };
+    Ok((user_id, JsonText::required(fields.option_id, "option_id")?))
 }
 
-async fn cast(calls: &Calls, headers: &HeaderMap, vote: [&str; 3]) -> Result<(), Status> {
+async fn cast(calls: &Calls, caller: &Caller, headers: &HeaderMap, vote: [&str; 3]) -> Result<(), Status> {
     let mut message = VotesMessage::default();
     let [poll_id, user_id, option_id] = vote;
     message.push(poll_id, user_id, option_id);
-    calls.cast(SingleVote::of(headers), message).await
+    calls.cast(SingleVote::of(headers), caller, message).await
 }
 
 fn answer(cast: Result<(), Status>, names: &[(&str, &str)]) -> Response {

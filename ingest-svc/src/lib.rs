@@ -22,6 +22,7 @@ pub use inflight::Permit;
 pub use ledger::{Admitted, Ledger};
 pub use refusal::Refused;
 pub use session::{Session, Settled};
+pub use votestream_server::Caller;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +35,10 @@ use votestream_core::{
     produce::{LaneConfig, Producer},
 };
 use votestream_proto::v1::ingest_service_server;
-use votestream_server::{Connections, CorsOrigins, Drain, ServiceError, Surface};
+use votestream_server::{
+    Connections, CorsOrigins, Drain, Identity, ServiceError, Surface,
+    identity::{Need, Needs},
+};
 
 /// Settings of the ingest service.
 #[derive(Clone, Debug)]
@@ -57,6 +61,8 @@ pub struct IngestConfig {
     pub unary_patience: Duration,
     /// How long running calls may take to end once shutdown has begun. At least D, so that every vote can be answered.
     pub drain: Duration,
+    /// How callers are told apart; off by default.
+    pub identity: Identity,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -76,6 +82,7 @@ impl IngestConfig {
             silence_timeout: Duration::from_secs(300),
             unary_patience: Duration::from_millis(500),
             drain: bounds.answer_deadline + Duration::from_secs(2),
+            identity: Identity::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -88,6 +95,13 @@ impl IngestConfig {
         Self { bounds, lanes: LaneConfig::distributed(), drain, ..Self::one_machine() }
     }
 }
+
+/// What the callers of each method need. The votes themselves are judged one by one.
+const NEEDS: Needs = &[
+    ("/votestream.v1.IngestService/CastVote", Need::Voting),
+    ("/votestream.v1.IngestService/CastVotes", Need::Voting),
+    ("/votestream.v1.IngestService/StreamVotes", Need::Voting),
+];
 
 /// Serves `IngestService` on the listener until shutdown. Then finishes the streams, flushes the lanes, and answers all
 /// clients.
@@ -109,7 +123,8 @@ pub async fn run(
     let calls = Arc::new(calls::Calls::new(&config, admission, shutdown.clone()));
     let edge = edge::Edge(calls.clone());
     let surface =
-        Surface::new(tonic::service::Routes::new(edge.clone()), json::routes(calls), config.cors_allow_origins);
+        Surface::new(tonic::service::Routes::new(edge.clone()), json::routes(calls), config.cors_allow_origins)
+            .behind(config.identity, NEEDS);
     let names = [ingest_service_server::SERVICE_NAME];
     let report =
         votestream_server::serve(&names, surface, edge, listener, &config.connections, shutdown, config.drain).await?;

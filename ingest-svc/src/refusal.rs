@@ -59,6 +59,7 @@ fn code_of(refusal: &Refusal) -> RejectionCode {
         Refusal::NotOpen(_) => RejectionCode::PollNotOpen,
         Refusal::Closed(_) => RejectionCode::PollClosed,
         Refusal::WrongSource(_) => RejectionCode::WrongSource,
+        Refusal::NotAllowed(_) => RejectionCode::NotAllowed,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => RejectionCode::Unavailable,
         Refusal::OutcomeUnknown => RejectionCode::OutcomeUnknown,
     }
@@ -70,6 +71,7 @@ pub(crate) fn status_of(refusal: &Refusal) -> Status {
         Refusal::Unreadable | Refusal::Invalid(_) | Refusal::NoSuchOption(_) => Code::InvalidArgument,
         Refusal::NoSuchPoll(_) => Code::NotFound,
         Refusal::NotOpen(_) | Refusal::Closed(_) | Refusal::WrongSource(_) => Code::FailedPrecondition,
+        Refusal::NotAllowed(_) => Code::PermissionDenied,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => Code::Unavailable,
         Refusal::OutcomeUnknown => Code::DeadlineExceeded,
     };
@@ -106,6 +108,7 @@ fn reason_of(refusal: &Refusal) -> Option<Rejected> {
         Refusal::NotOpen(_) => Rejected::PollNotOpen,
         Refusal::Closed(_) => Rejected::PollClosed,
         Refusal::WrongSource(_) => Rejected::WrongSource,
+        Refusal::NotAllowed(_) => Rejected::NotAllowed,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted => Rejected::Unavailable,
         // The lanes count these outcomes.
         Refusal::NotStored | Refusal::OutcomeUnknown => return None,

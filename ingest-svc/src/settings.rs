@@ -22,6 +22,7 @@ pub const PROGRAM: Program = Program {
             listener::CORS_ALLOW_ORIGINS,
         ],
         listener::LIMITS,
+        listener::IDENTITY,
         engine::ENGINE,
         &[
             Setting::new("ingest-tasks", "N", "1", "How many ingest processes share the rate of the shards."),
@@ -78,6 +79,7 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
+        let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
         let limits = listener::limits(values);
         let engine = EngineConfig::read(values);
@@ -89,6 +91,7 @@ impl Settings {
         let silence_timeout = values.get("silence-timeout", duration(TIMEOUTS));
         let drain = values.get("drain", duration(TimeBounds::DISTRIBUTED.answer_deadline..=*engine::DRAINS.end()));
         let mut ingest = IngestConfig::distributed();
+        ingest.identity = identity?;
         ingest.cors_allow_origins = origins?;
         ingest.connections = Connections::new(limits?);
         ingest.lanes.linger = linger?;

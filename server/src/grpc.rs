@@ -16,7 +16,7 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 use tonic_reflection::pb;
-use tower::Service;
+use tower::{Layer, Service};
 
 use votestream_core::consume::group::Drain;
 
@@ -25,6 +25,7 @@ use crate::{
     connections::{self, Connections},
     deadline::Deadline,
     front::Front,
+    identity::CheckLayer,
 };
 
 /// Most connections that wait to be accepted, as far as the system allows. The standard library's 128 are too few when
@@ -64,7 +65,7 @@ pub async fn serve<F>(
 ) -> Result<Drain, ServiceError>
 where
     F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
-    F::Future: Send,
+    F::Future: Send + 'static,
 {
     serve_behind(service_names, surface.into(), |_| front, listener, connections, shutdown, drain).await
 }
@@ -95,7 +96,7 @@ async fn serve_behind<F>(
 ) -> Result<Drain, ServiceError>
 where
     F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
-    F::Future: Send,
+    F::Future: Send + 'static,
 {
     let health = HealthReporter::new();
     let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
@@ -115,7 +116,9 @@ where
     let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
     let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
     surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
-    let services = Front { service: Deadline(front), routes: surface.into_routes().prepare() };
+    surface.identity.watch();
+    let check = CheckLayer::grpc(surface.identity.clone(), surface.needs);
+    let services = Front { service: check.layer(Deadline(front)), routes: surface.into_routes().prepare() };
     let draining = async {
         shutdown.cancelled().await;
         for name in service_names.iter().chain(&[""]) {

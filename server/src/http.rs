@@ -29,7 +29,10 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer, Service};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::deadline::DeadlineLayer;
+use crate::{
+    deadline::DeadlineLayer,
+    identity::{CheckLayer, Identity, Needs},
+};
 
 /// Largest JSON body. A vote with the longest ids, with every character escaped, takes about 3 KiB.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
@@ -40,30 +43,41 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a browser may remember that a page may call.
 const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 
-/// What a port serves.
+/// What a port serves, and to whom.
 #[derive(Debug)]
 pub struct Surface {
     pub(crate) grpc: Routes,
+    pub(crate) identity: Identity,
+    pub(crate) needs: Needs,
     json: Router,
     cors: CorsOrigins,
 }
 
 impl From<Routes> for Surface {
     fn from(grpc: Routes) -> Self {
-        Self { grpc, json: Router::new(), cors: CorsOrigins::default() }
+        Self { grpc, identity: Identity::default(), needs: &[], json: Router::new(), cors: CorsOrigins::default() }
     }
 }
 
 impl Surface {
     /// Serves these gRPC services and these JSON routes.
     pub fn new(grpc: Routes, json: Router, cors: CorsOrigins) -> Self {
-        Self { grpc, json, cors }
+        Self { json, cors, ..grpc.into() }
+    }
+
+    /// Serves only callers that `identity` lets in, and that have what `needs` says of the gRPC method. JSON routes check
+    /// the rights by themselves.
+    #[must_use]
+    pub fn behind(mut self, identity: Identity, needs: Needs) -> Self {
+        (self.identity, self.needs) = (identity, needs);
+        self
     }
 
     /// Combines everything. gRPC-Web is translated before the gRPC services; JSON routes do not pass the translation.
     pub(crate) fn into_routes(self) -> Routes {
-        let grpc = self.grpc.into_axum_router().layer(DeadlineLayer).layer(WebLayer);
-        let json = self.json.method_not_allowed_fallback(async || {
+        let check = CheckLayer::grpc(self.identity.clone(), self.needs);
+        let grpc = self.grpc.into_axum_router().layer(DeadlineLayer).layer(check).layer(WebLayer);
+        let json = self.json.layer(CheckLayer::json(self.identity)).method_not_allowed_fallback(async || {
             let message = "this path does not take this method";
             respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
         });

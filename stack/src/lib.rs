@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use votestream_core::port::Ports;
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::{Connections, CorsOrigins, Drain, ServiceError};
+use votestream_server::{Connections, CorsOrigins, Drain, Identity, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// How a service ended.
@@ -57,6 +57,14 @@ impl StackConfig {
     pub fn with_connections(mut self, connections: Connections) -> Self {
         self.ingest.connections = connections.clone();
         self.tally.connections = connections;
+        self
+    }
+
+    /// Lets only those call both listeners whom `identity` lets in.
+    #[must_use]
+    pub fn with_identity(mut self, identity: Identity) -> Self {
+        self.ingest.identity = identity.clone();
+        self.tally.identity = identity;
         self
     }
 

@@ -13,9 +13,12 @@ use axum::{
 };
 use prost_types::Timestamp;
 use serde::Serialize;
-use tonic::{Request, Status};
+use tonic::Status;
 use votestream_proto::v1::{self, poll_service_server::PollService, results_service_server::ResultsService};
-use votestream_server::http::{failure, success};
+use votestream_server::{
+    Caller,
+    http::{failure, success},
+};
 
 use crate::{polls::Polls, results::Results, status::CallError};
 
@@ -41,27 +44,27 @@ fn answer(result: Result<impl Serialize, Status>) -> Response {
     }
 }
 
-async fn poll(State(polls): State<Arc<Polls>>, path: PollPath) -> Response {
+async fn poll(State(polls): State<Arc<Polls>>, caller: Caller, path: PollPath) -> Response {
     let got = async {
         let request = v1::GetPollRequest { poll_id: poll_id_of(path)? };
-        let response = polls.get_poll(Request::new(request)).await?.into_inner();
+        let response = polls.get_poll(caller.asks(request)).await?.into_inner();
         Ok(PollResponse { poll: response.poll.map(Poll::from) })
     };
     answer(got.await)
 }
 
-async fn interim(State(results): State<Arc<Results>>, path: PollPath) -> Response {
+async fn interim(State(results): State<Arc<Results>>, caller: Caller, path: PollPath) -> Response {
     let got = async {
         let request = v1::GetInterimResultsRequest { poll_id: poll_id_of(path)? };
-        Ok(Interim::from(results.get_interim_results(Request::new(request)).await?.into_inner()))
+        Ok(Interim::from(results.get_interim_results(caller.asks(request)).await?.into_inner()))
     };
     answer(got.await)
 }
 
-async fn final_results(State(results): State<Arc<Results>>, path: PollPath) -> Response {
+async fn final_results(State(results): State<Arc<Results>>, caller: Caller, path: PollPath) -> Response {
     let got = async {
         let request = v1::GetFinalResultsRequest { poll_id: poll_id_of(path)?, wait: false };
-        Ok(Final::from(results.get_final_results(Request::new(request)).await?.into_inner()))
+        Ok(Final::from(results.get_final_results(caller.asks(request)).await?.into_inner()))
     };
     answer(got.await)
 }

@@ -34,7 +34,10 @@ use votestream_proto::v1::{
     poll_service_server::{self, PollServiceServer},
     results_service_server::{self, ResultsServiceServer},
 };
-use votestream_server::{Connections, CorsOrigins, Drain, ServiceError, Surface};
+use votestream_server::{
+    Connections, CorsOrigins, Drain, Identity, ServiceError, Surface,
+    identity::{Action, Need, Needs},
+};
 
 pub use applier::TallyAppliers;
 pub use finalizer::Finalizer;
@@ -67,6 +70,8 @@ pub struct TallyConfig {
     pub drain: Duration,
     /// How old the last record of a shard may become before the shard gets a record without votes.
     pub idle_after: Duration,
+    /// How callers are told apart; off by default.
+    pub identity: Identity,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -82,6 +87,7 @@ impl TallyConfig {
             cache_life: CACHE_LIFE,
             drain: DRAIN,
             idle_after: idle::AFTER,
+            identity: Identity::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -97,6 +103,19 @@ impl TallyConfig {
         }
     }
 }
+
+/// What the callers of each method need for some poll. The handlers check for which.
+const NEEDS: Needs = &[
+    ("/votestream.v1.PollService/CreatePoll", Need::Some(Action::Manage)),
+    ("/votestream.v1.PollService/ClosePoll", Need::Some(Action::Manage)),
+    ("/votestream.v1.PollService/GetPoll", Need::Some(Action::Read)),
+    ("/votestream.v1.PollService/ListPolls", Need::Some(Action::Read)),
+    ("/votestream.v1.ResultsService/GetInterimResults", Need::Some(Action::Read)),
+    ("/votestream.v1.ResultsService/WatchInterimResults", Need::Some(Action::Read)),
+    ("/votestream.v1.ResultsService/GetFinalResults", Need::Some(Action::Read)),
+    ("/votestream.v1.ResultsService/Recount", Need::Some(Action::Manage)),
+    ("/votestream.v1.ResultsService/ReleaseResults", Need::Some(Action::Manage)),
+];
 
 /// Runs the `tally` group, the gRPC server and the finalizer until `shutdown`.
 ///
@@ -123,7 +142,7 @@ pub async fn run(
     let results = ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = Routes::new(PollServiceServer::from_arc(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(results.clone());
-    let surface = Surface::new(routes, json, config.cors_allow_origins);
+    let surface = Surface::new(routes, json, config.cors_allow_origins).behind(config.identity, NEEDS);
 
     let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
     let (idle_ports, idle_after) = (ports.clone(), config.idle_after);

@@ -12,6 +12,7 @@ use votestream_core::{
     port::{Created, Ports},
 };
 use votestream_proto::v1::{self, poll_service_server::PollService};
+use votestream_server::{Caller, identity::Action};
 
 use crate::{
     convert::{self, poll_id_of, timestamp_of},
@@ -30,6 +31,8 @@ const PAGE_SIZE: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 /// Largest page, in bytes. Well below the 4 MiB that gRPC clients accept by default. One poll takes at most 650 KB.
 const PAGE_BYTES_MAX: usize = 2 << 20;
+/// Most polls that a call looks at, to find those that its caller may read.
+const PASSED_MAX: usize = 4_096;
 /// Polls of one call to the store: at most 5 MB.
 const READ_AT_ONCE: usize = 8;
 /// Most polls in memory for calls that read them. The largest polls take 2 MB each while they are read, converted to a
@@ -115,7 +118,8 @@ impl Polls {
         Ok(poll)
     }
 
-    async fn list(&self, request: v1::ListPollsRequest) -> Result<v1::ListPollsResponse, CallError> {
+    /// A page of the polls that the caller may read. It may be shorter than asked for, or empty, and still not be the last.
+    async fn list(&self, caller: &Caller, request: v1::ListPollsRequest) -> Result<v1::ListPollsResponse, CallError> {
         use prost::Message;
 
         let size = match request.page_size as usize {
@@ -128,7 +132,7 @@ impl Polls {
                 Some(PollId::new(token).map_err(|_| CallError::field("page_token", "is not one of this service"))?)
             }
         };
-        let (mut polls, mut bytes) = (Vec::new(), 0);
+        let (mut polls, mut bytes, mut passed) = (Vec::new(), 0, 0);
         let now = self.ports.clock.now();
         loop {
             // Read one more than needed, to know whether there is a next page.
@@ -136,6 +140,11 @@ impl Polls {
             let read = self.ports.polls.list(after.as_ref(), limit).await?;
             let more = read.len() >= limit;
             for stored in read {
+                passed += 1;
+                if !caller.may(Action::Read, stored.id.as_str().as_bytes()) {
+                    after = Some(stored.id);
+                    continue;
+                }
                 let poll = convert::poll(&stored, now);
                 bytes += poll.encoded_len();
                 if polls.len() == size || (bytes > PAGE_BYTES_MAX && !polls.is_empty()) {
@@ -146,7 +155,11 @@ impl Polls {
                 after = Some(stored.id);
             }
             if !more {
-                return Ok(v1::ListPollsResponse { polls, next_page_token: String::new() });
+                after = None;
+            }
+            if !more || passed >= PASSED_MAX {
+                let next_page_token = after.map_or_else(String::new, |id| id.to_string());
+                return Ok(v1::ListPollsResponse { polls, next_page_token });
             }
         }
     }
@@ -257,11 +270,13 @@ impl PollService for Polls {
         &self,
         request: Request<v1::CreatePollRequest>,
     ) -> Result<Response<v1::CreatePollResponse>, Status> {
+        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
         let poll = self.create(request.into_inner()).await?;
         Ok(Response::new(v1::CreatePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
     }
 
     async fn get_poll(&self, request: Request<v1::GetPollRequest>) -> Result<Response<v1::GetPollResponse>, Status> {
+        Caller::of(request.extensions()).require(Action::Read, &request.get_ref().poll_id)?;
         let _turn = self.turn(1).await?;
         let poll = self.get(&request.into_inner().poll_id).await?;
         Ok(Response::new(v1::GetPollResponse { poll: Some(convert::poll(&poll, self.now())) }))
@@ -272,13 +287,15 @@ impl PollService for Polls {
         request: Request<v1::ListPollsRequest>,
     ) -> Result<Response<v1::ListPollsResponse>, Status> {
         let _turn = self.turn(PAGE_COUNTS_FOR).await?;
-        Ok(Response::new(self.list(request.into_inner()).await?))
+        let caller = Caller::of(request.extensions());
+        Ok(Response::new(self.list(&caller, request.into_inner()).await?))
     }
 
     async fn close_poll(
         &self,
         request: Request<v1::ClosePollRequest>,
     ) -> Result<Response<v1::ClosePollResponse>, Status> {
+        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
         let poll = self.close(&request.into_inner().poll_id).await?;
         Ok(Response::new(v1::ClosePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
     }
@@ -359,12 +376,12 @@ mod tests {
         for (change, message) in rows {
             let mut request = request("p");
             change(&mut request);
-            let status = polls.create_poll(Request::new(request)).await.unwrap_err();
+            let status = polls.create_poll(Caller::everybody().asks(request)).await.unwrap_err();
             assert_eq!(status.code(), Code::InvalidArgument, "{status}");
             assert!(status.message().starts_with(message), "{message}: {status}");
         }
         let last = v1::CreatePollRequest { closes_at: at(NOW + 366 * DAY), ..request("p") };
-        assert!(polls.create_poll(Request::new(last)).await.is_ok());
+        assert!(polls.create_poll(Caller::everybody().asks(last)).await.is_ok());
     }
 
     #[tokio::test]
@@ -384,7 +401,7 @@ mod tests {
             closes(NOW + DAY - 1),
         ];
         for request in other {
-            let status = polls.create_poll(Request::new(request)).await.unwrap_err();
+            let status = polls.create_poll(Caller::everybody().asks(request)).await.unwrap_err();
             assert_eq!(status.code(), Code::AlreadyExists, "{status}");
         }
         // Closed early, and closed again after its end.
@@ -408,7 +425,7 @@ mod tests {
         assert_eq!(polls.create(again.clone()).await.unwrap(), old);
         assert_eq!(polls.get("..").await.unwrap(), old);
         again.poll_id = "new".into();
-        let refused = polls.create_poll(Request::new(again)).await.unwrap_err();
+        let refused = polls.create_poll(Caller::everybody().asks(again)).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
 
@@ -424,17 +441,17 @@ mod tests {
     async fn no_time_of_a_poll_comes_from_a_clock_that_is_not_trusted() {
         let (memory, polls) = service();
         memory.set_contradicted(true);
-        let status = polls.create_poll(Request::new(request("p"))).await.unwrap_err();
+        let status = polls.create_poll(Caller::everybody().asks(request("p"))).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status}");
         memory.set_contradicted(false);
-        polls.create_poll(Request::new(request("p"))).await.unwrap();
+        polls.create_poll(Caller::everybody().asks(request("p"))).await.unwrap();
         memory.set_contradicted(true);
         let close = || v1::ClosePollRequest { poll_id: "p".into() };
-        assert_eq!(polls.close_poll(Request::new(close())).await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(polls.close_poll(Caller::everybody().asks(close())).await.unwrap_err().code(), Code::Unavailable);
         // The poll accepts no more votes, and closes once the clock is trusted.
         assert_eq!(polls.get("p").await.unwrap().closing, Closing::Asked);
         memory.set_contradicted(false);
-        polls.close_poll(Request::new(close())).await.unwrap();
+        polls.close_poll(Caller::everybody().asks(close())).await.unwrap();
         assert_eq!(polls.get("p").await.unwrap().closing, Closing::Done);
     }
 
@@ -448,7 +465,7 @@ mod tests {
         let soon = v1::CreatePollRequest { closes_at: Some(timestamp(Timestamp(NOW + 1_200))), ..request("q") };
         polls.create(soon).await.unwrap();
         assert_eq!(polls.close("q").await.unwrap().closes_at, Timestamp(NOW + 1_200));
-        let missing = polls.close_poll(Request::new(v1::ClosePollRequest { poll_id: "none".into() })).await;
+        let missing = polls.close_poll(Caller::everybody().asks(v1::ClosePollRequest { poll_id: "none".into() })).await;
         assert_eq!(missing.unwrap_err().code(), Code::NotFound);
     }
 
@@ -461,7 +478,8 @@ mod tests {
         for page_size in [0, 1, 99, 100, 125, 250, 4_000] {
             let (mut ids, mut page_token) = (Vec::new(), String::new());
             loop {
-                let page = polls.list(v1::ListPollsRequest { page_size, page_token }).await.unwrap();
+                let page =
+                    polls.list(&Caller::everybody(), v1::ListPollsRequest { page_size, page_token }).await.unwrap();
                 assert!(!page.polls.is_empty());
                 ids.extend(page.polls.into_iter().map(|poll| poll.poll_id));
                 page_token = page.next_page_token;
@@ -472,7 +490,7 @@ mod tests {
             assert_eq!(ids, (0..250).map(|id| format!("{id:03}")).collect::<Vec<_>>(), "{page_size}");
         }
         let bad = v1::ListPollsRequest { page_token: "no token".into(), page_size: 1 };
-        assert_eq!(polls.list_polls(Request::new(bad)).await.unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(polls.list_polls(Caller::everybody().asks(bad)).await.unwrap_err().code(), Code::InvalidArgument);
     }
 
     #[tokio::test]
@@ -484,7 +502,7 @@ mod tests {
             let request = v1::CreatePollRequest { options, ..request(&id.to_string()) };
             polls.create(request).await.unwrap();
         }
-        let page = polls.list(v1::ListPollsRequest::default()).await.unwrap();
+        let page = polls.list(&Caller::everybody(), v1::ListPollsRequest::default()).await.unwrap();
         assert_eq!((page.polls.len(), page.next_page_token.as_str()), (3, "2"));
     }
 }

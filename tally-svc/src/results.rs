@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use votestream_core::{Poll, PollId, model::poll::FinalResult, port::Ports};
 use votestream_proto::v1::{self, results_service_server::ResultsService};
+use votestream_server::{Caller, identity::Action};
 
 use crate::{
     convert::{poll_id_of, timestamp},
@@ -40,7 +41,12 @@ impl Results {
         Self { snapshots, recounts, shutdown }
     }
 
-    async fn final_results(&self, id: &PollId, wait: bool) -> Result<v1::GetFinalResultsResponse, Status> {
+    async fn final_results(
+        &self,
+        caller: &Caller,
+        id: &PollId,
+        wait: bool,
+    ) -> Result<v1::GetFinalResultsResponse, Status> {
         let mut failures = 0;
         loop {
             match self.snapshots.get(id).await {
@@ -61,7 +67,7 @@ impl Results {
                     }
                 }
             }
-            pause(&self.shutdown).await?;
+            pause(&self.shutdown, caller).await?;
         }
     }
 }
@@ -71,11 +77,12 @@ fn may_pass(failure: &CallError) -> bool {
     matches!(failure, CallError::Unavailable)
 }
 
-/// Waits until the next check.
-async fn pause(shutdown: &CancellationToken) -> Result<(), CallError> {
-    match shutdown.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await {
-        Some(()) => Ok(()),
-        None => Err(CallError::ShuttingDown),
+/// Waits until the next check. Ends the call if its credential counts no more.
+async fn pause(shutdown: &CancellationToken, caller: &Caller) -> Result<(), Status> {
+    tokio::select! {
+        () = tokio::time::sleep(WATCH_INTERVAL) => Ok(()),
+        () = shutdown.cancelled() => Err(CallError::ShuttingDown.into()),
+        denied = caller.ended() => Err(denied.into()),
     }
 }
 
@@ -118,6 +125,7 @@ fn final_response(poll: &Poll, result: &FinalResult) -> v1::GetFinalResultsRespo
 /// it.
 struct Watch {
     id: PollId,
+    caller: Caller,
     snapshots: Arc<Snapshots>,
     shutdown: CancellationToken,
     sent: Option<(Vec<u64>, Vec<u64>)>,
@@ -130,7 +138,7 @@ impl Watch {
         let mut failures = 0;
         while !self.ended {
             if self.sent.is_some() || failures > 0 {
-                pause(&self.shutdown).await?;
+                pause(&self.shutdown, &self.caller).await?;
             }
             match self.snapshots.get(&self.id).await {
                 Ok(snapshot) => {
@@ -176,6 +184,7 @@ impl ResultsService for Results {
         &self,
         request: Request<v1::GetInterimResultsRequest>,
     ) -> Result<Response<v1::GetInterimResultsResponse>, Status> {
+        Caller::of(request.extensions()).require(Action::Read, &request.get_ref().poll_id)?;
         let id = poll_id_of(&request.into_inner().poll_id)?;
         let snapshot = self.snapshots.get(&id).await.map_err(shared)?;
         Ok(Response::new(interim_response(&snapshot)))
@@ -185,11 +194,13 @@ impl ResultsService for Results {
         &self,
         request: Request<v1::WatchInterimResultsRequest>,
     ) -> Result<Response<Self::WatchInterimResultsStream>, Status> {
+        let caller = Caller::of(request.extensions());
+        caller.require(Action::Read, &request.get_ref().poll_id)?;
         let id = poll_id_of(&request.into_inner().poll_id)?;
         // If the poll does not exist, the call fails at once, not with its first response.
         self.snapshots.get(&id).await.map_err(shared)?;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
-        let watch = Watch { id, snapshots, shutdown, sent: None, ended: false };
+        let watch = Watch { id, caller, snapshots, shutdown, sent: None, ended: false };
         Ok(Response::new(Box::pin(watch.into_stream())))
     }
 
@@ -197,12 +208,15 @@ impl ResultsService for Results {
         &self,
         request: Request<v1::GetFinalResultsRequest>,
     ) -> Result<Response<v1::GetFinalResultsResponse>, Status> {
+        let caller = Caller::of(request.extensions());
+        caller.require(Action::Read, &request.get_ref().poll_id)?;
         let request = request.into_inner();
         let id = poll_id_of(&request.poll_id)?;
-        Ok(Response::new(self.final_results(&id, request.wait).await?))
+        Ok(Response::new(self.final_results(&caller, &id, request.wait).await?))
     }
 
     async fn recount(&self, request: Request<v1::RecountRequest>) -> Result<Response<v1::RecountResponse>, Status> {
+        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
         let id = poll_id_of(&request.into_inner().poll_id)?;
         Ok(Response::new(self.recounts.run(id).await?))
     }
@@ -251,7 +265,7 @@ mod tests {
     }
 
     fn interim(id: &str) -> Request<v1::GetInterimResultsRequest> {
-        Request::new(v1::GetInterimResultsRequest { poll_id: id.into() })
+        Caller::everybody().asks(v1::GetInterimResultsRequest { poll_id: id.into() })
     }
 
     #[tokio::test(start_paused = true)]
@@ -282,7 +296,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn final_results_wait_and_never_change() {
         let (memory, results) = service().await;
-        let ask = |wait| Request::new(v1::GetFinalResultsRequest { poll_id: "p".into(), wait });
+        let ask = |wait| Caller::everybody().asks(v1::GetFinalResultsRequest { poll_id: "p".into(), wait });
         let early = results.get_final_results(ask(false)).await.unwrap_err();
         assert_eq!(early.code(), Code::FailedPrecondition);
         assert!(early.message().contains("closes at 1970-01-01T00:00:10Z"), "{early}");
@@ -304,14 +318,14 @@ mod tests {
     async fn waiting_ends_with_the_server() {
         let (_, results) = service().await;
         results.shutdown.cancel();
-        let ask = Request::new(v1::GetFinalResultsRequest { poll_id: "p".into(), wait: true });
+        let ask = Caller::everybody().asks(v1::GetFinalResultsRequest { poll_id: "p".into(), wait: true });
         assert_eq!(results.get_final_results(ask).await.unwrap_err().code(), Code::Unavailable);
     }
 
     #[tokio::test(start_paused = true)]
     async fn watching_sends_changes_and_ends_with_the_final_counts() {
         let (memory, results) = service().await;
-        let watch = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
+        let watch = Caller::everybody().asks(v1::WatchInterimResultsRequest { poll_id: "p".into() });
         let mut watch = results.watch_interim_results(watch).await.unwrap().into_inner();
         assert_eq!(watch.next().await.unwrap().unwrap().total_submitted, 10);
         {
@@ -391,7 +405,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn watching_ends_with_the_server() {
         let (_, results) = service().await;
-        let watch = Request::new(v1::WatchInterimResultsRequest { poll_id: "p".into() });
+        let watch = Caller::everybody().asks(v1::WatchInterimResultsRequest { poll_id: "p".into() });
         let mut watch = results.watch_interim_results(watch).await.unwrap().into_inner();
         assert!(watch.next().await.unwrap().is_ok());
         results.shutdown.cancel();

@@ -22,6 +22,7 @@ pub const PROGRAM: Program = Program {
             listener::CORS_ALLOW_ORIGINS,
         ],
         listener::LIMITS,
+        listener::IDENTITY,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -62,6 +63,7 @@ impl Settings {
     /// Reads the settings of [`PROGRAM`].
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.get("listen", socket_addr);
+        let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
         let limits = listener::limits(values);
         let engine = EngineConfig::read(values);
@@ -73,6 +75,7 @@ impl Settings {
         let tally = TallyConfig {
             group,
             flush_interval: flush_interval?,
+            identity: identity?,
             cors_allow_origins: origins?,
             connections: Connections::new(limits?),
             ..TallyConfig::distributed()

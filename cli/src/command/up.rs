@@ -6,7 +6,8 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
-use votestream_process::terminal::Signals;
+use votestream_process::{config::listener::auth_of, terminal::Signals};
+use votestream_server::Identity;
 
 use crate::{
     args::{Global, UpArgs},
@@ -23,12 +24,15 @@ struct Addresses {
 }
 
 pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
+    let identity = identity(&args)?;
+    let is_open = !identity.is_on();
     let ephemeral = args.ephemeral;
     let storage = match (args.ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
         (false, directory) => Storage::Directory(data_directory(directory)?),
     };
     let options = StackOptions {
+        identity,
         storage,
         shards: args.shards,
         ingest_addr: args.ingest_addr,
@@ -38,6 +42,9 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         continue_from_log_time: args.continue_from_log_time,
     };
     let mut stack = start(options, &mut signals).await?;
+    if is_open {
+        output::note(OPEN);
+    }
     let announced = announce(global, &stack, ephemeral);
     let broken = match announced {
         // If the addresses cannot be written, a script that waits for them would wait in vain.
@@ -57,6 +64,17 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         Some(failure) => Err(failure),
         None => stopped.map(|()| Answer::Yes),
     }
+}
+
+/// Said when identity is off.
+const OPEN: &str = "identity  off: whoever reaches these addresses may vote as anybody and close polls (see --auth)";
+
+/// Who may call.
+fn identity(args: &UpArgs) -> Result<Identity, Failure> {
+    let (auth, revoked) = (args.auth.auth.as_deref(), args.auth.auth_revoked.as_deref());
+    let auth = auth_of(auth, revoked, &[args.ingest_addr, args.results_addr]).map_err(Failure::usage)?;
+    Identity::open(&auth)
+        .map_err(|mistakes| Failure::usage(format!("the auth files are wrong:\n  {}", mistakes.join("\n  "))))
 }
 
 /// Starts the stack. A first signal takes effect once the stack has started, a second one at once: that leaves a

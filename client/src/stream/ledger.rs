@@ -155,7 +155,11 @@ fn doubt(rejection: &mut Rejection) {
         | RejectionCode::PollNotOpen
         | RejectionCode::WrongSource
         | RejectionCode::OutcomeUnknown => {}
-        RejectionCode::PollClosed | RejectionCode::Unavailable | RejectionCode::Unspecified => {
+        // Rights may have changed since.
+        RejectionCode::PollClosed
+        | RejectionCode::NotAllowed
+        | RejectionCode::Unavailable
+        | RejectionCode::Unspecified => {
             rejection.set_code(RejectionCode::OutcomeUnknown);
             rejection
                 .reason

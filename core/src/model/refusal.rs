@@ -24,6 +24,8 @@ pub enum Refusal {
     Closed(PollId),
     /// The poll takes its votes from the stream.
     WrongSource(PollId),
+    /// The caller may not cast this vote. The text says why.
+    NotAllowed(Arc<str>),
     /// The poll cannot be read at the moment.
     PollUnreadable(PollId),
     /// The clock of the process contradicts those of the engines.
@@ -53,6 +55,7 @@ impl Refusal {
             Self::NoSuchOption(_) => Some("option_id"),
             Self::NoSuchPoll(_) | Self::NotOpen(_) | Self::Closed(_) | Self::WrongSource(_) => Some("poll_id"),
             Self::Unreadable
+            | Self::NotAllowed(_)
             | Self::PollUnreadable(_)
             | Self::ClockContradicted
             | Self::NotStored
@@ -92,6 +95,7 @@ impl fmt::Display for Refusal {
             Self::NotOpen(poll) => write!(f, "poll \"{poll}\" is not open yet"),
             Self::Closed(poll) => write!(f, "poll \"{poll}\" is closed"),
             Self::WrongSource(poll) => write!(f, "poll \"{poll}\" takes its votes from the stream"),
+            Self::NotAllowed(reason) => f.write_str(reason),
             Self::PollUnreadable(poll) => write!(f, "poll \"{poll}\" cannot be read at the moment, retry the vote"),
             Self::ClockContradicted => f.write_str(
                 "the clock of this server differs from the engines' by more than the protocol allows; the vote was not \

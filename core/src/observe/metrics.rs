@@ -185,10 +185,12 @@ pub enum Rejected {
     Overloaded,
     /// None of these.
     Other,
+    /// The caller may not cast it.
+    NotAllowed,
 }
 
 /// Votes that were rejected, per reason.
-pub static VOTES_REJECTED: Counter<9> = Counter::new(
+pub static VOTES_REJECTED: Counter<10> = Counter::new(
     info("votestream.ingest.votes.rejected", "{vote}", "Votes that were rejected before they reached a lane"),
     [
         &[("reason", "malformed")],
@@ -200,6 +202,7 @@ pub static VOTES_REJECTED: Counter<9> = Counter::new(
         &[("reason", "unavailable")],
         &[("reason", "overloaded")],
         &[("reason", "other")],
+        &[("reason", "not_allowed")],
     ],
 );
 
@@ -292,6 +295,62 @@ pub static CLOCK_CONTRADICTED: Gauge = Gauge::new(info(
     "1",
     "1 while the engines' answers prove that the clock differs from theirs by more than the skew bound: votes are refused",
 ));
+
+/// Why a call was denied. The order is that of the series of [`CALLS_DENIED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// It has no credential, and needs one.
+    Missing,
+    /// Its credential cannot be read.
+    Malformed,
+    /// The issuer of its token is not trusted.
+    UnknownIssuer,
+    /// Its key, or that of its token, is not known.
+    UnknownKey,
+    /// Its token is signed by an algorithm that its issuer does not use.
+    Algorithm,
+    /// Its credential has expired.
+    Expired,
+    /// Its token is not valid yet.
+    NotYetValid,
+    /// Its token is for another audience.
+    Audience,
+    /// The signature of its token is wrong.
+    Signature,
+    /// A claim of its token is missing or wrong.
+    Claims,
+    /// Its credential was revoked.
+    Revoked,
+    /// The keys of its token's issuer cannot be read.
+    KeysUnavailable,
+    /// Its credential does not allow what it asked for.
+    Scope,
+}
+
+/// Calls that were denied, per reason.
+pub static CALLS_DENIED: Counter<13> = Counter::new(
+    info("votestream.server.calls.denied", "{call}", "Calls that were denied for their credential, or for want of one"),
+    [
+        &[("reason", "missing")],
+        &[("reason", "malformed")],
+        &[("reason", "unknown_issuer")],
+        &[("reason", "unknown_key")],
+        &[("reason", "algorithm")],
+        &[("reason", "expired")],
+        &[("reason", "not_yet_valid")],
+        &[("reason", "audience")],
+        &[("reason", "signature")],
+        &[("reason", "claims")],
+        &[("reason", "revoked")],
+        &[("reason", "keys_unavailable")],
+        &[("reason", "scope")],
+    ],
+);
+
+/// Counts a call that was denied.
+pub fn denied(reason: Denial) {
+    CALLS_DENIED.add(reason as usize, 1);
+}
 
 /// Votes of a batch.
 pub static BATCH_VOTES: Histogram =
@@ -469,11 +528,12 @@ pub fn record_of_the_future(group: Group) {
 }
 
 /// All counters except the discards; see [`crate::consume::window::discarded_total`].
-pub static COUNTERS: [&(dyn ReadCounter + Sync); 10] = [
+pub static COUNTERS: [&(dyn ReadCounter + Sync); 11] = [
     &VOTES_ACCEPTED,
     &VOTES_REJECTED,
     &VOTES_SETTLED,
     &CONNECTIONS_CLOSED,
+    &CALLS_DENIED,
     &THROTTLES,
     &WRITE_UNITS,
     &VOTES_APPLIED,

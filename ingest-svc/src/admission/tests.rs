@@ -121,7 +121,7 @@ async fn admit(admission: &Admission, message: VotesMessage) -> (u64, BTreeMap<u
     let (session, messages) = (Arc::<Session>::default(), [message]);
     let permit = admission.acquire(&messages).await;
     let admit = async {
-        let votes = admission.admit(&session, 0, &messages, permit).await;
+        let votes = admission.admit(&session, &Caller::everybody(), 0, &messages, permit).await;
         session.close();
         votes.unwrap()
     };

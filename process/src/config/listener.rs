@@ -1,10 +1,10 @@
 //! The settings of every program with a listener. The server knows no configuration, so they are read here for it.
 //!
-//! Owns the names of the settings for [`Limits`], and their ranges. Must never count anything.
+//! Owns the names of the settings for [`Limits`] and [`Auth`], and their ranges. Must never count anything.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use votestream_server::{CorsOrigins, Limits};
+use votestream_server::{Auth, CorsOrigins, Identity, Limits};
 
 use super::{Setting, Values, bytes, duration, whole};
 
@@ -18,6 +18,51 @@ pub const CORS_ALLOW_ORIGINS: Setting = Setting::optional(
 /// Reads [`CORS_ALLOW_ORIGINS`].
 pub fn cors_allow_origins(values: &mut Values) -> Option<CorsOrigins> {
     Some(values.optional(CORS_ALLOW_ORIGINS.name, str::parse)?.unwrap_or_default())
+}
+
+/// Who may call.
+pub const IDENTITY: &[Setting] = &[
+    Setting::optional(
+        "auth",
+        "FILE|none",
+        "Who may call: a file of issuers, keys and certificates, which is read again when it changes; none lets everybody do \
+         everything. Must be given unless only this machine can reach the listener.",
+    ),
+    Setting::optional("auth-revoked", "FILE", "Tokens that count no more; read again when it changes [default: none]."),
+];
+
+/// Reads [`IDENTITY`] for a listener on this address, and the files.
+pub fn identity(values: &mut Values, listen: Option<SocketAddr>) -> Option<Identity> {
+    let auth = values.optional("auth", |text| Ok(text.to_owned()));
+    let revoked = values.optional("auth-revoked", |text| Ok(text.to_owned()));
+    let auth = match auth_of(auth?.as_deref(), revoked?.as_deref(), &[listen?]) {
+        Ok(auth) => auth,
+        Err(mistake) => {
+            values.check(false, || mistake);
+            return None;
+        }
+    };
+    values.merge(Identity::open(&auth))
+}
+
+/// How callers are told apart on these addresses. Fails closed: an address that others can reach needs a decision.
+///
+/// # Errors
+///
+/// Says what is missing.
+pub fn auth_of(auth: Option<&str>, revoked: Option<&str>, listen: &[SocketAddr]) -> Result<Auth, String> {
+    match (auth, revoked) {
+        (Some("none") | None, Some(_)) => Err("--auth-revoked needs --auth FILE".into()),
+        (Some("none"), None) => Ok(Auth::Off),
+        (Some(file), revoked) => Ok(Auth::File { file: file.into(), revoked: revoked.map(Into::into) }),
+        (None, None) => match listen.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
+            None => Ok(Auth::Off),
+            Some(address) => Err(format!(
+                "--auth is missing: others can reach {address}, so say who may call, by a file; or --auth none, which lets everybody \
+                 vote as anybody"
+            )),
+        },
+    }
 }
 
 /// Longest time-out of a connection that may be set.

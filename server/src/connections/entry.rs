@@ -23,10 +23,29 @@ use super::{
     link::{Call, Link},
     outbound::Outbound,
 };
+use crate::identity::{Caller, Remembered};
 
-/// Extension of every request: the address of the client's end of the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
+/// Extension of every request: the client's end of the connection, and who calls.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The client's address.
+    pub address: SocketAddr,
+    /// Whoever makes this call, once the check has let it in.
+    pub(crate) caller: Caller,
+    link: Arc<Link>,
+}
+
+impl Peer {
+    /// The last credential of the connection.
+    pub(crate) fn remembered(&self) -> &Remembered {
+        &self.link.remembered
+    }
+
+    /// The names in the client's certificate, if it has shown one that is trusted.
+    pub(crate) fn certificate_names(&self) -> &[String] {
+        &[]
+    }
+}
 
 /// The services of a port, for one connection.
 #[derive(Clone)]
@@ -56,7 +75,8 @@ where
         let is_single = self.single.iter().any(|path| path == request.uri().path());
         let within = is_single.then_some(self.link.census.limits.message);
         let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone(), within)));
-        request.extensions_mut().insert(Peer(self.link.peer));
+        let peer = Peer { address: self.link.peer, caller: Caller::default(), link: self.link.clone() };
+        request.extensions_mut().insert(peer);
         Answer { state: State::Called { answer: self.services.clone().oneshot(request) }, call }
     }
 }

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use votestream_core::observe::metrics::{self, ConnectionClosed};
 
 use super::census::Census;
+use crate::identity::Remembered;
 
 /// An order to a connection, in order of urgency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +82,8 @@ pub(crate) enum Room {
 pub(crate) struct Link {
     pub(crate) census: Arc<Census>,
     pub(crate) peer: SocketAddr,
+    /// Who called last.
+    pub(crate) remembered: Remembered,
     /// Number of the listener that accepted it.
     pub(crate) listener: u64,
     /// When it was accepted. All times here are milliseconds of the census.
@@ -131,6 +134,7 @@ impl Link {
         Self {
             census,
             peer,
+            remembered: Remembered::default(),
             listener,
             accepted_at,
             calls: AtomicU64::new(0),

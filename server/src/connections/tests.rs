@@ -565,7 +565,7 @@ async fn what_is_not_finished_in_time_is_cut_off() {
     let mut socket = TcpStream::connect(addr).await.unwrap();
     socket.write_all(b"GET /never HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let answer = ask(addr, "/peer", "localhost").await;
-    assert!(answer.contains("Some(Peer(127.0.0.1:"), "{answer}");
+    assert!(answer.contains("Some(Peer { address: 127.0.0.1:"), "{answer}");
     shutdown.cancel();
     assert_eq!(served.await.unwrap(), Drain::Incomplete);
     let mut rest = Vec::new();

@@ -23,7 +23,7 @@ use votestream_core::{
     },
     vote_hash,
 };
-use votestream_ingest::{Admission, IngestConfig, Session};
+use votestream_ingest::{Admission, Caller, IngestConfig, Session};
 use votestream_proto::{
     FrameReader, ReceivedVotes, VotesMessage,
     v1::{CreatePollRequest, RejectionCode},
@@ -214,7 +214,7 @@ pub(crate) fn votes(data: &[u8]) {
             let messages = [message];
             let permit = admission.acquire(&messages).await;
             let admit = async {
-                let votes = admission.admit(&session, 0, &messages, permit).await;
+                let votes = admission.admit(&session, &Caller::everybody(), 0, &messages, permit).await;
                 session.close();
                 votes.expect("its answers are read")
             };

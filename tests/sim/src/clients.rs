@@ -14,7 +14,7 @@ use rand::RngExt;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use votestream_core::PollId;
-use votestream_ingest::{Admission, Session};
+use votestream_ingest::{Admission, Caller, Session};
 use votestream_proto::{VotesMessage, v1::RejectionCode};
 
 use super::world::World;
@@ -123,7 +123,11 @@ async fn stream(world: &Arc<World>, process: &IngestProcess, polls: &[OpenPolls;
             let messages = [message];
             let permit = process.admission.acquire(&messages).await;
             // Answers are read as they come, so `Crowded` does not happen.
-            first += process.admission.admit(&session, first, &messages, permit).await.unwrap_or_default();
+            first += process
+                .admission
+                .admit(&session, &Caller::everybody(), first, &messages, permit)
+                .await
+                .unwrap_or_default();
             let (pause, wait) = world.draw(|rng| (rng.random_range(0..150), rng.random_bool(0.4)));
             sleep(Duration::from_millis(pause)).await;
             while wait && !waiting.lock().is_empty() {

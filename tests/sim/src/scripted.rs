@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use votestream_core::{Poll, PollId, PollOption, PollSource, Timestamp, mutation::Mutation, port::Group, vote_hash};
-use votestream_ingest::{Admission, Session};
+use votestream_ingest::{Admission, Caller, Session};
 use votestream_proto::VotesMessage;
 
 use crate::{
@@ -193,7 +193,10 @@ impl Stage {
         let Client { admission, session, sent, .. } = &mut self.client;
         let messages = [message];
         let permit = admission.acquire(&messages).await;
-        *sent += admission.admit(session, *sent, &messages, permit).await.map_err(|error| error.to_string())?;
+        *sent += admission
+            .admit(session, &Caller::everybody(), *sent, &messages, permit)
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(())
     }
 

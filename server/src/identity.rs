@@ -1,0 +1,105 @@
+//! Who calls, and what they may do.
+//!
+//! Owns the auth file, the check in front of every route, and the rights of a caller. Must never know what a vote or a
+//! result is: services say which right a call needs, for which poll. Must never let a call through because something is
+//! missing: a request without the check's mark has no rights at all.
+//!
+//! `rules` reads the auth file, `issuer` the keys of those who sign tokens, `revoked` what counts no more. `verify`
+//! turns a request's credential into a `caller`, and `check` stands in front of the routes. Never by hand here: the
+//! format of tokens and keys, which `jsonwebtoken` reads, and cryptography, which `ring` does.
+
+mod caller;
+mod check;
+mod fetch;
+mod issuer;
+mod mistakes;
+mod reload;
+mod revoked;
+mod rules;
+mod scope;
+pub mod signature;
+mod verify;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+pub use caller::{Caller, Denied};
+pub(crate) use check::CheckLayer;
+pub use check::{Need, Needs};
+pub use scope::{Action, InvalidScope, Scopes};
+pub(crate) use verify::Remembered;
+
+use rules::Rules;
+
+/// How a port finds out who calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Auth {
+    /// It does not: everybody may do everything. For listeners that only friends reach.
+    #[default]
+    Off,
+    /// By this file, and by the file of credentials that count no more.
+    File {
+        /// The auth file.
+        file: PathBuf,
+        /// The revocations, if there are any.
+        revoked: Option<PathBuf>,
+    },
+}
+
+/// Finds out who calls. Copies share what is remembered.
+#[derive(Clone, Debug, Default)]
+pub struct Identity(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    files: reload::Files,
+    rules: ArcSwap<Rules>,
+    /// Counts the changes of the rules. Streams look again at their callers when it changes.
+    changes: watch::Sender<u64>,
+    is_watching: AtomicBool,
+}
+
+impl Identity {
+    /// Reads the files.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with them.
+    pub fn open(auth: &Auth) -> Result<Self, Vec<String>> {
+        let Auth::File { file, revoked } = auth else { return Ok(Self::default()) };
+        signature::install();
+        let files = reload::Files::new(file.clone(), revoked.clone());
+        let rules = files.read(None)?;
+        let (rules, changes) = (ArcSwap::from_pointee(rules), watch::Sender::new(0));
+        Ok(Self(Some(Arc::new(Inner { files, rules, changes, is_watching: AtomicBool::new(false) }))))
+    }
+
+    /// Whether callers have to say who they are.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Follows the files and the keys of issuers from now on, until the last copy is dropped. Must be called within a
+    /// runtime. Further calls do nothing.
+    pub(crate) fn watch(&self) {
+        if let Some(inner) = &self.0
+            && !inner.is_watching.swap(true, Ordering::AcqRel)
+        {
+            tokio::spawn(reload::follow(Arc::downgrade(inner)));
+        }
+    }
+}
+
+/// The wall clock, in seconds since 1970. Tokens are made on other machines, by their wall clocks.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,392 @@
+//! A caller and its rights.
+//!
+//! Owns the decision whether a caller may do something, and what it is told if not. Must never name a token, a secret or
+//! a voter in such a text.
+
+use std::{borrow::Cow, convert::Infallible, fmt, mem, sync::Arc, time::Duration};
+
+use axum::extract::FromRequestParts;
+use http::{Extensions, request::Parts};
+use tonic::{Code, Status};
+use votestream_core::{
+    model::poll::check_user_id,
+    observe::metrics::{self, Denial},
+};
+
+use super::{
+    Inner,
+    issuer::{Issuer, LEEWAY},
+    rules::{CertificateRule, KeyRule, Rules},
+    scope::{Action, Scopes},
+    unix_now,
+};
+use crate::connections::Peer;
+
+/// Why a caller may not do what it asked for. The text is for the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    pub(super) reason: Denial,
+    pub(super) message: Cow<'static, str>,
+}
+
+impl Denied {
+    pub(super) fn new(reason: Denial, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    pub(super) fn code(&self) -> Code {
+        match self.reason {
+            Denial::Scope => Code::PermissionDenied,
+            Denial::KeysUnavailable => Code::Unavailable,
+            Denial::Missing
+            | Denial::Malformed
+            | Denial::UnknownIssuer
+            | Denial::UnknownKey
+            | Denial::Algorithm
+            | Denial::Expired
+            | Denial::NotYetValid
+            | Denial::Audience
+            | Denial::Signature
+            | Denial::Claims
+            | Denial::Revoked => Code::Unauthenticated,
+        }
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Denied> for Status {
+    fn from(denied: Denied) -> Self {
+        Self::new(denied.code(), denied.message)
+    }
+}
+
+/// What a credential says.
+#[derive(Debug)]
+pub(super) struct Credential {
+    pub(super) source: Source,
+    pub(super) namespace: Arc<str>,
+    /// The voter that it names.
+    pub(super) user: Option<Box<str>>,
+    pub(super) scopes: Scopes,
+    /// When it expires, in seconds since 1970.
+    pub(super) expires_at: Option<u64>,
+}
+
+/// Where a credential comes from.
+#[derive(Debug)]
+pub(super) enum Source {
+    Anonymous,
+    Token { issuer: Arc<Issuer>, jti: Option<Box<str>>, issued_at: Option<u64> },
+    Key(Arc<KeyRule>),
+    Certificate(Arc<CertificateRule>),
+}
+
+impl Credential {
+    pub(super) fn of(source: Source, namespace: Arc<str>, scopes: Scopes) -> Self {
+        Self { source, namespace, user: None, scopes, expires_at: None }
+    }
+
+    /// Memory that it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        let texts = self.user.as_ref().map_or(0, |user| user.len());
+        // A scope has the text of its polls besides itself.
+        3 * mem::size_of::<Self>() + texts + self.scopes.len() * 80
+    }
+
+    /// Whether it allows an action for a poll. A token has at most the scopes of its issuer's entry.
+    fn allows(&self, action: Action, poll: &[u8]) -> bool {
+        self.scopes.allow(action, poll)
+            && match &self.source {
+                Source::Token { issuer, .. } => issuer.rule.scopes.allow(action, poll),
+                Source::Anonymous | Source::Key(_) | Source::Certificate(_) => true,
+            }
+    }
+
+    fn allows_some(&self, action: Action) -> bool {
+        self.scopes.allow_some(action)
+            && match &self.source {
+                Source::Token { issuer, .. } => issuer.rule.scopes.allow_some(action),
+                Source::Anonymous | Source::Key(_) | Source::Certificate(_) => true,
+            }
+    }
+
+    fn is_anonymous(&self) -> bool {
+        matches!(self.source, Source::Anonymous)
+    }
+
+    /// Whether it still counts.
+    pub(super) fn check(&self, rules: &Rules, now: u64) -> Result<(), Denied> {
+        if let Some(expires_at) = self.expires_at
+            && now >= expires_at.saturating_add(LEEWAY)
+        {
+            return Err(expired(now - expires_at));
+        }
+        let gone = |what: &'static str| Denied::new(Denial::Revoked, what);
+        match &self.source {
+            Source::Anonymous => {
+                let same = rules.anonymous.as_ref().is_some_and(|anonymous| anonymous.scopes == self.scopes);
+                if same { Ok(()) } else { Err(gone("callers without a credential have other rights now: call again")) }
+            }
+            Source::Token { issuer, jti, issued_at } => {
+                if !rules.issuers.iter().any(|known| Arc::ptr_eq(known, issuer)) {
+                    return Err(gone("the entry of the token's issuer has changed: call again"));
+                }
+                if rules.revoked.has(&issuer.rule.iss, jti.as_deref(), self.user.as_deref(), *issued_at) {
+                    return Err(gone("the token was revoked"));
+                }
+                Ok(())
+            }
+            Source::Key(rule) => match rules.keys.get(&rule.sha256) {
+                Some(known) if Arc::ptr_eq(known, rule) => Ok(()),
+                Some(_) => Err(gone("the rights of the key have changed: call again")),
+                None => Err(gone("the key was revoked")),
+            },
+            Source::Certificate(rule) => {
+                let known = rules.certificates.iter().any(|known| Arc::ptr_eq(known, rule));
+                if known { Ok(()) } else { Err(gone("the certificate was revoked, or its rights have changed")) }
+            }
+        }
+    }
+}
+
+pub(super) fn expired(ago: u64) -> Denied {
+    Denied::new(Denial::Expired, format!("the token expired {} ago", in_words(ago)))
+}
+
+/// A time in one unit.
+pub(super) fn in_words(seconds: u64) -> String {
+    let (number, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7_200 => (seconds / 60, "minute"),
+        7_200..172_800 => (seconds / 3_600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Whoever makes a call. Copies are cheap.
+#[derive(Clone, Debug, Default)]
+pub struct Caller(Kind);
+
+#[derive(Clone, Debug, Default)]
+enum Kind {
+    /// No check has been made. It may do nothing.
+    #[default]
+    Nobody,
+    /// Identity is off. It may do everything.
+    Everybody,
+    Known(Arc<Credential>, Arc<Inner>),
+}
+
+impl Caller {
+    /// Whoever made the request with these extensions. Without a check it has no rights.
+    pub fn of(extensions: &Extensions) -> Self {
+        let handed_on = || extensions.get::<Self>().cloned();
+        extensions.get::<Peer>().map(|peer| peer.caller.clone()).or_else(handed_on).unwrap_or_default()
+    }
+
+    /// A request for a handler of this process, on behalf of this caller.
+    pub fn asks<M>(&self, message: M) -> tonic::Request<M> {
+        let mut request = tonic::Request::new(message);
+        request.extensions_mut().insert(self.clone());
+        request
+    }
+
+    /// The caller of a process that asks nobody who they are.
+    pub fn everybody() -> Self {
+        Self(Kind::Everybody)
+    }
+
+    pub(super) fn known(credential: Arc<Credential>, inner: Arc<Inner>) -> Self {
+        Self(Kind::Known(credential, inner))
+    }
+
+    /// Whether identity is off, so that everybody may do everything.
+    pub fn is_everybody(&self) -> bool {
+        matches!(self.0, Kind::Everybody)
+    }
+
+    /// Whether it may do this.
+    pub fn may(&self, action: Action, poll: &[u8]) -> bool {
+        match &self.0 {
+            Kind::Nobody => false,
+            Kind::Everybody => true,
+            Kind::Known(credential, _) => credential.allows(action, poll),
+        }
+    }
+
+    /// Checks that it may do this.
+    ///
+    /// # Errors
+    ///
+    /// Says which scope is missing, or that a credential is.
+    pub fn require(&self, action: Action, poll: &str) -> Result<(), Denied> {
+        if self.may(action, poll.as_bytes()) {
+            return Ok(());
+        }
+        // The poll of a request may be any text, of any length.
+        let poll = if votestream_core::PollId::new(poll).is_ok() { poll } else { "POLL" };
+        Err(self.lacks(action, poll))
+    }
+
+    /// Checks that it may do this for some poll. What it may see of others is decided for each.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::require`].
+    pub fn require_some(&self, action: Action) -> Result<(), Denied> {
+        let may = match &self.0 {
+            Kind::Nobody => false,
+            Kind::Everybody => true,
+            Kind::Known(credential, _) => credential.allows_some(action),
+        };
+        if may { Ok(()) } else { Err(self.lacks(action, "POLL")) }
+    }
+
+    /// Counts that something was denied.
+    fn lacks(&self, action: Action, poll: &str) -> Denied {
+        let denied = match &self.0 {
+            Kind::Known(credential, _) if !credential.is_anonymous() => {
+                Denied::new(Denial::Scope, format!("the credential's scopes do not cover {action}:{poll}"))
+            }
+            Kind::Nobody | Kind::Everybody | Kind::Known(..) => {
+                Denied::new(Denial::Missing, format!("this needs a credential with the scope {action}:{poll}"))
+            }
+        };
+        metrics::denied(denied.reason);
+        denied
+    }
+
+    /// Checks that it may vote at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::require`].
+    pub fn require_voting(&self) -> Result<(), Denied> {
+        let may = |action| match &self.0 {
+            Kind::Nobody => false,
+            Kind::Everybody => true,
+            Kind::Known(credential, _) => credential.allows_some(action),
+        };
+        if may(Action::Relay) { Ok(()) } else { self.require_some(Action::Vote) }
+    }
+
+    /// Checks that it may vote in this poll.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::require`].
+    pub fn require_voting_in(&self, poll: &str) -> Result<(), Denied> {
+        if self.may(Action::Vote, poll.as_bytes()) { Ok(()) } else { self.require(Action::Relay, poll) }
+    }
+
+    /// Whether its credential names the user that it votes as.
+    pub fn names_user(&self) -> bool {
+        matches!(&self.0, Kind::Known(credential, _) if credential.user.is_some())
+    }
+
+    /// As which user it votes in a poll, when it has named this one, or none: an empty text. `None` if it may not.
+    #[inline]
+    pub fn voter<'a>(&'a self, poll: &[u8], named: &'a [u8]) -> Option<&'a [u8]> {
+        let credential = match &self.0 {
+            Kind::Nobody => return None,
+            Kind::Everybody => return Some(named),
+            Kind::Known(credential, _) => credential,
+        };
+        if let Some(user) = credential.user.as_deref().map(str::as_bytes)
+            && (named.is_empty() || named == user)
+            && (credential.allows(Action::Vote, poll) || credential.allows(Action::Relay, poll))
+        {
+            return Some(user);
+        }
+        credential.allows(Action::Relay, poll).then_some(named)
+    }
+
+    /// Why [`Self::voter`] has none, for the caller.
+    pub fn no_voter(&self, poll: &str) -> String {
+        match &self.0 {
+            Kind::Known(credential, _) if credential.allows(Action::Vote, poll.as_bytes()) => match credential.user {
+                Some(_) => "user_id: the token is for another user; leave user_id out, or name the token's".into(),
+                None => "user_id: the token names no user to vote as".into(),
+            },
+            Kind::Nobody | Kind::Everybody | Kind::Known(..) => {
+                format!("the credential's scopes do not cover vote:{poll} or relay:{poll}")
+            }
+        }
+    }
+
+    /// The namespace of the users for whom it votes.
+    pub fn namespace(&self) -> &str {
+        match &self.0 {
+            Kind::Known(credential, _) => &credential.namespace,
+            Kind::Nobody | Kind::Everybody => "",
+        }
+    }
+
+    /// Who it is, for the audit log.
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Kind::Nobody => "nobody".into(),
+            Kind::Everybody => "anybody".into(),
+            Kind::Known(credential, _) => match &credential.source {
+                Source::Anonymous => "anonymous".into(),
+                Source::Token { issuer, .. } => match &credential.user {
+                    Some(user) => format!("token {} {user}", issuer.rule.iss),
+                    None => format!("token {}", issuer.rule.iss),
+                },
+                Source::Key(rule) => format!("key {}", rule.id),
+                Source::Certificate(rule) => format!("certificate {}", rule.san),
+            },
+        }
+    }
+
+    /// Waits until the credential counts no more: it has expired, or was revoked. Long calls end then.
+    pub async fn ended(&self) -> Denied {
+        let Kind::Known(credential, inner) = &self.0 else { return std::future::pending().await };
+        let mut changes = inner.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let now = unix_now();
+            if let Err(denied) = credential.check(&inner.rules.load(), now) {
+                metrics::denied(denied.reason);
+                return denied;
+            }
+            // Look again now and then even if nothing changes: the wall clock may be set.
+            let left = credential.expires_at.map_or(u64::MAX, |at| at.saturating_add(LEEWAY).saturating_sub(now));
+            let wait = Duration::from_secs(left.clamp(1, LOOK_AGAIN));
+            // The sender lives as long as this caller. If the wait ends, it is time to look.
+            drop(tokio::time::timeout(wait, changes.changed()).await);
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(&parts.extensions))
+    }
+}
+
+/// How often a long call looks at its credential, in seconds, if nothing else makes it look.
+const LOOK_AGAIN: u64 = 60;
+
+/// The user of a claim, if it is one that can vote.
+pub(super) fn user_of(claim: &serde_json::Value) -> Result<Box<str>, Denied> {
+    let wrong = |what: &str| Denied::new(Denial::Claims, format!("the token's user is not valid: {what}"));
+    let text = match claim {
+        serde_json::Value::String(text) => Cow::Borrowed(text.as_str()),
+        serde_json::Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string().into(),
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::Array(_)
+        | serde_json::Value::Object(_) => return Err(wrong("it is neither a text nor a whole number")),
+    };
+    check_user_id(text.as_bytes()).map(Into::into).map_err(|invalid| wrong(&invalid.to_string()))
+}

@@ -1,0 +1,257 @@
+//! Those who sign tokens, and their keys.
+//!
+//! Owns which key checks a token. Must never take an algorithm from a token that its issuer's entry does not name. Must
+//! never keep the keys of an issuer that has not been heard of for longer than [`STALE`].
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use jsonwebtoken::{
+    Algorithm, AlgorithmFamily, DecodingKey, Validation,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{fetch::Url, scope::Scopes, signature::family};
+
+/// Most keys of an issuer.
+const KEYS_MAX: usize = 100;
+/// How long keys serve if their URL does not answer: long enough for an outage that people have to notice and repair.
+const STALE: Duration = Duration::from_secs(24 * 3_600);
+/// How often keys are read again. An issuer publishes a new key before it signs with it.
+const REFRESH: Duration = Duration::from_secs(300);
+/// How often an unknown key, or a failure, makes the process ask again.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// By how much the clocks of an issuer and of this machine may differ, in seconds.
+pub(super) const LEEWAY: u64 = 5;
+
+/// An `[[issuer]]` of the auth file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct IssuerRule {
+    pub(super) iss: String,
+    pub(super) audiences: Vec<String>,
+    pub(super) source: Source,
+    pub(super) algorithms: Vec<Algorithm>,
+    /// The claim that names the voter.
+    pub(super) user_claim: String,
+    /// The most that its tokens can have.
+    pub(super) scopes: Scopes,
+    pub(super) namespace: Arc<str>,
+}
+
+/// Where the keys of an issuer are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    File(PathBuf),
+    Url(Url),
+}
+
+/// An issuer and its keys.
+#[derive(Debug)]
+pub(super) struct Issuer {
+    pub(super) rule: IssuerRule,
+    keys: ArcSwap<Keys>,
+    /// What a token of each algorithm must have.
+    validations: Vec<Validation>,
+    asking: Mutex<Asking>,
+    /// Counts the answers of the URL, good and bad.
+    pub(super) answers: watch::Sender<u64>,
+}
+
+/// The keys of an issuer.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    keys: Vec<Key>,
+    /// When they were read; `None` if they never were.
+    read_at: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+struct Key {
+    kid: Option<String>,
+    algorithms: Vec<Algorithm>,
+    key: DecodingKey,
+    /// The key as it was published, to see whether anything has changed.
+    published: Jwk,
+}
+
+#[derive(Debug, Default)]
+struct Asking {
+    /// When the URL was last asked.
+    asked_at: Option<Instant>,
+    failed: bool,
+    in_progress: bool,
+    /// A token names a key that is not known.
+    wanted: bool,
+}
+
+/// Why there is no key for a token.
+pub(super) enum NoKey {
+    /// The issuer has no such key.
+    Unknown,
+    /// Its keys could not be read.
+    Unavailable,
+    /// They are being read. Look again when the number has changed.
+    Wait(watch::Receiver<u64>),
+}
+
+impl Issuer {
+    pub(super) fn new(rule: IssuerRule, keys: Keys) -> Self {
+        let validation = |&algorithm: &Algorithm| {
+            let mut validation = Validation::new(algorithm);
+            validation.leeway = LEEWAY;
+            validation.validate_nbf = true;
+            validation.set_issuer(&[&rule.iss]);
+            validation.set_audience(&rule.audiences);
+            validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+            validation
+        };
+        let validations = rule.algorithms.iter().map(validation).collect();
+        let keys = ArcSwap::from_pointee(keys);
+        Self { rule, keys, validations, asking: Mutex::default(), answers: watch::Sender::new(0) }
+    }
+
+    /// The file of its keys.
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        match &self.rule.source {
+            Source::File(path) => Some(path),
+            Source::Url(_) => None,
+        }
+    }
+
+    /// What a token with this algorithm must have; `None` if the issuer does not use it.
+    pub(super) fn validation(&self, algorithm: Algorithm) -> Option<&Validation> {
+        self.validations.iter().find(|validation| validation.algorithms.contains(&algorithm))
+    }
+
+    /// The key for a token.
+    pub(super) fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<DecodingKey, NoKey> {
+        let keys = self.keys.load();
+        let is_stale = matches!(self.rule.source, Source::Url(_)) && keys.read_at.is_none_or(|at| at.elapsed() > STALE);
+        if !is_stale {
+            let mut fitting = keys.keys.iter().filter(|key| key.algorithms.contains(&algorithm));
+            let found = match kid {
+                Some(kid) => fitting.find(|key| key.kid.as_deref() == Some(kid)),
+                // Without a name there must be no choice.
+                None => fitting.next().filter(|_| fitting.next().is_none()),
+            };
+            if let Some(found) = found {
+                return Ok(found.key.clone());
+            }
+        }
+        match self.want() {
+            Some(answers) => Err(NoKey::Wait(answers)),
+            None if is_stale => Err(NoKey::Unavailable),
+            None => Err(NoKey::Unknown),
+        }
+    }
+
+    /// Asks for the keys again, unless that was done a moment ago.
+    fn want(&self) -> Option<watch::Receiver<u64>> {
+        if matches!(self.rule.source, Source::File(_)) {
+            return None;
+        }
+        let mut asking = self.asking.lock();
+        let may_ask = asking.in_progress || asking.asked_at.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+        may_ask.then(|| {
+            asking.wanted = true;
+            self.answers.subscribe()
+        })
+    }
+
+    /// The URL, if it is time to ask it. The caller must report the answer.
+    pub(super) fn due(&self) -> Option<Url> {
+        let Source::Url(url) = &self.rule.source else { return None };
+        let mut asking = self.asking.lock();
+        let pause = if asking.failed || asking.wanted { ASK_AGAIN } else { REFRESH };
+        if asking.in_progress || asking.asked_at.is_some_and(|at| at.elapsed() < pause) {
+            return None;
+        }
+        asking.asked_at = Some(Instant::now());
+        asking.in_progress = true;
+        Some(url.clone())
+    }
+
+    /// Takes the answer of the URL. Returns whether a key that served before does not any more.
+    pub(super) fn answered(&self, answer: Result<Keys, String>) -> bool {
+        let mut withdrawn = false;
+        let failed = answer.is_err();
+        match answer {
+            Ok(keys) => {
+                let before = self.keys.swap(Arc::new(keys));
+                let now = self.keys.load();
+                withdrawn = before.keys.iter().any(|old| now.keys.iter().all(|new| new.published != old.published));
+            }
+            Err(reason) => {
+                tracing::warn!(
+                    issuer = self.rule.iss,
+                    reason,
+                    "cannot read the keys of an issuer; the old ones serve on"
+                );
+            }
+        }
+        let mut asking = self.asking.lock();
+        *asking = Asking { failed, in_progress: false, wanted: false, asked_at: asking.asked_at };
+        drop(asking);
+        self.answers.send_modify(|answers| *answers += 1);
+        withdrawn
+    }
+
+    /// Whether its keys are those of this file's content.
+    pub(super) fn has_keys(&self, keys: &Keys) -> bool {
+        let published = |keys: &Keys| keys.keys.iter().map(|key| key.published.clone()).collect::<Vec<_>>();
+        published(&self.keys.load()) == published(keys)
+    }
+}
+
+impl Keys {
+    /// Reads a JWKS (RFC 7517, section 5). Keys for other purposes and of unknown kinds are left out.
+    pub(super) fn read(json: &[u8], algorithms: &[Algorithm]) -> Result<Self, String> {
+        let set: JwkSet = serde_json::from_slice(json).map_err(|error| format!("not a JWKS: {error}"))?;
+        if set.keys.len() > KEYS_MAX {
+            return Err(format!("it has {} keys, the limit is {KEYS_MAX}", set.keys.len()));
+        }
+        let keys: Vec<Key> = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
+        if keys.is_empty() {
+            return Err("it has no key for any of the issuer's algorithms".into());
+        }
+        Ok(Self { keys, read_at: Some(Instant::now()) })
+    }
+}
+
+impl Key {
+    fn of(jwk: Jwk, algorithms: &[Algorithm]) -> Option<Self> {
+        if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
+            return None;
+        }
+        let named = jwk.common.key_algorithm.map(|named| named.to_string());
+        let fits = |algorithm: &Algorithm| {
+            named.as_ref().is_none_or(|named| *named == format!("{algorithm:?}")) && fits(&jwk.algorithm, *algorithm)
+        };
+        let algorithms: Vec<Algorithm> = algorithms.iter().copied().filter(fits).collect();
+        let key = DecodingKey::from_jwk(&jwk).ok().filter(|_| !algorithms.is_empty())?;
+        Some(Self { kid: jwk.common.key_id.clone(), algorithms, key, published: jwk })
+    }
+}
+
+/// Whether a key is one of this algorithm.
+fn fits(key: &AlgorithmParameters, algorithm: Algorithm) -> bool {
+    let family = family(algorithm);
+    if let AlgorithmParameters::EllipticCurve(key) = key {
+        let curve = if algorithm == Algorithm::ES256 { EllipticCurve::P256 } else { EllipticCurve::P384 };
+        return family == Some(AlgorithmFamily::Ec) && key.curve == curve;
+    }
+    if let AlgorithmParameters::OctetKeyPair(key) = key {
+        return algorithm == Algorithm::EdDSA && key.curve == EllipticCurve::Ed25519;
+    }
+    match family {
+        Some(AlgorithmFamily::Hmac) => matches!(key, AlgorithmParameters::OctetKey(_)),
+        Some(AlgorithmFamily::Rsa) => matches!(key, AlgorithmParameters::RSA(_)),
+        Some(AlgorithmFamily::Ec | AlgorithmFamily::Ed) | None => false,
+    }
+}

@@ -1,0 +1,147 @@
+//! Follows the auth file, the revocations, and the keys of issuers.
+//!
+//! Owns when they are read again. Must never replace good rules by a file with a mistake, and never end a call whose
+//! credential still counts.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+use super::{Inner, fetch::fetch, issuer::Keys, revoked::Revoked, rules::Rules};
+
+/// How often the files are looked at. What was revoked ends within a few seconds.
+const LOOK: Duration = Duration::from_secs(1);
+/// Largest file, in bytes.
+const FILE_BYTES_MAX: u64 = 32 << 20;
+
+/// The files, and what they held last.
+#[derive(Debug)]
+pub(super) struct Files {
+    auth: PathBuf,
+    revoked: Option<PathBuf>,
+    /// What was read last, good or bad.
+    seen: Mutex<Option<Result<Content, String>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Content {
+    auth: String,
+    revoked: Option<String>,
+    /// Files with keys.
+    keys: Vec<(PathBuf, Option<Vec<u8>>)>,
+}
+
+impl Files {
+    pub(super) fn new(auth: PathBuf, revoked: Option<PathBuf>) -> Self {
+        Self { auth, revoked, seen: Mutex::default() }
+    }
+
+    /// Reads everything.
+    pub(super) fn read(&self, before: Option<&Rules>) -> Result<Rules, Vec<String>> {
+        let content = self.content(before);
+        *self.seen.lock() = Some(content.clone());
+        self.rules(&content.map_err(|mistake| vec![mistake])?, before)
+    }
+
+    fn rules(&self, content: &Content, before: Option<&Rules>) -> Result<Rules, Vec<String>> {
+        let named = |path: &std::path::Path, mistakes: Vec<String>| -> Vec<String> {
+            mistakes.into_iter().map(|mistake| format!("{}: {mistake}", path.display())).collect()
+        };
+        let revoked = match (&self.revoked, &content.revoked) {
+            (Some(path), Some(text)) => Revoked::read(text).map_err(|mistakes| named(path, mistakes)),
+            _ => Ok(Revoked::default()),
+        };
+        let (revoked, mut mistakes) = match revoked {
+            Ok(revoked) => (revoked, Vec::new()),
+            Err(mistakes) => (Revoked::default(), mistakes),
+        };
+        match Rules::read(&content.auth, &self.auth, revoked, before) {
+            Ok(rules) if mistakes.is_empty() => Ok(rules),
+            Ok(_) => Err(mistakes),
+            Err(more) => {
+                mistakes.extend(named(&self.auth, more));
+                Err(mistakes)
+            }
+        }
+    }
+
+    /// The rules of the files, if they have changed since they were last read. Blocks.
+    fn changed(&self, before: &Rules) -> Option<Result<Rules, Vec<String>>> {
+        let content = self.content(Some(before));
+        let mut seen = self.seen.lock();
+        if seen.as_ref() == Some(&content) {
+            return None;
+        }
+        *seen = Some(content.clone());
+        drop(seen);
+        Some(content.map_err(|mistake| vec![mistake]).and_then(|content| self.rules(&content, Some(before))))
+    }
+
+    fn content(&self, before: Option<&Rules>) -> Result<Content, String> {
+        let text = |path: &PathBuf| {
+            let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+            let size = std::fs::metadata(path).map_err(|error| named(&error))?.len();
+            if size > FILE_BYTES_MAX {
+                return Err(named(&format_args!("it has {size} bytes, the limit is {FILE_BYTES_MAX}")));
+            }
+            std::fs::read_to_string(path).map_err(|error| named(&error))
+        };
+        let files = before.into_iter().flat_map(|rules| &rules.issuers).filter_map(|issuer| issuer.file());
+        Ok(Content {
+            auth: text(&self.auth)?,
+            revoked: self.revoked.as_ref().map(text).transpose()?,
+            keys: files.map(|path| (path.clone(), std::fs::read(path).ok())).collect(),
+        })
+    }
+}
+
+/// Follows files and keys until the identity is dropped.
+pub(super) async fn follow(inner: Weak<Inner>) {
+    let mut fetching = JoinSet::new();
+    loop {
+        let Some(strong) = inner.upgrade() else { return };
+        look(&strong).await;
+        for issuer in &strong.rules.load().issuers {
+            if let Some(url) = issuer.due() {
+                let (issuer, inner) = (issuer.clone(), inner.clone());
+                fetching.spawn(async move {
+                    let answer = fetch(url).await.and_then(|json| Keys::read(&json, &issuer.rule.algorithms));
+                    if issuer.answered(answer)
+                        && let Some(inner) = inner.upgrade()
+                    {
+                        inner.rules.rcu(|rules| rules.renewed());
+                    }
+                });
+            }
+        }
+        drop(strong);
+        while fetching.try_join_next().is_some() {}
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Reads the files again if they have changed.
+async fn look(inner: &Arc<Inner>) {
+    let reading = inner.clone();
+    let read = tokio::task::spawn_blocking(move || reading.files.changed(&reading.rules.load()));
+    match read.await {
+        Ok(Some(Ok(rules))) => {
+            tracing::info!("the auth files have changed and hold from now on");
+            inner.rules.store(Arc::new(rules));
+            inner.changes.send_modify(|changes| *changes += 1);
+        }
+        Ok(Some(Err(mistakes))) => {
+            tracing::error!(
+                mistakes = mistakes.join("; "),
+                "the auth files have mistakes; what was read before holds on"
+            );
+        }
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "reading the auth files panicked"),
+    }
+}

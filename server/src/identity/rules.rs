@@ -1,0 +1,346 @@
+//! The auth file.
+//!
+//! Owns what it may say. Must never accept a file with a mistake, nor stop at the first one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jsonwebtoken::Algorithm;
+use quick_cache::{Weighter, sync::Cache};
+use toml::Table;
+use votestream_core::model::limits::USER_ID_BYTES_MAX;
+
+use super::{
+    caller::{Credential, Source as From},
+    issuer::{Issuer, IssuerRule, Keys, Source},
+    mistakes::{Entry, Mistakes},
+    revoked::Revoked,
+    scope::{Action, SCOPES_MAX, Scopes},
+};
+
+/// Most entries of a kind.
+const ENTRIES_MAX: usize = 1_000;
+/// Longest namespace, in bytes.
+const NAMESPACE_BYTES_MAX: usize = 64;
+/// Memory for credentials that were verified: some 60,000 of usual size.
+const REMEMBERED_BYTES_MAX: u64 = 32 << 20;
+/// Number of credentials for which the memory is laid out.
+const REMEMBERED_USUAL: usize = 65_536;
+
+/// The SHA-256 of a secret or a token.
+pub(super) type Digest = [u8; 32];
+
+/// Everything that decides about a caller.
+#[derive(Debug)]
+pub(super) struct Rules {
+    /// Counts the changes. What a connection remembers belongs to one number.
+    pub(super) version: u64,
+    pub(super) issuers: Vec<Arc<Issuer>>,
+    pub(super) keys: HashMap<Digest, Arc<KeyRule>>,
+    pub(super) certificates: Vec<Arc<CertificateRule>>,
+    /// What callers without a credential are.
+    pub(super) anonymous: Option<Arc<Credential>>,
+    pub(super) revoked: Revoked,
+    /// Tokens that were verified, until they expire.
+    pub(super) remembered: Cache<Digest, Arc<Credential>, ByBytes>,
+}
+
+/// Weighs remembered credentials by their memory.
+#[derive(Clone, Debug)]
+pub(super) struct ByBytes;
+
+impl Weighter<Digest, Arc<Credential>> for ByBytes {
+    fn weight(&self, _: &Digest, credential: &Arc<Credential>) -> u64 {
+        credential.bytes() as u64
+    }
+}
+
+/// A `[[key]]`: a secret of a tool or a relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeyRule {
+    pub(super) id: String,
+    pub(super) sha256: Digest,
+    pub(super) scopes: Scopes,
+    pub(super) namespace: Arc<str>,
+}
+
+/// A `[[certificate]]` of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CertificateRule {
+    /// A subject alternative name.
+    pub(super) san: String,
+    pub(super) scopes: Scopes,
+    pub(super) namespace: Arc<str>,
+}
+
+impl Rules {
+    /// Reads the auth file. Parts that are as they were before stay the same objects, so that whoever calls by them goes
+    /// on.
+    pub(super) fn read(text: &str, path: &Path, revoked: Revoked, before: Option<&Self>) -> Result<Self, Vec<String>> {
+        let table: Table =
+            text.parse().map_err(|error: toml::de::Error| vec![error.to_string().trim_end().to_owned()])?;
+        let mut mistakes = Mistakes::default();
+        let mut file = Entry::new(String::new(), table, &mut mistakes);
+        let (issuers, keys, certificates) = (file.tables("issuer"), file.tables("key"), file.tables("certificate"));
+        let anonymous = file.table("anonymous");
+        for (name, count) in [("issuer", issuers.len()), ("key", keys.len()), ("certificate", certificates.len())] {
+            if count > ENTRIES_MAX {
+                file.wrong(format_args!("{name}: there are {count} entries, the limit is {ENTRIES_MAX}"));
+            }
+        }
+        if issuers.is_empty() && keys.is_empty() && certificates.is_empty() && anonymous.is_none() {
+            file.wrong("it lets nobody in: expected [[issuer]], [[key]], [[certificate]] or [anonymous]");
+        }
+        file.end();
+        let numbered = |name: &str, at: usize| format!("{name} {}", at + 1);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let issuers: Vec<_> = issuers
+            .into_iter()
+            .enumerate()
+            .filter_map(|(at, table)| issuer(Entry::new(numbered("issuer", at), table, &mut mistakes), folder))
+            .collect();
+        let keys: Vec<_> = keys
+            .into_iter()
+            .enumerate()
+            .filter_map(|(at, table)| key(Entry::new(numbered("key", at), table, &mut mistakes)))
+            .collect();
+        let certificates: Vec<_> = certificates
+            .into_iter()
+            .enumerate()
+            .filter_map(|(at, table)| certificate(Entry::new(numbered("certificate", at), table, &mut mistakes)))
+            .collect();
+        let anonymous = anonymous.and_then(|table| anonymous_of(Entry::new("anonymous".into(), table, &mut mistakes)));
+        unique(&mut mistakes, "issuer", "iss", issuers.iter().map(|(rule, _)| &rule.iss));
+        unique(&mut mistakes, "key", "id", keys.iter().map(|rule| &rule.id));
+        unique(&mut mistakes, "key", "sha256", keys.iter().map(|rule| &rule.sha256));
+        unique(&mut mistakes, "certificate", "san", certificates.iter().map(|rule| &rule.san));
+        check_namespaces(&mut mistakes, &issuers, &keys, &certificates);
+        if !mistakes.0.is_empty() {
+            return Err(mistakes.0);
+        }
+        let same_issuer = |(rule, keys): (IssuerRule, Option<Keys>)| {
+            let mut known = before.into_iter().flat_map(|rules| &rules.issuers);
+            let known = known.find(|old| old.rule == rule && keys.as_ref().is_none_or(|keys| old.has_keys(keys)));
+            known.cloned().unwrap_or_else(|| Arc::new(Issuer::new(rule, keys.unwrap_or_default())))
+        };
+        let same_key = |rule: KeyRule| {
+            let known = before.and_then(|rules| rules.keys.get(&rule.sha256)).filter(|old| ***old == rule);
+            (rule.sha256, known.cloned().unwrap_or_else(|| Arc::new(rule)))
+        };
+        let same_certificate = |rule: CertificateRule| {
+            let mut known = before.into_iter().flat_map(|rules| &rules.certificates);
+            known.find(|old| ***old == rule).cloned().unwrap_or_else(|| Arc::new(rule))
+        };
+        Ok(Self {
+            version: before.map_or(0, |rules| rules.version + 1),
+            issuers: issuers.into_iter().map(same_issuer).collect(),
+            keys: keys.into_iter().map(same_key).collect(),
+            certificates: certificates.into_iter().map(same_certificate).collect(),
+            anonymous: anonymous.map(|scopes| Arc::new(Credential::of(From::Anonymous, "".into(), scopes))),
+            revoked,
+            remembered: Cache::with_weighter(REMEMBERED_USUAL, REMEMBERED_BYTES_MAX, ByBytes),
+        })
+    }
+
+    /// The same rules, with nothing remembered: a key that checked tokens before has been withdrawn.
+    pub(super) fn renewed(&self) -> Self {
+        Self {
+            version: self.version + 1,
+            issuers: self.issuers.clone(),
+            keys: self.keys.clone(),
+            certificates: self.certificates.clone(),
+            anonymous: self.anonymous.clone(),
+            revoked: self.revoked.clone(),
+            remembered: Cache::with_weighter(REMEMBERED_USUAL, REMEMBERED_BYTES_MAX, ByBytes),
+        }
+    }
+}
+
+/// Reports values that two entries have.
+fn unique<'a, T: Eq + std::hash::Hash + 'a>(
+    mistakes: &mut Mistakes,
+    name: &str,
+    field: &str,
+    values: impl Iterator<Item = &'a T>,
+) {
+    let mut seen = HashSet::new();
+    for (at, value) in values.enumerate() {
+        if !seen.insert(value) {
+            mistakes.add(&format!("{name} {}", at + 1), format_args!("another {name} has the same {field}"));
+        }
+    }
+}
+
+/// A user of one issuer is not the user of the same name of another. So either all who can vote have a namespace, or
+/// none has, and then there is only one issuer.
+fn check_namespaces(
+    mistakes: &mut Mistakes,
+    issuers: &[(IssuerRule, Option<Keys>)],
+    keys: &[KeyRule],
+    certificates: &[CertificateRule],
+) {
+    let voting = |scopes: &Scopes| scopes.allow_some(Action::Vote) || scopes.allow_some(Action::Relay);
+    let voting_issuers = issuers.iter().filter(|(rule, _)| voting(&rule.scopes)).count();
+    let all = issuers
+        .iter()
+        .map(|(rule, _)| (format!("issuer {}", rule.iss), &rule.scopes, &rule.namespace))
+        .chain(keys.iter().map(|rule| (format!("key {}", rule.id), &rule.scopes, &rule.namespace)))
+        .chain(certificates.iter().map(|rule| (format!("certificate {}", rule.san), &rule.scopes, &rule.namespace)));
+    let voting: Vec<_> = all.filter(|(_, scopes, _)| voting(scopes)).collect();
+    let without: Vec<_> = voting.iter().filter(|(_, _, namespace)| namespace.is_empty()).collect();
+    if without.len() < voting.len() {
+        for (name, ..) in without {
+            mistakes.add(name, "namespace is missing: either all entries that can vote have one, or none has");
+        }
+    } else if voting_issuers > 1 {
+        mistakes.add(
+            "issuer",
+            "two issuers whose tokens can vote need a namespace each: user 1 of one is not user 1 of the other",
+        );
+    }
+}
+
+/// The scopes of an entry. Voters are named by tokens, so other entries cannot have the action `vote`.
+fn scopes(entry: &mut Entry<'_>, names_voters: bool) -> Option<Scopes> {
+    let texts = entry.list("scopes")?;
+    if texts.len() > SCOPES_MAX {
+        entry.wrong(format_args!("scopes has {} entries, the limit is {SCOPES_MAX}", texts.len()));
+        return None;
+    }
+    for text in &texts {
+        if let Err(invalid) = Scopes::parse([text.as_str()]) {
+            entry.wrong(invalid);
+        } else if !names_voters && text.starts_with("vote:") {
+            entry.wrong(format_args!(
+                "{text:?} needs a token that names its voter; whoever votes for others needs relay:"
+            ));
+        }
+    }
+    Scopes::parse(texts.iter().map(String::as_str)).ok()
+}
+
+fn namespace(entry: &mut Entry<'_>) -> Arc<str> {
+    let namespace = entry.text("namespace").unwrap_or_default();
+    if namespace.len() > NAMESPACE_BYTES_MAX || namespace.contains(char::is_control) {
+        entry.wrong(format_args!("namespace must have at most {NAMESPACE_BYTES_MAX} bytes and no control characters"));
+    }
+    namespace.into()
+}
+
+fn issuer(mut entry: Entry<'_>, folder: &Path) -> Option<(IssuerRule, Option<Keys>)> {
+    let iss = entry.required("iss");
+    let audiences = entry.list("aud");
+    let algorithms = algorithms(&mut entry);
+    let source = source(&mut entry, folder);
+    let user_claim = entry.text("user").unwrap_or_else(|| "sub".to_owned());
+    let scopes = scopes(&mut entry, true);
+    let namespace = namespace(&mut entry);
+    let mut keys = None;
+    if let (Some(source), Some(algorithms)) = (&source, &algorithms) {
+        match source {
+            Source::Url(_) if algorithms.iter().any(|algorithm| format!("{algorithm:?}").starts_with("HS")) => {
+                entry.wrong(
+                    "algorithms: HS256 and its like need keys from a file, since whoever reads the keys can sign",
+                );
+            }
+            Source::Url(_) => {}
+            Source::File(path) => match read_keys(path, algorithms) {
+                Ok(read) => keys = Some(read),
+                Err(reason) => entry.wrong(format_args!("keys: {}: {reason}", path.display())),
+            },
+        }
+    }
+    entry.end();
+    let rule = IssuerRule {
+        iss: iss?,
+        audiences: audiences?,
+        source: source?,
+        algorithms: algorithms?,
+        user_claim,
+        scopes: scopes?,
+        namespace,
+    };
+    Some((rule, keys))
+}
+
+/// Reads the keys of a file.
+fn read_keys(path: &Path, algorithms: &[Algorithm]) -> Result<Keys, String> {
+    let json = std::fs::read(path).map_err(|error| error.to_string())?;
+    Keys::read(&json, algorithms)
+}
+
+fn algorithms(entry: &mut Entry<'_>) -> Option<Vec<Algorithm>> {
+    let names = entry.list("algorithms")?;
+    let mut algorithms = Vec::new();
+    for name in &names {
+        match name.parse::<Algorithm>() {
+            Ok(algorithm) => algorithms.push(algorithm),
+            Err(_) => {
+                entry.wrong(format_args!("algorithms: {name:?} is not known: expected ES256, RS256, EdDSA or the like"))
+            }
+        }
+    }
+    (algorithms.len() == names.len()).then_some(algorithms)
+}
+
+fn source(entry: &mut Entry<'_>, folder: &Path) -> Option<Source> {
+    let text = entry.required("keys")?;
+    if !text.contains("://") {
+        let path = PathBuf::from(text);
+        return Some(Source::File(if path.is_absolute() { path } else { folder.join(path) }));
+    }
+    match text.parse() {
+        Ok(url) => Some(Source::Url(url)),
+        Err(reason) => {
+            entry.wrong(format_args!("keys: {reason}"));
+            None
+        }
+    }
+}
+
+fn key(mut entry: Entry<'_>) -> Option<KeyRule> {
+    let id = entry.required("id");
+    let sha256 = entry.required("sha256").and_then(|hex| {
+        let digest = digest_of(&hex);
+        if digest.is_none() {
+            entry.wrong("sha256 must be the SHA-256 of the secret: 64 hex digits, not the secret itself");
+        }
+        digest
+    });
+    let scopes = scopes(&mut entry, false);
+    let namespace = namespace(&mut entry);
+    entry.end();
+    Some(KeyRule { id: id?, sha256: sha256?, scopes: scopes?, namespace })
+}
+
+/// A digest in hex.
+fn digest_of(hex: &str) -> Option<Digest> {
+    if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut digest = [0; 32];
+    for (byte, digits) in digest.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(digest)
+}
+
+fn certificate(mut entry: Entry<'_>) -> Option<CertificateRule> {
+    let san = entry.required("san");
+    let scopes = scopes(&mut entry, false);
+    let namespace = namespace(&mut entry);
+    if san.as_ref().is_some_and(|san| san.contains('*') || san.len() > USER_ID_BYTES_MAX) {
+        entry.wrong("san must be one name, without wildcards");
+    }
+    entry.end();
+    Some(CertificateRule { san: san?.to_ascii_lowercase(), scopes: scopes?, namespace })
+}
+
+fn anonymous_of(mut entry: Entry<'_>) -> Option<Scopes> {
+    let scopes = scopes(&mut entry, false);
+    entry.end();
+    scopes
+}
