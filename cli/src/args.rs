@@ -242,6 +242,12 @@ pub(crate) enum PollCommand {
         #[arg(value_name = "POLL", allow_negative_numbers = true)]
         poll: String,
     },
+    /// Show the results of a poll that was created with --visibility on-release, from now on.
+    Release {
+        /// Id of the poll.
+        #[arg(value_name = "POLL", allow_negative_numbers = true)]
+        poll: String,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -277,6 +283,19 @@ pub(crate) struct PollCreateArgs {
     /// Where the votes come from.
     #[arg(long, value_enum, default_value_t = Source::Ingest)]
     pub(crate) source: Source,
+    /// When readers may see the results.
+    #[arg(long, value_enum, default_value_t = Visibility::Live)]
+    pub(crate) visibility: Visibility,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Visibility {
+    /// Always.
+    Live,
+    /// Once they are final.
+    WhenFinal,
+    /// Once they are released by `votestream poll release`.
+    OnRelease,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -316,10 +335,10 @@ pub(crate) struct ResultsArgs {
     /// Show the results as they change, until they are final. With --json, one object per line.
     #[arg(long, conflicts_with = "is_final")]
     pub(crate) watch: bool,
-    /// Show the final result; exit code 1 if there is none yet.
+    /// Show the final result; exit code 1 if there is none yet, or if it is not shown yet.
     #[arg(long = "final", id = "is_final")]
     pub(crate) is_final: bool,
-    /// Wait until the result is final.
+    /// Wait until the result is final and shown.
     #[arg(long, requires = "is_final")]
     pub(crate) wait: bool,
     /// Wait no longer than this, such as 90s or 2h [default: no limit]

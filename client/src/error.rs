@@ -7,7 +7,7 @@ use std::{
 
 use tonic::{Code, Status};
 
-use crate::Address;
+use crate::{Address, status::hides_results};
 
 /// One of the two services that a client talks to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,12 @@ impl ClientError {
             Self::Call { status, .. } => Some(status),
             Self::Unreachable { .. } | Self::Ended { .. } | Self::Incomplete { .. } => None,
         }
+    }
+
+    /// Whether the answer to a question for results was that readers may not see them yet. The status's message says until
+    /// when.
+    pub fn is_hidden(&self) -> bool {
+        self.status().is_some_and(hides_results)
     }
 
     /// Whether the answer to a question for a final result was that there is none yet.
