@@ -1,5 +1,5 @@
-//! One port: connections and their limits, deadlines, the path to the services, health, reflection, drain, and the form
-//! of errors in JSON.
+//! One port: connections and their limits, TLS, deadlines, the path to the services, health, reflection, drain, and the
+//! form of errors in JSON.
 //!
 //! Must never know what a vote is, and never read a setting: it gets its limits as plain numbers.
 
@@ -13,11 +13,13 @@ mod gather;
 mod grpc;
 pub mod http;
 mod limits;
+mod tls;
 
 pub use connections::{Connections, Peer, raise_descriptor_limit};
 pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 pub use limits::Limits;
+pub use tls::{ClientCertificate, Tls, TlsError, TlsFile, TlsIdentity, TlsSource};
 
 /// How a service ended after it was told to stop.
 pub use votestream_core::consume::group::Drain;

@@ -23,10 +23,16 @@ use super::{
     link::{Call, Link},
     outbound::Outbound,
 };
+use crate::ClientCertificate;
 
-/// Extension of every request: the address of the client's end of the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
+/// Extension of every request: who is at the other end of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The address of the client's end.
+    pub address: SocketAddr,
+    /// The client's certificate. It was verified; it may have expired since the connection began.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
 
 /// The services of a port, for one connection.
 #[derive(Clone)]
@@ -37,6 +43,8 @@ pub(crate) struct Entry<S> {
     pub(crate) is_loopback: bool,
     /// Paths of the calls that take one message. The message must arrive in time.
     pub(crate) single: Arc<[String]>,
+    /// The certificate that the client gave.
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl<S> hyper::service::Service<Request<Incoming>> for Entry<S>
@@ -56,7 +64,7 @@ where
         let is_single = self.single.iter().any(|path| path == request.uri().path());
         let within = is_single.then_some(self.link.census.limits.message);
         let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone(), within)));
-        request.extensions_mut().insert(Peer(self.link.peer));
+        request.extensions_mut().insert(Peer { address: self.link.peer, certificate: self.certificate.clone() });
         Answer { state: State::Called { answer: self.services.clone().oneshot(request) }, call }
     }
 }

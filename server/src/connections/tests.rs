@@ -1,6 +1,7 @@
 //! Tests connections from the client's side: over pipes with a paused clock, and over sockets where accept matters.
 
 mod frames;
+mod handshakes;
 
 use std::{
     future::pending,
@@ -77,7 +78,13 @@ fn census(limits: Limits) -> Arc<Census> {
 async fn piped(census: &Arc<Census>, pipe_bytes: usize) -> (DuplexStream, JoinHandle<()>) {
     let place = census.place(PEER, 0).await.unwrap();
     let (near, far) = duplex(pipe_bytes);
-    let entry = Entry { services: services(), link: place.link.clone(), is_loopback: false, single: single() };
+    let entry = Entry {
+        services: services(),
+        link: place.link.clone(),
+        is_loopback: false,
+        single: single(),
+        certificate: None,
+    };
     (far, tokio::spawn(connection::run_over(near, entry, place)))
 }
 
@@ -565,7 +572,7 @@ async fn what_is_not_finished_in_time_is_cut_off() {
     let mut socket = TcpStream::connect(addr).await.unwrap();
     socket.write_all(b"GET /never HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let answer = ask(addr, "/peer", "localhost").await;
-    assert!(answer.contains("Some(Peer(127.0.0.1:"), "{answer}");
+    assert!(answer.contains("Some(Peer { address: 127.0.0.1:"), "{answer}");
     shutdown.cancel();
     assert_eq!(served.await.unwrap(), Drain::Incomplete);
     let mut rest = Vec::new();
