@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
-use votestream_server::{Connections, CorsOrigins, Limits, raise_descriptor_limit};
+use votestream_server::{Connections, CorsOrigins, Limits, Tls, raise_descriptor_limit};
 use votestream_stack::{StackConfig, StackError};
 
 use crate::{
@@ -37,6 +37,8 @@ pub(crate) struct StackOptions {
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
     pub(crate) limits: Limits,
+    /// TLS of both addresses.
+    pub(crate) tls: Option<Tls>,
     pub(crate) cors_allow_origins: CorsOrigins,
     /// See [`EmbeddedOptions::continue_from_log_time`].
     pub(crate) continue_from_log_time: bool,
@@ -52,6 +54,7 @@ impl StackOptions {
             ingest_addr: any,
             results_addr: any,
             limits: Limits::default(),
+            tls: None,
             cors_allow_origins: CorsOrigins::default(),
             continue_from_log_time: false,
         }
@@ -101,7 +104,7 @@ impl RunningStack {
         let control = Control::listen(&directory, engine.backups());
         let ports = engine.ports();
         let mut config = StackConfig::one_machine()
-            .with_connections(Connections::new(options.limits))
+            .with_connections(Connections::secured(options.limits, options.tls))
             .with_cors(options.cors_allow_origins);
         config.persist_elsewhere = Some(|name, work| background(name, work).boxed());
         let services = votestream_stack::Stack::start(&ports, config, ingest_listener, results_listener);

@@ -22,6 +22,7 @@ pub const PROGRAM: Program = Program {
             listener::CORS_ALLOW_ORIGINS,
         ],
         listener::LIMITS,
+        listener::TLS,
         engine::ENGINE,
         &[
             Setting::new("ingest-tasks", "N", "1", "How many ingest processes share the rate of the shards."),
@@ -80,6 +81,7 @@ impl Settings {
         let listen = values.get("listen", socket_addr);
         let origins = listener::cors_allow_origins(values);
         let limits = listener::limits(values);
+        let tls = listener::tls(values);
         let engine = EngineConfig::read(values);
         let ingest_tasks = values.get("ingest-tasks", whole(1..=10_000u32));
         let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
@@ -90,7 +92,7 @@ impl Settings {
         let drain = values.get("drain", duration(TimeBounds::DISTRIBUTED.answer_deadline..=*engine::DRAINS.end()));
         let mut ingest = IngestConfig::distributed();
         ingest.cors_allow_origins = origins?;
-        ingest.connections = Connections::new(limits?);
+        ingest.connections = Connections::secured(limits?, tls?);
         ingest.lanes.linger = linger?;
         ingest.unsettled_bytes_max = unsettled_bytes_max?;
         ingest.waiting_bytes_max = waiting_bytes_max?;

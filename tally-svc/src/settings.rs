@@ -22,6 +22,7 @@ pub const PROGRAM: Program = Program {
             listener::CORS_ALLOW_ORIGINS,
         ],
         listener::LIMITS,
+        listener::TLS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -64,6 +65,7 @@ impl Settings {
         let listen = values.get("listen", socket_addr);
         let origins = listener::cors_allow_origins(values);
         let limits = listener::limits(values);
+        let tls = listener::tls(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Tally);
         let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
@@ -74,7 +76,7 @@ impl Settings {
             group,
             flush_interval: flush_interval?,
             cors_allow_origins: origins?,
-            connections: Connections::new(limits?),
+            connections: Connections::secured(limits?, tls?),
             ..TallyConfig::distributed()
         };
         Some(Self { listen: listen?, engine: engine?, fan_out, tally, drain: drain? })

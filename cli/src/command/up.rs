@@ -6,10 +6,11 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
-use votestream_process::terminal::Signals;
+use votestream_process::{config::listener, terminal::Signals};
+use votestream_server::Tls;
 
 use crate::{
-    args::{Global, UpArgs},
+    args::{Global, TlsArgs, UpArgs},
     failure::{Answer, Failure, Outcome},
     output,
     stack::{RunningStack, StackOptions, Storage},
@@ -28,17 +29,20 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         (true, _) => Storage::Ephemeral,
         (false, directory) => Storage::Directory(data_directory(directory)?),
     };
+    let tls = tls(args.tls)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let options = StackOptions {
         storage,
         shards: args.shards,
         ingest_addr: args.ingest_addr,
         results_addr: args.results_addr,
         limits: args.limits.into(),
+        tls,
         cors_allow_origins: args.cors_allow_origins,
         continue_from_log_time: args.continue_from_log_time,
     };
     let mut stack = start(options, &mut signals).await?;
-    let announced = announce(global, &stack, ephemeral);
+    let announced = announce(global, &stack, scheme, ephemeral);
     let broken = match announced {
         // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
@@ -75,11 +79,20 @@ async fn start(options: StackOptions, signals: &mut Signals) -> Result<RunningSt
     Err(Failure::Interrupted(signal))
 }
 
+/// Reads the files of TLS, or says everything that is wrong.
+fn tls(args: TlsArgs) -> Result<Option<Tls>, Failure> {
+    let TlsArgs { tls_cert, tls_key, tls_client_ca, tls_self_signed } = args;
+    let usage = |mistakes: Vec<String>| Failure::usage(mistakes.join("\n       "));
+    let source = listener::tls_source(tls_cert, tls_key, tls_client_ca, tls_self_signed).map_err(usage)?;
+    let opened = source.map(Tls::open).transpose();
+    opened.map_err(|errors| usage(errors.iter().map(listener::tls_mistake).collect()))
+}
+
 /// Prints where the services are.
-fn announce(global: &Global, stack: &RunningStack, ephemeral: bool) -> Result<(), Failure> {
+fn announce(global: &Global, stack: &RunningStack, scheme: &str, ephemeral: bool) -> Result<(), Failure> {
     let addresses = Addresses {
-        ingest: format!("http://{}", stack.ingest_addr),
-        results: format!("http://{}", stack.results_addr),
+        ingest: format!("{scheme}://{}", stack.ingest_addr),
+        results: format!("{scheme}://{}", stack.results_addr),
     };
     output::note(&format!("ingest    {}", addresses.ingest));
     output::note(&format!("results   {}", addresses.results));
