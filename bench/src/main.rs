@@ -8,6 +8,7 @@ mod counters;
 mod cpu;
 mod engines;
 mod freshness;
+mod identity;
 mod ingest;
 mod lanes;
 mod latency;
@@ -73,6 +74,8 @@ enum Bench {
         /// One of messages, calls, connections, refused [default: all]
         part: Option<ingest::Part>,
     },
+    /// Calls and streams of callers who say who they are, compared with identity off
+    Identity,
     /// persist-svc, tally-svc and ingest-svc against a null Kinesis and a null DynamoDB
     Aws {
         /// One of persist, tally, ingest, shard [default: all]
@@ -102,7 +105,7 @@ enum Bench {
 }
 
 /// The benchmarks that `all` runs. Those that take long come last.
-const ALL: [Bench; 13] = [
+const ALL: [Bench; 14] = [
     Bench::Codec,
     Bench::Counters,
     Bench::Lanes,
@@ -110,6 +113,7 @@ const ALL: [Bench; 13] = [
     Bench::Store,
     Bench::Memory { voters: None },
     Bench::Ingest { part: None },
+    Bench::Identity,
     Bench::Aws { part: None },
     Bench::Pipeline,
     Bench::Latency,
@@ -139,6 +143,7 @@ fn run(bench: Bench, report: &mut Report) -> anyhow::Result<()> {
         Bench::Memory { voters } => memory::run(report, voters),
         Bench::Sample => sample::run(report),
         Bench::Ingest { part } => report.part("ingest", |report| ingest::run(report, part)),
+        Bench::Identity => report.part("identity", identity::run),
         Bench::Aws { part } => aws::run(report, part),
         Bench::Pipeline => report.part("pipeline", pipeline::run),
         Bench::Latency => report.part("latency", latency::run),

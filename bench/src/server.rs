@@ -21,6 +21,7 @@ use votestream_client::{Client, ResultsClient};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
+use votestream_server::Identity;
 use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
 use votestream_testkit::stand_ins;
@@ -28,6 +29,7 @@ use votestream_testkit::stand_ins;
 use crate::{
     cpu::cpu_seconds,
     engines::{self, Engines},
+    identity,
     null::{self, NullConfig, VOTES_PER_RECORD},
     votes,
 };
@@ -94,6 +96,9 @@ pub(crate) struct Options {
     /// Votes in one round of the null Kinesis, or of the SDK
     #[arg(long, default_value_t = 0)]
     pub(crate) votes: usize,
+    /// Whether ingest-svc asks its callers who they are
+    #[arg(long)]
+    pub(crate) identity: bool,
 }
 
 impl Options {
@@ -116,6 +121,7 @@ impl Options {
             flush_ms,
             shards,
             votes,
+            identity,
         } = self;
         let mut arguments = vec![
             format!("--delay-ms={delay_ms}"),
@@ -130,6 +136,7 @@ impl Options {
         arguments.extend(aws.map(|aws| format!("--aws={aws}")));
         arguments.extend(dynamodb.map(|dynamodb| format!("--dynamodb={dynamodb}")));
         arguments.extend(delay_all.then(|| "--delay-all".to_owned()));
+        arguments.extend(identity.then(|| "--identity".to_owned()));
         arguments
     }
 
@@ -219,7 +226,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
         });
         match kind {
             Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
-            Kind::Ingest => embedded_ingest(ingest, shutdown).await,
+            Kind::Ingest => embedded_ingest(ingest, options.identity, shutdown).await,
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
                 let config = NullConfig {
@@ -298,12 +305,18 @@ async fn bare(listener: TcpListener, delay: Duration, shutdown: CancellationToke
     Ok(server.serve_with_incoming_shutdown(incoming, shutdown.cancelled()).await?)
 }
 
-async fn embedded_ingest(listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn embedded_ingest(
+    listener: TcpListener,
+    with_identity: bool,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
+    let identity = if with_identity { identity::identity(dir.path())? } else { Identity::default() };
+    let engine = EmbeddedEngine::open(&dir.path().join("data"), EmbeddedOptions::default())?;
     let ports = engine.ports();
     ports.polls.create(&votes::poll()?).await?;
-    votestream_ingest::run(ingest_one_machine(), ports, listener, shutdown).await?;
+    let config = IngestConfig { identity, ..ingest_one_machine() };
+    votestream_ingest::run(config, ports, listener, shutdown).await?;
     engine.close();
     Ok(())
 }

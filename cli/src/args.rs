@@ -57,6 +57,18 @@ pub(crate) struct Global {
         default_value = "http://127.0.0.1:50052"
     )]
     pub(crate) results: Address,
+    /// Certificates in PEM of those whom to trust with https://, and no others [default: those of the system]
+    #[arg(long, global = true, value_name = "FILE", env = "VOTESTREAM_TLS_CA")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Client certificate in PEM for https://, followed by those of its issuers.
+    #[arg(long, id = "tls_cert", global = true, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert in PEM.
+    #[arg(long, id = "tls_key", global = true, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// File with the token that says who calls; read again when it changes [default: the variable VOTESTREAM_TOKEN]
+    #[arg(long, global = true, value_name = "FILE", env = "VOTESTREAM_TOKEN_FILE")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Print one JSON object on stdout, with the field names of the API; everything else goes to stderr.
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -134,6 +146,28 @@ pub(crate) struct UpArgs {
     pub(crate) auth: AuthArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
+}
+
+/// TLS of both addresses.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TlsArgs {
+    /// The server's certificate in PEM, followed by those of its issuers; all connections then use TLS 1.2 or 1.3. Read
+    /// again when it changes [default: no TLS]
+    #[arg(long, id = "tls_cert", value_name = "FILE", env = "VOTESTREAM_TLS_CERT")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert in PEM; read again when it changes.
+    #[arg(long, id = "tls_key", value_name = "FILE", env = "VOTESTREAM_TLS_KEY")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Certificates in PEM of those who issue client certificates. A client may give one; one that is not theirs is
+    /// refused. Read again when it changes [default: clients are not asked]
+    #[arg(long, value_name = "FILE", env = "VOTESTREAM_TLS_CLIENT_CA")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    /// Use TLS with a certificate that is made at the start, which clients cannot check: for the way from a load
+    /// balancer.
+    #[arg(long, env = "VOTESTREAM_TLS_SELF_SIGNED")]
+    pub(crate) tls_self_signed: bool,
 }
 
 /// Who may call.
@@ -247,6 +281,12 @@ pub(crate) enum PollCommand {
         #[arg(value_name = "POLL", allow_negative_numbers = true)]
         poll: String,
     },
+    /// Show the results of a poll that was created with --visibility on-release, from now on.
+    Release {
+        /// Id of the poll.
+        #[arg(value_name = "POLL", allow_negative_numbers = true)]
+        poll: String,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -282,6 +322,19 @@ pub(crate) struct PollCreateArgs {
     /// Where the votes come from.
     #[arg(long, value_enum, default_value_t = Source::Ingest)]
     pub(crate) source: Source,
+    /// When readers may see the results.
+    #[arg(long, value_enum, default_value_t = Visibility::Live)]
+    pub(crate) visibility: Visibility,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Visibility {
+    /// Always.
+    Live,
+    /// Once they are final.
+    WhenFinal,
+    /// Once they are released by `votestream poll release`.
+    OnRelease,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -321,10 +374,10 @@ pub(crate) struct ResultsArgs {
     /// Show the results as they change, until they are final. With --json, one object per line.
     #[arg(long, conflicts_with = "is_final")]
     pub(crate) watch: bool,
-    /// Show the final result; exit code 1 if there is none yet.
+    /// Show the final result; exit code 1 if there is none yet, or if it is not shown yet.
     #[arg(long = "final", id = "is_final")]
     pub(crate) is_final: bool,
-    /// Wait until the result is final.
+    /// Wait until the result is final and shown.
     #[arg(long, requires = "is_final")]
     pub(crate) wait: bool,
     /// Wait no longer than this, such as 90s or 2h [default: no limit]
@@ -433,6 +486,24 @@ mod tests {
         let given = Limits { connections_max: 9, idle: Duration::from_secs(120), ..Limits::default() };
         assert_eq!(limits(&["--connections-max", "9", "--idle-timeout", "2m"]), given);
         assert!(Cli::try_parse_from(["votestream", "up", "--idle-timeout", "0s"]).is_err());
+    }
+
+    #[test]
+    fn the_certificate_of_up_is_the_servers_and_of_other_commands_the_clients() {
+        let up = ["votestream", "up", "--tls-cert", "c", "--tls-key", "k"];
+        let Command::Up(args) = Cli::parse_from(up).command else { panic!() };
+        assert_eq!((args.tls.tls_cert, args.tls.tls_key), (Some("c".into()), Some("k".into())));
+        for arguments in [
+            ["votestream", "--tls-cert", "c", "--tls-key", "k", "poll", "list"],
+            ["votestream", "poll", "list", "--tls-key", "k", "--tls-cert", "c"],
+        ] {
+            let global = Cli::parse_from(arguments).global;
+            assert_eq!((global.tls_cert, global.tls_key), (Some("c".into()), Some("k".into())));
+        }
+        let mut command = Cli::command();
+        command.build();
+        let up = command.find_subcommand_mut("up").unwrap().render_long_help().to_string();
+        assert!(up.contains("The server's certificate") && !up.contains("Client certificate"), "{up}");
     }
 
     #[test]

@@ -86,7 +86,14 @@ impl Failure {
                 innermost(&source)
             )),
             ClientError::Call { address, status } => Self::rpc(what, address.url(), &status),
-            ClientError::Ended { .. } | ClientError::Incomplete { .. } => Self::Failed(one_line(&error.to_string())),
+            ClientError::Untrusted { is_unknown: true, .. } => {
+                Self::Failed(format!("{} (give its CA with --tls-ca)", one_line(&error.to_string())))
+            }
+            ClientError::Tls { .. } | ClientError::TokenInTheClear { .. } => Self::Usage(one_line(&error.to_string())),
+            ClientError::Untrusted { .. }
+            | ClientError::NoTls { .. }
+            | ClientError::Ended { .. }
+            | ClientError::Incomplete { .. } => Self::Failed(one_line(&error.to_string())),
         }
     }
 

@@ -19,6 +19,9 @@ pub(crate) struct Poll {
     pub(crate) expected_peak: u64,
     pub(crate) state: &'static str,
     pub(crate) needs_recount: bool,
+    pub(crate) visibility: &'static str,
+    pub(crate) released_at: Option<Timestamp>,
+    pub(crate) pseudonym_key_id: String,
 }
 
 /// `PollOption`.
@@ -28,7 +31,7 @@ pub(crate) struct PollOption {
     pub(crate) title: String,
 }
 
-/// `CreatePollResponse`, `GetPollResponse` and `ClosePollResponse`.
+/// `CreatePollResponse`, `GetPollResponse`, `ClosePollResponse` and `ReleaseResultsResponse`.
 #[derive(Debug, Serialize)]
 pub(crate) struct PollResponse {
     pub(crate) poll: Poll,
@@ -111,6 +114,8 @@ impl From<v1::Poll> for Poll {
             closes_at: moment(poll.closes_at.as_ref()),
             source: poll.source().as_str_name(),
             state: poll.state().as_str_name(),
+            visibility: poll.visibility().as_str_name(),
+            released_at: moment(poll.released_at.as_ref()),
             poll_id: poll.poll_id,
             title: poll.title,
             options: poll
@@ -120,6 +125,7 @@ impl From<v1::Poll> for Poll {
                 .collect(),
             expected_peak: poll.expected_peak,
             needs_recount: poll.needs_recount,
+            pseudonym_key_id: poll.pseudonym_key_id,
         }
     }
 }
@@ -215,6 +221,9 @@ mod tests {
             expected_peak: 7,
             state: v1::PollState::Open.into(),
             needs_recount: false,
+            visibility: v1::PollVisibility::OnRelease.into(),
+            released_at: at(2),
+            pseudonym_key_id: "00ff".into(),
         };
         assert_eq!(
             serde_json::to_value(PollResponse { poll: poll.into() }).unwrap(),
@@ -222,6 +231,8 @@ mod tests {
                 "poll_id": "p", "title": "T", "options": [{"option_id": "a", "title": "A"}],
                 "opens_at": "1970-01-01T00:00:00.5Z", "closes_at": null, "source": "POLL_SOURCE_INGEST",
                 "expected_peak": 7, "state": "POLL_STATE_OPEN", "needs_recount": false,
+                "visibility": "POLL_VISIBILITY_ON_RELEASE", "released_at": "1970-01-01T00:00:02.5Z",
+                "pseudonym_key_id": "00ff",
             }})
         );
     }

@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
-use votestream_server::{Connections, CorsOrigins, Identity, Limits, raise_descriptor_limit};
+use votestream_server::{Connections, CorsOrigins, Identity, Limits, Tls, raise_descriptor_limit};
 use votestream_stack::{StackConfig, StackError};
 
 use crate::{
@@ -38,6 +38,8 @@ pub(crate) struct StackOptions {
     pub(crate) results_addr: SocketAddr,
     pub(crate) identity: Identity,
     pub(crate) limits: Limits,
+    /// TLS of both addresses.
+    pub(crate) tls: Option<Tls>,
     pub(crate) cors_allow_origins: CorsOrigins,
     /// See [`EmbeddedOptions::continue_from_log_time`].
     pub(crate) continue_from_log_time: bool,
@@ -54,6 +56,7 @@ impl StackOptions {
             results_addr: any,
             identity: Identity::default(),
             limits: Limits::default(),
+            tls: None,
             cors_allow_origins: CorsOrigins::default(),
             continue_from_log_time: false,
         }
@@ -103,7 +106,7 @@ impl RunningStack {
         let control = Control::listen(&directory, engine.backups());
         let ports = engine.ports();
         let mut config = StackConfig::one_machine()
-            .with_connections(Connections::new(options.limits))
+            .with_connections(Connections::secured(options.limits, options.tls))
             .with_identity(options.identity)
             .with_cors(options.cors_allow_origins);
         config.persist_elsewhere = Some(|name, work| background(name, work).boxed());

@@ -450,3 +450,36 @@ fn more_are_never_counted_than_submitted() {
         });
     }
 }
+
+#[test]
+fn hidden_results_are_shown_when_they_are_released() {
+    let up = Up::with_poll();
+    let create = ["poll", "create", "--id", "h", "--option", "a", "--closes-in", "1h", "--visibility", "on-release"];
+    let created = up.run(&create);
+    assert!(text(&created.stdout).contains("results   hidden until they are released (on-release)"), "{created:?}");
+    assert_eq!(up.cast(b"h,ada,a\nh,bob,a\n").status.code(), Some(0));
+    let ways: [&[&str]; 4] = [&[], &["--watch"], &["--final"], &["--json"]];
+    for way in ways {
+        let hidden = up.run(&[&["results", "h"], way].concat());
+        assert_eq!((hidden.status.code(), text(&hidden.stdout).as_str()), (Some(1), ""), "{way:?}");
+        let expected = "not shown: the results of this poll are shown once somebody releases them";
+        assert!(text(&hidden.stderr).contains(expected), "{way:?}: {hidden:?}");
+    }
+    // Whoever may administer the poll sees everything.
+    let audit = up.run(&["audit", "h", "--json"]);
+    assert!(text(&audit.stdout).contains("\"recounted\""), "{audit:?}");
+
+    for poll in ["p", "none"] {
+        let refused = up.run(&["poll", "release", poll]);
+        assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    }
+    for _ in 0..2 {
+        let released = up.run(&["poll", "release", "h"]);
+        assert_eq!(released.status.code(), Some(0), "{released:?}");
+        assert!(text(&released.stdout).contains("results   shown since 2"), "{released:?}");
+    }
+    until("both votes are counted", || up.counted("h") == 2);
+    let poll: Value = serde_json::from_slice(&up.run(&["poll", "get", "h", "--json"]).stdout).unwrap();
+    assert_eq!(poll["poll"]["visibility"], "POLL_VISIBILITY_ON_RELEASE");
+    assert!(poll["poll"]["released_at"].is_string());
+}

@@ -2,13 +2,14 @@
 
 use std::{
     fmt::{self, Display, Formatter},
+    net::IpAddr,
     str::FromStr,
     sync::Arc,
 };
 
 use tonic::transport::Uri;
 
-/// Address of a service: `http://host:port`, or `host:port`. Copies are cheap.
+/// Address of a service: `https://host`, `http://host:port`, or `host:port`, which means `http`. Copies are cheap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address(Arc<Parts>);
 
@@ -22,6 +23,23 @@ impl Address {
     /// The address as a URL.
     pub fn url(&self) -> &str {
         &self.0.url
+    }
+
+    /// Whether it is one with TLS.
+    pub fn is_secure(&self) -> bool {
+        self.0.uri.scheme_str() == Some("https")
+    }
+
+    /// Its host, as it is written there.
+    pub fn host(&self) -> &str {
+        self.0.uri.host().unwrap_or_default()
+    }
+
+    /// Whether it certainly is on this machine.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let host = self.host().trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost")
+            || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
     }
 
     pub(crate) fn uri(&self) -> Uri {
@@ -48,8 +66,8 @@ pub enum AddressError {
     /// It is no URL with a host.
     #[error("expected a URL such as http://127.0.0.1:50051")]
     NotAUrl,
-    /// Its scheme is not `http`.
-    #[error("only http:// is supported; put a TLS proxy in between")]
+    /// Its scheme is neither `https` nor `http`.
+    #[error("expected https:// or http://")]
     NotHttp,
 }
 
@@ -62,7 +80,7 @@ impl FromStr for Address {
         if uri.host().is_none_or(str::is_empty) {
             return Err(AddressError::NotAUrl);
         }
-        if uri.scheme_str() != Some("http") {
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(AddressError::NotHttp);
         }
         Ok(Self(Arc::new(Parts { url: url.trim_end_matches('/').to_owned(), uri })))
@@ -79,9 +97,24 @@ mod tests {
         assert_eq!(url("127.0.0.1:1"), Ok("http://127.0.0.1:1".into()));
         assert_eq!(url("http://host:1/"), Ok("http://host:1".into()));
         assert_eq!(url("[::1]:1"), Ok("http://[::1]:1".into()));
-        assert_eq!(url("https://host:1"), Err(AddressError::NotHttp));
+        assert_eq!(url("https://host:1"), Ok("https://host:1".into()));
+        assert_eq!(url("https://host"), Ok("https://host".into()));
+        assert_eq!(url("ftp://host:1"), Err(AddressError::NotHttp));
         assert_eq!(url("http://"), Err(AddressError::NotAUrl));
         assert_eq!(url(""), Err(AddressError::NotAUrl));
+    }
+
+    #[test]
+    fn what_stays_on_this_machine() {
+        let is_loopback = |text: &str| text.parse::<Address>().unwrap().is_loopback();
+        for local in ["127.0.0.1:1", "http://127.9.0.1:1", "[::1]:1", "http://LOCALHOST:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(is_loopback(local), "{local}");
+        }
+        for other in ["127.0.0.1.example:1", "localhost.example:1", "10.0.0.1:1", "[::2]:1", "0.0.0.0:1"] {
+            assert!(!is_loopback(other), "{other}");
+        }
+        let is_secure = |text: &str| text.parse::<Address>().unwrap().is_secure();
+        assert!(is_secure("https://host") && !is_secure("http://host") && !is_secure("host:443"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{future::Future, time::Duration};
 
 use tonic::{
     Request, Response, Status,
+    service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
 use votestream_proto::{
@@ -17,7 +18,11 @@ use votestream_proto::{
     },
 };
 
-use crate::{Address, ClientError, Retry, Service};
+use crate::{
+    Address, ClientError, Retry, Service,
+    tls::TlsOptions,
+    token::{Credentials, Token},
+};
 
 /// How long to wait for a connection, unless told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +36,9 @@ const DEADLINE_SLACK: Duration = Duration::from_secs(1);
 const INGEST_PORT: u16 = 50_051;
 const RESULTS_PORT: u16 = 50_052;
 
+/// A connection that says with every call who calls.
+pub(crate) type Identified = InterceptedService<Channel, Credentials>;
+
 /// Settings of a client. By default it finds what `votestream up` has started on this machine.
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
@@ -40,6 +48,8 @@ pub struct ClientBuilder {
     keep_alive: Duration,
     call_timeout: Duration,
     retry: Retry,
+    tls: TlsOptions,
+    token: Option<Token>,
 }
 
 impl Default for ClientBuilder {
@@ -51,6 +61,8 @@ impl Default for ClientBuilder {
             keep_alive: KEEP_ALIVE,
             call_timeout: CALL_TIMEOUT,
             retry: Retry::DEFAULT,
+            tls: TlsOptions::default(),
+            token: None,
         }
     }
 }
@@ -99,6 +111,24 @@ impl ClientBuilder {
         self
     }
 
+    /// Whom to trust with `https://`: certificates in PEM, and no others. By default those that the system trusts.
+    pub fn tls_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.tls.ca = Some(pem.into());
+        self
+    }
+
+    /// Who this client is: a certificate with its chain, and its key, in PEM. Only a service that asks for it sees it.
+    pub fn tls_identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.tls.identity = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// What is sent with every call and every stream to prove who calls. Without TLS it is sent to this machine alone.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
     /// Connects to both services.
     ///
     /// # Errors
@@ -128,13 +158,19 @@ impl ClientBuilder {
 
     /// A client over a connection of the caller's, such as one with TLS. Its time-outs are the caller's, too.
     pub fn ingest_over(&self, channel: Channel) -> IngestClient {
-        IngestClient { grpc: IngestServiceClient::new(channel), wire: self.wire(&self.ingest) }
+        let grpc = IngestServiceClient::new(self.identified(channel));
+        IngestClient { grpc, wire: self.wire(&self.ingest) }
     }
 
     /// A client over a connection of the caller's, such as one with TLS. Its time-outs are the caller's, too.
     pub fn results_over(&self, channel: Channel) -> ResultsClient {
+        let channel = self.identified(channel);
         let results = ResultsServiceClient::new(channel.clone());
         ResultsClient { results, polls: PollServiceClient::new(channel), wire: self.wire(&self.results) }
+    }
+
+    fn identified(&self, channel: Channel) -> Identified {
+        InterceptedService::new(channel, Credentials(self.token.clone()))
     }
 
     fn wire(&self, address: &Address) -> Wire {
@@ -146,8 +182,14 @@ impl ClientBuilder {
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(self.keep_alive);
-        let unreachable = |source| ClientError::Unreachable { service, address: address.clone(), source };
-        endpoint.connect().await.map_err(unreachable)
+        let endpoint = match address.is_secure() {
+            true => self.tls.apply(endpoint, self.connect_timeout).map_err(|reason| ClientError::Tls { reason })?,
+            false if self.token.is_some() && !address.is_loopback() => {
+                return Err(ClientError::TokenInTheClear { address: address.clone() });
+            }
+            false => endpoint,
+        };
+        endpoint.connect().await.map_err(|source| ClientError::connecting(service, address, source))
     }
 }
 
@@ -178,7 +220,7 @@ impl Client {
 /// A connection to the ingest service. Copies share it. A connection that breaks is opened again by the next call.
 #[derive(Clone, Debug)]
 pub struct IngestClient {
-    pub(crate) grpc: IngestServiceClient<Channel>,
+    pub(crate) grpc: IngestServiceClient<Identified>,
     pub(crate) wire: Wire,
 }
 
@@ -204,8 +246,8 @@ impl IngestClient {
 /// call.
 #[derive(Clone, Debug)]
 pub struct ResultsClient {
-    pub(crate) results: ResultsServiceClient<Channel>,
-    pub(crate) polls: PollServiceClient<Channel>,
+    pub(crate) results: ResultsServiceClient<Identified>,
+    pub(crate) polls: PollServiceClient<Identified>,
     pub(crate) wire: Wire,
 }
 

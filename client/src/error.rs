@@ -7,7 +7,11 @@ use std::{
 
 use tonic::{Code, Status};
 
-use crate::Address;
+use crate::{
+    Address,
+    status::hides_results,
+    tls::{Refused, refused},
+};
 
 /// One of the two services that a client talks to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,35 @@ pub enum ClientError {
         address: Address,
         /// What the connection said.
         source: tonic::transport::Error,
+    },
+    /// The service cannot prove who it is. Nothing was sent.
+    #[error("the certificate of {} is not trusted: {reason}", .address.host())]
+    Untrusted {
+        /// Where the service is.
+        address: Address,
+        /// What is wrong with its certificate.
+        reason: String,
+        /// Whether the CA that has issued it is not known here. Then [`ClientBuilder::tls_ca`](crate::ClientBuilder::tls_ca)
+        /// helps.
+        is_unknown: bool,
+    },
+    /// The service speaks, and not TLS. Nothing was sent.
+    #[error("{address} does not speak TLS: use http:// for it")]
+    NoTls {
+        /// Where the service is.
+        address: Address,
+    },
+    /// The settings of TLS cannot be used.
+    #[error("TLS cannot be used: {reason}")]
+    Tls {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A token would be sent to another machine for everybody to read. Nothing was sent.
+    #[error("a token would be sent to {address} unencrypted: use https:// for it")]
+    TokenInTheClear {
+        /// Where the service is.
+        address: Address,
     },
     /// The call ended with a status other than OK: the service's own, or that of a connection that broke.
     #[error("{}", describe(.address, .status))]
@@ -73,8 +106,30 @@ impl ClientError {
     pub fn status(&self) -> Option<&Status> {
         match self {
             Self::Call { status, .. } => Some(status),
-            Self::Unreachable { .. } | Self::Ended { .. } | Self::Incomplete { .. } => None,
+            Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::NoTls { .. }
+            | Self::Tls { .. }
+            | Self::TokenInTheClear { .. }
+            | Self::Ended { .. }
+            | Self::Incomplete { .. } => None,
         }
+    }
+
+    /// No connection came about.
+    pub(crate) fn connecting(service: Service, address: &Address, source: tonic::transport::Error) -> Self {
+        let address = address.clone();
+        match refused(&source) {
+            Some(Refused::Certificate { reason, is_unknown }) => Self::Untrusted { address, reason, is_unknown },
+            Some(Refused::NoTls) => Self::NoTls { address },
+            None => Self::Unreachable { service, address, source },
+        }
+    }
+
+    /// Whether the answer to a question for results was that readers may not see them yet. The status's message says until
+    /// when.
+    pub fn is_hidden(&self) -> bool {
+        self.status().is_some_and(hides_results)
     }
 
     /// Whether the answer to a question for a final result was that there is none yet.

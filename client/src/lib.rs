@@ -23,6 +23,8 @@ mod results;
 mod retry;
 mod status;
 mod stream;
+mod tls;
+mod token;
 mod watch;
 
 pub use address::{Address, AddressError};
@@ -34,6 +36,7 @@ pub use stream::{
     COPIES_LAND_WITHIN, Ended, MessageBuilder, Observer, Outcomes, Outgoing, SOURCE_MESSAGES_MAX, StreamOptions,
     StreamOver, UNSETTLED_BYTES_MAX, UNSETTLED_VOTES_MAX, Unsettled, VOTE_BYTES_MAX, VoteSender,
 };
+pub use token::{Token, TokenError};
 /// A message of votes.
 pub use votestream_proto::VotesMessage;
 /// The generated messages of the API, for requests and answers.

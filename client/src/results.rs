@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use votestream_proto::v1::{
     ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest,
     GetInterimResultsResponse, GetPollRequest, ListPollsRequest, ListPollsResponse, Poll, RecountRequest,
-    RecountResponse,
+    RecountResponse, ReleaseResultsRequest,
 };
 
 use crate::{ClientError, ResultsClient, Watch};
@@ -59,6 +59,19 @@ impl ResultsClient {
         self.poll_of(self.wire.call(request, self.wire.call_timeout, call).await?.poll)
     }
 
+    /// Shows the results of a poll with visibility ON_RELEASE to its readers, from now on. Releasing again changes
+    /// nothing, so a call that failed may be repeated.
+    ///
+    /// # Errors
+    ///
+    /// If there is none with this id, it has another visibility, or the call fails.
+    pub async fn release_results(&self, poll_id: &str) -> Result<Poll, ClientError> {
+        let mut grpc = self.results.clone();
+        let request = ReleaseResultsRequest { poll_id: poll_id.to_owned() };
+        let call = |request| async move { grpc.release_results(request).await };
+        self.poll_of(self.wire.call(request, self.wire.call_timeout, call).await?.poll)
+    }
+
     fn poll_of(&self, poll: Option<Poll>) -> Result<Poll, ClientError> {
         poll.ok_or_else(|| ClientError::Incomplete { address: self.wire.address.clone(), what: "a poll" })
     }
@@ -93,7 +106,7 @@ impl ResultsClient {
     ///
     /// # Errors
     ///
-    /// If there is no such poll, or the call fails.
+    /// If the poll does not show them yet, which [`ClientError::is_hidden`] tells, there is no such poll, or the call fails.
     pub async fn interim_results(&self, poll_id: &str) -> Result<GetInterimResultsResponse, ClientError> {
         let mut grpc = self.results.clone();
         let request = GetInterimResultsRequest { poll_id: poll_id.to_owned() };
@@ -111,12 +124,13 @@ impl ResultsClient {
     ///
     /// # Errors
     ///
-    /// If there is none yet, which [`ClientError::is_not_final`] tells, there is no such poll, or the call fails.
+    /// If there is none yet, which [`ClientError::is_not_final`] tells, the poll does not show it yet, which
+    /// [`ClientError::is_hidden`] tells, there is no such poll, or the call fails.
     pub async fn final_results(&self, poll_id: &str) -> Result<GetFinalResultsResponse, ClientError> {
         self.final_call(poll_id, false, self.wire.call_timeout).await
     }
 
-    /// Waits for the final result; for so long, or without end.
+    /// Waits until the result is final and shown; for so long, or without end.
     ///
     /// # Errors
     ///

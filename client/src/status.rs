@@ -12,6 +12,8 @@ use tonic_types::StatusExt;
 const DOMAIN: &str = "votestream.v1";
 /// Its reason in the UNAVAILABLE of a vote that was certainly not stored.
 const NOT_STORED: &str = "VOTE_NOT_STORED";
+/// Its reason in the FAILED_PRECONDITION of results that readers may not see yet.
+const RESULTS_HIDDEN: &str = "RESULTS_HIDDEN";
 
 /// Whether the vote of a call that ended so was certainly not stored, and may be stored later.
 pub(crate) fn is_not_stored(status: &Status) -> bool {
@@ -36,6 +38,13 @@ fn is_not_connected(error: &(dyn Error + 'static)) -> bool {
         error = some.source();
     }
     false
+}
+
+/// Whether the service does not show these results yet.
+pub(crate) fn hides_results(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    status.code() == Code::FailedPrecondition
+        && info.is_some_and(|info| info.domain == DOMAIN && info.reason == RESULTS_HIDDEN)
 }
 
 /// How long the service asks to wait before the next attempt.
@@ -88,6 +97,17 @@ mod tests {
         for status in unproven {
             assert!(!is_not_stored(&status), "{status:?}");
         }
+    }
+
+    #[test]
+    fn hidden_results_are_told_from_other_failed_preconditions() {
+        let details = |reason: &str, domain: &str| ErrorDetails::with_error_info(reason, domain, HashMap::new());
+        let hidden = |code, details| hides_results(&Status::with_error_details(code, "x", details));
+        assert!(hidden(Code::FailedPrecondition, details(RESULTS_HIDDEN, DOMAIN)));
+        assert!(!hidden(Code::FailedPrecondition, details(NOT_STORED, DOMAIN)));
+        assert!(!hidden(Code::FailedPrecondition, details(RESULTS_HIDDEN, "example.com")));
+        assert!(!hidden(Code::Unavailable, details(RESULTS_HIDDEN, DOMAIN)));
+        assert!(!hides_results(&Status::failed_precondition("the poll closes at 7")));
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub mod produce;
 pub mod record;
 
 pub use model::{
-    poll::{Closing, Poll, PollId, PollOption, PollSource},
+    poll::{Closing, Poll, PollId, PollOption, PollSource, Visibility},
+    pseudonym::KeyId,
     refusal::Refusal,
     routing::{HashRange, HashRanges, PollHasher, ShardId, vote_hash},
     sequence::{Position, SequenceNumber},

@@ -5,6 +5,7 @@
 
 pub mod limits;
 pub mod poll;
+pub mod pseudonym;
 pub mod refusal;
 pub mod routing;
 pub mod sequence;

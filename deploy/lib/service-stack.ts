@@ -2,7 +2,7 @@
  * Network, load balancer, cluster and the three services. Everything here can be deleted and made again without losing a vote.
  *
  * Tasks have no way to the internet: they reach AWS by VPC endpoints. Callers are not authenticated by the services, so the
- * load balancer lets nobody in unless `clientCidrs` says so, and polls are created and closed from `adminCidrs` alone.
+ * load balancer lets nobody in unless `clientCidrs` says so, and polls are created, closed and released from `adminCidrs` alone.
  */
 import { Annotations, CfnOutput, CfnParameter, Duration, RemovalPolicy, Stack, StackProps } from 'aws-cdk-lib';
 import { Certificate } from 'aws-cdk-lib/aws-certificatemanager';
@@ -48,6 +48,9 @@ export const ADMIN_RPCS = [
   '/votestream.v1.PollService/ClosePoll',
   '/votestream.v1.ResultsService/Recount',
 ];
+
+/** Shows hidden results. In a rule of its own, since a rule has five values. */
+export const RELEASE_RPC = '/votestream.v1.ResultsService/ReleaseResults';
 
 export interface ServiceStackProps extends StackProps {
   readonly config: Config;
@@ -305,9 +308,14 @@ export class ServiceStack extends Stack {
     rule('ReadWeb', targets.tallyWeb, paths(...READ_RPCS), web);
     rule('Read', targets.tallyGrpc, paths(...READ_RPCS));
     rule('VotesJson', targets.ingestWeb, paths('/vote', '/v1/polls/*/votes'));
-    rule('ResultsJson', targets.tallyWeb, paths('/v1/polls/*'));
+    // Everybody may read. What changes a poll (POST /v1/polls/{poll}/release) is for administrators.
+    const reading = ListenerCondition.httpRequestMethods(['GET', 'HEAD', 'OPTIONS']);
+    rule('ResultsJson', targets.tallyWeb, paths('/v1/polls/*'), reading);
     if (config.adminCidrs.length > 0) {
-      rule('Admin', targets.tallyGrpc, paths(...ADMIN_RPCS), ListenerCondition.sourceIps([...config.adminCidrs]));
+      const administrators = ListenerCondition.sourceIps([...config.adminCidrs]);
+      rule('Admin', targets.tallyGrpc, paths(...ADMIN_RPCS), administrators);
+      rule('Release', targets.tallyGrpc, paths(RELEASE_RPC), administrators);
+      rule('ReleaseJson', targets.tallyWeb, paths('/v1/polls/*/release'), administrators);
     }
     return targets;
   }

@@ -10,7 +10,7 @@ import { FAN_OUT, PERMISSIONS, POLLING, SERVICES } from '../lib/permissions';
 import {
   DRAIN_SECONDS, HEALTH_COMMAND, SETTLE_SECONDS, stopTimeoutSeconds, TELEMETRY_SECONDS, USER,
 } from '../lib/service';
-import { ADMIN_RPCS, DEREGISTRATION_DELAY } from '../lib/service-stack';
+import { ADMIN_RPCS, DEREGISTRATION_DELAY, RELEASE_RPC } from '../lib/service-stack';
 import { DEPLOY, Made, resources, ROOT } from './stacks';
 
 const source = (path: string): string => readFileSync(join(ROOT, path), 'utf8');
@@ -123,7 +123,7 @@ test('calls that the load balancer knows exist', () => {
     const service = /service (\w+)/.exec(text)?.[1];
     if (service !== undefined) methods.set(service, all(text, /rpc (\w+)\(/g));
   }
-  for (const path of ADMIN_RPCS) {
+  for (const path of [...ADMIN_RPCS, RELEASE_RPC]) {
     const [, service = '', method = ''] = /\.(\w+)\/(\w+)$/.exec(path) ?? [];
     assert.ok(methods.get(service)?.includes(method), path);
   }

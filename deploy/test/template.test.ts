@@ -153,13 +153,17 @@ test('nobody is let in unless told, and polls are changed by operators alone', (
   assert.equal(edge(open.service).length, 2);
   for (const [template, count] of [[made.service, 0], [open.service, 1]] as const) {
     const rules = resources(template, 'AWS::ElasticLoadBalancingV2::ListenerRule').map(([, one]) => one.Properties.Conditions);
-    const admin = rules.filter((conditions) => JSON.stringify(conditions).includes('ClosePoll'));
-    assert.equal(admin.length, count);
+    const admin = rules.filter((conditions) => /ClosePoll|ReleaseResults|release/.test(JSON.stringify(conditions)));
+    assert.equal(admin.length, 3 * count);
     for (const conditions of admin) {
       assert.ok(JSON.stringify(conditions).includes('{"Field":"source-ip","SourceIpConfig":{"Values":["198.51.100.0/28"]}}'));
     }
     const others = rules.filter((conditions) => !admin.includes(conditions)).map((one) => JSON.stringify(one)).join();
     assert.doesNotMatch(others, /CreatePoll|Recount|PollService\/\*|ResultsService\/\*/);
+    // `/v1/polls/*` covers `/v1/polls/{poll}/release`, so everybody may only read there.
+    const [json, ...more] = rules.filter((conditions) => JSON.stringify(conditions).includes('"/v1/polls/*"'));
+    assert.equal(more.length, 0);
+    assert.match(JSON.stringify(json), /"HttpRequestMethodConfig":\{"Values":\["GET","HEAD","OPTIONS"\]\}/);
   }
 });
 

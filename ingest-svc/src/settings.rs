@@ -23,6 +23,7 @@ pub const PROGRAM: Program = Program {
         ],
         listener::LIMITS,
         listener::IDENTITY,
+        listener::TLS,
         engine::ENGINE,
         &[
             Setting::new("ingest-tasks", "N", "1", "How many ingest processes share the rate of the shards."),
@@ -82,6 +83,7 @@ impl Settings {
         let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
         let limits = listener::limits(values);
+        let tls = listener::tls(values);
         let engine = EngineConfig::read(values);
         let ingest_tasks = values.get("ingest-tasks", whole(1..=10_000u32));
         let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
@@ -93,7 +95,7 @@ impl Settings {
         let mut ingest = IngestConfig::distributed();
         ingest.identity = identity?;
         ingest.cors_allow_origins = origins?;
-        ingest.connections = Connections::new(limits?);
+        ingest.connections = Connections::secured(limits?, tls?);
         ingest.lanes.linger = linger?;
         ingest.unsettled_bytes_max = unsettled_bytes_max?;
         ingest.waiting_bytes_max = waiting_bytes_max?;

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError> {
-    let Settings { listen, limits, engine, consumer, write_units_per_second, drain } = settings;
+    let Settings { listen, limits, tls, engine, consumer, write_units_per_second, drain } = settings;
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
         reading: if consumer.fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
@@ -27,7 +27,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError>
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;
     if let Some(addr) = listen {
-        process.serve_health(addr, Connections::new(limits)).await?;
+        process.serve_health(addr, Connections::secured(limits, tls)).await?;
     }
     let config = PersistConfig { group: consumer.group };
     process.run(drain, votestream_persist::run(config, ports, process.shutdown())).await

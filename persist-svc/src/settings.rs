@@ -8,7 +8,7 @@ use votestream_process::config::{
     engine::{self, ConsumerConfig, EngineConfig},
     listener, socket_addr, whole,
 };
-use votestream_server::Limits;
+use votestream_server::{Limits, Tls};
 
 /// The binary.
 pub const PROGRAM: Program = Program {
@@ -17,6 +17,7 @@ pub const PROGRAM: Program = Program {
     settings: &[
         &[Setting::optional("listen", "ADDR", "Address at which gRPC health is answered [default: nowhere].")],
         listener::LIMITS,
+        listener::TLS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -47,6 +48,8 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// Limits of the connections there.
     pub limits: Limits,
+    /// TLS of the connections there.
+    pub tls: Option<Tls>,
     /// Stream and store.
     pub engine: EngineConfig,
     /// The group.
@@ -62,6 +65,7 @@ impl Settings {
     pub fn read(values: &mut Values) -> Option<Self> {
         let listen = values.optional("listen", socket_addr);
         let limits = listener::limits(values);
+        let tls = listener::tls(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Persist);
         let write_units_per_second = values.get("write-units-per-second", engine::write_units);
@@ -73,7 +77,15 @@ impl Settings {
         consumer.group.window.linger = linger?;
         let (drain, write_units_per_second) = (drain?, write_units_per_second?);
         consumer.group.drain = drain;
-        Some(Self { listen: listen?, limits: limits?, engine: engine?, consumer, write_units_per_second, drain })
+        Some(Self {
+            listen: listen?,
+            limits: limits?,
+            tls: tls?,
+            engine: engine?,
+            consumer,
+            write_units_per_second,
+            drain,
+        })
     }
 }
 

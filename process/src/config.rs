@@ -25,7 +25,8 @@ pub use parse::{bytes, duration, one_of, socket_addr, switch, text, whole};
 pub const PREFIX: &str = "VOTESTREAM_";
 
 /// Variables of the project that the services do not read, but that may be set in the same shell.
-const OTHER_VARIABLES: [&str; 2] = ["VOTESTREAM_INGEST", "VOTESTREAM_RESULTS"];
+const OTHER_VARIABLES: [&str; 5] =
+    ["VOTESTREAM_INGEST", "VOTESTREAM_RESULTS", "VOTESTREAM_TLS_CA", "VOTESTREAM_TOKEN", "VOTESTREAM_TOKEN_FILE"];
 
 /// One setting.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +88,8 @@ Standard variables:
   RUST_LOG                                              which logs are written to stderr [default: info]
 
 Health:
-  `health` as the first argument asks the service at --listen over gRPC instead of starting one; 0 if it serves, else 1
+  `health` as the first argument asks the service at --listen over gRPC instead of starting one; 0 if it serves, else 1.
+  With TLS it does not check the certificate, which is for other names: it asks its own machine
 
 Signals:
   SIGTERM, SIGINT and SIGHUP drain, unless whoever starts the service has them ignored; a second one stops at once

@@ -1,6 +1,7 @@
 //! The connections of one port and their requests, from accept to close.
 //!
-//! Owns the path of a connection: `accept` accepts it, the `census` gives it a place, `connection` speaks HTTP on it,
+//! Owns the path of a connection: `accept` accepts it, the `census` gives it a place, `handshake` begins TLS on it,
+//! `connection` speaks HTTP on it,
 //! `entry` passes its requests on and `outbound` returns the answers. If its client does not end it, its `life` does.
 //! Must never know what the services do.
 //!
@@ -13,6 +14,7 @@ mod census;
 mod connection;
 mod descriptors;
 mod entry;
+mod handshake;
 mod host;
 mod inbound;
 mod life;
@@ -35,10 +37,10 @@ use votestream_core::observe::metrics::ConnectionClosed;
 pub use census::Connections;
 pub use descriptors::raise_descriptor_limit;
 pub use entry::Peer;
+pub(crate) use link::{Link, Order};
 
 use crate::Drain;
 use entry::Entry;
-use link::Order;
 
 /// Serves `services` on the listener until `shutdown`. Then connections without a call end, the others have the time
 /// `drain` to finish, and after that the rest is cut off. `single` holds the paths of the calls that take one message.
@@ -69,11 +71,21 @@ where
     let serve = {
         let tracker = tracker.clone();
         move |socket, place: census::Place| {
-            let entry =
-                Entry { services: services.clone(), link: place.link.clone(), is_loopback, single: single.clone() };
+            let entry = Entry {
+                services: services.clone(),
+                link: place.link.clone(),
+                is_loopback,
+                single: single.clone(),
+                certificate: None,
+            };
             tracker.spawn(connection::run(socket, entry, place));
         }
     };
+    // Certificates are exchanged until the last connection has ended: others may wait for the places of this listener.
+    let _current = census.tls.clone().map(|tls| {
+        let current = tokio::spawn(async move { tls.keep_current().await });
+        AbortOnDropHandle::new(current)
+    });
     // Accept in a task of its own: the caller may not run on a thread of the runtime, and then it would be woken for
     // every connection.
     let accepting = tokio::spawn(accept::accept(listener, census.clone(), number, shutdown.clone(), serve));

@@ -1,5 +1,5 @@
-//! One port: connections and their limits, who calls, deadlines, the path to the services, health, reflection, drain, and
-//! the form of errors in JSON.
+//! One port: connections and their limits, TLS, who calls, deadlines, the path to the services, health, reflection, drain,
+//! and the form of errors in JSON.
 //!
 //! Must never know what a vote is, and never read a setting: it gets its limits as plain numbers.
 
@@ -14,12 +14,14 @@ mod grpc;
 pub mod http;
 pub mod identity;
 mod limits;
+mod tls;
 
 pub use connections::{Connections, Peer, raise_descriptor_limit};
 pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 pub use identity::{Auth, Caller, Identity};
 pub use limits::Limits;
+pub use tls::{ClientCertificate, Tls, TlsError, TlsFile, TlsIdentity, TlsSource};
 
 /// How a service ended after it was told to stop.
 pub use votestream_core::consume::group::Drain;

@@ -3,7 +3,7 @@
 //! Must never hold a rule of the domain, except for what a field of a message can express.
 
 use prost_types::Timestamp as ProtoTimestamp;
-use votestream_core::{Closing, Poll, PollId, PollSource, Timestamp};
+use votestream_core::{Closing, Poll, PollId, PollSource, Timestamp, Visibility};
 use votestream_proto::v1;
 
 use crate::status::CallError;
@@ -47,6 +47,11 @@ pub(crate) fn poll(poll: &Poll, now: Timestamp) -> v1::Poll {
         PollSource::Ingest => v1::PollSource::Ingest,
         PollSource::Stream => v1::PollSource::Stream,
     };
+    let visibility = match poll.visibility {
+        Visibility::Live => v1::PollVisibility::Live,
+        Visibility::WhenFinal => v1::PollVisibility::WhenFinal,
+        Visibility::OnRelease => v1::PollVisibility::OnRelease,
+    };
     let title = |option: &votestream_core::PollOption| {
         if option.title.is_empty() { option.id.to_string() } else { option.title.clone() }
     };
@@ -64,6 +69,9 @@ pub(crate) fn poll(poll: &Poll, now: Timestamp) -> v1::Poll {
         expected_peak: poll.expected_peak,
         state: state.into(),
         needs_recount: poll.needs_recount,
+        visibility: visibility.into(),
+        released_at: poll.released_at.map(timestamp),
+        pseudonym_key_id: poll.pseudonym_key.map_or_else(String::new, |key| key.to_string()),
     }
 }
 

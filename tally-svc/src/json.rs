@@ -1,4 +1,5 @@
-//! Polls and results as JSON: `GET /v1/polls/{poll}` and `GET /v1/polls/{poll}/results/interim|final`.
+//! Polls and results as JSON: `GET /v1/polls/{poll}`, `GET /v1/polls/{poll}/results/interim|final`, and `POST
+//! /v1/polls/{poll}/release`.
 //!
 //! Owns the JSON forms: field names as in the .proto files, counts as numbers, times as RFC 3339, enums by name. Must
 //! never compute a result: every route makes the request of a gRPC call and returns the answer of that call.
@@ -7,18 +8,17 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    body::Body,
     extract::{Path, State, rejection::PathRejection},
     response::Response,
-    routing::get,
+    routing::{get, post},
 };
+use http::{Extensions, HeaderMap};
 use prost_types::Timestamp;
 use serde::Serialize;
-use tonic::Status;
+use tonic::{Request, Status, metadata::MetadataMap};
 use votestream_proto::v1::{self, poll_service_server::PollService, results_service_server::ResultsService};
-use votestream_server::{
-    Caller,
-    http::{failure, success},
-};
+use votestream_server::http::{check_json, failure, read_body, success};
 
 use crate::{polls::Polls, results::Results, status::CallError};
 
@@ -27,6 +27,7 @@ pub(crate) fn routes(polls: Arc<Polls>, results: Arc<Results>) -> Router {
     let results = Router::new()
         .route("/v1/polls/{poll}/results/interim", get(interim))
         .route("/v1/polls/{poll}/results/final", get(final_results))
+        .route("/v1/polls/{poll}/release", post(release))
         .with_state(results);
     Router::new().route("/v1/polls/{poll}", get(poll)).with_state(polls).merge(results)
 }
@@ -44,29 +45,64 @@ fn answer(result: Result<impl Serialize, Status>) -> Response {
     }
 }
 
-async fn poll(State(polls): State<Arc<Polls>>, caller: Caller, path: PollPath) -> Response {
+/// The message as a request by the same caller.
+fn call<T>(message: T, extensions: Extensions) -> Request<T> {
+    Request::from_parts(MetadataMap::new(), extensions, message)
+}
+
+async fn poll(State(polls): State<Arc<Polls>>, path: PollPath, extensions: Extensions) -> Response {
     let got = async {
         let request = v1::GetPollRequest { poll_id: poll_id_of(path)? };
-        let response = polls.get_poll(caller.asks(request)).await?.into_inner();
+        let response = polls.get_poll(call(request, extensions)).await?.into_inner();
         Ok(PollResponse { poll: response.poll.map(Poll::from) })
     };
     answer(got.await)
 }
 
-async fn interim(State(results): State<Arc<Results>>, caller: Caller, path: PollPath) -> Response {
+async fn interim(State(results): State<Arc<Results>>, path: PollPath, extensions: Extensions) -> Response {
     let got = async {
         let request = v1::GetInterimResultsRequest { poll_id: poll_id_of(path)? };
-        Ok(Interim::from(results.get_interim_results(caller.asks(request)).await?.into_inner()))
+        Ok(Interim::from(results.get_interim_results(call(request, extensions)).await?.into_inner()))
     };
     answer(got.await)
 }
 
-async fn final_results(State(results): State<Arc<Results>>, caller: Caller, path: PollPath) -> Response {
+async fn final_results(State(results): State<Arc<Results>>, path: PollPath, extensions: Extensions) -> Response {
     let got = async {
         let request = v1::GetFinalResultsRequest { poll_id: poll_id_of(path)?, wait: false };
-        Ok(Final::from(results.get_final_results(caller.asks(request)).await?.into_inner()))
+        Ok(Final::from(results.get_final_results(call(request, extensions)).await?.into_inner()))
     };
     answer(got.await)
+}
+
+/// Needs no body; an empty JSON object will do. A body of another content type is refused, so that a page of another
+/// origin cannot release results without being asked.
+async fn release(
+    State(results): State<Arc<Results>>,
+    path: PollPath,
+    extensions: Extensions,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    if let Err(unsupported) = check_json(&headers) {
+        return unsupported.into();
+    }
+    match read_body(body).await {
+        Ok(body) if is_nothing(&body) => {}
+        Ok(_) => return failure(&Status::invalid_argument("the body must be empty, or {}"), &[]),
+        Err(response) => return response,
+    }
+    let released = async {
+        let request = v1::ReleaseResultsRequest { poll_id: poll_id_of(path)? };
+        let response = results.release_results(call(request, extensions)).await?.into_inner();
+        Ok(PollResponse { poll: response.poll.map(Poll::from) })
+    };
+    answer(released.await)
+}
+
+/// Whether a body is empty, or an object without fields.
+fn is_nothing(body: &[u8]) -> bool {
+    body.is_empty() || serde_json::from_slice(body).is_ok_and(|fields: serde_json::Map<_, _>| fields.is_empty())
 }
 
 fn moment(at: Option<Timestamp>) -> Option<String> {
@@ -89,6 +125,9 @@ struct Poll {
     expected_peak: u64,
     state: &'static str,
     needs_recount: bool,
+    visibility: &'static str,
+    released_at: Option<String>,
+    pseudonym_key_id: String,
 }
 
 #[derive(Serialize)]
@@ -100,6 +139,7 @@ struct PollOption {
 impl From<v1::Poll> for Poll {
     fn from(poll: v1::Poll) -> Self {
         let (source, state) = (poll.source().as_str_name(), poll.state().as_str_name());
+        let visibility = poll.visibility().as_str_name();
         let options = poll.options.into_iter();
         Self {
             poll_id: poll.poll_id,
@@ -111,6 +151,9 @@ impl From<v1::Poll> for Poll {
             expected_peak: poll.expected_peak,
             state,
             needs_recount: poll.needs_recount,
+            visibility,
+            released_at: moment(poll.released_at),
+            pseudonym_key_id: poll.pseudonym_key_id,
         }
     }
 }

@@ -20,6 +20,7 @@ mod snapshot;
 mod status;
 #[cfg(test)]
 mod testing;
+mod viewer;
 
 use std::{future::Future, sync::Arc, time::Duration};
 

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 use votestream_core::{
-    Closing, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp,
+    Closing, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp, Visibility,
     model::poll::InvalidField,
     port::{Created, Ports},
 };
@@ -189,19 +189,21 @@ struct Definition {
     closes_at: Timestamp,
     source: PollSource,
     expected_peak: u64,
+    visibility: Visibility,
 }
 
 impl Definition {
     fn of(request: v1::CreatePollRequest) -> Result<Self, CallError> {
         let id = poll_id_of(&request.poll_id)?;
         let source = source_of(request.source)?;
+        let visibility = visibility_of(request.visibility)?;
         let closes_at = request.closes_at.as_ref().ok_or_else(|| CallError::field("closes_at", "is missing"))?;
         let closes_at = timestamp_of("closes_at", closes_at)?;
         let opens_at = request.opens_at.as_ref().map(|at| timestamp_of("opens_at", at)).transpose()?;
         let options = request.options.into_iter();
         let options = options.map(|option| PollOption { id: option.option_id.into(), title: option.title }).collect();
         let expected_peak = if request.expected_peak == 0 { EXPECTED_PEAK } else { request.expected_peak };
-        Ok(Self { id, title: request.title, options, opens_at, closes_at, source, expected_peak })
+        Ok(Self { id, title: request.title, options, opens_at, closes_at, source, expected_peak, visibility })
     }
 
     /// The earliest moment at which a new poll may open.
@@ -229,15 +231,17 @@ impl Definition {
     }
 
     fn poll(self, opens: Timestamp) -> Result<Poll, InvalidField> {
-        let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
-        Poll::new(id, title, options, opens, closes_at, source, expected_peak)
+        let Self { id, title, options, closes_at, source, expected_peak, visibility, .. } = self;
+        let poll = Poll::new(id, title, options, opens, closes_at, source, expected_peak)?;
+        Ok(poll.with_visibility(visibility))
     }
 
     /// The poll of a repeated request, to compare it with the stored one. Does not check the times again: they were
     /// allowed when the poll was created.
     fn repeated(self, opens: Timestamp) -> Result<Poll, InvalidField> {
-        let Self { id, title, options, closes_at, source, expected_peak, .. } = self;
-        Poll::defined(id, title, options, opens, closes_at, source, expected_peak)
+        let Self { id, title, options, closes_at, source, expected_peak, visibility, .. } = self;
+        let poll = Poll::defined(id, title, options, opens, closes_at, source, expected_peak)?;
+        Ok(poll.with_visibility(visibility))
     }
 }
 
@@ -261,6 +265,15 @@ fn source_of(source: i32) -> Result<PollSource, CallError> {
         Ok(v1::PollSource::Unspecified | v1::PollSource::Ingest) => Ok(PollSource::Ingest),
         Ok(v1::PollSource::Stream) => Ok(PollSource::Stream),
         Err(_) => Err(CallError::field("source", "is not one of INGEST and STREAM")),
+    }
+}
+
+fn visibility_of(visibility: i32) -> Result<Visibility, CallError> {
+    match v1::PollVisibility::try_from(visibility) {
+        Ok(v1::PollVisibility::Unspecified | v1::PollVisibility::Live) => Ok(Visibility::Live),
+        Ok(v1::PollVisibility::WhenFinal) => Ok(Visibility::WhenFinal),
+        Ok(v1::PollVisibility::OnRelease) => Ok(Visibility::OnRelease),
+        Err(_) => Err(CallError::field("visibility", "is not one of LIVE, WHEN_FINAL and ON_RELEASE")),
     }
 }
 
@@ -365,6 +378,7 @@ mod tests {
             (Box::new(move |r| r.opens_at = at(-5_000)), "opens_at must lie between"),
             (Box::new(move |r| r.opens_at = at(NOW + DAY)), "closes_at must be later than opens_at"),
             (Box::new(|r| r.source = 17), "source is not one of"),
+            (Box::new(|r| r.visibility = 17), "visibility is not one of"),
             (
                 Box::new(move |r| {
                     r.source = stream;
@@ -396,6 +410,7 @@ mod tests {
         let other = [
             v1::CreatePollRequest { title: "Who loses?".into(), ..request("p") },
             v1::CreatePollRequest { expected_peak: 7, ..request("p") },
+            v1::CreatePollRequest { visibility: v1::PollVisibility::WhenFinal.into(), ..request("p") },
             v1::CreatePollRequest { opens_at: Some(timestamp(Timestamp(NOW + 1))), ..request("p") },
             closes(NOW + DAY + 1),
             closes(NOW + DAY - 1),

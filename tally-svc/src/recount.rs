@@ -15,7 +15,7 @@ use votestream_core::{
 };
 use votestream_proto::v1;
 
-use crate::{finalizer::Finalizer, snapshot::Snapshots, status::CallError};
+use crate::{finalizer::Finalizer, snapshot::Snapshots, status::CallError, viewer::Viewer};
 
 /// Most recounts at the same time. Each reads all votes of a poll.
 pub(crate) const RECOUNTS_MAX: usize = 2;
@@ -35,13 +35,13 @@ impl Recounts {
     }
 
     /// Recounts a poll. When the returned future is dropped, the work ends as soon as the engine allows it.
-    pub(crate) async fn run(&self, id: PollId) -> Result<v1::RecountResponse, CallError> {
+    pub(crate) async fn run(&self, viewer: Viewer, id: PollId) -> Result<v1::RecountResponse, CallError> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| CallError::Busy("recounts"))?;
         let left = CancellationToken::new();
         let _waiting = left.clone().drop_guard();
         let recounts = self.clone();
         let work = tokio::spawn(async move {
-            let response = recounts.recount(id, &left).await;
+            let response = recounts.recount(viewer, id, &left).await;
             drop(permit);
             response
         });
@@ -51,8 +51,14 @@ impl Recounts {
         })
     }
 
-    async fn recount(&self, id: PollId, left: &CancellationToken) -> Result<v1::RecountResponse, CallError> {
+    async fn recount(
+        &self,
+        viewer: Viewer,
+        id: PollId,
+        left: &CancellationToken,
+    ) -> Result<v1::RecountResponse, CallError> {
         let mut poll = self.ports.polls.get(&id).await?.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
+        viewer.check(&poll)?;
         // Check this before the counts: once everything is committed, no later vote changes a count.
         let complete = self.snapshots.complete(&poll).await?;
         let rows = self.ports.tallies.read(&id).await?;

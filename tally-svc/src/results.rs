@@ -1,22 +1,24 @@
-//! `ResultsService`: interim results, the final result, and the recount that proves it.
+//! `ResultsService`: interim results, the final result, the recount that proves it, and the release of hidden results.
 //!
-//! Must never answer GetFinalResults with anything but the stored result.
+//! Must never answer GetFinalResults with anything but the stored result, nor read a count except for a viewer who may
+//! see it.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use votestream_core::{Poll, PollId, model::poll::FinalResult, port::Ports};
+use votestream_core::{Poll, PollId, Visibility, model::poll::FinalResult, port::Ports};
 use votestream_proto::v1::{self, results_service_server::ResultsService};
-use votestream_server::{Caller, identity::Action};
+use votestream_server::Caller;
 
 use crate::{
-    convert::{poll_id_of, timestamp},
+    convert::{self, poll_id_of, timestamp},
     finalizer::Finalizer,
     recount::Recounts,
     snapshot::{Snapshot, Snapshots},
     status::{CallError, shared},
+    viewer::{Act, Viewer, viewer_of},
 };
 
 /// How often a watched or awaited poll is checked. The cache shares the reads.
@@ -25,6 +27,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 const FAILURES_MAX: u32 = 20;
 /// The service.
 pub(crate) struct Results {
+    ports: Ports,
     snapshots: Arc<Snapshots>,
     recounts: Recounts,
     shutdown: CancellationToken,
@@ -37,19 +40,20 @@ impl Results {
         snapshots: Arc<Snapshots>,
         shutdown: CancellationToken,
     ) -> Self {
-        let recounts = Recounts::new(ports, finalizer, snapshots.clone());
-        Self { snapshots, recounts, shutdown }
+        let recounts = Recounts::new(ports.clone(), finalizer, snapshots.clone());
+        Self { ports, snapshots, recounts, shutdown }
     }
 
     async fn final_results(
         &self,
+        viewer: Viewer,
         caller: &Caller,
         id: &PollId,
         wait: bool,
     ) -> Result<v1::GetFinalResultsResponse, Status> {
         let mut failures = 0;
         loop {
-            match self.snapshots.get(id).await {
+            match self.snapshots.get(viewer, id).await {
                 Ok(snapshot) => {
                     failures = 0;
                     if let Some(result) = &snapshot.poll.final_result {
@@ -60,8 +64,13 @@ impl Results {
                         return Err(CallError::NotFinal(progress).into());
                     }
                 }
+                // It waits until the result is shown as well.
+                Err(failure) if wait && matches!(*failure, CallError::ResultsHidden { .. }) => failures = 0,
                 Err(failure) => {
                     failures += 1;
+                    if let CallError::ResultsHidden { visibility: Visibility::WhenFinal, .. } = *failure {
+                        return Err(self.hidden_until_final(id).await.into());
+                    }
                     if !wait || !may_pass(&failure) || failures >= FAILURES_MAX {
                         return Err(shared(failure));
                     }
@@ -69,6 +78,28 @@ impl Results {
             }
             pause(&self.shutdown, caller).await?;
         }
+    }
+}
+
+impl Results {
+    /// The answer to a question for a final result that is shown when it is final: what is missing until then.
+    async fn hidden_until_final(&self, id: &PollId) -> CallError {
+        // Without the progress the answer is right, too.
+        let progress = self.snapshots.progress_of(id).await.unwrap_or_default();
+        let more = if progress.is_empty() { progress } else { format!("; {progress}") };
+        CallError::ResultsHidden { visibility: Visibility::WhenFinal, more }
+    }
+
+    async fn release(&self, id: PollId) -> Result<Poll, CallError> {
+        // No vote is judged by this time, so the clock need not be trusted.
+        let poll = self.ports.polls.release(&id, self.ports.clock.now()).await?;
+        let poll = poll.ok_or_else(|| CallError::PollNotFound(id.clone()))?;
+        self.snapshots.forget(&id);
+        if poll.visibility != Visibility::OnRelease {
+            return Err(CallError::NotReleased(poll.visibility));
+        }
+        tracing::info!(poll_id = %id, "the results of a poll are released");
+        Ok(poll)
     }
 }
 
@@ -125,6 +156,7 @@ fn final_response(poll: &Poll, result: &FinalResult) -> v1::GetFinalResultsRespo
 /// it.
 struct Watch {
     id: PollId,
+    viewer: Viewer,
     caller: Caller,
     snapshots: Arc<Snapshots>,
     shutdown: CancellationToken,
@@ -140,7 +172,7 @@ impl Watch {
             if self.sent.is_some() || failures > 0 {
                 pause(&self.shutdown, &self.caller).await?;
             }
-            match self.snapshots.get(&self.id).await {
+            match self.snapshots.get(self.viewer, &self.id).await {
                 Ok(snapshot) => {
                     failures = 0;
                     self.ended = snapshot.poll.final_result.is_some();
@@ -184,9 +216,9 @@ impl ResultsService for Results {
         &self,
         request: Request<v1::GetInterimResultsRequest>,
     ) -> Result<Response<v1::GetInterimResultsResponse>, Status> {
-        Caller::of(request.extensions()).require(Action::Read, &request.get_ref().poll_id)?;
-        let id = poll_id_of(&request.into_inner().poll_id)?;
-        let snapshot = self.snapshots.get(&id).await.map_err(shared)?;
+        let (viewer, _) = viewer_of(request.extensions(), &request.get_ref().poll_id, Act::Read)?;
+        let id = poll_id_of(&request.get_ref().poll_id)?;
+        let snapshot = self.snapshots.get(viewer, &id).await.map_err(shared)?;
         Ok(Response::new(interim_response(&snapshot)))
     }
 
@@ -194,13 +226,12 @@ impl ResultsService for Results {
         &self,
         request: Request<v1::WatchInterimResultsRequest>,
     ) -> Result<Response<Self::WatchInterimResultsStream>, Status> {
-        let caller = Caller::of(request.extensions());
-        caller.require(Action::Read, &request.get_ref().poll_id)?;
-        let id = poll_id_of(&request.into_inner().poll_id)?;
-        // If the poll does not exist, the call fails at once, not with its first response.
-        self.snapshots.get(&id).await.map_err(shared)?;
+        let (viewer, caller) = viewer_of(request.extensions(), &request.get_ref().poll_id, Act::Read)?;
+        let id = poll_id_of(&request.get_ref().poll_id)?;
+        // If the poll does not exist or is hidden, the call fails at once, not with its first response.
+        self.snapshots.get(viewer, &id).await.map_err(shared)?;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
-        let watch = Watch { id, caller, snapshots, shutdown, sent: None, ended: false };
+        let watch = Watch { id, viewer, caller, snapshots, shutdown, sent: None, ended: false };
         Ok(Response::new(Box::pin(watch.into_stream())))
     }
 
@@ -208,17 +239,25 @@ impl ResultsService for Results {
         &self,
         request: Request<v1::GetFinalResultsRequest>,
     ) -> Result<Response<v1::GetFinalResultsResponse>, Status> {
-        let caller = Caller::of(request.extensions());
-        caller.require(Action::Read, &request.get_ref().poll_id)?;
-        let request = request.into_inner();
-        let id = poll_id_of(&request.poll_id)?;
-        Ok(Response::new(self.final_results(&caller, &id, request.wait).await?))
+        let (viewer, caller) = viewer_of(request.extensions(), &request.get_ref().poll_id, Act::Read)?;
+        let id = poll_id_of(&request.get_ref().poll_id)?;
+        Ok(Response::new(self.final_results(viewer, &caller, &id, request.get_ref().wait).await?))
     }
 
     async fn recount(&self, request: Request<v1::RecountRequest>) -> Result<Response<v1::RecountResponse>, Status> {
-        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
-        let id = poll_id_of(&request.into_inner().poll_id)?;
-        Ok(Response::new(self.recounts.run(id).await?))
+        let (viewer, _) = viewer_of(request.extensions(), &request.get_ref().poll_id, Act::Administer)?;
+        let id = poll_id_of(&request.get_ref().poll_id)?;
+        Ok(Response::new(self.recounts.run(viewer, id).await?))
+    }
+
+    async fn release_results(
+        &self,
+        request: Request<v1::ReleaseResultsRequest>,
+    ) -> Result<Response<v1::ReleaseResultsResponse>, Status> {
+        viewer_of(request.extensions(), &request.get_ref().poll_id, Act::Administer)?;
+        let poll = self.release(poll_id_of(&request.get_ref().poll_id)?).await?;
+        let poll = convert::poll(&poll, self.ports.clock.now());
+        Ok(Response::new(v1::ReleaseResultsResponse { poll: Some(poll) }))
     }
 }
 
@@ -226,6 +265,7 @@ impl ResultsService for Results {
 mod tests {
     use futures::StreamExt;
     use tonic::Code;
+    use tonic_types::StatusExt;
     use votestream_core::{
         TimeBounds, Timestamp,
         port::{Group, PollStore, ShardRow},
@@ -346,6 +386,83 @@ mod tests {
         assert!(watch.next().await.is_none());
     }
 
+    async fn hide(memory: &Memory, id: &str, visibility: Visibility) {
+        let poll = poll(id, 0, 10_000).with_visibility(visibility);
+        PollStore::create(memory, &poll).await.unwrap();
+        memory.add_to_tally(id, Group::Persist, "a", &[("x", 31_337)]);
+        memory.add_to_tally(id, Group::Tally, "a", &[("x", 31_338)]);
+        memory.set_votes(id, &[("x", 31_337)]);
+    }
+
+    fn hidden(status: &Status, sentence: &str) {
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        assert!(status.message().starts_with(sentence), "{status}");
+        assert!(!format!("{status:?}").contains("3133"), "no count in {status:?}");
+        assert_eq!(status.get_details_error_info().map(|info| info.reason).as_deref(), Some("RESULTS_HIDDEN"));
+    }
+
+    /// The three ways to results for a reader, all hidden.
+    async fn all_hidden(results: &Results, id: &str, sentence: &str) {
+        hidden(&results.get_interim_results(interim(id)).await.unwrap_err(), sentence);
+        let watch = Caller::everybody().asks(v1::WatchInterimResultsRequest { poll_id: id.into() });
+        hidden(&results.watch_interim_results(watch).await.err().unwrap(), sentence);
+        let last = Caller::everybody().asks(v1::GetFinalResultsRequest { poll_id: id.into(), wait: false });
+        hidden(&results.get_final_results(last).await.unwrap_err(), sentence);
+        let id = PollId::new(id).unwrap();
+        let recount = results.recounts.run(Viewer::Reader, id.clone()).await.unwrap_err();
+        hidden(&recount.into(), sentence);
+        assert_eq!(results.recounts.run(Viewer::Manager, id.clone()).await.unwrap().options[0].recounted, 31_337);
+        assert_eq!(results.snapshots.get(Viewer::Manager, &id).await.unwrap().counted[0], 31_337);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn results_are_hidden_until_they_are_final() {
+        let (memory, results) = service().await;
+        hide(&memory, "h", Visibility::WhenFinal).await;
+        all_hidden(&results, "h", "the results of this poll are shown once they are final").await;
+        let ask = |wait| Caller::everybody().asks(v1::GetFinalResultsRequest { poll_id: "h".into(), wait });
+        let early = results.get_final_results(ask(false)).await.unwrap_err();
+        assert!(early.message().contains("the poll closes at 1970-01-01T00:00:10Z"), "{early}");
+        let release = Caller::everybody().asks(v1::ReleaseResultsRequest { poll_id: "h".into() });
+        let refused = results.release_results(release).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        all_hidden(&results, "h", "the results of this poll are shown once they are final").await;
+
+        let waiting = results.get_final_results(ask(true));
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        memory.finish(&PollId::new("h").unwrap(), &result(&[31_337, 0])).await.unwrap();
+        assert_eq!(waiting.await.unwrap().into_inner().total_votes, 31_337);
+        assert_eq!(results.get_interim_results(interim("h")).await.unwrap().into_inner().total_counted, 31_337);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn results_are_hidden_until_they_are_released() {
+        let (memory, results) = service().await;
+        let sentence = "the results of this poll are shown once somebody releases them";
+        hide(&memory, "h", Visibility::OnRelease).await;
+        all_hidden(&results, "h", sentence).await;
+        memory.finish(&PollId::new("h").unwrap(), &result(&[31_337, 0])).await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        all_hidden(&results, "h", sentence).await;
+
+        let waiting = results.get_final_results(
+            Caller::everybody().asks(v1::GetFinalResultsRequest { poll_id: "h".into(), wait: true }),
+        );
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(Duration::from_secs(5), &mut waiting).await.is_err(), "final, but not shown");
+        let release = |id: &str| Caller::everybody().asks(v1::ReleaseResultsRequest { poll_id: id.into() });
+        let first = results.release_results(release("h")).await.unwrap().into_inner().poll.unwrap();
+        assert!(first.released_at.is_some());
+        // Without any pause: this process has forgotten what it had read.
+        assert_eq!(results.get_interim_results(interim("h")).await.unwrap().into_inner().total_counted, 31_337);
+        memory.set_now(6_000);
+        let again = results.release_results(release("h")).await.unwrap().into_inner().poll.unwrap();
+        assert_eq!(again.released_at, first.released_at);
+        assert_eq!(waiting.await.unwrap().into_inner().total_votes, 31_337);
+        assert_eq!(results.release_results(release("none")).await.unwrap_err().code(), Code::NotFound);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_recount_keeps_its_permit_until_its_work_has_ended() {
         let (memory, results) = service().await;
@@ -353,15 +470,15 @@ mod tests {
         let finish = memory.hold_recounts();
         for round in 0..100 {
             // Begin, and cancel at once.
-            let recount = results.recounts.run(id());
+            let recount = results.recounts.run(Viewer::Manager, id());
             let begun = tokio::time::timeout(Duration::from_millis(1), recount).await;
             assert_eq!(begun.is_err(), round < RECOUNTS_MAX, "{round}");
         }
         assert_eq!(memory.recounts_begun() as usize, RECOUNTS_MAX);
-        assert!(matches!(results.recounts.run(id()).await, Err(CallError::Busy(_))));
+        assert!(matches!(results.recounts.run(Viewer::Manager, id()).await, Err(CallError::Busy(_))));
         drop(finish);
         let again = async {
-            while matches!(results.recounts.run(id()).await, Err(CallError::Busy(_))) {
+            while matches!(results.recounts.run(Viewer::Manager, id()).await, Err(CallError::Busy(_))) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -426,7 +543,7 @@ mod tests {
             memory.set_rows(Group::Persist, all(watermark));
             memory.set_votes("p", &[("x", recount[0]), ("y", recount[1])]);
             tokio::time::advance(Duration::from_secs(1)).await;
-            let response = results.recounts.run(id()).await.unwrap();
+            let response = results.recounts.run(Viewer::Manager, id()).await.unwrap();
             assert_eq!((response.matches, response.r#final), (matches, false));
             assert!(!response.progress.is_empty());
             assert_eq!(
@@ -436,7 +553,7 @@ mod tests {
             assert_eq!(!flagged().await, cleared, "{watermark} {recount:?}");
         }
         memory.finish(&id(), &result(&[5, 2])).await.unwrap();
-        let response = results.recounts.run(id()).await.unwrap();
+        let response = results.recounts.run(Viewer::Manager, id()).await.unwrap();
         assert!(response.r#final && response.matches && response.progress.is_empty());
     }
 }

@@ -23,6 +23,7 @@ pub const PROGRAM: Program = Program {
         ],
         listener::LIMITS,
         listener::IDENTITY,
+        listener::TLS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -66,6 +67,7 @@ impl Settings {
         let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
         let limits = listener::limits(values);
+        let tls = listener::tls(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Tally);
         let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
@@ -77,7 +79,7 @@ impl Settings {
             flush_interval: flush_interval?,
             identity: identity?,
             cors_allow_origins: origins?,
-            connections: Connections::new(limits?),
+            connections: Connections::secured(limits?, tls?),
             ..TallyConfig::distributed()
         };
         Some(Self { listen: listen?, engine: engine?, fan_out, tally, drain: drain? })

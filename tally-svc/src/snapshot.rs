@@ -2,7 +2,7 @@
 //!
 //! Must never confuse the groups: `counted` comes from the `persist` rows, `submitted` from the `tally` rows. The
 //! groups read the stream independently, so `persist` may be ahead. Must never show more counted votes than submitted
-//! ones.
+//! ones. Must never give a snapshot to a viewer who may not see it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use votestream_core::{
     port::{Group, Ports, ShardRow},
 };
 
-use crate::{cache::Cache, finalizer, status::CallError};
+use crate::{cache::Cache, finalizer, status::CallError, viewer::Viewer};
 
 /// A poll and its sums at one moment, in the poll's order of options.
 #[derive(Debug)]
@@ -48,9 +48,11 @@ impl Snapshots {
         Self { ports, bounds, polls: Cache::new(life), rows: Cache::new(life) }
     }
 
-    /// The poll and its sums, not older than the life of the cache.
-    pub(crate) async fn get(&self, id: &PollId) -> Result<Arc<Snapshot>, Arc<CallError>> {
-        self.polls.get(id, |before| self.read(id, before)).await
+    /// The poll and its sums for this viewer, not older than the life of the cache. All viewers share what is read.
+    pub(crate) async fn get(&self, viewer: Viewer, id: &PollId) -> Result<Arc<Snapshot>, Arc<CallError>> {
+        let snapshot = self.polls.get(id, |before| self.read(id, before)).await?;
+        viewer.check(&snapshot.poll)?;
+        Ok(snapshot)
     }
 
     /// The same, read now. `before` is the snapshot that was shown last.
@@ -70,7 +72,7 @@ impl Snapshots {
         self.polls.forget(id);
     }
 
-    /// What is missing before the poll can become final; empty if it is final.
+    /// What is missing before the poll can become final; empty if it is final. Has times and shards, and no count.
     pub(crate) async fn progress(&self, poll: &Poll) -> Result<String, Arc<CallError>> {
         if poll.final_result.is_some() {
             return Ok(String::new());
@@ -78,6 +80,12 @@ impl Snapshots {
         let read = |_| async { Ok(Arc::new(self.ports.leases.list(Group::Persist).await?)) };
         let rows = self.rows.get(&(), read).await?;
         Ok(finalizer::progress(poll, &rows, self.ports.clock.now(), &self.bounds))
+    }
+
+    /// The same for a poll that this process may have to read first. Has no count, so everybody may read it.
+    pub(crate) async fn progress_of(&self, id: &PollId) -> Result<String, Arc<CallError>> {
+        let snapshot = self.get(Viewer::Manager, id).await?;
+        self.progress(&snapshot.poll).await
     }
 
     /// Whether everything that can count for the poll has been committed.

@@ -2,10 +2,19 @@
 //!
 //! Must never send the text of an engine's error to a client: it is logged where the failure happens.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tonic::{Code, Status};
-use votestream_core::{PollId, consume::tally::InconsistentTallies, model::poll::InvalidField, port::PortError};
+use tonic_types::{ErrorDetails, StatusExt};
+use votestream_core::{
+    PollId, Visibility, consume::tally::InconsistentTallies, model::poll::InvalidField, port::PortError,
+};
+
+use crate::viewer::hidden_until;
+
+/// Domain and reason of the `google.rpc.ErrorInfo` by which clients know that results are hidden.
+const DOMAIN: &str = "votestream.v1";
+const RESULTS_HIDDEN: &str = "RESULTS_HIDDEN";
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +34,17 @@ pub(crate) enum CallError {
     /// The poll has no final result yet; the text says what is missing.
     #[error("{0}")]
     NotFinal(String),
+    /// The caller may not see the results yet.
+    #[error("{}{more}", hidden_until(*.visibility))]
+    ResultsHidden {
+        /// Until when.
+        visibility: Visibility,
+        /// What else there is to say, without a count; empty or with what separates it from the sentence before.
+        more: String,
+    },
+    /// The results of this poll are not released, but shown by themselves.
+    #[error("only a poll with visibility ON_RELEASE is released; {}", hidden_until(*.0))]
+    NotReleased(Visibility),
     /// Too many such calls are running.
     #[error("too many {0} are running, try again later")]
     Busy(&'static str),
@@ -47,12 +67,18 @@ impl CallError {
         Self::Field { field, reason: reason.into() }
     }
 
+    pub(crate) fn hidden(visibility: Visibility) -> Self {
+        Self::ResultsHidden { visibility, more: String::new() }
+    }
+
     fn field_at_fault(&self) -> Option<&'static str> {
         match self {
             Self::Invalid(invalid) => Some(invalid.field()),
             Self::Field { field, .. } => Some(field),
             Self::PollNotFound(_) | Self::OtherDefinition(_) => Some("poll_id"),
             Self::NotFinal(_)
+            | Self::ResultsHidden { .. }
+            | Self::NotReleased(_)
             | Self::Busy(_)
             | Self::ShuttingDown
             | Self::ClockNotTrusted
@@ -66,7 +92,7 @@ impl CallError {
             Self::Invalid(_) | Self::Field { .. } => Code::InvalidArgument,
             Self::PollNotFound(_) => Code::NotFound,
             Self::OtherDefinition(_) => Code::AlreadyExists,
-            Self::NotFinal(_) => Code::FailedPrecondition,
+            Self::NotFinal(_) | Self::ResultsHidden { .. } | Self::NotReleased(_) => Code::FailedPrecondition,
             Self::Busy(_) => Code::ResourceExhausted,
             Self::ShuttingDown | Self::ClockNotTrusted | Self::Unavailable => Code::Unavailable,
             Self::Internal => Code::Internal,
@@ -96,6 +122,10 @@ impl From<InconsistentTallies> for CallError {
 
 impl From<&CallError> for Status {
     fn from(failure: &CallError) -> Self {
+        if matches!(failure, CallError::ResultsHidden { .. }) {
+            let details = ErrorDetails::with_error_info(RESULTS_HIDDEN, DOMAIN, HashMap::new());
+            return Self::with_error_details(failure.code(), failure.to_string(), details);
+        }
         match failure.field_at_fault() {
             Some(field) => votestream_server::http::status_of_field(failure.code(), field, failure.to_string()),
             None => Self::new(failure.code(), failure.to_string()),
@@ -130,6 +160,21 @@ mod tests {
             (CallError::PollNotFound(id()), Code::NotFound, "there is no poll \"p\""),
             (CallError::OtherDefinition(id()), Code::AlreadyExists, "another poll is stored under the id \"p\""),
             (CallError::NotFinal("closes at 7".into()), Code::FailedPrecondition, "closes at 7"),
+            (
+                CallError::hidden(Visibility::WhenFinal),
+                Code::FailedPrecondition,
+                "the results of this poll are shown once they are final",
+            ),
+            (
+                CallError::hidden(Visibility::OnRelease),
+                Code::FailedPrecondition,
+                "the results of this poll are shown once somebody releases them",
+            ),
+            (
+                CallError::NotReleased(Visibility::Live),
+                Code::FailedPrecondition,
+                "only a poll with visibility ON_RELEASE is released; the results of this poll are shown",
+            ),
             (CallError::Busy("recounts"), Code::ResourceExhausted, "too many recounts are running, try again later"),
             (CallError::ShuttingDown, Code::Unavailable, "this server is shutting down, call again"),
             (PortError::unknown("secret").into(), Code::Unavailable, "a store did not answer, call again"),
@@ -140,6 +185,9 @@ mod tests {
         for (failure, code, message) in rows {
             let status = Status::from(&failure);
             assert_eq!((status.code(), status.message()), (code, message), "{failure:?}");
+            let info = status.get_details_error_info().map(|info| (info.domain, info.reason));
+            let hidden = (DOMAIN.to_owned(), RESULTS_HIDDEN.to_owned());
+            assert_eq!(info, matches!(failure, CallError::ResultsHidden { .. }).then_some(hidden));
         }
     }
 }

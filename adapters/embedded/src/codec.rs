@@ -97,7 +97,7 @@ impl<'a> Decoder<'a> {
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Corrupt> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Corrupt> {
         self.bytes(N)?.try_into().map_err(|_| Corrupt)
     }
 
@@ -148,6 +148,19 @@ impl<'a> Decoder<'a> {
 
     pub(crate) fn optional_text(&mut self) -> Result<Option<&'a str>, Corrupt> {
         self.bool()?.then(|| self.text()).transpose()
+    }
+
+    /// A field that is stored only if it is set, after the byte `tag`.
+    pub(crate) fn optional<T>(
+        &mut self,
+        tag: u8,
+        read: impl FnOnce(&mut Self) -> Result<T, Corrupt>,
+    ) -> Result<Option<T>, Corrupt> {
+        if self.0.first() != Some(&tag) {
+            return Ok(None);
+        }
+        self.u8()?;
+        read(self).map(Some)
     }
 
     /// A list with its length before it. Reads no more than the remaining bytes, whatever the length says.

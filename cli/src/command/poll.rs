@@ -1,4 +1,4 @@
-//! `votestream poll`: create, get, list and close polls.
+//! `votestream poll`: create, get, list and close polls, and release their results.
 //!
 //! Owns how polls are shown. Must never check a poll's definition: the service does that, with the same words for every
 //! client.
@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use votestream_client::v1;
 
 use crate::{
-    args::{Global, PollCommand, PollCreateArgs, Source},
+    args::{Global, PollCommand, PollCreateArgs, Source, Visibility},
     failure::{Answer, Failure, Outcome},
     json, output,
 };
@@ -18,6 +18,7 @@ pub(super) async fn run(global: &Global, command: PollCommand) -> Outcome {
         PollCommand::Create(args) => ("creating the poll", polls.create_poll(create_request(args)?).await),
         PollCommand::Get { poll } => ("reading the poll", polls.get_poll(&poll).await),
         PollCommand::Close { poll } => ("closing the poll", polls.close_poll(&poll).await),
+        PollCommand::Release { poll } => ("releasing the results", polls.release_results(&poll).await),
         PollCommand::List => {
             let pages: Result<Vec<_>, _> = polls.all_polls().try_collect().await;
             let all = pages.map_err(|error| Failure::client("listing polls", error))?;
@@ -55,12 +56,28 @@ fn create_request(args: PollCreateArgs) -> Result<v1::CreatePollRequest, Failure
         }
         .into(),
         expected_peak: args.expected_peak,
+        visibility: match args.visibility {
+            Visibility::Live => v1::PollVisibility::Live,
+            Visibility::WhenFinal => v1::PollVisibility::WhenFinal,
+            Visibility::OnRelease => v1::PollVisibility::OnRelease,
+        }
+        .into(),
     })
 }
 
 /// State of a poll, as text for people.
 pub(super) fn state(poll: &json::Poll) -> String {
     poll.state.trim_start_matches("POLL_STATE_").to_lowercase()
+}
+
+/// When readers see the results, as text for people.
+fn shown(poll: &json::Poll) -> String {
+    match (poll.visibility, poll.released_at) {
+        ("POLL_VISIBILITY_WHEN_FINAL", _) => "shown once they are final (when-final)".to_owned(),
+        ("POLL_VISIBILITY_ON_RELEASE", None) => "hidden until they are released (on-release)".to_owned(),
+        ("POLL_VISIBILITY_ON_RELEASE", Some(at)) => format!("shown since {at} (on-release)"),
+        _ => "shown (live)".to_owned(),
+    }
 }
 
 fn time(at: Option<jiff::Timestamp>) -> String {
@@ -78,6 +95,7 @@ fn describe(poll: &json::Poll) -> Vec<String> {
         format!("closes    {}", time(poll.closes_at)),
         format!("source    {}", poll.source.trim_start_matches("POLL_SOURCE_").to_lowercase()),
         format!("sized for {} votes/s", poll.expected_peak),
+        format!("results   {}", shown(poll)),
     ];
     if poll.needs_recount {
         lines.push(format!("waits for a recount: votestream audit {}", output::printable(&poll.poll_id)));

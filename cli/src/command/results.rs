@@ -1,12 +1,12 @@
 //! `votestream results`: interim results, once or as they change, and the final result.
 //!
-//! Owns how results are shown. Must never show interim counts as final.
+//! Owns how results are shown, and how it is said that they are not. Must never show interim counts as final.
 
 use std::collections::HashMap;
 
 use console::Term;
 use indicatif::HumanCount;
-use votestream_client::ResultsClient;
+use votestream_client::{ClientError, ResultsClient};
 
 use crate::{
     args::{Global, ResultsArgs},
@@ -26,8 +26,11 @@ pub(super) async fn run(global: &Global, args: ResultsArgs) -> Outcome {
     if args.watch {
         return watch(global, &args.poll, &results).await;
     }
-    let response = results.interim_results(&args.poll).await;
-    let interim = json::Interim::from(response.map_err(|error| Failure::client("reading the results", error))?);
+    let interim = match results.interim_results(&args.poll).await {
+        Ok(response) => json::Interim::from(response),
+        Err(error) if error.is_hidden() => return not_shown(&error),
+        Err(error) => return Err(Failure::client("reading the results", error)),
+    };
     if global.json {
         output::json(&interim)?;
     } else {
@@ -45,6 +48,7 @@ async fn show_final(global: &Global, args: ResultsArgs, results: &ResultsClient)
     };
     let response = match response {
         Ok(response) => json::Final::from(response),
+        Err(error) if error.is_hidden() => return not_shown(&error),
         Err(error) if error.is_not_final() => {
             let message = error.status().map(tonic::Status::message).unwrap_or_default();
             output::note(&format!("not final: {}", output::printable(message)));
@@ -72,7 +76,11 @@ async fn watch(global: &Global, poll_id: &str, results: &ResultsClient) -> Outco
             () = &mut closed => return Ok(Answer::Yes),
         };
         let Some(update) = update else { break };
-        let interim = json::Interim::from(update.map_err(|error| Failure::client("watching the results", error))?);
+        let interim = match update {
+            Ok(update) => json::Interim::from(update),
+            Err(error) if error.is_hidden() => return not_shown(&error),
+            Err(error) => return Err(Failure::client("watching the results", error)),
+        };
         if global.json {
             output::json(&interim)?;
         } else if canvas.can_redraw() {
@@ -87,6 +95,13 @@ async fn watch(global: &Global, poll_id: &str, results: &ResultsClient) -> Outco
     }
     output::note("no more changes: the result is final");
     Ok(Answer::Yes)
+}
+
+/// Says why nothing is shown.
+fn not_shown(error: &ClientError) -> Outcome {
+    let message = error.status().map(tonic::Status::message).unwrap_or_default();
+    output::note(&format!("not shown: {}", output::printable(message)));
+    Ok(Answer::No)
 }
 
 /// The room for results that are printed only once.

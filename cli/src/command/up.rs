@@ -6,11 +6,14 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
-use votestream_process::{config::listener::auth_of, terminal::Signals};
-use votestream_server::Identity;
+use votestream_process::{
+    config::listener::{self, auth_of},
+    terminal::Signals,
+};
+use votestream_server::{Identity, Tls};
 
 use crate::{
-    args::{Global, UpArgs},
+    args::{Global, TlsArgs, UpArgs},
     failure::{Answer, Failure, Outcome},
     output,
     stack::{RunningStack, StackOptions, Storage},
@@ -31,6 +34,8 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         (true, _) => Storage::Ephemeral,
         (false, directory) => Storage::Directory(data_directory(directory)?),
     };
+    let tls = tls(args.tls)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let options = StackOptions {
         identity,
         storage,
@@ -38,6 +43,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         ingest_addr: args.ingest_addr,
         results_addr: args.results_addr,
         limits: args.limits.into(),
+        tls,
         cors_allow_origins: args.cors_allow_origins,
         continue_from_log_time: args.continue_from_log_time,
     };
@@ -45,7 +51,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     if is_open {
         output::note(OPEN);
     }
-    let announced = announce(global, &stack, ephemeral);
+    let announced = announce(global, &stack, scheme, ephemeral);
     let broken = match announced {
         // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
@@ -93,11 +99,20 @@ async fn start(options: StackOptions, signals: &mut Signals) -> Result<RunningSt
     Err(Failure::Interrupted(signal))
 }
 
+/// Reads the files of TLS, or says everything that is wrong.
+fn tls(args: TlsArgs) -> Result<Option<Tls>, Failure> {
+    let TlsArgs { tls_cert, tls_key, tls_client_ca, tls_self_signed } = args;
+    let usage = |mistakes: Vec<String>| Failure::usage(mistakes.join("\n       "));
+    let source = listener::tls_source(tls_cert, tls_key, tls_client_ca, tls_self_signed).map_err(usage)?;
+    let opened = source.map(Tls::open).transpose();
+    opened.map_err(|errors| usage(errors.iter().map(listener::tls_mistake).collect()))
+}
+
 /// Prints where the services are.
-fn announce(global: &Global, stack: &RunningStack, ephemeral: bool) -> Result<(), Failure> {
+fn announce(global: &Global, stack: &RunningStack, scheme: &str, ephemeral: bool) -> Result<(), Failure> {
     let addresses = Addresses {
-        ingest: format!("http://{}", stack.ingest_addr),
-        results: format!("http://{}", stack.results_addr),
+        ingest: format!("{scheme}://{}", stack.ingest_addr),
+        results: format!("{scheme}://{}", stack.results_addr),
     };
     output::note(&format!("ingest    {}", addresses.ingest));
     output::note(&format!("results   {}", addresses.results));

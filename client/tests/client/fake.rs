@@ -23,8 +23,8 @@ use tonic::{
 };
 use votestream_client::v1::{
     CastVoteResponse, CastVotesResponse, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest,
-    GetInterimResultsResponse, RecountRequest, RecountResponse, StreamVotesResponse, WatchInterimResultsRequest,
-    WatchInterimResultsResponse,
+    GetInterimResultsResponse, RecountRequest, RecountResponse, ReleaseResultsRequest, ReleaseResultsResponse,
+    StreamVotesResponse, WatchInterimResultsRequest, WatchInterimResultsResponse,
     ingest_service_server::{IngestService, IngestServiceServer},
     results_service_server::{ResultsService, ResultsServiceServer},
 };
@@ -198,6 +198,13 @@ impl ResultsService for Results {
     }
 
     async fn recount(&self, _: Request<RecountRequest>) -> Result<Response<RecountResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn release_results(
+        &self,
+        _: Request<ReleaseResultsRequest>,
+    ) -> Result<Response<ReleaseResultsResponse>, Status> {
         Err(Status::unimplemented("not part of these tests"))
     }
 }

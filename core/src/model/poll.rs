@@ -13,6 +13,7 @@ use crate::{
     Timestamp,
     model::{
         limits::{OPTION_ID_BYTES_MAX, OPTIONS_MAX, POLL_ID_BYTES_MAX, TITLE_BYTES_MAX, USER_ID_BYTES_MAX},
+        pseudonym::KeyId,
         text,
     },
 };
@@ -220,6 +221,18 @@ pub enum PollSource {
     Stream,
 }
 
+/// When readers may see the results of a poll. Part of its definition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Visibility {
+    /// Always.
+    #[default]
+    Live,
+    /// Once the final result is stored; nothing before.
+    WhenFinal,
+    /// Once somebody releases them, see [`crate::port::PollStore::release`]; neither interim nor final results before.
+    OnRelease,
+}
+
 /// Whether a poll was closed early. That takes two steps, see [`crate::port::PollStore::begin_close`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Closing {
@@ -232,7 +245,8 @@ pub enum Closing {
     Done,
 }
 
-/// A poll as stored. Only `closing`, `closes_at` (to an earlier time), `needs_recount` and `final_result` ever change.
+/// A poll as stored. Only `closing`, `closes_at` (to an earlier time), `needs_recount`, `final_result` and `released_at`
+/// ever change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Poll {
     /// Unique id.
@@ -253,6 +267,13 @@ pub struct Poll {
     pub expected_peak: u64,
     /// Over how many partitions the poll's votes are spread.
     pub buckets: u32,
+    /// When readers may see its results.
+    pub visibility: Visibility,
+    /// When its results were released, if they were. Never changes afterwards.
+    pub released_at: Option<Timestamp>,
+    /// The key that makes pseudonyms of this poll's users; `None` if user ids are stored as they are. Chosen when the
+    /// poll is created, for ever: under two keys one person would be two.
+    pub pseudonym_key: Option<KeyId>,
     /// Set when stored data contradicted itself; the poll does not become final before a recount.
     pub needs_recount: bool,
     /// The final result, once it is known.
@@ -357,16 +378,40 @@ impl Poll {
             source,
             expected_peak,
             buckets,
+            visibility: Visibility::default(),
+            released_at: None,
+            pseudonym_key: None,
             needs_recount: false,
             final_result: None,
         })
     }
 
+    /// The same poll with this visibility.
+    pub fn with_visibility(self, visibility: Visibility) -> Self {
+        Self { visibility, ..self }
+    }
+
+    /// The same poll with pseudonyms under this key, or with plain user ids. A poll with source STREAM always has plain
+    /// ones: other producers write its user ids.
+    pub fn with_pseudonym_key(self, key: Option<KeyId>) -> Self {
+        Self { pseudonym_key: key.filter(|_| self.source == PollSource::Ingest), ..self }
+    }
+
+    /// Whether readers may see results of this poll. Once true, it stays true.
+    pub fn shows_results(&self) -> bool {
+        match self.visibility {
+            Visibility::Live => true,
+            Visibility::WhenFinal => self.final_result.is_some(),
+            Visibility::OnRelease => self.released_at.is_some(),
+        }
+    }
+
     /// Whether both have the same definition, whatever has happened to them since. `closes_at` is part of the
-    /// definition only until somebody closes the poll early.
+    /// definition only until somebody closes the poll early. The key of its pseudonyms is no part: the service chooses
+    /// it, and the one of the stored poll stays.
     pub fn same_definition(&self, other: &Self) -> bool {
-        (&self.id, &self.title, &self.options, self.opens_at, self.source, self.expected_peak)
-            == (&other.id, &other.title, &other.options, other.opens_at, other.source, other.expected_peak)
+        let fixed = |poll: &Self| (poll.opens_at, poll.source, poll.expected_peak, poll.visibility);
+        (&self.id, &self.title, &self.options, fixed(self)) == (&other.id, &other.title, &other.options, fixed(other))
     }
 
     /// Index of an option.
@@ -378,6 +423,38 @@ impl Poll {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn results_are_shown_from_their_time_on() {
+        let poll = new_poll("p", "", &[("a", "")]).unwrap();
+        let finished = |poll: &Poll| Poll {
+            final_result: Some(FinalResult { votes: vec![1], finalized_at: Timestamp(2) }),
+            ..poll.clone()
+        };
+        let released = |poll: &Poll| Poll { released_at: Some(Timestamp(2)), ..poll.clone() };
+        for (visibility, plain, is_final, is_released) in [
+            (Visibility::Live, true, true, true),
+            (Visibility::WhenFinal, false, true, false),
+            (Visibility::OnRelease, false, false, true),
+        ] {
+            let poll = poll.clone().with_visibility(visibility);
+            assert_eq!(poll.shows_results(), plain, "{visibility:?}");
+            assert_eq!(finished(&poll).shows_results(), is_final, "{visibility:?}");
+            assert_eq!(released(&poll).shows_results(), is_released, "{visibility:?}");
+            assert_eq!(finished(&released(&poll)).shows_results(), is_final || is_released, "{visibility:?}");
+            assert!(poll.same_definition(&released(&poll)), "releasing is no part of the definition");
+        }
+        assert!(!poll.same_definition(&poll.clone().with_visibility(Visibility::OnRelease)));
+    }
+
+    #[test]
+    fn polls_of_the_stream_have_no_pseudonyms() {
+        let poll = new_poll("p", "", &[("a", "")]).unwrap();
+        let key = Some(KeyId([7; 8]));
+        assert_eq!(poll.clone().with_pseudonym_key(key).pseudonym_key, key);
+        let stream = Poll { source: PollSource::Stream, ..poll };
+        assert_eq!(stream.with_pseudonym_key(key).pseudonym_key, None);
+    }
 
     fn new_poll(id: &str, title: &str, options: &[(&str, &str)]) -> Result<Poll, InvalidField> {
         let options =

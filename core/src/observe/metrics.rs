@@ -260,10 +260,14 @@ pub enum ConnectionClosed {
     RequestBytes,
     /// It was without a call when the process stopped, or its calls took longer than the drain time.
     Shutdown,
+    /// It did not speak TLS where nothing else is spoken.
+    PlainText,
+    /// Its TLS handshake failed.
+    Handshake,
 }
 
 /// Connections that the server closed, per reason.
-pub static CONNECTIONS_CLOSED: Counter<8> = Counter::new(
+pub static CONNECTIONS_CLOSED: Counter<10> = Counter::new(
     info("votestream.server.connections.closed", "{connection}", "Connections that the server closed, not the client"),
     [
         &[("reason", "first_request")],
@@ -274,6 +278,8 @@ pub static CONNECTIONS_CLOSED: Counter<8> = Counter::new(
         &[("reason", "answer_bytes")],
         &[("reason", "request_bytes")],
         &[("reason", "shutdown")],
+        &[("reason", "plain_text")],
+        &[("reason", "handshake")],
     ],
 );
 

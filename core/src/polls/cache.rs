@@ -332,6 +332,10 @@ mod tests {
             Ok(None)
         }
 
+        async fn release(&self, _: &PollId, _: Timestamp) -> Result<Option<Poll>, PortError> {
+            unreachable!("nobody releases")
+        }
+
         async fn set_needs_recount(&self, _: &PollId, _: bool) -> Result<(), PortError> {
             Ok(())
         }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::PortError;
-use crate::{Closing, Poll, PollId, Timestamp, model::poll::FinalResult};
+use crate::{Closing, Poll, PollId, Timestamp, Visibility, model::poll::FinalResult};
 
 /// The conditions and effects of [`PollStore`], for engines that hold whole polls. Each returns whether it changed the poll.
 impl Poll {
@@ -33,6 +33,15 @@ impl Poll {
             self.final_result = Some(result.clone());
         }
         stores
+    }
+
+    /// [`PollStore::release`].
+    pub fn release(&mut self, at: Timestamp) -> bool {
+        let releases = self.visibility == Visibility::OnRelease && self.released_at.is_none();
+        if releases {
+            self.released_at = Some(at);
+        }
+        releases
     }
 }
 
@@ -73,6 +82,10 @@ pub trait PollStore: Send + Sync + 'static {
     /// Stores the final result. Stores nothing if there is one already, if the poll waits for a recount, or if it is
     /// being closed (`Asked`). Returns the stored poll.
     async fn finish(&self, id: &PollId, result: &FinalResult) -> Result<Option<Poll>, PortError>;
+
+    /// Shows the results of a poll whose visibility is `OnRelease` to its readers: sets `released_at`, unless it is set
+    /// already. Changes nothing of other polls. Returns the stored poll, if it exists.
+    async fn release(&self, id: &PollId, at: Timestamp) -> Result<Option<Poll>, PortError>;
 
     /// Sets or clears `needs_recount`.
     async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError>;

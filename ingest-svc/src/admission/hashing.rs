@@ -57,7 +57,7 @@ impl<'a> Unhashed<'a> {
 mod tests {
     use std::sync::Arc;
 
-    use votestream_core::{Closing, Poll, PollId, PollSource, Timestamp, UserId};
+    use votestream_core::{Closing, Poll, PollId, PollSource, Timestamp, UserId, Visibility};
 
     use super::*;
 
@@ -74,6 +74,9 @@ mod tests {
                 source: PollSource::Ingest,
                 expected_peak: 0,
                 buckets: 1,
+                visibility: Visibility::Live,
+                released_at: None,
+                pseudonym_key: None,
                 needs_recount: false,
                 final_result: None,
             }))

@@ -74,6 +74,10 @@ impl PollStore for Store {
         Err(PortError::permanent("nobody finishes"))
     }
 
+    async fn release(&self, _: &PollId, _: Timestamp) -> Result<Option<Poll>, PortError> {
+        Err(PortError::permanent("nobody releases"))
+    }
+
     async fn set_needs_recount(&self, _: &PollId, _: bool) -> Result<(), PortError> {
         Err(PortError::permanent("nobody recounts"))
     }

@@ -1,12 +1,12 @@
 //! The settings of every program with a listener. The server knows no configuration, so they are read here for it.
 //!
-//! Owns the names of the settings for [`Limits`] and [`Auth`], and their ranges. Must never count anything.
+//! Owns the names of the settings for [`Limits`], [`Auth`] and [`Tls`], and their ranges. Must never count anything.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use votestream_server::{Auth, CorsOrigins, Identity, Limits};
+use votestream_server::{Auth, CorsOrigins, Identity, Limits, Tls, TlsError, TlsFile, TlsIdentity, TlsSource};
 
-use super::{Setting, Values, bytes, duration, whole};
+use super::{Setting, Values, bytes, duration, switch, whole};
 
 /// Which web pages of other origins may call.
 pub const CORS_ALLOW_ORIGINS: Setting = Setting::optional(
@@ -147,12 +147,92 @@ pub fn limits(values: &mut Values) -> Option<Limits> {
     })
 }
 
+/// TLS of the listener.
+pub const TLS: &[Setting] = &[
+    Setting::optional(
+        "tls-cert",
+        "FILE",
+        "The server's certificate in PEM, followed by those of its issuers; all connections then use TLS 1.2 or 1.3. Read \
+         again when it changes [default: no TLS].",
+    ),
+    Setting::optional("tls-key", "FILE", "The private key of --tls-cert in PEM; read again when it changes."),
+    Setting::optional(
+        "tls-client-ca",
+        "FILE",
+        "Certificates in PEM of those who issue client certificates. A client may give one; one that is not theirs is \
+         refused. Read again when it changes [default: clients are not asked].",
+    ),
+    Setting::switch(
+        "tls-self-signed",
+        "Use TLS with a certificate that is made at the start, which clients cannot check: for the way from a load \
+         balancer.",
+    ),
+];
+
+/// Reads [`TLS`] and its files. The inner `None` means that there is no TLS.
+pub fn tls(values: &mut Values) -> Option<Option<Tls>> {
+    let certificate = values.optional("tls-cert", path);
+    let key = values.optional("tls-key", path);
+    let client_ca = values.optional("tls-client-ca", path);
+    let self_signed = values.optional("tls-self-signed", switch);
+    let source = tls_source(certificate?, key?, client_ca?, self_signed?.unwrap_or_default());
+    let read = match source {
+        Ok(None) => return Some(None),
+        Ok(Some(source)) => Tls::open(source).map_err(|errors| errors.iter().map(tls_mistake).collect()),
+        Err(mistakes) => Err(mistakes),
+    };
+    values.merge(read).map(Some)
+}
+
+/// Where TLS comes from; `None` if there is none.
+///
+/// # Errors
+///
+/// Everything that does not go together.
+pub fn tls_source(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+    self_signed: bool,
+) -> Result<Option<TlsSource>, Vec<String>> {
+    let mut mistakes = Vec::new();
+    let mut note = |is_wrong: bool, mistake: &str| mistakes.extend(is_wrong.then(|| mistake.to_owned()));
+    note(certificate.is_some() && key.is_none(), "--tls-cert: needs --tls-key");
+    note(key.is_some() && certificate.is_none(), "--tls-key: needs --tls-cert");
+    let has_files = certificate.is_some() || key.is_some();
+    note(self_signed && has_files, "--tls-self-signed: makes its own certificate: leave out --tls-cert and --tls-key");
+    note(client_ca.is_some() && !has_files && !self_signed, "--tls-client-ca: needs --tls-cert and --tls-key");
+    if !mistakes.is_empty() {
+        return Err(mistakes);
+    }
+    let identity = match certificate.zip(key) {
+        Some((certificate, key)) => TlsIdentity::Files { certificate, key },
+        None if self_signed => TlsIdentity::SelfSigned,
+        None => return Ok(None),
+    };
+    Ok(Some(TlsSource { identity, client_ca }))
+}
+
+/// A mistake in a file, with the flag that names it.
+pub fn tls_mistake(error: &TlsError) -> String {
+    let flag = match error.file {
+        TlsFile::Certificate => "--tls-cert",
+        TlsFile::Key => "--tls-key",
+        TlsFile::ClientCa => "--tls-client-ca",
+    };
+    format!("{flag}: {error}")
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Program, Refused};
 
-    const PROGRAM: Program = Program { name: "test", about: "", settings: &[LIMITS], others: &[] };
+    const PROGRAM: Program = Program { name: "test", about: "", settings: &[LIMITS, TLS], others: &[] };
 
     fn read(flags: &[&str]) -> Result<Limits, Refused> {
         let mut values = PROGRAM.read(flags.iter().map(Into::into), [])?;
@@ -180,5 +260,38 @@ mod tests {
         let flags = ["--idle-timeout=0s", "--connections-max=-1", "--answer-bytes-max=1", "--first-request-timeout=2h"];
         let Err(Refused::Mistakes(mistakes)) = read(&flags) else { panic!("accepted") };
         assert_eq!(mistakes.len(), flags.len(), "{mistakes:#?}");
+    }
+    fn with_tls(flags: &[&str]) -> Result<Option<Tls>, Vec<String>> {
+        let Ok(mut values) = PROGRAM.read(flags.iter().map(Into::into), []) else { panic!("help") };
+        let tls = tls(&mut values);
+        values.finish(tls).map_err(|refused| match refused {
+            Refused::Mistakes(mistakes) => mistakes,
+            Refused::Answered(answer) => panic!("{answer}"),
+        })
+    }
+
+    #[test]
+    fn tls_is_off_or_whole() {
+        assert!(with_tls(&[]).unwrap().is_none());
+        assert!(with_tls(&["--tls-self-signed"]).unwrap().is_some());
+        let missing = "/nonexistent/file.pem";
+        for (flags, mistakes) in [
+            (&["--tls-cert=c"][..], &["--tls-cert: needs --tls-key"][..]),
+            (&["--tls-key=k"], &["--tls-key: needs --tls-cert"]),
+            (&["--tls-client-ca=a"], &["--tls-client-ca: needs --tls-cert and --tls-key"]),
+            (&["--tls-self-signed", "--tls-cert=c"], &["--tls-cert: needs", "--tls-self-signed: makes"]),
+            (
+                &["--tls-cert", missing, "--tls-key", missing, "--tls-client-ca", missing],
+                &[
+                    "--tls-cert: /nonexistent/file.pem: cannot be read",
+                    "--tls-key: /nonexistent/file.pem: cannot be read",
+                    "--tls-client-ca: /nonexistent/file.pem: cannot be read",
+                ],
+            ),
+        ] {
+            let found = with_tls(flags).unwrap_err();
+            assert_eq!(found.len(), mistakes.len(), "{found:#?}");
+            assert!(found.iter().zip(mistakes).all(|(found, mistake)| found.starts_with(mistake)), "{found:#?}");
+        }
     }
 }

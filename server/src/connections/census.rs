@@ -24,7 +24,7 @@ use super::{
     descriptors,
     link::{Link, Order},
 };
-use crate::Limits;
+use crate::{Limits, Tls};
 
 /// How long a new connection waits before it looks again for a connection without a call. When a connection ends, it is
 /// woken at once.
@@ -55,8 +55,14 @@ impl fmt::Debug for Connections {
 impl Connections {
     /// Makes a census with these limits. The descriptor limit of the process also applies; it is raised for this.
     pub fn new(limits: Limits) -> Self {
+        Self::secured(limits, None)
+    }
+
+    /// Like [`new`](Self::new), with TLS on all of them.
+    pub fn secured(limits: Limits, tls: Option<Tls>) -> Self {
         Self(Arc::new(Census {
             limits,
+            tls,
             max: OnceLock::new(),
             origin: Instant::now(),
             places: Mutex::default(),
@@ -77,6 +83,8 @@ impl Connections {
 #[derive(Debug)]
 pub(crate) struct Census {
     pub(crate) limits: Limits,
+    /// TLS of all connections; `None` if they have none.
+    pub(crate) tls: Option<Tls>,
     /// Most connections; computed when the first connection comes.
     max: OnceLock<usize>,
     origin: Instant,

@@ -25,6 +25,7 @@ use super::{
     calls::Calls,
     census::Place,
     entry::Entry,
+    handshake::{Secured, Shaken, shake},
     inbound::{FRAME_OVERHEAD_BYTES, Metered},
     life::{self, Http},
     link::Link,
@@ -90,23 +91,27 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let socket = Watched::new(socket, place.link.clone());
-    // A TLS handshake would belong here: the socket is watched, and the time for the first request has run since
-    // accept.
-    speak(socket, entry, &place.link).await;
+    let link = &place.link;
+    let builder = builder(link);
+    // TLS is above the watch, which sees what the socket takes, and below everything that counts requests and answers.
+    let socket = Watched::new(socket, link.clone());
+    match link.census.tls.clone() {
+        None => life::live(builder.serve_connection(TokioIo::new(gathered(socket, link)), entry), link).await,
+        Some(tls) => {
+            let speak = |secured: Secured<_>| {
+                let entry = Entry { certificate: secured.certificate, ..entry };
+                builder.serve_connection(TokioIo::new(gathered(secured.stream, link)), entry)
+            };
+            // The time for the first request has run since accept.
+            life::live(Shaken::new(shake(socket, tls, link.clone()), speak), link).await;
+        }
+    }
 }
 
-/// Speaks HTTP/1.1 or HTTP/2 until the connection ends.
-async fn speak<C, S>(stream: C, entry: Entry<S>, link: &Arc<Link>)
-where
-    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    let builder = builder(link);
+/// A stream whose requests are counted and whose answers are gathered.
+fn gathered<C>(stream: C, link: &Arc<Link>) -> Gather<Metered<C>, impl Fn() -> bool + Unpin + Send + use<C>> {
     let calls = link.clone();
-    let stream = Gather::new(Metered::new(stream, link.clone()), move || calls.is_busy());
-    life::live(builder.serve_connection(TokioIo::new(stream), entry), link).await;
+    Gather::new(Metered::new(stream, link.clone()), move || calls.is_busy())
 }
 
 fn builder(link: &Arc<Link>) -> auto::Builder<Calls> {

@@ -23,13 +23,18 @@ use super::{
     link::{Call, Link},
     outbound::Outbound,
 };
-use crate::identity::{Caller, Remembered};
+use crate::{
+    ClientCertificate,
+    identity::{Caller, Remembered},
+};
 
-/// Extension of every request: the client's end of the connection, and who calls.
+/// Extension of every request: who is at the other end of the connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// The client's address.
+    /// The address of the client's end.
     pub address: SocketAddr,
+    /// The client's certificate. It was verified; it may have expired since the connection began.
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// Whoever makes this call, once the check has let it in.
     pub(crate) caller: Caller,
     link: Arc<Link>,
@@ -39,11 +44,6 @@ impl Peer {
     /// The last credential of the connection.
     pub(crate) fn remembered(&self) -> &Remembered {
         &self.link.remembered
-    }
-
-    /// The names in the client's certificate, if it has shown one that is trusted.
-    pub(crate) fn certificate_names(&self) -> &[String] {
-        &[]
     }
 }
 
@@ -56,6 +56,8 @@ pub(crate) struct Entry<S> {
     pub(crate) is_loopback: bool,
     /// Paths of the calls that take one message. The message must arrive in time.
     pub(crate) single: Arc<[String]>,
+    /// The certificate that the client gave.
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl<S> hyper::service::Service<Request<Incoming>> for Entry<S>
@@ -75,7 +77,12 @@ where
         let is_single = self.single.iter().any(|path| path == request.uri().path());
         let within = is_single.then_some(self.link.census.limits.message);
         let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone(), within)));
-        let peer = Peer { address: self.link.peer, caller: Caller::default(), link: self.link.clone() };
+        let peer = Peer {
+            address: self.link.peer,
+            certificate: self.certificate.clone(),
+            caller: Caller::default(),
+            link: self.link.clone(),
+        };
         request.extensions_mut().insert(peer);
         Answer { state: State::Called { answer: self.services.clone().oneshot(request) }, call }
     }

@@ -1,6 +1,7 @@
 //! Tests connections from the client's side: over pipes with a paused clock, and over sockets where accept matters.
 
 mod frames;
+mod handshakes;
 
 use std::{
     future::pending,
@@ -77,7 +78,13 @@ fn census(limits: Limits) -> Arc<Census> {
 async fn piped(census: &Arc<Census>, pipe_bytes: usize) -> (DuplexStream, JoinHandle<()>) {
     let place = census.place(PEER, 0).await.unwrap();
     let (near, far) = duplex(pipe_bytes);
-    let entry = Entry { services: services(), link: place.link.clone(), is_loopback: false, single: single() };
+    let entry = Entry {
+        services: services(),
+        link: place.link.clone(),
+        is_loopback: false,
+        single: single(),
+        certificate: None,
+    };
     (far, tokio::spawn(connection::run_over(near, entry, place)))
 }
 

@@ -124,7 +124,8 @@ impl Credential {
         if let Some(expires_at) = self.expires_at
             && now >= expires_at.saturating_add(LEEWAY)
         {
-            return Err(expired(now - expires_at));
+            let what = if matches!(self.source, Source::Certificate(_)) { "certificate" } else { "token" };
+            return Err(expired(what, now - expires_at));
         }
         let gone = |what: &'static str| Denied::new(Denial::Revoked, what);
         match &self.source {
@@ -154,8 +155,8 @@ impl Credential {
     }
 }
 
-pub(super) fn expired(ago: u64) -> Denied {
-    Denied::new(Denial::Expired, format!("the token expired {} ago", in_words(ago)))
+pub(super) fn expired(what: &str, ago: u64) -> Denied {
+    Denied::new(Denial::Expired, format!("the {what} expired {} ago", in_words(ago)))
 }
 
 /// A time in one unit.

@@ -145,8 +145,8 @@ impl CheckLayer {
             return Ok(());
         }
         let peer = request.extensions().get::<Peer>();
-        let names = peer.map_or(&[][..], Peer::certificate_names);
-        let caller = verify(inner, request.headers(), names, peer.map(Peer::remembered))?;
+        let certificate = peer.and_then(|peer| peer.certificate.as_deref());
+        let caller = verify(inner, request.headers(), certificate, peer.map(Peer::remembered))?;
         self.admit(&caller, request.uri().path())?;
         if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
             peer.caller = caller;

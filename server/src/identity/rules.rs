@@ -344,3 +344,123 @@ fn anonymous_of(mut entry: Entry<'_>) -> Option<Scopes> {
     entry.end();
     scopes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: &str =
+        r#"{"keys": [{"kty": "oct", "kid": "one", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"}]}"#;
+
+    fn read(text: &str) -> Result<Rules, Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("keys.json"), KEYS).unwrap();
+        Rules::read(text, &dir.path().join("auth.toml"), Revoked::default(), None)
+    }
+
+    fn issuer(iss: &str, more: &str) -> String {
+        format!(
+            "[[issuer]]\niss = \"{iss}\"\naud = \"a\"\nkeys = \"keys.json\"\nalgorithms = [\"HS256\"]\nscopes = [\"vote:*\"]\n{more}\n"
+        )
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let text = r#"
+            anonymus = true
+
+            [[issuer]]
+            iss = ""
+            keys = "http://login.example/jwks.json"
+            algorithms = ["ES256", "none"]
+            user = 7
+            scopes = ["vote"]
+            algoritms = "x"
+
+            [[issuer]]
+            iss = "https://login.example"
+            aud = []
+            keys = "https://login.example/jwks.json"
+            algorithms = "HS256"
+            scopes = "read:*"
+
+            [[issuer]]
+            iss = "https://other.example"
+            aud = ["votestream"]
+            keys = "missing.json"
+            algorithms = ["ES256"]
+            scopes = ["read:*"]
+
+            [[key]]
+            id = "relay"
+            sha256 = "not the secret itself"
+            scopes = ["vote:p", "relay:p"]
+
+            [[certificate]]
+            san = "*.example"
+            scopes = ["relay:*"]
+
+            [anonymous]
+            scopes = ["vote:*"]
+        "#;
+        let mistakes = read(text).unwrap_err();
+        let expected = [
+            "anonymus is not known",
+            "issuer 1: iss must be a text",
+            "issuer 1: aud is missing",
+            "issuer 1: algorithms: \"none\" is not known",
+            "issuer 1: keys: \"http://login.example/jwks.json\" must be an https:// URL",
+            "issuer 1: user must be a text",
+            "issuer 1: \"vote\" is not a scope",
+            "issuer 1: algoritms is not known",
+            "issuer 2: aud must be a list",
+            "issuer 2: algorithms: HS256 and its like need keys from a file",
+            "issuer 3: keys: ",
+            "key 1: sha256 must be the SHA-256",
+            "key 1: \"vote:p\" needs a token",
+            "certificate 1: san must be one name",
+            "anonymous: \"vote:*\" needs a token",
+        ];
+        for words in expected {
+            assert!(mistakes.iter().any(|mistake| mistake.starts_with(words)), "{words:?} in {mistakes:#?}");
+        }
+        assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
+    }
+
+    #[test]
+    fn users_of_two_issuers_are_kept_apart() {
+        let key = |more: &str| {
+            format!("[[key]]\nid = \"k\"\nsha256 = \"{}\"\nscopes = [\"relay:*\"]\n{more}\n", "a".repeat(64))
+        };
+        let namespace = "namespace = \"n\"";
+        for (text, good) in [
+            (issuer("one", ""), true),
+            (issuer("one", "") + &key(""), true),
+            (issuer("one", "") + &issuer("two", ""), false),
+            (issuer("one", namespace) + &issuer("two", ""), false),
+            (issuer("one", namespace) + &issuer("two", "namespace = \"m\""), true),
+            (issuer("one", namespace) + &issuer("two", namespace), true),
+            (issuer("one", namespace) + &key(""), false),
+            (issuer("one", namespace) + &key(namespace), true),
+            (issuer("one", "") + &issuer("one", ""), false),
+            (String::new(), false),
+            ("[anonymous]\nscopes = [\"read:*\"]".into(), true),
+        ] {
+            assert_eq!(read(&text).is_ok(), good, "{text}: {:?}", read(&text).err());
+        }
+    }
+
+    #[test]
+    fn parts_that_did_not_change_stay_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("keys.json"), KEYS).unwrap();
+        let path = dir.path().join("auth.toml");
+        let first = Rules::read(&issuer("one", "namespace = \"n\""), &path, Revoked::default(), None).unwrap();
+        let two = issuer("one", "namespace = \"n\"") + &issuer("two", "namespace = \"m\"");
+        let second = Rules::read(&two, &path, Revoked::default(), Some(&first)).unwrap();
+        assert!(Arc::ptr_eq(&first.issuers[0], &second.issuers[0]) && second.version == first.version + 1);
+        let other = issuer("one", "namespace = \"n\"").replace("HS256", "HS512");
+        let third = Rules::read(&other, &path, Revoked::default(), Some(&second)).unwrap();
+        assert!(!Arc::ptr_eq(&first.issuers[0], &third.issuers[0]));
+    }
+}

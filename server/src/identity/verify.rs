@@ -26,6 +26,7 @@ use super::{
     scope::Scopes,
     unix_now,
 };
+use crate::ClientCertificate;
 
 /// Longest bearer credential, in bytes.
 pub(crate) const BEARER_BYTES_MAX: usize = 4_096;
@@ -55,17 +56,17 @@ impl From<Denied> for NotYet {
     }
 }
 
-/// Finds out who sent a request. `names` are those of a verified client certificate.
+/// Finds out who sent a request.
 pub(super) fn verify(
     inner: &Arc<Inner>,
     headers: &HeaderMap,
-    names: &[String],
+    certificate: Option<&ClientCertificate>,
     remembered: Option<&Remembered>,
 ) -> Result<Caller, NotYet> {
     let (rules, now) = (inner.rules.load(), unix_now());
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let credential = match (given.next(), given.next()) {
-        (None, _) => without_header(&rules, names)?,
+        (None, _) => without_header(&rules, certificate)?,
         (Some(header), None) => {
             if let Some(known) = remembered.and_then(|remembered| remembered.get(header, rules.version)) {
                 known
@@ -100,11 +101,13 @@ fn malformed(message: &'static str) -> Denied {
 }
 
 /// A caller by its certificate, or without any credential.
-fn without_header(rules: &Rules, names: &[String]) -> Result<Arc<Credential>, Denied> {
+fn without_header(rules: &Rules, certificate: Option<&ClientCertificate>) -> Result<Arc<Credential>, Denied> {
+    let names = certificate.map_or(&[][..], |certificate| &certificate.names);
     let rule = rules.certificates.iter().find(|rule| names.iter().any(|name| name.eq_ignore_ascii_case(&rule.san)));
-    if let Some(rule) = rule {
+    if let Some((rule, certificate)) = rule.zip(certificate) {
         let source = Source::Certificate(rule.clone());
-        return Ok(Arc::new(Credential::of(source, rule.namespace.clone(), rule.scopes.clone())));
+        let credential = Credential::of(source, rule.namespace.clone(), rule.scopes.clone());
+        return Ok(Arc::new(Credential { expires_at: Some(certificate.not_after), ..credential }));
     }
     rules.anonymous.clone().ok_or_else(|| {
         Denied::new(Denial::Missing, "a credential is missing: send a token or a key as authorization: Bearer ...")
@@ -165,7 +168,7 @@ fn token(rules: &Rules, token: &[u8], now: u64) -> Result<Credential, NotYet> {
     let expires_at =
         expires_at.ok_or_else(|| Denied::new(Denial::Claims, "the token does not say when it expires (exp)"))?;
     if now >= expires_at.saturating_add(LEEWAY) {
-        return Err(expired(now - expires_at).into());
+        return Err(expired("token", now - expires_at).into());
     }
     let starts_at = seconds(&claims, "nbf")?.unwrap_or(0);
     if starts_at > now.saturating_add(LEEWAY) {

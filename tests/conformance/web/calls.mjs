@@ -108,6 +108,7 @@ export async function results(results, poll, called = new Set()) {
   expect("one vote a user, the last", counts.a === 1 && counts["ü"] === 1 && final.totalVotes === 2n, final);
   const recount = await reading.recount({ pollId: poll });
   expect("the recount agrees", recount.matches && recount.final, recount);
+  await refused(() => reading.releaseResults({ pollId: poll }), Code.FailedPrecondition, "releasing what is shown");
   return called;
 }
 

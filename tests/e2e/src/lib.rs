@@ -9,6 +9,7 @@ pub mod crash;
 pub mod faults;
 pub mod hostile;
 pub mod http_faults;
+pub mod issuer;
 pub mod power;
 pub mod reshard;
 pub mod stack;

@@ -29,6 +29,7 @@ use votestream_aws::{
 };
 use votestream_core::{
     Closing, HashRange, HashRanges, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, Timestamp,
+    Visibility,
     clock::SystemClock,
     model::routing,
     port::{Created, Group, LeaseStore, PollStore, Ports, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteWrite},
@@ -98,6 +99,9 @@ async fn create_poll(polls: &dyn PollStore, poll_id: &str) {
         source: PollSource::Ingest,
         expected_peak: 2_000,
         buckets: 4,
+        visibility: Visibility::Live,
+        released_at: None,
+        pseudonym_key: None,
         needs_recount: false,
         final_result: None,
     };

@@ -288,6 +288,10 @@ impl PollStore for Broken {
         self.0.finish(id, result).await
     }
 
+    async fn release(&self, id: &PollId, at: Timestamp) -> Result<Option<Poll>, PortError> {
+        self.0.release(id, at).await
+    }
+
     async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError> {
         self.0.set_needs_recount(id, needed).await
     }

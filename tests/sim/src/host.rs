@@ -319,6 +319,16 @@ impl PollStore for Host {
         .await
     }
 
+    async fn release(&self, id: &PollId, at: Timestamp) -> Result<Option<Poll>, PortError> {
+        let id = id.clone();
+        self.call("release", move |state| {
+            let poll = state.polls.get_mut(&id)?;
+            poll.release(at);
+            Some(poll.clone())
+        })
+        .await
+    }
+
     async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError> {
         let (id, world) = (id.clone(), self.world.clone());
         self.call("flag_poll", move |state| {

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::task::JoinSet;
 use votestream_core::{
-    Closing, HashRange, HashRanges, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
+    Closing, HashRange, HashRanges, KeyId, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId,
+    Timestamp, Visibility,
     model::poll::FinalResult,
     port::{
         Created, Group, Lease, Ports, Progress, ReadOutcome, Record, RecordReader, ShardRow, Stored, StoredProducer,
@@ -464,7 +465,8 @@ pub async fn check_polls(ports: Ports) {
     assert_eq!(store.close(&first.id, Timestamp(1)).await.unwrap(), None);
     let result = |votes| FinalResult { votes: vec![votes, 0, u64::MAX >> 1], finalized_at: Timestamp(9_999) };
     assert_eq!(store.finish(&first.id, &result(1)).await.unwrap(), None);
-    assert_eq!(store.get(&first.id).await.unwrap(), None, "closing and finishing create nothing");
+    assert_eq!(store.release(&first.id, Timestamp(1)).await.unwrap(), None);
+    assert_eq!(store.get(&first.id).await.unwrap(), None, "closing, finishing and releasing create nothing");
 
     assert_eq!(store.create(&first).await.unwrap(), Created::New);
     assert_eq!(store.get(&first.id).await.unwrap().as_ref(), Some(&first), "every field is kept");
@@ -535,7 +537,43 @@ pub async fn check_polls(ports: Ports) {
     let flagged = Poll { needs_recount: true, ..expected };
     assert_eq!(store.get(&first.id).await.unwrap(), Some(flagged), "a flag takes no result away");
 
+    check_releasing(&ports).await;
     check_poll_races(&ports).await;
+}
+
+/// Visibility is kept, results are released once, and nothing else takes the release back.
+async fn check_releasing(ports: &Ports) {
+    let store = ports.polls.clone();
+    let key = Some(KeyId([0, 1, 2, 3, 0xfc, 0xfd, 0xfe, 0xff]));
+    for (at, visibility) in [Visibility::Live, Visibility::WhenFinal, Visibility::OnRelease].into_iter().enumerate() {
+        let poll = poll(&format!("release-{at}"), &["x"]).with_visibility(visibility).with_pseudonym_key(key);
+        assert_eq!(store.create(&poll).await.unwrap(), Created::New);
+        assert_eq!(store.get(&poll.id).await.unwrap().as_ref(), Some(&poll), "every field is kept");
+        let released_at = (visibility == Visibility::OnRelease).then_some(Timestamp(5_000));
+        let released = Poll { released_at, ..poll.clone() };
+        for moment in [5_000, 4_000, 6_000] {
+            let answer = store.release(&poll.id, Timestamp(moment)).await.unwrap();
+            assert_eq!(answer.as_ref(), Some(&released), "the first release stays");
+        }
+        store.begin_close(&poll.id).await.unwrap();
+        store.close(&poll.id, Timestamp(8_000)).await.unwrap();
+        let result = FinalResult { votes: vec![1], finalized_at: Timestamp(9_999) };
+        let last = store.finish(&poll.id, &result).await.unwrap();
+        let (closing, closes_at) = (Closing::Done, Timestamp(8_000));
+        let expected = Poll { closing, closes_at, final_result: Some(result), ..released };
+        assert_eq!(last.as_ref(), Some(&expected));
+        assert_eq!(store.release(&poll.id, Timestamp(1)).await.unwrap().as_ref(), Some(&expected));
+    }
+    let poll = poll("release-race", &["x"]).with_visibility(Visibility::OnRelease);
+    store.create(&poll).await.unwrap();
+    let answers = race(|racer| {
+        let (store, id) = (store.clone(), poll.id.clone());
+        async move { store.release(&id, Timestamp(i64::from(racer))).await.unwrap() }
+    })
+    .await;
+    let stored = store.get(&poll.id).await.unwrap();
+    assert!(stored.as_ref().is_some_and(|poll| poll.released_at.is_some()));
+    assert!(answers.iter().all(|answer| *answer == stored), "all see the first release");
 }
 
 async fn check_poll_races(ports: &Ports) {

@@ -476,6 +476,14 @@ impl PollStore for Memory {
         })
     }
 
+    async fn release(&self, id: &PollId, at: Timestamp) -> Result<Option<Poll>, PortError> {
+        self.faulty(|state| {
+            let poll = state.polls.get_mut(id)?;
+            poll.release(at);
+            Some(poll.clone())
+        })
+    }
+
     async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError> {
         self.faulty(|state| state.polls.get_mut(id).into_iter().for_each(|poll| poll.needs_recount = needed))
     }

@@ -11,7 +11,7 @@ use aws_sdk_dynamodb::{
     types::{AttributeValue, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure},
 };
 use votestream_core::{
-    Closing, Poll, PollId, PollOption, PollSource, Timestamp,
+    Closing, KeyId, Poll, PollId, PollOption, PollSource, Timestamp, Visibility,
     model::poll::FinalResult,
     port::{Created, PollStore, PortError},
 };
@@ -38,6 +38,9 @@ const BUCKETS: &str = "buckets";
 const NEEDS_RECOUNT: &str = "needs_recount";
 const FINAL_VOTES: &str = "final_votes";
 const FINALIZED_AT: &str = "finalized_at";
+const VISIBILITY: &str = "visibility";
+const RELEASED_AT: &str = "released_at";
+const PSEUDONYM_KEY: &str = "pseudonym_key";
 
 /// Bytes of an option besides its texts: its map, its names, and its number of votes in the final result.
 const OPTION_BYTES: usize = 64;
@@ -69,6 +72,19 @@ fn closing_of(name: &str) -> Option<Closing> {
     [Closing::No, Closing::Asked, Closing::Done].into_iter().find(|closing| closing_name(*closing) == name)
 }
 
+const fn visibility_name(visibility: Visibility) -> &'static str {
+    match visibility {
+        Visibility::Live => "LIVE",
+        Visibility::WhenFinal => "WHEN_FINAL",
+        Visibility::OnRelease => "ON_RELEASE",
+    }
+}
+
+fn visibility_of(name: &str) -> Option<Visibility> {
+    let all = [Visibility::Live, Visibility::WhenFinal, Visibility::OnRelease];
+    all.into_iter().find(|visibility| visibility_name(*visibility) == name)
+}
+
 fn encode_votes(result: &FinalResult) -> AttributeValue {
     AttributeValue::L(result.votes.iter().map(number).collect())
 }
@@ -85,6 +101,9 @@ fn encode(poll: &Poll) -> Result<Item, PortError> {
         source,
         expected_peak,
         buckets,
+        visibility,
+        released_at,
+        pseudonym_key,
         needs_recount,
         final_result,
     } = poll;
@@ -113,6 +132,16 @@ fn encode(poll: &Poll) -> Result<Item, PortError> {
         item.insert(FINAL_VOTES.to_owned(), encode_votes(result));
         item.insert(FINALIZED_AT.to_owned(), time(result.finalized_at));
     }
+    // A poll with none of these is stored as it was before there were any.
+    if *visibility != Visibility::Live {
+        item.insert(VISIBILITY.to_owned(), text(visibility_name(*visibility)));
+    }
+    if let Some(at) = released_at {
+        item.insert(RELEASED_AT.to_owned(), time(*at));
+    }
+    if let Some(key) = pseudonym_key {
+        item.insert(PSEUDONYM_KEY.to_owned(), text(&key.to_string()));
+    }
     Ok(item)
 }
 
@@ -128,6 +157,8 @@ fn decode(item: &Item) -> Result<Poll, Damaged> {
             Some(FinalResult { votes: reader.list(FINAL_VOTES, as_number)?, finalized_at: reader.time(FINALIZED_AT)? })
         }
     };
+    let visibility = reader.optional_text(VISIBILITY)?.map(visibility_of);
+    let pseudonym_key = reader.optional_text(PSEUDONYM_KEY)?.map(str::parse::<KeyId>).transpose();
     Ok(Poll {
         id: PollId::new(reader.text(POLL_ID)?).map_err(|_| Damaged::at(POLL_ID))?,
         title: reader.text(TITLE)?.to_owned(),
@@ -138,6 +169,9 @@ fn decode(item: &Item) -> Result<Poll, Damaged> {
         source: source_of(reader.text(SOURCE)?).ok_or_else(|| Damaged::at(SOURCE))?,
         expected_peak: reader.number(EXPECTED_PEAK)?,
         buckets: reader.number(BUCKETS)?,
+        visibility: visibility.unwrap_or(Some(Visibility::Live)).ok_or_else(|| Damaged::at(VISIBILITY))?,
+        released_at: reader.has(RELEASED_AT).then(|| reader.time(RELEASED_AT)).transpose()?,
+        pseudonym_key: pseudonym_key.map_err(|_| Damaged::at(PSEUDONYM_KEY))?,
         needs_recount: reader.bool(NEEDS_RECOUNT)?,
         final_result,
     })
@@ -328,6 +362,13 @@ impl PollStore for DynamoStore {
             .await
     }
 
+    async fn release(&self, id: &PollId, at: Timestamp) -> Result<Option<Poll>, PortError> {
+        let values = [("at", time(at)), ("on_release", text(visibility_name(Visibility::OnRelease)))];
+        let condition = "#visibility = :on_release AND attribute_not_exists(#released_at)";
+        let names = [VISIBILITY, RELEASED_AT];
+        self.inner.change_poll(id, "SET #released_at = :at", condition, &names, &values).await
+    }
+
     async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError> {
         let values = [("needed", AttributeValue::Bool(needed))];
         let condition = "attribute_exists(#needs_recount)";
@@ -348,6 +389,7 @@ mod tests {
         fn what_is_written_is_what_is_read(
             title in ".{0,60}", options in prop::collection::vec((".{1,30}", ".{0,30}"), 1..8),
             times: (i64, i64, i64), flags: (bool, bool, bool), expected_peak: u64, buckets: u32, votes: Vec<u64>,
+            visibility in 0..3_usize, released in prop::option::of(any::<i64>()), key in prop::option::of(any::<[u8; 8]>()),
         ) {
             let option = |(id, title): (String, String)| PollOption { id: Arc::from(id), title };
             let poll = Poll {
@@ -360,6 +402,9 @@ mod tests {
                 source: if flags.0 { PollSource::Stream } else { PollSource::Ingest },
                 expected_peak,
                 buckets,
+                visibility: [Visibility::Live, Visibility::WhenFinal, Visibility::OnRelease][visibility],
+                released_at: released.map(Timestamp),
+                pseudonym_key: key.map(KeyId),
                 needs_recount: flags.1,
                 final_result: flags.2.then_some(FinalResult { votes, finalized_at: Timestamp(times.2) }),
             };

@@ -6,7 +6,7 @@ use std::{ops::Bound, sync::atomic::Ordering};
 
 use async_trait::async_trait;
 use votestream_core::{
-    Closing, Poll, PollId, PollOption, PollSource, Timestamp,
+    Closing, KeyId, Poll, PollId, PollOption, PollSource, Timestamp, Visibility,
     model::poll::FinalResult,
     port::{Created, PollStore, PortError},
 };
@@ -30,6 +30,9 @@ fn encode(poll: &Poll) -> Vec<u8> {
         source,
         expected_peak,
         buckets,
+        visibility,
+        released_at,
+        pseudonym_key,
         needs_recount,
         final_result,
     } = poll;
@@ -62,8 +65,26 @@ fn encode(poll: &Poll) -> Vec<u8> {
             value.u64(*votes);
         }
     }
+    // A poll with none of these is stored as it was before there were any, so that earlier versions read it.
+    if *visibility != Visibility::Live {
+        value.u8(VISIBILITY).u8(match visibility {
+            Visibility::Live | Visibility::WhenFinal => 1,
+            Visibility::OnRelease => 2,
+        });
+    }
+    if let Some(at) = released_at {
+        value.u8(RELEASED_AT).time(*at);
+    }
+    if let Some(KeyId(key)) = pseudonym_key {
+        value.u8(PSEUDONYM_KEY).raw(key);
+    }
     value.0
 }
+
+/// What an optional field begins with. They stand at the end, each at most once, in this order.
+const VISIBILITY: u8 = 1;
+const RELEASED_AT: u8 = 2;
+const PSEUDONYM_KEY: u8 = 3;
 
 fn decode(value: &[u8]) -> Result<Poll, Corrupt> {
     let mut value = Decoder(value);
@@ -90,6 +111,14 @@ fn decode(value: &[u8]) -> Result<Poll, Corrupt> {
             Some(FinalResult { finalized_at, votes: value.list(Decoder::u64)? })
         }
     };
+    let visibility = match value.optional(VISIBILITY, Decoder::u8)? {
+        None => Visibility::Live,
+        Some(1) => Visibility::WhenFinal,
+        Some(2) => Visibility::OnRelease,
+        Some(_) => return Err(Corrupt),
+    };
+    let released_at = value.optional(RELEASED_AT, Decoder::time)?;
+    let pseudonym_key = value.optional(PSEUDONYM_KEY, Decoder::array)?.map(KeyId);
     value.end()?;
     Ok(Poll {
         id,
@@ -101,6 +130,9 @@ fn decode(value: &[u8]) -> Result<Poll, Corrupt> {
         source,
         expected_peak,
         buckets,
+        visibility,
+        released_at,
+        pseudonym_key,
         needs_recount,
         final_result,
     })
@@ -195,6 +227,11 @@ impl PollStore for EmbeddedStore {
         .await
     }
 
+    async fn release(&self, id: &PollId, at: Timestamp) -> Result<Option<Poll>, PortError> {
+        let (inner, id) = (self.inner.clone(), id.clone());
+        blocking(move || inner.change_poll(&id, |poll| poll.release(at))).await
+    }
+
     async fn set_needs_recount(&self, id: &PollId, needed: bool) -> Result<(), PortError> {
         let (inner, id) = (self.inner.clone(), id.clone());
         blocking(move || {
@@ -202,5 +239,47 @@ impl PollStore for EmbeddedStore {
             inner.change_poll(&id, changed).map(drop)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn poll() -> Poll {
+        let options = vec![PollOption { id: "a".into(), title: "A".into() }];
+        let id = PollId::new("p").unwrap();
+        Poll::new(id, "T".into(), options, Timestamp(1), Timestamp(2), PollSource::Ingest, 7).unwrap()
+    }
+
+    #[test]
+    fn a_poll_of_before_visibility_is_stored_as_it_was() {
+        let mut old = Encoder::default();
+        old.text("p").text("T").u32(1).text("a").text("A").time(Timestamp(1)).time(Timestamp(2));
+        old.u8(0).u8(0).u64(7).u32(1).bool(false).bool(false);
+        assert_eq!(encode(&poll()), old.0);
+        assert_eq!(decode(&old.0), Ok(poll()));
+        for tail in [&[0][..], &[4], &[1], &[1, 0], &[1, 3], &[2, 0], &[3, 1], &[1, 1, 1, 1]] {
+            assert_eq!(decode(&[&old.0, tail].concat()), Err(Corrupt), "{tail:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_field_is_kept(
+            at in 0..3_usize, released in prop::option::of(any::<i64>()), key in prop::option::of(any::<[u8; 8]>()),
+            is_final: bool,
+        ) {
+            let poll = Poll {
+                visibility: [Visibility::Live, Visibility::WhenFinal, Visibility::OnRelease][at],
+                released_at: released.map(Timestamp),
+                pseudonym_key: key.map(KeyId),
+                final_result: is_final.then(|| FinalResult { votes: vec![3], finalized_at: Timestamp(9) }),
+                ..poll()
+            };
+            prop_assert_eq!(decode(&encode(&poll)), Ok(poll));
+        }
     }
 }

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 use votestream_core::{
-    Closing, Poll, PollId, PollOption, PollSource, Refusal, Timestamp, UserId,
+    Closing, Poll, PollId, PollOption, PollSource, Refusal, Timestamp, UserId, Visibility,
     model::limits::{MESSAGE_BYTES_MAX, SINGLE_VOTE_BYTES_MAX},
     polls::index::IndexedPoll,
 };
@@ -37,6 +37,9 @@ pub(crate) fn polls() -> Vec<Poll> {
         source,
         expected_peak: 1_000,
         buckets: 1,
+        visibility: Visibility::Live,
+        released_at: None,
+        pseudonym_key: None,
         needs_recount: false,
         final_result: None,
     };
