@@ -17,6 +17,8 @@ pub(crate) enum AuthCommand {
     Token(AuthTokenArgs),
     /// Make a secret for a tool or a relay: print it once, and the entry for the auth file, which has only its hash.
     Key(AuthKeyArgs),
+    /// Check that nothing in an audit log was changed, and show who administered what; exit code 1 if it was changed.
+    Log(AuthLogArgs),
 }
 
 #[derive(Args, Debug)]
@@ -79,6 +81,17 @@ pub(crate) struct AuthKeyArgs {
     /// Whose users it votes for, if the auth file has namespaces.
     #[arg(long, value_name = "NAME")]
     pub(crate) namespace: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuthLogArgs {
+    /// The audit log of `up` or tally-svc, while it is written or afterwards.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// A hash that this command printed before. It must still be in the log: then no line up to there was changed or
+    /// removed since.
+    #[arg(long, value_name = "HASH")]
+    pub(crate) head: Option<String>,
 }
 
 /// The beginning of a link, to which the token is added.

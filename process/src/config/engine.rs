@@ -74,6 +74,7 @@ pub const NAMES: &[&str] = &[
     "window-linger",
     "window-votes-max",
     "flush-interval",
+    "audit-log",
     "drain",
 ];
 
