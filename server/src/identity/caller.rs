@@ -66,7 +66,6 @@ impl From<Denied> for Status {
 }
 
 /// What a credential says.
-#[derive(Debug)]
 pub(super) struct Credential {
     pub(super) source: Source,
     pub(super) namespace: Arc<str>,
@@ -78,7 +77,6 @@ pub(super) struct Credential {
 }
 
 /// Where a credential comes from.
-#[derive(Debug)]
 pub(super) enum Source {
     Anonymous,
     Token { issuer: Arc<Issuer>, jti: Option<Box<str>>, issued_at: Option<u64> },
@@ -119,14 +117,20 @@ impl Credential {
         matches!(self.source, Source::Anonymous)
     }
 
-    /// Whether it still counts.
-    pub(super) fn check(&self, rules: &Rules, now: u64) -> Result<(), Denied> {
+    /// Whether it has not expired.
+    pub(super) fn check_expiry(&self, now: u64) -> Result<(), Denied> {
         if let Some(expires_at) = self.expires_at
             && now >= expires_at.saturating_add(LEEWAY)
         {
             let what = if matches!(self.source, Source::Certificate(_)) { "certificate" } else { "token" };
             return Err(expired(what, now - expires_at));
         }
+        Ok(())
+    }
+
+    /// Whether it still counts by these rules.
+    pub(super) fn check(&self, rules: &Rules, now: u64) -> Result<(), Denied> {
+        self.check_expiry(now)?;
         let gone = |what: &'static str| Denied::new(Denial::Revoked, what);
         match &self.source {
             Source::Anonymous => {
@@ -171,10 +175,21 @@ pub(super) fn in_words(seconds: u64) -> String {
 }
 
 /// Whoever makes a call. Copies are cheap.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Caller(Kind);
 
-#[derive(Clone, Debug, Default)]
+impl fmt::Debug for Caller {
+    /// Names neither a voter nor a credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Nobody => "Nobody",
+            Kind::Everybody => "Everybody",
+            Kind::Known(..) => "Known",
+        })
+    }
+}
+
+#[derive(Clone, Default)]
 enum Kind {
     /// No check has been made. It may do nothing.
     #[default]
