@@ -2,6 +2,7 @@
 //!
 //! Owns the public contract of the command line. Must never do anything except parse and check single values.
 
+mod auth;
 mod time;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -11,6 +12,7 @@ use votestream_client::Address;
 use votestream_process::config::socket_addr;
 use votestream_server::{CorsOrigins, Limits};
 
+pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthTokenArgs};
 use self::time::{parse_duration, parse_time};
 use crate::plan::Clients;
 
@@ -92,6 +94,9 @@ pub(crate) enum Command {
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
     Load(LoadArgs),
+    /// Make tokens and keys, for callers to say who they are.
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
     Plan(PlanArgs),
     /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build

@@ -4,6 +4,7 @@
 //! commands share; that is in the modules beside this one.
 
 mod audit;
+mod auth;
 mod backup;
 mod cast;
 mod demo;
@@ -42,6 +43,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Results(args) => unless_told_to_stop(&mut signals, results::run(&global, args)).await,
         Command::Backup(args) => unless_told_to_stop(&mut signals, backup::run(&global, args)).await,
         Command::Audit(args) => unless_told_to_stop(&mut signals, audit::run(&global, args)).await,
+        Command::Auth(command) => auth::run(&global, command),
         Command::Plan(args) => plan::run(&global, args),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use tonic::Status;
+use tonic::{Code, Status};
 use votestream_client::ClientError;
 use votestream_process::terminal::Signal;
 use votestream_server::http::name_of;
@@ -108,7 +108,11 @@ impl Failure {
         if let Some(cause) = std::error::Error::source(status) {
             return Self::Failed(format!("{what} failed, the connection to {url} broke: {}", innermost(cause)));
         }
-        Self::Failed(format!("{what} failed: {} ({})", one_line(status.message()), name_of(status.code())))
+        let (message, code) = (one_line(status.message()), name_of(status.code()));
+        if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+            return Self::Failed(format!("{what} is not allowed: {message} ({code})"));
+        }
+        Self::Failed(format!("{what} failed: {message} ({code})"))
     }
 }
 
@@ -135,6 +139,22 @@ mod tests {
     fn a_failed_call_is_one_line_with_its_code() {
         let failure = Failure::rpc("reading the poll", "http://x", &Status::not_found("no poll\n\"p\""));
         assert_eq!(failure, Failure::Failed("reading the poll failed: no poll \"p\" (NOT_FOUND)".into()));
+    }
+
+    #[test]
+    fn a_denial_says_what_is_missing() {
+        for (status, message) in [
+            (
+                Status::permission_denied("the credential's scopes do not cover read:dinner"),
+                "reading the poll is not allowed: the credential's scopes do not cover read:dinner (PERMISSION_DENIED)",
+            ),
+            (
+                Status::unauthenticated("the token expired 3 minutes ago"),
+                "reading the poll is not allowed: the token expired 3 minutes ago (UNAUTHENTICATED)",
+            ),
+        ] {
+            assert_eq!(Failure::rpc("reading the poll", "http://x", &status), Failure::Failed(message.into()));
+        }
     }
 
     #[tokio::test]

@@ -5,8 +5,9 @@
 //! missing: a request without the check's mark has no rights at all.
 //!
 //! `rules` reads the auth file, `issuer` the keys of those who sign tokens, `revoked` what counts no more. `verify`
-//! turns a request's credential into a `caller`, and `check` stands in front of the routes. Never by hand here: the
-//! format of tokens and keys, which `jsonwebtoken` reads, and cryptography, which `ring` does.
+//! turns a request's credential into a `caller`, and `check` stands in front of the routes. `sign` makes tokens and keys
+//! for those who have no issuer of their own. Never by hand here: the format of tokens and keys, which `jsonwebtoken`
+//! reads, and cryptography, which `ring` does.
 
 mod caller;
 mod check;
@@ -17,6 +18,7 @@ mod reload;
 mod revoked;
 mod rules;
 mod scope;
+mod sign;
 pub mod signature;
 mod verify;
 
@@ -37,6 +39,7 @@ pub use caller::{Caller, Denied};
 pub(crate) use check::CheckLayer;
 pub use check::{Need, Needs};
 pub use scope::{Action, InvalidScope, Scopes};
+pub use sign::{Claims, Secret, SignError, Signer, check_auth_file, new_key_set, random_user};
 pub(crate) use verify::Remembered;
 
 use rules::Rules;

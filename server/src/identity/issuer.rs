@@ -150,6 +150,12 @@ impl Issuer {
         }
     }
 
+    /// The keys that check its tokens, with their names, if they are in a file.
+    pub(super) fn keys_of_file(&self) -> Vec<(Option<String>, Vec<Algorithm>, DecodingKey)> {
+        let keys = self.keys.load();
+        keys.keys.iter().map(|key| (key.kid.clone(), key.algorithms.clone(), key.key.clone())).collect()
+    }
+
     /// Asks for the keys again, unless that was done a moment ago.
     fn want(&self) -> Option<watch::Receiver<u64>> {
         if matches!(self.rule.source, Source::File(_)) {
