@@ -350,8 +350,8 @@ pub(crate) struct CastArgs {
     /// Poll of the vote.
     #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
     pub(crate) poll: Option<String>,
-    /// User who votes.
-    #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
+    /// User who votes; not needed if the token names its user.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     pub(crate) user: Option<String>,
     /// Option that the user chooses.
     #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
