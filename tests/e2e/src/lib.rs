@@ -12,5 +12,6 @@ pub mod http_faults;
 pub mod power;
 pub mod reshard;
 pub mod stack;
+pub mod tls;
 pub mod tree;
 pub mod voters;
