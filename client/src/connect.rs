@@ -174,7 +174,12 @@ impl ClientBuilder {
     }
 
     fn wire(&self, address: &Address) -> Wire {
-        Wire { address: address.clone(), call_timeout: self.call_timeout, retry: self.retry }
+        Wire {
+            address: address.clone(),
+            call_timeout: self.call_timeout,
+            retry: self.retry,
+            has_identity: address.is_secure() && self.tls.identity.is_some(),
+        }
     }
 
     async fn channel(&self, service: Service, address: &Address) -> Result<Channel, ClientError> {
@@ -264,6 +269,8 @@ pub(crate) struct Wire {
     pub(crate) address: Address,
     pub(crate) call_timeout: Duration,
     pub(crate) retry: Retry,
+    /// Whether the client has a certificate to show.
+    pub(crate) has_identity: bool,
 }
 
 impl Wire {
@@ -278,7 +285,7 @@ impl Wire {
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let answer = with_deadline(message, timeout, call).await;
-        answer.map_err(|status| ClientError::call(&self.address, status))
+        answer.map_err(|status| ClientError::call(self, status))
     }
 }
 

@@ -181,10 +181,9 @@ impl IngestClient {
             let Some(pause) = pause else {
                 let (sent, settled) = (ledger.sent_in_all(), ledger.settled_in_all());
                 let unsettled = queue.left(unsettled);
-                let address = self.address();
                 let failure = match status {
-                    Some(status) => ClientError::call(address, status),
-                    None => ClientError::Ended { address: address.clone() },
+                    Some(status) => ClientError::call(&self.wire, status),
+                    None => ClientError::Ended { address: self.wire.address.clone() },
                 };
                 return Ended { sent, settled, unsettled, failure: Some(failure) };
             };

@@ -49,7 +49,7 @@ impl Watch {
             let pause = if may_pass(Some(&status)) { self.backoff.failed(retry_after(&status)) } else { None };
             let Some(pause) = pause else {
                 self.over = true;
-                return Some(Err(ClientError::call(&self.client.wire.address, status)));
+                return Some(Err(ClientError::call(&self.client.wire, status)));
             };
             self.pause_until = Some(Instant::now() + pause);
         }

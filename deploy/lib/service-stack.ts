@@ -254,7 +254,7 @@ export class ServiceStack extends Stack {
     return balancer;
   }
 
-  /** gRPC goes to the tasks by HTTP/2, and gRPC-Web and JSON by HTTP/1.1. The same ports speak all of them. */
+  /** gRPC goes to the tasks by HTTP/2, and gRPC-Web and JSON by HTTP/1.1, all of it with TLS. The same ports speak all of them. */
   private route(
     listener: ApplicationListener,
     services: Readonly<Record<ServiceName, VoteService>>,
@@ -265,7 +265,7 @@ export class ServiceStack extends Stack {
         targetGroupName: `${config.name}-${service}-${kind}`,
         vpc: this.vpc,
         port: PORTS[service],
-        protocol: ApplicationProtocol.HTTP,
+        protocol: ApplicationProtocol.HTTPS,
         protocolVersion: kind === 'grpc' ? ApplicationProtocolVersion.GRPC : ApplicationProtocolVersion.HTTP1,
         targets: [
           services[service].fargate.loadBalancerTarget({

@@ -124,7 +124,7 @@ test('gRPC stays HTTP/2 from end to end', () => {
   for (const service of ['ingest', 'tally']) {
     made.service.hasResourceProperties('AWS::ElasticLoadBalancingV2::TargetGroup', {
       Name: `votestream-${service}-grpc`,
-      Protocol: 'HTTP', ProtocolVersion: 'GRPC', TargetType: 'ip',
+      Protocol: 'HTTPS', ProtocolVersion: 'GRPC', TargetType: 'ip',
       HealthCheckPath: '/grpc.health.v1.Health/Check', Matcher: { GrpcCode: '0' },
     });
     made.service.hasResourceProperties('AWS::ElasticLoadBalancingV2::TargetGroup', {
