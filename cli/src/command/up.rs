@@ -28,7 +28,7 @@ struct Addresses {
 
 pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
     let identity = identity(&args)?;
-    let is_open = !identity.is_on();
+    let auth_file = args.auth.auth.clone().filter(|_| identity.is_on());
     let ephemeral = args.ephemeral;
     let storage = match (args.ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
@@ -48,8 +48,9 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         continue_from_log_time: args.continue_from_log_time,
     };
     let mut stack = start(options, &mut signals).await?;
-    if is_open {
-        output::note(OPEN);
+    match &auth_file {
+        None => output::note(OPEN),
+        Some(file) => output::note(&format!("identity  {file}")),
     }
     let announced = announce(global, &stack, scheme, ephemeral);
     let broken = match announced {
