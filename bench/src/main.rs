@@ -20,6 +20,7 @@ mod sample;
 mod scaling;
 mod server;
 mod store;
+mod tls;
 mod votes;
 mod windows;
 
@@ -48,7 +49,7 @@ struct Arguments {
     many: bool,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Bench {
     /// Everything below, one after the other
     All,
@@ -70,7 +71,7 @@ enum Bench {
     },
     /// Ingest, compared with a bare tonic server that decodes the same messages and drops them
     Ingest {
-        /// One of messages, calls, connections, refused [default: all]
+        /// One of messages, calls, connections, refused, tls [default: all]
         part: Option<ingest::Part>,
     },
     /// persist-svc, tally-svc and ingest-svc against a null Kinesis and a null DynamoDB

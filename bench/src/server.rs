@@ -1,10 +1,12 @@
 //! The servers under test, each in a process of its own: how they are started, and how their CPU time is read.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
     num::NonZeroU32,
+    path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -21,6 +23,7 @@ use votestream_client::{Client, ResultsClient};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
+use votestream_server::{Connections, Limits, Tls, TlsIdentity, TlsSource};
 use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
 use votestream_testkit::stand_ins;
@@ -29,7 +32,7 @@ use crate::{
     cpu::cpu_seconds,
     engines::{self, Engines},
     null::{self, NullConfig, VOTES_PER_RECORD},
-    votes,
+    tls, votes,
 };
 
 /// Which server.
@@ -58,7 +61,7 @@ pub(crate) enum Kind {
 }
 
 /// Settings of some servers.
-#[derive(Clone, Copy, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Options {
     /// Address of Kinesis, and of DynamoDB unless that has its own
     #[arg(long)]
@@ -94,6 +97,9 @@ pub(crate) struct Options {
     /// Votes in one round of the null Kinesis, or of the SDK
     #[arg(long, default_value_t = 0)]
     pub(crate) votes: usize,
+    /// Folder with the certificate of ingest, its key, and the CA of clients; without it, ingest speaks no TLS
+    #[arg(long)]
+    pub(crate) tls: Option<PathBuf>,
 }
 
 impl Options {
@@ -103,7 +109,7 @@ impl Options {
     }
 
     /// The options as a command line.
-    fn arguments(self) -> Vec<String> {
+    fn arguments(self) -> Vec<OsString> {
         let Self {
             aws,
             dynamodb,
@@ -116,6 +122,7 @@ impl Options {
             flush_ms,
             shards,
             votes,
+            tls,
         } = self;
         let mut arguments = vec![
             format!("--delay-ms={delay_ms}"),
@@ -130,7 +137,19 @@ impl Options {
         arguments.extend(aws.map(|aws| format!("--aws={aws}")));
         arguments.extend(dynamodb.map(|dynamodb| format!("--dynamodb={dynamodb}")));
         arguments.extend(delay_all.then(|| "--delay-all".to_owned()));
+        let mut arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
+        arguments.extend(tls.into_iter().flat_map(|tls| [OsString::from("--tls"), tls.into()]));
         arguments
+    }
+
+    /// The connections of ingest, with TLS if there is a certificate.
+    fn connections(&self) -> anyhow::Result<Connections> {
+        let source = self.tls.as_ref().map(|folder| TlsSource {
+            identity: TlsIdentity::Files { certificate: folder.join(tls::CERTIFICATE), key: folder.join(tls::KEY) },
+            client_ca: Some(folder.join(tls::CA)),
+        });
+        let tls = source.map(Tls::open).transpose();
+        Ok(Connections::secured(Limits::default(), tls.map_err(|errors| anyhow::anyhow!("{errors:?}"))?))
     }
 
     fn persist(&self) -> PersistConfig {
@@ -219,7 +238,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
         });
         match kind {
             Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
-            Kind::Ingest => embedded_ingest(ingest, shutdown).await,
+            Kind::Ingest => embedded_ingest(ingest, options.connections()?, shutdown).await,
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
                 let config = NullConfig {
@@ -298,12 +317,17 @@ async fn bare(listener: TcpListener, delay: Duration, shutdown: CancellationToke
     Ok(server.serve_with_incoming_shutdown(incoming, shutdown.cancelled()).await?)
 }
 
-async fn embedded_ingest(listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn embedded_ingest(
+    listener: TcpListener,
+    connections: Connections,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
     let ports = engine.ports();
     ports.polls.create(&votes::poll()?).await?;
-    votestream_ingest::run(ingest_one_machine(), ports, listener, shutdown).await?;
+    let config = IngestConfig { connections, ..ingest_one_machine() };
+    votestream_ingest::run(config, ports, listener, shutdown).await?;
     engine.close();
     Ok(())
 }
