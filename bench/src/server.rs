@@ -1,10 +1,12 @@
 //! The servers under test, each in a process of its own: how they are started, and how their CPU time is read.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
     num::NonZeroU32,
+    path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -21,7 +23,7 @@ use votestream_client::{Client, ResultsClient};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::Identity;
+use votestream_server::{Connections, Identity, Limits, Tls, TlsIdentity, TlsSource};
 use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
 use votestream_testkit::stand_ins;
@@ -31,7 +33,7 @@ use crate::{
     engines::{self, Engines},
     identity,
     null::{self, NullConfig, VOTES_PER_RECORD},
-    votes,
+    tls, votes,
 };
 
 /// Which server.
@@ -60,7 +62,7 @@ pub(crate) enum Kind {
 }
 
 /// Settings of some servers.
-#[derive(Clone, Copy, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Options {
     /// Address of Kinesis, and of DynamoDB unless that has its own
     #[arg(long)]
@@ -99,6 +101,9 @@ pub(crate) struct Options {
     /// Whether ingest-svc asks its callers who they are
     #[arg(long)]
     pub(crate) identity: bool,
+    /// Folder with the certificate of ingest, its key, and the CA of clients; without it, ingest speaks no TLS
+    #[arg(long)]
+    pub(crate) tls: Option<PathBuf>,
 }
 
 impl Options {
@@ -108,7 +113,7 @@ impl Options {
     }
 
     /// The options as a command line.
-    fn arguments(self) -> Vec<String> {
+    fn arguments(self) -> Vec<OsString> {
         let Self {
             aws,
             dynamodb,
@@ -122,6 +127,7 @@ impl Options {
             shards,
             votes,
             identity,
+            tls,
         } = self;
         let mut arguments = vec![
             format!("--delay-ms={delay_ms}"),
@@ -137,7 +143,19 @@ impl Options {
         arguments.extend(dynamodb.map(|dynamodb| format!("--dynamodb={dynamodb}")));
         arguments.extend(delay_all.then(|| "--delay-all".to_owned()));
         arguments.extend(identity.then(|| "--identity".to_owned()));
+        let mut arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
+        arguments.extend(tls.into_iter().flat_map(|tls| [OsString::from("--tls"), tls.into()]));
         arguments
+    }
+
+    /// The connections of ingest, with TLS if there is a certificate.
+    fn connections(&self) -> anyhow::Result<Connections> {
+        let source = self.tls.as_ref().map(|folder| TlsSource {
+            identity: TlsIdentity::Files { certificate: folder.join(tls::CERTIFICATE), key: folder.join(tls::KEY) },
+            client_ca: Some(folder.join(tls::CA)),
+        });
+        let tls = source.map(Tls::open).transpose();
+        Ok(Connections::secured(Limits::default(), tls.map_err(|errors| anyhow::anyhow!("{errors:?}"))?))
     }
 
     fn persist(&self) -> PersistConfig {
@@ -226,7 +244,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
         });
         match kind {
             Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
-            Kind::Ingest => embedded_ingest(ingest, options.identity, shutdown).await,
+            Kind::Ingest => embedded_ingest(ingest, options.connections()?, options.identity, shutdown).await,
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
                 let config = NullConfig {
@@ -307,6 +325,7 @@ async fn bare(listener: TcpListener, delay: Duration, shutdown: CancellationToke
 
 async fn embedded_ingest(
     listener: TcpListener,
+    connections: Connections,
     with_identity: bool,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -315,7 +334,7 @@ async fn embedded_ingest(
     let engine = EmbeddedEngine::open(&dir.path().join("data"), EmbeddedOptions::default())?;
     let ports = engine.ports();
     ports.polls.create(&votes::poll()?).await?;
-    let config = IngestConfig { identity, ..ingest_one_machine() };
+    let config = IngestConfig { identity, connections, ..ingest_one_machine() };
     votestream_ingest::run(config, ports, listener, shutdown).await?;
     engine.close();
     Ok(())
