@@ -59,6 +59,8 @@ pub const NAMES: &[&str] = &[
     "stalled-write-timeout",
     "answer-bytes-max",
     "request-bytes-max",
+    "auth",
+    "auth-revoked",
     "tls-cert",
     "tls-key",
     "tls-client-ca",
