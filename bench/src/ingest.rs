@@ -41,6 +41,8 @@ pub(crate) enum Part {
     Connections,
     /// Refused votes against accepted ones.
     Refused,
+    /// Votes of a poll with pseudonyms against those of one without.
+    Pseudonyms,
 }
 
 /// How votes are sent.
@@ -89,8 +91,11 @@ struct Run {
 
 /// Fills the table.
 pub(crate) fn run(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
-    if part != Some(Part::Refused) {
+    if !matches!(part, Some(Part::Refused | Part::Pseudonyms)) {
         against_bare(report, part)?;
+    }
+    if part.is_none_or(|part| part == Part::Pseudonyms) {
+        pseudonyms(report)?;
     }
     if part.is_none_or(|part| part == Part::Refused) {
         refused_against_accepted(report)?;
@@ -130,6 +135,25 @@ fn against_bare(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
     for (_, form) in forms.into_iter().filter(|&(of, _)| part.is_none_or(|part| part == of)) {
         let (bare, ours) = ((Kind::Bare, Votes::Good), (Kind::Ingest, Votes::Good));
         table.row(compare(bare, ours, form, rounds, quick)?);
+    }
+    Ok(())
+}
+
+fn pseudonyms(report: &mut Report) -> anyhow::Result<()> {
+    let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
+    let note = "ingest-svc with the embedded stream: votes of a poll that stores the ids of its users, and of one that stores \
+        pseudonyms, alternating; the ratio is the median of three.";
+    let columns = [
+        "votes a message",
+        "plain ids, CPU s per million",
+        "pseudonyms, CPU s per million",
+        "plain ids / pseudonyms (CPU)",
+        "pseudonyms, votes/s (wall)",
+    ];
+    let table = report.table("Pseudonyms against plain ids", note, &columns);
+    for form in [Form::Messages(1), Form::Messages(100), Form::Messages(1_000), Form::Answered(100), Form::Calls] {
+        let (plain, keyed) = ((Kind::Ingest, Votes::Good), (Kind::IngestPseudonyms, Votes::Good));
+        table.row(compare(plain, keyed, form, rounds, quick)?);
     }
     Ok(())
 }

@@ -18,6 +18,10 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use votestream_client::{Client, ResultsClient};
+use votestream_core::{
+    PseudonymKeys,
+    model::pseudonym::{KEY_BYTES, PseudonymKey},
+};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
@@ -39,6 +43,8 @@ pub(crate) enum Kind {
     Bare,
     /// ingest-svc alone on the embedded stream, with a poll.
     Ingest,
+    /// The same, with a poll whose users get pseudonyms.
+    IngestPseudonyms,
     /// All three services on the embedded engines.
     Stack,
     /// A null Kinesis and a null DynamoDB.
@@ -219,7 +225,11 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
         });
         match kind {
             Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
-            Kind::Ingest => embedded_ingest(ingest, shutdown).await,
+            Kind::Ingest => embedded_ingest(ingest, PseudonymKeys::default(), shutdown).await,
+            Kind::IngestPseudonyms => {
+                let keys = PseudonymKeys::new([PseudonymKey::new([7; KEY_BYTES])]);
+                embedded_ingest(ingest, keys, shutdown).await
+            }
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
                 let config = NullConfig {
@@ -298,12 +308,17 @@ async fn bare(listener: TcpListener, delay: Duration, shutdown: CancellationToke
     Ok(server.serve_with_incoming_shutdown(incoming, shutdown.cancelled()).await?)
 }
 
-async fn embedded_ingest(listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn embedded_ingest(
+    listener: TcpListener,
+    keys: PseudonymKeys,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let engine = EmbeddedEngine::open(dir.path(), EmbeddedOptions::default())?;
     let ports = engine.ports();
-    ports.polls.create(&votes::poll()?).await?;
-    votestream_ingest::run(ingest_one_machine(), ports, listener, shutdown).await?;
+    ports.polls.create(&votes::poll()?.with_pseudonym_key(keys.active())).await?;
+    let config = IngestConfig { pseudonym_keys: keys, ..ingest_one_machine() };
+    votestream_ingest::run(config, ports, listener, shutdown).await?;
     engine.close();
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use votestream_client::Address;
+use votestream_core::KeyId;
 use votestream_process::config::socket_addr;
 use votestream_server::{CorsOrigins, Limits};
 
@@ -76,6 +77,9 @@ pub(crate) enum Command {
     /// Copy a data directory as it is now, whether a stack runs on it or not. The copy is an ordinary data directory;
     /// every vote that was acknowledged before is in it.
     Backup(BackupArgs),
+    /// Answer questions about identity: under which id somebody's votes are stored.
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Count the stored votes again and compare them with the tallies; exit code 1 if they differ.
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
@@ -120,6 +124,10 @@ pub(crate) struct UpArgs {
     /// Web pages that may call, with commas between, such as https://vote.example; * for all [default: none].
     #[arg(long, value_name = "ORIGINS", default_value = "", hide_default_value = true)]
     pub(crate) cors_allow_origins: CorsOrigins,
+    /// File with the keys of the pseudonyms under which voters of new polls are stored, or none to store their ids. Without
+    /// it, a key is made in the data directory, and every backup has it. Polls that are there keep their key or their ids.
+    #[arg(long, value_name = "FILE|none", env = "VOTESTREAM_PSEUDONYM_KEYS")]
+    pub(crate) pseudonym_keys: Option<String>,
     /// Continue with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if
     /// the clock was ahead when they were stored and is right now: time runs a tenth slower until the clock has caught
     /// up.
@@ -234,6 +242,34 @@ pub(crate) enum PollCommand {
         #[arg(value_name = "POLL", allow_negative_numbers = true)]
         poll: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuthCommand {
+    /// Print the id under which a user's vote in a poll is stored. Asks the results service which key the poll has.
+    Pseudonym(PseudonymArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PseudonymArgs {
+    /// Poll of the vote.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
+    pub(crate) poll: String,
+    /// User who voted.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
+    pub(crate) user: String,
+    /// Namespace of the user, if there are several.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) namespace: String,
+    /// Data directory with the keys [default: as of `up`]
+    #[arg(long, value_name = "DIR", conflicts_with = "pseudonym_keys")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// File with the keys.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pseudonym_keys: Option<PathBuf>,
+    /// Id of the poll's key, as `votestream poll get` shows it, to ask no service.
+    #[arg(long, value_name = "KEY_ID")]
+    pub(crate) key: Option<KeyId>,
 }
 
 #[derive(Args, Debug)]

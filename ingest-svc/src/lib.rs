@@ -28,7 +28,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    TimeBounds,
+    PseudonymKeys, TimeBounds,
     polls::cache::PollCache,
     port::Ports,
     produce::{LaneConfig, Producer},
@@ -57,6 +57,9 @@ pub struct IngestConfig {
     pub unary_patience: Duration,
     /// How long running calls may take to end once shutdown has begun. At least D, so that every vote can be answered.
     pub drain: Duration,
+    /// Keys of the pseudonyms under which users are stored; none by default. Votes of polls whose key is not among them
+    /// are refused.
+    pub pseudonym_keys: PseudonymKeys,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -76,6 +79,7 @@ impl IngestConfig {
             silence_timeout: Duration::from_secs(300),
             unary_patience: Duration::from_millis(500),
             drain: bounds.answer_deadline + Duration::from_secs(2),
+            pseudonym_keys: PseudonymKeys::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -101,6 +105,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
+    tracing::info!(keys = %config.pseudonym_keys, "pseudonyms");
     let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;

@@ -59,7 +59,9 @@ fn code_of(refusal: &Refusal) -> RejectionCode {
         Refusal::NotOpen(_) => RejectionCode::PollNotOpen,
         Refusal::Closed(_) => RejectionCode::PollClosed,
         Refusal::WrongSource(_) => RejectionCode::WrongSource,
-        Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => RejectionCode::Unavailable,
+        Refusal::PollUnreadable(_) | Refusal::KeyMissing(..) | Refusal::ClockContradicted | Refusal::NotStored => {
+            RejectionCode::Unavailable
+        }
         Refusal::OutcomeUnknown => RejectionCode::OutcomeUnknown,
     }
 }
@@ -70,7 +72,9 @@ pub(crate) fn status_of(refusal: &Refusal) -> Status {
         Refusal::Unreadable | Refusal::Invalid(_) | Refusal::NoSuchOption(_) => Code::InvalidArgument,
         Refusal::NoSuchPoll(_) => Code::NotFound,
         Refusal::NotOpen(_) | Refusal::Closed(_) | Refusal::WrongSource(_) => Code::FailedPrecondition,
-        Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => Code::Unavailable,
+        Refusal::PollUnreadable(_) | Refusal::KeyMissing(..) | Refusal::ClockContradicted | Refusal::NotStored => {
+            Code::Unavailable
+        }
         Refusal::OutcomeUnknown => Code::DeadlineExceeded,
     };
     match refusal.field() {
@@ -107,6 +111,7 @@ fn reason_of(refusal: &Refusal) -> Option<Rejected> {
         Refusal::Closed(_) => Rejected::PollClosed,
         Refusal::WrongSource(_) => Rejected::WrongSource,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted => Rejected::Unavailable,
+        Refusal::KeyMissing(..) => Rejected::KeyMissing,
         // The lanes count these outcomes.
         Refusal::NotStored | Refusal::OutcomeUnknown => return None,
     };

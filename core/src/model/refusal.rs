@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{PollId, model::poll::InvalidField};
+use crate::{KeyId, PollId, model::poll::InvalidField};
 
 /// Why a vote is not durable, or may not be durable. Its text is for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Refusal {
     WrongSource(PollId),
     /// The poll cannot be read at the moment.
     PollUnreadable(PollId),
+    /// The process lacks the key that makes pseudonyms of the poll's users.
+    KeyMissing(PollId, KeyId),
     /// The clock of the process contradicts those of the engines.
     ClockContradicted,
     /// The stream did not take the vote in any attempt.
@@ -54,6 +56,7 @@ impl Refusal {
             Self::NoSuchPoll(_) | Self::NotOpen(_) | Self::Closed(_) | Self::WrongSource(_) => Some("poll_id"),
             Self::Unreadable
             | Self::PollUnreadable(_)
+            | Self::KeyMissing(..)
             | Self::ClockContradicted
             | Self::NotStored
             | Self::OutcomeUnknown => None,
@@ -93,6 +96,11 @@ impl fmt::Display for Refusal {
             Self::Closed(poll) => write!(f, "poll \"{poll}\" is closed"),
             Self::WrongSource(poll) => write!(f, "poll \"{poll}\" takes its votes from the stream"),
             Self::PollUnreadable(poll) => write!(f, "poll \"{poll}\" cannot be read at the moment, retry the vote"),
+            Self::KeyMissing(poll, key) => write!(
+                f,
+                "poll \"{poll}\" needs the pseudonym key {key}, which this server does not have; the vote was not stored, \
+                 retry it"
+            ),
             Self::ClockContradicted => f.write_str(
                 "the clock of this server differs from the engines' by more than the protocol allows; the vote was not \
                  stored, retry it",
