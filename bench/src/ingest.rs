@@ -45,6 +45,8 @@ pub(crate) enum Part {
     Refused,
     /// TLS against none.
     Tls,
+    /// Votes of a poll with pseudonyms against those of one without.
+    Pseudonyms,
 }
 
 /// What the connections of a measurement speak.
@@ -134,8 +136,11 @@ struct Run {
 
 /// Fills the table.
 pub(crate) fn run(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
-    if !matches!(part, Some(Part::Refused | Part::Tls)) {
+    if !matches!(part, Some(Part::Refused | Part::Tls | Part::Pseudonyms)) {
         against_bare(report, part)?;
+    }
+    if part.is_none_or(|part| part == Part::Pseudonyms) {
+        pseudonyms(report)?;
     }
     if part.is_none_or(|part| part == Part::Refused) {
         refused_against_accepted(report)?;
@@ -178,6 +183,25 @@ fn against_bare(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
     for (_, form) in forms.into_iter().filter(|&(of, _)| part.is_none_or(|part| part == of)) {
         let (bare, ours) = ((Kind::Bare, Votes::Good, Secrecy::Plain), (Kind::Ingest, Votes::Good, Secrecy::Plain));
         table.row(compare(bare, ours, form, rounds, quick)?);
+    }
+    Ok(())
+}
+
+fn pseudonyms(report: &mut Report) -> anyhow::Result<()> {
+    let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
+    let note = "ingest-svc with the embedded stream: votes of a poll that stores the ids of its users, and of one that stores \
+        pseudonyms, alternating; the ratio is the median of three.";
+    let columns = [
+        "votes a message",
+        "plain ids, CPU s per million",
+        "pseudonyms, CPU s per million",
+        "plain ids / pseudonyms (CPU)",
+        "pseudonyms, votes/s (wall)",
+    ];
+    let table = report.table("Pseudonyms against plain ids", note, &columns);
+    for form in [Form::Messages(1), Form::Messages(100), Form::Messages(1_000), Form::Answered(100), Form::Calls] {
+        let (plain, keyed) = ((Kind::Ingest, Votes::Good), (Kind::IngestPseudonyms, Votes::Good));
+        table.row(compare(plain, keyed, form, rounds, quick)?);
     }
     Ok(())
 }

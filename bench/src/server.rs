@@ -20,6 +20,10 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use votestream_client::{Client, ResultsClient};
+use votestream_core::{
+    PseudonymKeys,
+    model::pseudonym::{KEY_BYTES, PseudonymKey},
+};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
@@ -43,6 +47,8 @@ pub(crate) enum Kind {
     Bare,
     /// ingest-svc alone on the embedded stream, with a poll.
     Ingest,
+    /// The same, with a poll whose users get pseudonyms.
+    IngestPseudonyms,
     /// All three services on the embedded engines.
     Stack,
     /// A null Kinesis and a null DynamoDB.
@@ -244,7 +250,14 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
         });
         match kind {
             Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
-            Kind::Ingest => embedded_ingest(ingest, options.connections()?, options.identity, shutdown).await,
+            Kind::Ingest => {
+                let keys = PseudonymKeys::default();
+                embedded_ingest(ingest, options.connections()?, options.identity, keys, shutdown).await
+            }
+            Kind::IngestPseudonyms => {
+                let keys = PseudonymKeys::new([PseudonymKey::new([7; KEY_BYTES])]);
+                embedded_ingest(ingest, options.connections()?, options.identity, keys, shutdown).await
+            }
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
                 let config = NullConfig {
@@ -327,14 +340,15 @@ async fn embedded_ingest(
     listener: TcpListener,
     connections: Connections,
     with_identity: bool,
+    keys: PseudonymKeys,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let identity = if with_identity { identity::identity(dir.path())? } else { Identity::default() };
     let engine = EmbeddedEngine::open(&dir.path().join("data"), EmbeddedOptions::default())?;
     let ports = engine.ports();
-    ports.polls.create(&votes::poll()?).await?;
-    let config = IngestConfig { identity, connections, ..ingest_one_machine() };
+    ports.polls.create(&votes::poll()?.with_pseudonym_key(keys.active())).await?;
+    let config = IngestConfig { pseudonym_keys: keys, identity, connections, ..ingest_one_machine() };
     votestream_ingest::run(config, ports, listener, shutdown).await?;
     engine.close();
     Ok(())

@@ -28,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use votestream_core::{
+    KeyId,
     consume::group::{self, GroupConfig},
     port::{Group, Ports},
 };
@@ -73,6 +74,8 @@ pub struct TallyConfig {
     pub idle_after: Duration,
     /// How callers are told apart; off by default.
     pub identity: Identity,
+    /// Id of the key that makes pseudonyms of the users of new polls; `None` if they are stored as they are.
+    pub pseudonym_key: Option<KeyId>,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -89,6 +92,7 @@ impl TallyConfig {
             drain: DRAIN,
             idle_after: idle::AFTER,
             identity: Identity::default(),
+            pseudonym_key: None,
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -130,6 +134,10 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
+    match config.pseudonym_key {
+        Some(key) => tracing::info!(%key, "users of new polls are stored under pseudonyms"),
+        None => tracing::info!("user ids of new polls are stored as they are"),
+    }
     let mut group = config.group;
     group.window.linger = config.flush_interval;
     let bounds = group.bounds;
@@ -137,7 +145,7 @@ pub async fn run(
     let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, config.cache_life));
     let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
     let stop = shutdown.child_token();
-    let polls = Arc::new(Polls::new(ports.clone(), bounds, finalizer.clone(), snapshots.clone()));
+    let polls = Arc::new(Polls::new(ports.clone(), bounds, config.pseudonym_key, finalizer.clone(), snapshots.clone()));
     let results = Arc::new(Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone()));
     let json = json::routes(polls.clone(), results.clone());
     let results = ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX);

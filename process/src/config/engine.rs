@@ -71,6 +71,7 @@ pub const NAMES: &[&str] = &[
     "first-message-timeout",
     "silence-timeout",
     "ingest-tasks",
+    "pseudonym-keys",
     "consumer",
     "worker-id",
     "failover",
