@@ -200,7 +200,8 @@ fn pseudonyms(report: &mut Report) -> anyhow::Result<()> {
     ];
     let table = report.table("Pseudonyms against plain ids", note, &columns);
     for form in [Form::Messages(1), Form::Messages(100), Form::Messages(1_000), Form::Answered(100), Form::Calls] {
-        let (plain, keyed) = ((Kind::Ingest, Votes::Good), (Kind::IngestPseudonyms, Votes::Good));
+        let plain = (Kind::Ingest, Votes::Good, Secrecy::Plain);
+        let keyed = (Kind::IngestPseudonyms, Votes::Good, Secrecy::Plain);
         table.row(compare(plain, keyed, form, rounds, quick)?);
     }
     Ok(())
