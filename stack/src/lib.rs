@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use votestream_core::{PseudonymKeys, port::Ports};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::{Connections, CorsOrigins, Drain, Identity, ServiceError};
+use votestream_server::{AuditLog, Connections, CorsOrigins, Drain, Identity, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// How a service ended.
@@ -73,6 +73,13 @@ impl StackConfig {
     pub fn with_pseudonyms(mut self, keys: PseudonymKeys) -> Self {
         self.tally.pseudonym_key = keys.active();
         self.ingest.pseudonym_keys = keys;
+        self
+    }
+
+    /// Writes into this log who administers.
+    #[must_use]
+    pub fn with_audit(mut self, audit: AuditLog) -> Self {
+        self.tally.audit = audit;
         self
     }
 

@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 use votestream_core::{
@@ -12,9 +13,10 @@ use votestream_core::{
     port::{Created, Ports},
 };
 use votestream_proto::v1::{self, poll_service_server::PollService};
-use votestream_server::{Caller, identity::Action};
+use votestream_server::{AuditLog, Caller, identity::Action};
 
 use crate::{
+    acts,
     convert::{self, poll_id_of, timestamp_of},
     finalizer::Finalizer,
     snapshot::Snapshots,
@@ -49,6 +51,7 @@ pub(crate) struct Polls {
     pseudonym_key: Option<KeyId>,
     finalizer: Arc<Finalizer>,
     snapshots: Arc<Snapshots>,
+    audit: AuditLog,
     /// See [`READ_MAX`].
     reads: Semaphore,
 }
@@ -61,7 +64,13 @@ impl Polls {
         finalizer: Arc<Finalizer>,
         snapshots: Arc<Snapshots>,
     ) -> Self {
-        Self { ports, bounds, pseudonym_key, finalizer, snapshots, reads: Semaphore::new(READ_MAX) }
+        let (audit, reads) = (AuditLog::default(), Semaphore::new(READ_MAX));
+        Self { ports, bounds, pseudonym_key, finalizer, snapshots, audit, reads }
+    }
+
+    /// Notes in this log who creates and closes polls.
+    pub(crate) fn audited(self, audit: AuditLog) -> Self {
+        Self { audit, ..self }
     }
 
     /// Waits in turn until this many polls may be read. The semaphore is never closed.
@@ -291,9 +300,13 @@ impl PollService for Polls {
         &self,
         request: Request<v1::CreatePollRequest>,
     ) -> Result<Response<v1::CreatePollResponse>, Status> {
-        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
-        let poll = self.create(request.into_inner()).await?;
-        Ok(Response::new(v1::CreatePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
+        let (_, extensions, request) = request.into_parts();
+        let id = request.poll_id.clone();
+        acts::allow(&self.audit, &extensions, acts::CREATE, &id)?;
+        let asked = acts::definition(&request);
+        let work = async { Ok(convert::poll(&self.create(request).await?, self.now())) };
+        let poll = acts::run(&self.audit, &extensions, acts::CREATE, &id, || asked, work, acts::poll).await?;
+        Ok(Response::new(v1::CreatePollResponse { poll: Some(poll) }))
     }
 
     async fn get_poll(&self, request: Request<v1::GetPollRequest>) -> Result<Response<v1::GetPollResponse>, Status> {
@@ -316,9 +329,11 @@ impl PollService for Polls {
         &self,
         request: Request<v1::ClosePollRequest>,
     ) -> Result<Response<v1::ClosePollResponse>, Status> {
-        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
-        let poll = self.close(&request.into_inner().poll_id).await?;
-        Ok(Response::new(v1::ClosePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
+        let (_, extensions, v1::ClosePollRequest { poll_id: id }) = request.into_parts();
+        acts::allow(&self.audit, &extensions, acts::CLOSE, &id)?;
+        let work = async { Ok(convert::poll(&self.close(&id).await?, self.now())) };
+        let poll = acts::run(&self.audit, &extensions, acts::CLOSE, &id, || Value::Null, work, acts::poll).await?;
+        Ok(Response::new(v1::ClosePollResponse { poll: Some(poll) }))
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) enum AuthCommand {
     Key(AuthKeyArgs),
     /// Print the id under which a user's vote in a poll is stored. Asks the results service which key the poll has.
     Pseudonym(PseudonymArgs),
+    /// Check that nothing in an audit log was changed, and show who administered what; exit code 1 if it was changed.
+    Log(AuthLogArgs),
 }
 
 #[derive(Args, Debug)]
@@ -104,6 +106,17 @@ pub(crate) struct PseudonymArgs {
     /// Id of the poll's key, as `votestream poll get` shows it, to ask no service.
     #[arg(long, value_name = "KEY_ID")]
     pub(crate) key: Option<KeyId>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuthLogArgs {
+    /// The audit log of `up` or tally-svc, while it is written or afterwards.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// A hash that this command printed before. It must still be in the log: then no line up to there was changed or
+    /// removed since.
+    #[arg(long, value_name = "HASH")]
+    pub(crate) head: Option<String>,
 }
 
 /// The beginning of a link, to which the token is added.

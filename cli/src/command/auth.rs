@@ -1,10 +1,11 @@
-//! `votestream auth`: makes what callers prove with who they are.
+//! `votestream auth`: makes what callers prove with who they are, and shows what managers did.
 //!
 //! Owns how keys and tokens are shown. Must never print a secret anywhere but on stdout, nor make one by itself: the
 //! server's own code does, so that what is made here is what is accepted there.
 
 mod init;
 mod key;
+mod log;
 mod pseudonym;
 mod token;
 
@@ -21,6 +22,7 @@ pub(super) async fn run(global: &Global, command: AuthCommand) -> Outcome {
         AuthCommand::Token(args) => token::run(global, &args),
         AuthCommand::Key(args) => key::run(global, &args),
         AuthCommand::Pseudonym(args) => pseudonym::run(global, args).await,
+        AuthCommand::Log(args) => log::run(global, &args),
     }
 }
 

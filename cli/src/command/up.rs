@@ -11,7 +11,7 @@ use votestream_process::{
     config::listener::{self, auth_of},
     terminal::Signals,
 };
-use votestream_server::{Identity, Tls};
+use votestream_server::{AuditLog, AuditTarget, Identity, Tls};
 
 use crate::{
     args::{Global, TlsArgs, UpArgs},
@@ -32,6 +32,9 @@ struct Addresses {
 }
 
 pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
+    if global.json && args.audit_log == Some(AuditTarget::Stdout) {
+        return Err(Failure::usage("--audit-log - and --json both write to stdout"));
+    }
     let identity = identity(&args)?;
     let auth_file = args.auth.auth.clone().filter(|_| identity.is_on());
     let ephemeral = args.ephemeral;
@@ -40,9 +43,12 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         (false, directory) => Storage::Directory(data_directory(directory)?),
     };
     let tls = tls(args.tls)?;
+    let audit = args.audit_log.as_ref().map(AuditLog::open).transpose();
+    let audit = audit.map_err(|error| Failure::usage(error.to_string()))?.unwrap_or_default();
     let scheme = if tls.is_some() { "https" } else { "http" };
     let options = StackOptions {
         identity,
+        audit,
         storage,
         shards: args.shards,
         ingest_addr: args.ingest_addr,

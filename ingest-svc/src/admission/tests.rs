@@ -284,12 +284,12 @@ async fn the_hash_is_that_of_the_pseudonym() {
         known.enter(Arc::new(poll), moment.plus(LONG));
         let mut message = VotesMessage::default();
         (0..100).for_each(|at| message.push(id.as_str(), &format!("user-{at}"), "yes"));
-        let (messages, judge) =
-            ([message], Judge { now: moment.now, moment, is_trusted: true, first: 0, keys: &keys, namespace: "ns" });
+        let (messages, caller) = ([message], Caller::everybody());
+        let judge = Judge { caller: &caller, now: moment.now, moment, is_trusted: true, first: 0, keys: &keys };
         let judged = judge.judge(&mut walk(&messages), &known, 0, 1_000);
         assert_eq!((judged.accepted.len(), judged.refused.len()), (100, 0));
         for (at, vote) in judged.accepted.iter().enumerate() {
-            let uuid = key.for_poll(&id).of("ns", &format!("user-{at}"));
+            let uuid = key.for_poll(&id).of("", &format!("user-{at}"));
             assert_eq!(vote.user_id, UserId::Uuid { prefix: "", uuid });
             assert_eq!(vote.hash, vote_hash(id.as_str(), uuid_text(uuid)));
         }

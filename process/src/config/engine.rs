@@ -81,6 +81,7 @@ pub const NAMES: &[&str] = &[
     "window-linger",
     "window-votes-max",
     "flush-interval",
+    "audit-log",
     "drain",
 ];
 

@@ -228,6 +228,11 @@ impl Caller {
         matches!(self.0, Kind::Everybody)
     }
 
+    /// Whether it has shown a credential that counts.
+    pub(crate) fn has_credential(&self) -> bool {
+        matches!(&self.0, Kind::Known(credential, _) if !credential.is_anonymous())
+    }
+
     /// Whether it may do this.
     pub fn may(&self, action: Action, poll: &[u8]) -> bool {
         match &self.0 {
