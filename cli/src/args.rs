@@ -12,7 +12,7 @@ use votestream_client::Address;
 use votestream_process::config::socket_addr;
 use votestream_server::{AuditTarget, CorsOrigins, Limits};
 
-pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs};
+pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
 use self::time::{parse_duration, parse_time};
 use crate::plan::Clients;
 
@@ -95,7 +95,7 @@ pub(crate) enum Command {
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
     Load(LoadArgs),
-    /// Make tokens and keys, for callers to say who they are.
+    /// Make tokens and keys, for callers to say who they are, and find under which id somebody's votes are stored.
     #[command(subcommand)]
     Auth(AuthCommand),
     /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
@@ -138,6 +138,10 @@ pub(crate) struct UpArgs {
     /// Web pages that may call, with commas between, such as https://vote.example; * for all [default: none].
     #[arg(long, value_name = "ORIGINS", default_value = "", hide_default_value = true)]
     pub(crate) cors_allow_origins: CorsOrigins,
+    /// File with the keys of the pseudonyms under which voters of new polls are stored, or none to store their ids. Without
+    /// it, a key is made in the data directory, and every backup has it. Polls that are there keep their key or their ids.
+    #[arg(long, value_name = "FILE|none", env = "VOTESTREAM_PSEUDONYM_KEYS")]
+    pub(crate) pseudonym_keys: Option<String>,
     /// Continue with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if
     /// the clock was ahead when they were stored and is right now: time runs a tenth slower until the clock has caught
     /// up.
@@ -355,8 +359,8 @@ pub(crate) struct CastArgs {
     /// Poll of the vote.
     #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
     pub(crate) poll: Option<String>,
-    /// User who votes.
-    #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
+    /// User who votes; not needed if the token names its user.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     pub(crate) user: Option<String>,
     /// Option that the user chooses.
     #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]

@@ -203,7 +203,7 @@ impl CorsOrigins {
             origins if origins.iter().any(|origin| origin == "*") => AllowOrigin::any(),
             origins => AllowOrigin::list(origins.iter().cloned()),
         };
-        let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after"];
+        let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after", "www-authenticate"];
         let layer = CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST])

@@ -23,6 +23,7 @@ pub mod signature;
 mod verify;
 
 use std::{
+    fmt,
     path::PathBuf,
     sync::{
         Arc,
@@ -52,7 +53,7 @@ pub enum Auth {
     Off,
     /// By this file, and by the file of credentials that count no more.
     File {
-        /// The auth file.
+        /// The auth file; or `env:NAME`, whose text is in this variable of the environment.
         file: PathBuf,
         /// The revocations, if there are any.
         revoked: Option<PathBuf>,
@@ -60,10 +61,16 @@ pub enum Auth {
 }
 
 /// Finds out who calls. Copies share what is remembered.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Identity(Option<Arc<Inner>>);
 
-#[derive(Debug)]
+impl fmt::Debug for Identity {
+    /// Whether it is on, and nothing else: settings are logged, and the rules hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_on() { "Identity(on)" } else { "Identity(off)" })
+    }
+}
+
 struct Inner {
     files: reload::Files,
     rules: ArcSwap<Rules>,

@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use votestream_core::{
+    KeyId,
     consume::group::{self, GroupConfig},
     port::{Group, Ports},
 };
@@ -74,6 +75,8 @@ pub struct TallyConfig {
     pub idle_after: Duration,
     /// How callers are told apart; off by default.
     pub identity: Identity,
+    /// Id of the key that makes pseudonyms of the users of new polls; `None` if they are stored as they are.
+    pub pseudonym_key: Option<KeyId>,
     /// Where it is written who administers; off by default.
     pub audit: AuditLog,
     /// Web pages that may call from a browser; none by default.
@@ -92,6 +95,7 @@ impl TallyConfig {
             drain: DRAIN,
             idle_after: idle::AFTER,
             identity: Identity::default(),
+            pseudonym_key: None,
             audit: AuditLog::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
@@ -134,6 +138,10 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
+    match config.pseudonym_key {
+        Some(key) => tracing::info!(%key, "users of new polls are stored under pseudonyms"),
+        None => tracing::info!("user ids of new polls are stored as they are"),
+    }
     let mut group = config.group;
     group.window.linger = config.flush_interval;
     let bounds = group.bounds;
@@ -141,7 +149,7 @@ pub async fn run(
     let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, config.cache_life));
     let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
     let stop = shutdown.child_token();
-    let polls = Polls::new(ports.clone(), bounds, finalizer.clone(), snapshots.clone());
+    let polls = Polls::new(ports.clone(), bounds, config.pseudonym_key, finalizer.clone(), snapshots.clone());
     let polls = Arc::new(polls.audited(config.audit.clone()));
     let results = Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone());
     let results = Arc::new(results.audited(config.audit.clone()));

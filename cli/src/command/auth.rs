@@ -6,6 +6,7 @@
 mod init;
 mod key;
 mod log;
+mod pseudonym;
 mod token;
 
 use votestream_server::identity::{InvalidScope, Scopes, SignError};
@@ -15,11 +16,12 @@ use crate::{
     failure::{Failure, Outcome},
 };
 
-pub(super) fn run(global: &Global, command: AuthCommand) -> Outcome {
+pub(super) async fn run(global: &Global, command: AuthCommand) -> Outcome {
     match command {
         AuthCommand::Init(args) => init::run(global, &args),
         AuthCommand::Token(args) => token::run(global, &args),
         AuthCommand::Key(args) => key::run(global, &args),
+        AuthCommand::Pseudonym(args) => pseudonym::run(global, args).await,
         AuthCommand::Log(args) => log::run(global, &args),
     }
 }

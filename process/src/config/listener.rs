@@ -27,8 +27,8 @@ pub const IDENTITY: &[Setting] = &[
     Setting::optional(
         "auth",
         "FILE|none",
-        "Who may call: a file of issuers, keys and certificates, which is read again when it changes; none lets everybody do \
-         everything. Must be given unless only this machine can reach the listener.",
+        "Who may call: a file of issuers, keys and certificates, which is read again when it changes, or env:NAME for a variable \
+         with its text; none lets everybody do everything. Must be given unless only this machine can reach the listener.",
     ),
     Setting::optional("auth-revoked", "FILE", "Tokens that count no more; read again when it changes [default: none]."),
 ];

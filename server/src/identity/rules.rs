@@ -5,7 +5,10 @@
 use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use jsonwebtoken::Algorithm;
@@ -34,9 +37,8 @@ const REMEMBERED_USUAL: usize = 65_536;
 pub(super) type Digest = [u8; 32];
 
 /// Everything that decides about a caller.
-#[derive(Debug)]
 pub(super) struct Rules {
-    /// Counts the changes. What a connection remembers belongs to one number.
+    /// No two rules of a process have the same number. What a connection remembers belongs to one of them.
     pub(super) version: u64,
     pub(super) issuers: Vec<Arc<Issuer>>,
     pub(super) keys: HashMap<Digest, Arc<KeyRule>>,
@@ -122,9 +124,15 @@ impl Rules {
             return Err(mistakes.0);
         }
         let same_issuer = |(rule, keys): (IssuerRule, Option<Keys>)| {
-            let mut known = before.into_iter().flat_map(|rules| &rules.issuers);
-            let known = known.find(|old| old.rule == rule && keys.as_ref().is_none_or(|keys| old.has_keys(keys)));
-            known.cloned().unwrap_or_else(|| Arc::new(Issuer::new(rule, keys.unwrap_or_default())))
+            let known = before.into_iter().flat_map(|rules| &rules.issuers).find(|old| old.rule == rule);
+            match (known, keys) {
+                (None, keys) => Arc::new(Issuer::new(rule, keys.unwrap_or_default())),
+                (Some(known), None) => known.clone(),
+                (Some(known), Some(keys)) => {
+                    known.set_keys(keys);
+                    known.clone()
+                }
+            }
         };
         let same_key = |rule: KeyRule| {
             let known = before.and_then(|rules| rules.keys.get(&rule.sha256)).filter(|old| ***old == rule);
@@ -135,7 +143,7 @@ impl Rules {
             known.find(|old| ***old == rule).cloned().unwrap_or_else(|| Arc::new(rule))
         };
         Ok(Self {
-            version: before.map_or(0, |rules| rules.version + 1),
+            version: version(),
             issuers: issuers.into_iter().map(same_issuer).collect(),
             keys: keys.into_iter().map(same_key).collect(),
             certificates: certificates.into_iter().map(same_certificate).collect(),
@@ -148,7 +156,7 @@ impl Rules {
     /// The same rules, with nothing remembered: a key that checked tokens before has been withdrawn.
     pub(super) fn renewed(&self) -> Self {
         Self {
-            version: self.version + 1,
+            version: version(),
             issuers: self.issuers.clone(),
             keys: self.keys.clone(),
             certificates: self.certificates.clone(),
@@ -157,6 +165,12 @@ impl Rules {
             remembered: Cache::with_weighter(REMEMBERED_USUAL, REMEMBERED_BYTES_MAX, ByBytes),
         }
     }
+}
+
+/// A number that no other rules have.
+fn version() -> u64 {
+    static VERSIONS: AtomicU64 = AtomicU64::new(0);
+    VERSIONS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Reports values that two entries have.
@@ -403,7 +417,7 @@ mod tests {
             [anonymous]
             scopes = ["vote:*"]
         "#;
-        let mistakes = read(text).unwrap_err();
+        let mistakes = read(text).err().unwrap();
         let expected = [
             "anonymus is not known",
             "issuer 1: iss must be a text",
@@ -458,7 +472,7 @@ mod tests {
         let first = Rules::read(&issuer("one", "namespace = \"n\""), &path, Revoked::default(), None).unwrap();
         let two = issuer("one", "namespace = \"n\"") + &issuer("two", "namespace = \"m\"");
         let second = Rules::read(&two, &path, Revoked::default(), Some(&first)).unwrap();
-        assert!(Arc::ptr_eq(&first.issuers[0], &second.issuers[0]) && second.version == first.version + 1);
+        assert!(Arc::ptr_eq(&first.issuers[0], &second.issuers[0]) && second.version != first.version);
         let other = issuer("one", "namespace = \"n\"").replace("HS256", "HS512");
         let third = Rules::read(&other, &path, Revoked::default(), Some(&second)).unwrap();
         assert!(!Arc::ptr_eq(&first.issuers[0], &third.issuers[0]));
