@@ -42,8 +42,8 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Poll(args) => unless_told_to_stop(&mut signals, poll::run(&global, args)).await,
         Command::Results(args) => unless_told_to_stop(&mut signals, results::run(&global, args)).await,
         Command::Backup(args) => unless_told_to_stop(&mut signals, backup::run(&global, args)).await,
+        Command::Auth(args) => unless_told_to_stop(&mut signals, auth::run(&global, args)).await,
         Command::Audit(args) => unless_told_to_stop(&mut signals, audit::run(&global, args)).await,
-        Command::Auth(command) => auth::run(&global, command),
         Command::Plan(args) => plan::run(&global, args),
     }
 }

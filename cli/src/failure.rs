@@ -154,7 +154,7 @@ mod tests {
                 "reading the poll is not allowed: the token expired 3 minutes ago (UNAUTHENTICATED)",
             ),
         ] {
-            assert_eq!(Failure::rpc("reading the poll", "http://x", &status), Failure::Failed(message.into()));
+            assert_eq!(Failure::rpc("reading the poll", "http://x", &status, ""), Failure::Failed(message.into()));
         }
     }
 

@@ -214,3 +214,27 @@ fn a_key_is_shown_once_and_its_hash_goes_into_the_file() {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert!(json["entry"].as_str().unwrap().contains(json["sha256"].as_str().unwrap()));
 }
+
+#[test]
+fn the_auth_file_may_come_by_a_variable_and_every_mistake_is_told() {
+    let up = Up::start_with("127.0.0.1:0", |command| {
+        command
+            .args(["--ephemeral", "--auth", "env:SHOW_AUTH"])
+            .env("SHOW_AUTH", "[anonymous]\nscopes = [\"read:*\"]\n");
+    });
+    assert_eq!(http(&up.ingest, "POST /v1/polls/lunch/votes", None, r#"{"user_id": "a", "option_id": "b"}"#).0, 401);
+    assert_eq!(http(&up.results, "GET /v1/polls/lunch", None, "").0, 404, "anybody may look");
+    let refused = |address: &str, auth: &[&str], text: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_votestream"));
+        command.args(["up", "--ephemeral", "--ingest-addr", address, "--results-addr", "127.0.0.1:0"]).args(auth);
+        let output = command.env("SHOW_AUTH", text).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let mistakes =
+        refused("127.0.0.1:0", &["--auth", "env:SHOW_AUTH"], "[anonymous]\nscopes = [\"raed:*\"]\nuser = \"x\"\n");
+    assert!(mistakes.contains("\"raed:*\" is not a scope") && mistakes.contains("user is not known"), "{mistakes}");
+    // Documentation's own network (RFC 5737): nothing is bound before the decision is asked for.
+    let open = refused("192.0.2.1:0", &[], "");
+    assert!(open.contains("--auth is missing: others can reach 192.0.2.1:0"), "{open}");
+}

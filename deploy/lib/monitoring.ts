@@ -336,7 +336,7 @@ export class Monitoring extends Construct {
       own(group, 'votestream.group.votes.applied', { group }, { label: `counted by ${group}` });
     const perGroup = (make: (group: Group) => Metric): Metric[] => (['persist', 'tally'] as const).map(make);
     const reasons = ['poll_closed', 'poll_not_open', 'poll_not_found', 'option_not_found', 'malformed', 'unavailable',
-      'overloaded', 'not_allowed'];
+      'key_missing', 'overloaded', 'not_allowed'];
     const denied = (service: (typeof ASKED)[number]): Metric[] =>
       Object.values(DENIALS).flatMap(({ reasons }) => reasons).map((reason) =>
         own(service, 'votestream.server.calls.denied', { reason }, { label: reason }));

@@ -29,7 +29,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    TimeBounds,
+    PseudonymKeys, TimeBounds,
     polls::cache::PollCache,
     port::Ports,
     produce::{LaneConfig, Producer},
@@ -63,6 +63,9 @@ pub struct IngestConfig {
     pub drain: Duration,
     /// How callers are told apart; off by default.
     pub identity: Identity,
+    /// Keys of the pseudonyms under which users are stored; none by default. Votes of polls whose key is not among them
+    /// are refused.
+    pub pseudonym_keys: PseudonymKeys,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -83,6 +86,7 @@ impl IngestConfig {
             unary_patience: Duration::from_millis(500),
             drain: bounds.answer_deadline + Duration::from_secs(2),
             identity: Identity::default(),
+            pseudonym_keys: PseudonymKeys::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -115,6 +119,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
+    tracing::info!(keys = %config.pseudonym_keys, "pseudonyms");
     let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;

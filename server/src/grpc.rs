@@ -118,7 +118,8 @@ where
     surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
     surface.identity.watch();
     let check = CheckLayer::grpc(surface.identity.clone(), surface.needs);
-    let services = Front { service: check.layer(Deadline(front)), routes: surface.into_routes().prepare() };
+    let audited = surface.audit.layer(check.layer(Deadline(front)));
+    let services = Front { service: audited, routes: surface.into_routes().prepare() };
     let draining = async {
         shutdown.cancelled().await;
         for name in service_names.iter().chain(&[""]) {

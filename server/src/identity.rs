@@ -39,6 +39,7 @@ pub use caller::{Caller, Denied};
 pub(crate) use check::CheckLayer;
 pub use check::{Need, Needs};
 pub use scope::{Action, InvalidScope, Scopes};
+pub(crate) use sign::hex;
 pub use sign::{Claims, Secret, SignError, Signer, check_auth_file, new_key_set, random_user};
 pub(crate) use verify::Remembered;
 

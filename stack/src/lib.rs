@@ -12,10 +12,10 @@ use tokio::{
     task::{JoinError, JoinHandle},
 };
 use tokio_util::sync::CancellationToken;
-use votestream_core::port::Ports;
+use votestream_core::{PseudonymKeys, port::Ports};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::{Connections, CorsOrigins, Drain, Identity, ServiceError};
+use votestream_server::{AuditLog, Connections, CorsOrigins, Drain, Identity, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// How a service ended.
@@ -65,6 +65,21 @@ impl StackConfig {
     pub fn with_identity(mut self, identity: Identity) -> Self {
         self.ingest.identity = identity.clone();
         self.tally.identity = identity;
+        self
+    }
+
+    /// Stores the users of new polls under pseudonyms, by the active one of these keys.
+    #[must_use]
+    pub fn with_pseudonyms(mut self, keys: PseudonymKeys) -> Self {
+        self.tally.pseudonym_key = keys.active();
+        self.ingest.pseudonym_keys = keys;
+        self
+    }
+
+    /// Writes into this log who administers.
+    #[must_use]
+    pub fn with_audit(mut self, audit: AuditLog) -> Self {
+        self.tally.audit = audit;
         self
     }
 

@@ -35,11 +35,11 @@ namespace = "two"
 
 [[key]]
 id = "operator"
-sha256 = "$(printf 'a key for this script' | sha256sum | cut -d ' ' -f 1)"
+sha256 = "$(printf 'a-key-for-this-script' | sha256sum | cut -d ' ' -f 1)"
 scopes = ["manage:*"]
 TOML
 start_stack "$votestream" --auth "$work/auth.toml"
-export VOTESTREAM_TOKEN='a key for this script'
-"$votestream" --ingest "$ingest" --results "$results" poll create p --option a --closes-in 1h
+export VOTESTREAM_TOKEN='a-key-for-this-script'
+"$votestream" --ingest "$ingest" --results "$results" poll create --id p --option a --closes-in 1h
 unset VOTESTREAM_TOKEN
 "${python[@]}" "$here/tokens/send.py" "$ingest" "$work/pyjwt.tokens.json" "$work/jose.tokens.json"

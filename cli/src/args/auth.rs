@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
+use votestream_core::KeyId;
 
 use super::time::{parse_duration, parse_time};
 
@@ -17,6 +18,10 @@ pub(crate) enum AuthCommand {
     Token(AuthTokenArgs),
     /// Make a secret for a tool or a relay: print it once, and the entry for the auth file, which has only its hash.
     Key(AuthKeyArgs),
+    /// Print the id under which a user's vote in a poll is stored. Asks the results service which key the poll has.
+    Pseudonym(PseudonymArgs),
+    /// Check that nothing in an audit log was changed, and show who administered what; exit code 1 if it was changed.
+    Log(AuthLogArgs),
 }
 
 #[derive(Args, Debug)]
@@ -79,6 +84,39 @@ pub(crate) struct AuthKeyArgs {
     /// Whose users it votes for, if the auth file has namespaces.
     #[arg(long, value_name = "NAME")]
     pub(crate) namespace: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PseudonymArgs {
+    /// Poll of the vote.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
+    pub(crate) poll: String,
+    /// User who voted.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
+    pub(crate) user: String,
+    /// Namespace of the user, if there are several.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) namespace: String,
+    /// Data directory with the keys [default: as of `up`]
+    #[arg(long, value_name = "DIR", conflicts_with = "pseudonym_keys")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// File with the keys.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pseudonym_keys: Option<PathBuf>,
+    /// Id of the poll's key, as `votestream poll get` shows it, to ask no service.
+    #[arg(long, value_name = "KEY_ID")]
+    pub(crate) key: Option<KeyId>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuthLogArgs {
+    /// The audit log of `up` or tally-svc, while it is written or afterwards.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// A hash that this command printed before. It must still be in the log: then no line up to there was changed or
+    /// removed since.
+    #[arg(long, value_name = "HASH")]
+    pub(crate) head: Option<String>,
 }
 
 /// The beginning of a link, to which the token is added.

@@ -101,7 +101,7 @@ pub(super) async fn run(global: &Global, args: CastArgs, mut signals: Signals) -
             Err(Failure::usage("a vote needs --user, or a token that names one"))
         }
         (None, Some(poll), user, Some(option)) => tokio::select! {
-            outcome = cast_one(global, &poll, &user.unwrap_or_default(), &option) => outcome,
+            outcome = cast_one(global, &poll, user.as_deref().unwrap_or_default(), &option) => outcome,
             signal = signals.next() => {
                 output::note("interrupted: whether the vote was accepted is not known");
                 Err(Failure::Interrupted(signal))

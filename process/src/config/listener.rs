@@ -4,7 +4,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use votestream_server::{Auth, CorsOrigins, Identity, Limits, Tls, TlsError, TlsFile, TlsIdentity, TlsSource};
+use votestream_server::{
+    AuditTarget, Auth, CorsOrigins, Identity, Limits, Tls, TlsError, TlsFile, TlsIdentity, TlsSource,
+};
 
 use super::{Setting, Values, bytes, duration, switch, whole};
 
@@ -63,6 +65,19 @@ pub fn auth_of(auth: Option<&str>, revoked: Option<&str>, listen: &[SocketAddr])
             )),
         },
     }
+}
+
+/// Who administered what.
+pub const AUDIT_LOG: Setting = Setting::optional(
+    "audit-log",
+    "FILE|-",
+    "Where every creation, close, release and recount of a poll is written before it takes place, also the refused ones, as \
+     JSON lines that are chained by hashes; - for stdout [default: none].",
+);
+
+/// Reads [`AUDIT_LOG`].
+pub fn audit_log(values: &mut Values) -> Option<Option<AuditTarget>> {
+    values.optional(AUDIT_LOG.name, str::parse)
 }
 
 /// Longest time-out of a connection that may be set.

@@ -9,6 +9,7 @@ use axum::extract::FromRequestParts;
 use http::{Extensions, request::Parts};
 use tonic::{Code, Status};
 use votestream_core::{
+    PollId,
     model::poll::check_user_id,
     observe::metrics::{self, Denial},
 };
@@ -227,6 +228,11 @@ impl Caller {
         matches!(self.0, Kind::Everybody)
     }
 
+    /// Whether it has shown a credential that counts.
+    pub(crate) fn has_credential(&self) -> bool {
+        matches!(&self.0, Kind::Known(credential, _) if !credential.is_anonymous())
+    }
+
     /// Whether it may do this.
     pub fn may(&self, action: Action, poll: &[u8]) -> bool {
         match &self.0 {
@@ -246,8 +252,8 @@ impl Caller {
             return Ok(());
         }
         // The poll of a request may be any text, of any length.
-        let poll = if votestream_core::PollId::new(poll).is_ok() { poll } else { "POLL" };
-        Err(self.lacks(action, poll))
+        let poll = if PollId::new(poll).is_ok() { poll } else { "..." };
+        Err(self.lacks(format_args!("{action}:{poll}")))
     }
 
     /// Checks that it may do this for some poll. What it may see of others is decided for each.
@@ -256,22 +262,25 @@ impl Caller {
     ///
     /// As [`Self::require`].
     pub fn require_some(&self, action: Action) -> Result<(), Denied> {
-        let may = match &self.0 {
+        if self.may_some(action) { Ok(()) } else { Err(self.lacks(format_args!("{action}:..."))) }
+    }
+
+    fn may_some(&self, action: Action) -> bool {
+        match &self.0 {
             Kind::Nobody => false,
             Kind::Everybody => true,
             Kind::Known(credential, _) => credential.allows_some(action),
-        };
-        if may { Ok(()) } else { Err(self.lacks(action, "POLL")) }
+        }
     }
 
-    /// Counts that something was denied.
-    fn lacks(&self, action: Action, poll: &str) -> Denied {
+    /// Says that a scope is missing. Counts that something was denied.
+    fn lacks(&self, scope: fmt::Arguments<'_>) -> Denied {
         let denied = match &self.0 {
             Kind::Known(credential, _) if !credential.is_anonymous() => {
-                Denied::new(Denial::Scope, format!("the credential's scopes do not cover {action}:{poll}"))
+                Denied::new(Denial::Scope, format!("the credential's scopes do not cover {scope}"))
             }
             Kind::Nobody | Kind::Everybody | Kind::Known(..) => {
-                Denied::new(Denial::Missing, format!("this needs a credential with the scope {action}:{poll}"))
+                Denied::new(Denial::Missing, format!("this needs a credential with the scope {scope}"))
             }
         };
         metrics::denied(denied.reason);
@@ -284,12 +293,7 @@ impl Caller {
     ///
     /// As [`Self::require`].
     pub fn require_voting(&self) -> Result<(), Denied> {
-        let may = |action| match &self.0 {
-            Kind::Nobody => false,
-            Kind::Everybody => true,
-            Kind::Known(credential, _) => credential.allows_some(action),
-        };
-        if may(Action::Relay) { Ok(()) } else { self.require_some(Action::Vote) }
+        if self.may_some(Action::Relay) { Ok(()) } else { self.require_some(Action::Vote) }
     }
 
     /// Checks that it may vote in this poll.
@@ -298,7 +302,7 @@ impl Caller {
     ///
     /// As [`Self::require`].
     pub fn require_voting_in(&self, poll: &str) -> Result<(), Denied> {
-        if self.may(Action::Vote, poll.as_bytes()) { Ok(()) } else { self.require(Action::Relay, poll) }
+        if self.may(Action::Relay, poll.as_bytes()) { Ok(()) } else { self.require(Action::Vote, poll) }
     }
 
     /// Whether its credential names the user that it votes as.

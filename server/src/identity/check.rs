@@ -23,7 +23,7 @@ use super::{
     caller::{Caller, Denied},
     verify::{NotYet, verify},
 };
-use crate::{connections::Peer, http::failure};
+use crate::{audit::Attempt, connections::Peer, http::failure};
 
 /// How long a call waits for the keys of its token's issuer.
 const KEYS_PATIENCE: Duration = Duration::from_secs(5);
@@ -139,6 +139,7 @@ impl CheckLayer {
             if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
                 peer.caller = Caller::everybody();
             }
+            Attempt::by(request.extensions(), &Caller::everybody());
             return Ok(());
         };
         if self.is_open(request.uri().path()) {
@@ -147,6 +148,7 @@ impl CheckLayer {
         let peer = request.extensions().get::<Peer>();
         let certificate = peer.and_then(|peer| peer.certificate.as_deref());
         let caller = verify(inner, request.headers(), certificate, peer.map(Peer::remembered))?;
+        Attempt::by(request.extensions(), &caller);
         self.admit(&caller, request.uri().path())?;
         if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
             peer.caller = caller;

@@ -417,7 +417,7 @@ mod tests {
             [anonymous]
             scopes = ["vote:*"]
         "#;
-        let mistakes = read(text).unwrap_err();
+        let mistakes = read(text).err().unwrap();
         let expected = [
             "anonymus is not known",
             "issuer 1: iss must be a text",

@@ -407,7 +407,7 @@ mod tests {
     fn caller(auth: &Path, token: &str) -> Result<Caller, String> {
         let identity = Identity::open(&Auth::File { file: auth.into(), revoked: None }).unwrap();
         let headers = HeaderMap::from_iter([(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())]);
-        verify(&identity.0.unwrap(), &headers, &[], None).map_err(|not_yet| match not_yet {
+        verify(&identity.0.unwrap(), &headers, None, None).map_err(|not_yet| match not_yet {
             super::super::verify::NotYet::Denied(denied) => denied.to_string(),
             super::super::verify::NotYet::Wait(_) => "wait".to_owned(),
         })
