@@ -36,6 +36,7 @@ export const METRICS = {
   'votestream.clock.contradicted': [],
   'votestream.server.connections': [],
   'votestream.server.connections.closed': ['reason'],
+  'votestream.server.calls.denied': ['reason'],
 } as const satisfies Record<string, readonly string[]>;
 
 export type MetricName = keyof typeof METRICS;

@@ -9,9 +9,11 @@ import {
 import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
 import { ApplicationLoadBalancer, ApplicationTargetGroup, HttpCodeElb } from 'aws-cdk-lib/aws-elasticloadbalancingv2';
 import { PolicyStatement, ServicePrincipal } from 'aws-cdk-lib/aws-iam';
+import { FilterPattern, MetricFilter } from 'aws-cdk-lib/aws-logs';
 import { Topic } from 'aws-cdk-lib/aws-sns';
 import { EmailSubscription } from 'aws-cdk-lib/aws-sns-subscriptions';
 import { Construct } from 'constructs';
+import { NAMESPACE } from './collector';
 import { Config } from './config';
 import { DataStack, Group } from './data-stack';
 import { groupAge, own, stream, table } from './metrics';
@@ -34,6 +36,39 @@ const STUCK_SECONDS: Readonly<Record<Group, number>> = { persist: 180, tally: 30
 const THROTTLES_MAX = 100;
 /** Difference between counters of two services, over a quarter of an hour, that delays do not explain. */
 const DIVERGENCE_PERCENT = 5;
+/** Calls denied in a minute that need not mean anything: some clients are old, and some callers guess. */
+const DENIED_MAX = 100;
+/** The same for calls without a right: a public address gets many of them from people who look around. */
+const DENIED_WITHOUT_RIGHT_MAX = 1_000;
+
+/** Why calls are denied: reasons with one cause and one remedy share an alarm. Every reason of the metric is in one of them. */
+export const DENIALS = {
+  'keys-unavailable': {
+    reasons: ['keys_unavailable'], calls: 1, minutes: 1, of: 1,
+    description: 'Tokens cannot be checked, because the keys of their issuer cannot be read and none are known.',
+  },
+  'credentials-wrong': {
+    reasons: ['malformed', 'unknown_issuer', 'unknown_key', 'algorithm', 'audience', 'signature', 'claims'],
+    calls: DENIED_MAX, minutes: 2, of: 3,
+    description: 'Many calls have credentials that cannot be right: an issuer and the auth file do not fit, or somebody forges.',
+  },
+  'credentials-expired': {
+    reasons: ['expired', 'not_yet_valid'], calls: DENIED_MAX, minutes: 2, of: 3,
+    description: 'Many calls have tokens that have expired or are not valid yet.',
+  },
+  'credentials-revoked': {
+    reasons: ['revoked'], calls: 1, minutes: 1, of: 1,
+    description: 'Somebody uses a credential that was revoked.',
+  },
+  'callers-without-rights': {
+    reasons: ['missing', 'scope'], calls: DENIED_WITHOUT_RIGHT_MAX, minutes: 2, of: 3,
+    description: 'Very many calls have no credential, or one that does not allow what they ask for.',
+  },
+} as const;
+/** Services that deny calls. */
+const ASKED = ['ingest', 'tally'] as const;
+/** Begins the line that a service logs when it cannot read the keys of an issuer. The old keys serve for a day. */
+export const KEYS_NOT_READ = 'cannot read the keys of an issuer';
 const QUARTER = Duration.minutes(15);
 const MINUTE = Duration.minutes(1);
 
@@ -223,6 +258,26 @@ export class Monitoring extends Construct {
       }, 'signs of a wrong clock'),
       threshold: 1,
     });
+    for (const service of ASKED) {
+      for (const [name, { reasons, calls, minutes, of, description }] of Object.entries(DENIALS)) {
+        const denied = reasons.map((reason) =>
+          [reason, own(service, 'votestream.server.calls.denied', { reason })] as const);
+        this.alarm(`${service}-${name}`, {
+          description: `${service}-svc: ${description}`,
+          metric: sum(Object.fromEntries(denied), 'denied calls'),
+          threshold: calls,
+          minutes,
+          of,
+        });
+      }
+    }
+    this.alarm('issuer-unreachable', {
+      description: 'The keys of an issuer of tokens cannot be read. Those that are known serve for a day.',
+      metric: sum({ a: this.keysNotRead('ingest'), b: this.keysNotRead('tally') }, 'attempts that failed'),
+      threshold: 1,
+      // One failure is followed by the next attempt within half a minute.
+      minutes: 5,
+    });
     this.alarm('telemetry-missing', {
       description: 'ingest-svc sends no metrics, so the alarms on its own metrics see nothing.',
       metric: own('ingest', 'votestream.lane.bytes', {}, { statistic: 'SampleCount' }),
@@ -231,6 +286,18 @@ export class Monitoring extends Construct {
       below: true,
       missing: TreatMissingData.BREACHING,
     });
+  }
+
+  /** How often a service could not read the keys of an issuer: only its log says so. */
+  private keysNotRead(service: (typeof ASKED)[number]): Metric {
+    const metricName = `${this.prefix}.${service}.keys_not_read`;
+    new MetricFilter(this, `KeysNotRead-${service}`, {
+      logGroup: this.props.services[service].logs,
+      metricNamespace: NAMESPACE,
+      metricName,
+      filterPattern: FilterPattern.stringValue('$.message', '=', `${KEYS_NOT_READ}*`),
+    });
+    return new Metric({ namespace: NAMESPACE, metricName, statistic: 'Sum', period: MINUTE, label: service });
   }
 
   private running(service: ServiceName): Metric {
@@ -269,7 +336,10 @@ export class Monitoring extends Construct {
       own(group, 'votestream.group.votes.applied', { group }, { label: `counted by ${group}` });
     const perGroup = (make: (group: Group) => Metric): Metric[] => (['persist', 'tally'] as const).map(make);
     const reasons = ['poll_closed', 'poll_not_open', 'poll_not_found', 'option_not_found', 'malformed', 'unavailable',
-      'key_missing', 'overloaded'];
+      'key_missing', 'overloaded', 'not_allowed'];
+    const denied = (service: (typeof ASKED)[number]): Metric[] =>
+      Object.values(DENIALS).flatMap(({ reasons }) => reasons).map((reason) =>
+        own(service, 'votestream.server.calls.denied', { reason }, { label: reason }));
 
     dashboard.addWidgets(heading('## Votes in'));
     dashboard.addWidgets(
@@ -288,6 +358,12 @@ export class Monitoring extends Construct {
       graph('Waiting in ingest', [
         own('ingest', 'votestream.lane.votes.unsettled', {}, { label: 'votes' }),
       ], [own('ingest', 'votestream.lane.bytes', {}, { statistic: 'Maximum', label: 'bytes of the fullest task' })]),
+    );
+    dashboard.addWidgets(heading('## Callers'));
+    dashboard.addWidgets(
+      graph('Calls to ingest denied', denied('ingest')),
+      graph('Calls to tally denied', denied('tally')),
+      graph('Votes not allowed', [rejected('not_allowed')]),
     );
     dashboard.addWidgets(heading('## Stream'));
     dashboard.addWidgets(

@@ -291,8 +291,8 @@ export class ServiceStack extends Stack {
         healthCheck: {
           // Not by itself that of the targets: without it the health of a port with TLS would be asked in plain HTTP.
           protocol: Protocol.HTTPS,
-          // The standard gRPC health service. Over HTTP/1.1 any answer of the router will do, which is 404 at a path without a route.
-          // Neither needs a credential.
+          // The standard gRPC health service. Over HTTP/1.1 any answer of the router will do, which is 404 at a path without a
+          // route. Neither needs a credential.
           ...(kind === 'grpc'
             ? { path: '/grpc.health.v1.Health/Check', healthyGrpcCodes: '0' }
             : { path: '/health', healthyHttpCodes: '404' }),

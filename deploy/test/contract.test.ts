@@ -11,6 +11,7 @@ import {
   DRAIN_SECONDS, HEALTH_COMMAND, SETTLE_SECONDS, stopTimeoutSeconds, TELEMETRY_SECONDS, USER,
 } from '../lib/service';
 import { MANAGE_ROUTES, MANAGE_RPCS, READ_ROUTES, READ_RPCS, VOTE_ROUTES, VOTE_RPCS } from '../lib/paths';
+import { DENIALS, KEYS_NOT_READ } from '../lib/monitoring';
 import { SECRETS } from '../lib/secrets';
 import { DEREGISTRATION_DELAY } from '../lib/service-stack';
 import { AUTH, DEPLOY, Made, resources, ROOT } from './stacks';
@@ -131,6 +132,23 @@ test('metrics are those that the services export', () => {
     assert.ok(line, name);
     for (const label of labels) assert.ok(line.includes(`\`${label}\``), `${name}: ${label}`);
   }
+});
+
+test('every reason why a call is denied wakes somebody by one alarm', () => {
+  const metrics = source('core/src/observe/metrics.rs');
+  const denied = /"votestream\.server\.calls\.denied".*?\n\);/s.exec(metrics)?.[0] ?? assert.fail();
+  const reasons = all(denied, /\("reason", "(\w+)"\)/g);
+  assert.ok(reasons.length >= 13);
+  assert.deepEqual(Object.values(DENIALS).flatMap((one) => one.reasons).sort(), reasons.sort());
+  for (const { reasons } of Object.values(DENIALS)) assert.ok(reasons.length <= 10, 'metrics of an expression');
+});
+
+test('the log line about keys that cannot be read is the one that a metric is made of', () => {
+  assert.ok(source('server/src/identity/issuer.rs').includes(`"${KEYS_NOT_READ};`));
+  // The message is a field of the line itself.
+  assert.match(source('process/src/telemetry/export.rs'), /\.json\(\)\.flatten_event\(true\)/);
+  const filters = resources(new Made().service, 'AWS::Logs::MetricFilter').map(([, one]) => one.Properties.FilterPattern);
+  assert.deepEqual(filters, Array(2).fill(`{ $.message = "${KEYS_NOT_READ}*" }`));
 });
 
 /** Every call of the API, as a path. */
