@@ -255,6 +255,16 @@ test('compose.yaml sets what the services know, and hardens them as the task def
   for (const line of ['read_only: true', `user: "${USER}"`, 'cap_drop: [ALL]', 'no-new-privileges:true']) {
     assert.ok(compose.includes(line), line);
   }
+  // Who may call is decided: by the file that the one-shot service makes before the others start.
+  assert.match(compose, /keys: \{condition: service_completed_successfully\}/);
+  const init = /command: \[auth, init, (--[a-z-]+), (\/\S+)\]/.exec(compose) ?? assert.fail('nothing makes the auth file');
+  assert.ok(source('cli/src/args/auth.rs').includes(`${init[1]?.slice(2).replaceAll('-', '_')}: bool`));
+  assert.ok(compose.includes(`VOTESTREAM_AUTH: ${init[2]}/${/const AUTH: &str = "(.*)"/.exec(source('cli/src/command/auth/init.rs'))?.[1]}`));
+  for (const listening of compose.split(/^  (?=[a-z]+:\n)/m).filter((one) => one.includes('VOTESTREAM_LISTEN: 0.0.0.0'))) {
+    assert.match(listening, /<<: \[\*environment, \*auth\][^]*"auth:\/auth:ro"/);
+  }
+  const dockerfile = readFileSync(join(DEPLOY, 'Dockerfile'), 'utf8');
+  for (const [, target] of compose.matchAll(/target: (\w+)/g)) assert.match(dockerfile, new RegExp(`^FROM .* AS ${target}$`, 'm'));
   for (const service of SERVICES) {
     assert.ok(compose.includes(`args: {SERVICE: ${service}}`), service);
     const grace = new RegExp(`  ${service}:\n(?:    .*\n)*?    stop_grace_period: (\\d+)s`).exec(compose)?.[1];
