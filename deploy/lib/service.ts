@@ -199,6 +199,8 @@ export class VoteService extends Construct {
       // too high, the shards could not be filled, and nothing would correct that.
       ...(service === 'ingest' && { VOTESTREAM_INGEST_TASKS: String(this.tasks.min) }),
       ...(service !== 'ingest' && { VOTESTREAM_CONSUMER: config.consumer }),
+      // Who administers polls goes to stdout, and a task has a chain of its own: its disk ends with it. Logs go to stderr.
+      ...(service === 'tally' && { VOTESTREAM_AUDIT_LOG: '-' }),
       // Each process gets its part of the budget, so that all of them together keep within it, however many run.
       ...(service === 'persist' && {
         VOTESTREAM_WRITE_UNITS_PER_SECOND: String(Math.floor(config.writeUnitsPerSecond / this.tasks.max)),

@@ -12,6 +12,11 @@ use std::{
 
 use super::line::{BEGINNING, Chain, LINE_BYTES_MAX};
 
+/// Most bytes that are written at once, but for the last line.
+pub(super) const WRITE_BYTES_MAX: usize = 1 << 20;
+/// Enough of the end of a log to hold its last whole line, and whatever a write that was cut off has left behind it.
+const TAIL_BYTES: u64 = (WRITE_BYTES_MAX + 2 * LINE_BYTES_MAX) as u64;
+
 /// Why the log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -101,9 +106,9 @@ pub(super) fn stdout() -> (Sink, Chain, u64) {
     (Sink::Stream(Stream::Stdout), Chain::default(), 0)
 }
 
-/// Enough of the end to hold the last whole line, and a torn one behind it.
+/// The end of the file.
 fn tail(file: &mut File, length: u64) -> io::Result<Vec<u8>> {
-    let wanted = (2 * LINE_BYTES_MAX as u64).min(length);
+    let wanted = TAIL_BYTES.min(length);
     file.seek(SeekFrom::Start(length - wanted))?;
     let mut tail = Vec::new();
     file.take(wanted).read_to_end(&mut tail)?;
@@ -180,5 +185,14 @@ mod tests {
         }
         // The end of a long line of something else.
         assert!(end_of(BEGINNING, 1 << 40).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_may_be_the_end_of_a_file(tail: Vec<u8>, before in 0_u64..10) {
+            if let Ok((_, whole)) = end_of(&tail, tail.len() as u64 + before) {
+                proptest::prop_assert!(whole <= tail.len() as u64 + before);
+            }
+        }
     }
 }

@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use crate::identity::hex;
 
-/// Longest line, in bytes, with its end. The definition of a larger poll is replaced by its hash.
-pub const LINE_BYTES_MAX: usize = 256 << 10;
+/// Longest line, in bytes, with its end: CloudWatch takes events of up to 256 KiB. The definition of a larger poll is
+/// replaced by its hash.
+pub const LINE_BYTES_MAX: usize = 240 << 10;
 /// Longest text of a caller or of a server in a line, in bytes.
 const TEXT_BYTES_MAX: usize = 1_024;
 /// `prev` of the first line.

@@ -299,6 +299,15 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn any_bytes_may_be_a_log(bytes: Vec<u8>, beginning in any::<bool>()) {
+        let start = if beginning { line::BEGINNING } else { b"" };
+        let bytes = [start, &bytes].concat();
+        prop_assert!(bytes.is_empty() || lines(&bytes).is_err());
+    }
+}
+
 /// Every single byte, in every position.
 #[tokio::test]
 async fn no_byte_can_be_changed() {

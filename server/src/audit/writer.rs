@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     Unwritten,
-    file::Sink,
+    file::{Sink, WRITE_BYTES_MAX},
     line::{Call, Chain, Event, Outcome},
 };
 
@@ -29,8 +29,6 @@ const ACTS_MAX: usize = 64;
 const REFUSALS_WAITING_MAX: usize = 128;
 /// Length of the queue: for each act how it begins or how it ends, and the refusals.
 const QUEUE_MAX: usize = 2 * ACTS_MAX + REFUSALS_WAITING_MAX;
-/// Most bytes that are written at once, but for the last line.
-const WRITE_BYTES_MAX: usize = 1 << 20;
 /// How soon the ends of acts are written again after the disk did not take them.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long refusals that have no line may be unmentioned.
