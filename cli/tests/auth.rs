@@ -134,6 +134,14 @@ fn nothing_is_overwritten() {
     let before = read();
     let (code, out, error) = auth(folder, &["init", "here/there"]);
     assert!(code == 2 && out.is_empty() && error.contains("auth.toml exists already"), "{error}");
+    // A script may say that it is content with what is there, if it is right.
+    let (code, _, note) = auth(folder, &["init", "here/there", "--if-missing"]);
+    assert!(code == 0 && note.contains("is there already"), "{note}");
+    std::fs::write(folder.join("here/there/auth.toml"), "[anonymous]\nscope = 1\n").unwrap();
+    let (code, _, error) = auth(folder, &["init", "here/there", "--if-missing"]);
+    assert!(code == 2 && error.contains("anonymous: scope is not known"), "{error}");
+    std::fs::write(folder.join("here/there/auth.toml"), &before[0]).unwrap();
+    assert_eq!((read(), auth(folder, &["init", "new", "--if-missing"]).0), (before.clone(), 0));
     // One of the two is enough, and neither a link to nowhere.
     std::fs::remove_file(folder.join("here/there/auth.toml")).unwrap();
     std::os::unix::fs::symlink("/nowhere/at/all", folder.join("here/there/auth.toml")).unwrap();

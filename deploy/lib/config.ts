@@ -43,6 +43,8 @@ export interface Config {
   readonly auth: string | undefined;
   /** The secret with the text of the revocations, by its ARN. */
   readonly authRevoked: string | undefined;
+  /** The secret with the keys of pseudonyms, by its ARN. */
+  readonly pseudonymKeys: string | undefined;
   /** Ways from ingest and tally to the URLs of issuers' keys. */
   readonly natGateways: number;
   readonly internetFacing: boolean;
@@ -87,8 +89,8 @@ export const SETTINGS = [
   'ingestTasks', 'ingestTasksMax', 'ingestCpu', 'ingestMemory',
   'persistTasks', 'persistTasksMax', 'persistCpu', 'persistMemory',
   'tallyTasks', 'tallyTasksMax', 'tallyCpu', 'tallyMemory',
-  'writeUnitsPerSecond', 'warmWriteUnits', 'auth', 'authRevoked', 'natGateways', 'internetFacing', 'clientCidrs',
-  'adminCidrs', 'corsAllowOrigins', 'domain', 'adminDomain', 'hostedZoneId', 'alarmEmail', 'logRetentionDays',
+  'writeUnitsPerSecond', 'warmWriteUnits', 'auth', 'authRevoked', 'pseudonymKeys', 'natGateways', 'internetFacing',
+  'clientCidrs', 'adminCidrs', 'corsAllowOrigins', 'domain', 'adminDomain', 'hostedZoneId', 'alarmEmail', 'logRetentionDays',
 ] as const;
 
 type Setting = (typeof SETTINGS)[number];
@@ -168,6 +170,7 @@ export function readConfig(node: Node): Config {
     warmWriteUnits: whole('warmWriteUnits', 0, 0, 100_000_000),
     auth: noAuth ? undefined : secret('auth'),
     authRevoked: secret('authRevoked'),
+    pseudonymKeys: secret('pseudonymKeys'),
     natGateways: whole('natGateways', noAuth ? 0 : 1, 0, NAT_GATEWAYS_MAX),
     internetFacing: oneOf('internetFacing', 'true', ['true', 'false']) === 'true',
     clientCidrs: cidrs('clientCidrs'),

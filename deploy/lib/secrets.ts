@@ -12,7 +12,7 @@ import { ServiceName } from './permissions';
 
 export interface SecretText {
   /** The context setting with the ARN. */
-  readonly key: 'auth' | 'authRevoked';
+  readonly key: 'auth' | 'authRevoked' | 'pseudonymKeys';
   /** The variable with the text. */
   readonly variable: string;
   /** The variable of the setting that gets `env:` and the name of the other. */
@@ -27,6 +27,8 @@ export const ASKING: readonly ServiceName[] = ['ingest', 'tally'];
 export const SECRETS: readonly SecretText[] = [
   { key: 'auth', variable: 'AUTH_FILE_TEXT', setting: 'VOTESTREAM_AUTH', services: ASKING },
   { key: 'authRevoked', variable: 'AUTH_REVOKED_TEXT', setting: 'VOTESTREAM_AUTH_REVOKED', services: ASKING },
+  // Tally chooses the key of a new poll, and ingest uses it.
+  { key: 'pseudonymKeys', variable: 'PSEUDONYM_KEYS_TEXT', setting: 'VOTESTREAM_PSEUDONYM_KEYS', services: ASKING },
 ];
 
 /** The setting that says who may call. It is always given, so that a task never starts by chance with everybody let in. */

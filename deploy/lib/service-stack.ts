@@ -28,7 +28,7 @@ import { groupAge } from './metrics';
 import { ALL_INGEST, ALL_POLLS_JSON, ALL_TALLY, Paths, READ_ROUTES, READ_RPCS, REFLECTION, VOTE_ROUTES, VOTE_RPCS } from './paths';
 import { ServiceName } from './permissions';
 import { RegistryStack } from './registry-stack';
-import { ASKING } from './secrets';
+import { ASKING, SECRETS } from './secrets';
 import { BALANCER_IDLE_SECONDS, PORTS, VoteService } from './service';
 
 /** Before a task is told to stop, calls under way have this long; an answer takes D = 10 s at most. */
@@ -150,6 +150,7 @@ export class ServiceStack extends Stack {
     const notes = Annotations.of(this);
     if (config.clientCidrs.length === 0) notes.addInfo('clientCidrs is empty: the public load balancer lets nobody in');
     if (config.adminCidrs.length === 0) notes.addInfo('adminCidrs is empty: nobody can create polls');
+    if (config.pseudonymKeys === undefined) notes.addInfo('pseudonymKeys is not given: votes are stored under the ids of users');
     if (config.auth === undefined) {
       notes.addInfo('auth is none: whoever reaches a load balancer votes as anybody, and by the internal one closes polls');
     } else if (config.natGateways === 0) {
@@ -218,7 +219,9 @@ export class ServiceStack extends Stack {
       Logs: InterfaceVpcEndpointAwsService.CLOUDWATCH_LOGS,
       XRay: InterfaceVpcEndpointAwsService.XRAY,
       // ECS reads the secrets of a task by the task's own network.
-      ...(this.props.config.auth !== undefined && { SecretsManager: InterfaceVpcEndpointAwsService.SECRETS_MANAGER }),
+      ...(SECRETS.some(({ key }) => this.props.config[key] !== undefined) && {
+        SecretsManager: InterfaceVpcEndpointAwsService.SECRETS_MANAGER,
+      }),
     };
     for (const [id, service] of Object.entries(services)) {
       this.vpc.addInterfaceEndpoint(id, {

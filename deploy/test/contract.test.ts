@@ -40,8 +40,8 @@ test('tables have the keys that the services check', () => {
 });
 
 test('every variable of a task is a setting of its service', () => {
-  const shared = ['engine', 'listener'].flatMap((file) => settings(source(`process/src/config/${file}.rs`)));
-  const made = new Made({ corsAllowOrigins: '*', writeUnitsPerSecond: 100, authRevoked: AUTH });
+  const shared = ['engine', 'listener', 'pseudonyms'].flatMap((file) => settings(source(`process/src/config/${file}.rs`)));
+  const made = new Made({ corsAllowOrigins: '*', writeUnitsPerSecond: 100, authRevoked: AUTH, pseudonymKeys: AUTH });
   const tasks = resources(made.service, 'AWS::ECS::TaskDefinition');
   for (const service of SERVICES) {
     const [, task] = tasks.find(([id]) => id.startsWith(`${service}Task`)) ?? assert.fail(service);
@@ -58,14 +58,16 @@ test('every variable of a task is a setting of its service', () => {
   }
 });
 
-test('services that take calls read who may call from a variable, and the others have no such setting', () => {
-  const reload = source('server/src/identity/reload.rs');
-  assert.match(reload, /VARIABLE: &str = "env:"/);
+test('settings with secrets can be read from a variable, by the services that have them', () => {
+  const [listener, pseudonyms] = ['listener', 'pseudonyms'].map((file) => source(`process/src/config/${file}.rs`));
+  for (const file of ['server/src/identity/reload.rs', 'process/src/config/pseudonyms.rs']) {
+    assert.match(source(file), /VARIABLE: &str = "env:"/, file);
+  }
   for (const { setting, services } of SECRETS) {
     const name = setting.replace('VOTESTREAM_', '').toLowerCase().replaceAll('_', '-');
-    assert.ok(settings(source('process/src/config/listener.rs')).includes(name), name);
-    const asking = SERVICES.filter((service) => source(`${service}-svc/src/settings.rs`).includes('listener::IDENTITY'));
-    assert.deepEqual(asking, [...services]);
+    const list = settings(listener ?? '').includes(name) ? 'listener::IDENTITY' : 'pseudonyms::PSEUDONYM_KEYS';
+    assert.ok([...settings(listener ?? ''), ...settings(pseudonyms ?? '')].includes(name), name);
+    assert.deepEqual(SERVICES.filter((service) => source(`${service}-svc/src/settings.rs`).includes(list)), [...services], name);
   }
 });
 
@@ -255,6 +257,16 @@ test('compose.yaml sets what the services know, and hardens them as the task def
   for (const line of ['read_only: true', `user: "${USER}"`, 'cap_drop: [ALL]', 'no-new-privileges:true']) {
     assert.ok(compose.includes(line), line);
   }
+  // Who may call is decided: by the file that the one-shot service makes before the others start.
+  assert.match(compose, /keys: \{condition: service_completed_successfully\}/);
+  const init = /command: \[auth, init, (--[a-z-]+), (\/\S+)\]/.exec(compose) ?? assert.fail('nothing makes the auth file');
+  assert.ok(source('cli/src/args/auth.rs').includes(`${init[1]?.slice(2).replaceAll('-', '_')}: bool`));
+  assert.ok(compose.includes(`VOTESTREAM_AUTH: ${init[2]}/${/const AUTH: &str = "(.*)"/.exec(source('cli/src/command/auth/init.rs'))?.[1]}`));
+  for (const listening of compose.split(/^  (?=[a-z]+:\n)/m).filter((one) => one.includes('VOTESTREAM_LISTEN: 0.0.0.0'))) {
+    assert.match(listening, /<<: \[\*environment, \*auth\][^]*"auth:\/auth:ro"/);
+  }
+  const dockerfile = readFileSync(join(DEPLOY, 'Dockerfile'), 'utf8');
+  for (const [, target] of compose.matchAll(/target: (\w+)/g)) assert.match(dockerfile, new RegExp(`^FROM .* AS ${target}$`, 'm'));
   for (const service of SERVICES) {
     assert.ok(compose.includes(`args: {SERVICE: ${service}}`), service);
     const grace = new RegExp(`  ${service}:\n(?:    .*\n)*?    stop_grace_period: (\\d+)s`).exec(compose)?.[1];

@@ -1,5 +1,6 @@
 """Builds the images of the three services as the Dockerfile says, and runs them as ECS would: another user than root, root file
-system read-only, no capabilities. Asks their health, and stops each by SIGTERM under load; no acknowledged vote may be lost.
+system read-only, no capabilities. Asks their health, and stops each by SIGTERM under load; no acknowledged vote may be lost. The
+image of the command is built, too, and makes an auth file.
 
 No registry is asked: the binaries are those that cargo builds here, and a base with this machine's C library stands in for the
 one that the Dockerfile names. Needs root, buildah, runc and cargo. Must never leave an image or a container behind.
@@ -82,6 +83,36 @@ class Images:
         expect("signal that stops it", made["StopSignal"], "SIGTERM")
         container = self.buildah("from", "--pull-never", f"localhost/votestream:{service}")
         return pathlib.Path(self.buildah("mount", container)), made
+
+    def command(self, binary):
+        """Builds the image of the `votestream` command, and lets it write its first auth file, as compose.yaml does."""
+        stage = self.work / "binaries-command"
+        (stage / "out/auth").mkdir(parents=True)
+        subprocess.run(["strip", "--strip-debug", "-o", stage / "out/votestream", binary], check=True)
+        self.from_folder(stage, "localhost/binaries:command")
+        shutil.rmtree(stage)
+        self.buildah(
+            "build", "--quiet", "--format", "docker", "--pull-never", "--file", ROOT / "deploy/Dockerfile", "--target", "command",
+            "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", "--build-arg", "COMMAND=localhost/binaries:command",
+            "--tag", "localhost/votestream:command", ROOT,
+        )
+        made = json.loads(self.buildah("inspect", "--type", "image", "localhost/votestream:command"))["Docker"]["config"]
+        expect("user of the command's image", made["User"], f"{USER}:{GROUP}")
+        container = self.buildah("from", "--pull-never", "localhost/votestream:command")
+        root = pathlib.Path(self.buildah("mount", container))
+        # A volume takes the owner of the folder that it is mounted on.
+        owner = (root / "auth").stat()
+        expect("owner of its folder for keys", (owner.st_uid, owner.st_gid), (USER, GROUP))
+        compose = (ROOT / "compose.yaml").read_text()
+        words = re.search(r"command: \[(auth, init, .*)\]", compose)[1].split(", ")
+        for _ in ("the first start", "a later one"):
+            ran = subprocess.run(
+                [shutil.which("chroot"), "--userspec", f"{USER}:{GROUP}", root, *made["Entrypoint"], *words],
+                env={}, text=True, capture_output=True, check=False,
+            )
+            expect("what makes an auth file ends with", (ran.returncode, ran.stderr if ran.returncode else ""), (0, ""))
+        expect("what it has made", sorted(file.name for file in (root / "auth").iterdir()), ["auth.toml", "keys.json"])
+        self.buildah("rm", container)
 
     def context(self):
         """What the build stage gets is enough for cargo: the ignore file lets every member of the workspace through."""
@@ -194,6 +225,7 @@ def check(rig):
     images = Images(rig.work)
     images.context()
     images.base(binaries / "ingest-svc")
+    images.command(binaries / "votestream")
     containers = {}
     for service in SERVICES:
         root, image = images.service(service, binaries / f"{service}-svc")

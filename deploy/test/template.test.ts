@@ -199,11 +199,14 @@ test('nobody is let in unless told, operators only by the internal load balancer
 });
 
 test('tasks get who may call from one secret, which nobody else reads', () => {
-  const revoked = AUTH.replace('auth', 'revoked');
-  const both = new Made({ authRevoked: revoked });
+  const [revoked, keys] = [AUTH.replace('auth', 'revoked'), AUTH.replace('auth', 'keys')];
+  const all = new Made({ authRevoked: revoked, pseudonymKeys: keys });
   for (const [template, secrets, variables] of [
     [made.service, [AUTH], { VOTESTREAM_AUTH: 'env:AUTH_FILE_TEXT' }],
-    [both.service, [AUTH, revoked], { VOTESTREAM_AUTH: 'env:AUTH_FILE_TEXT', VOTESTREAM_AUTH_REVOKED: 'env:AUTH_REVOKED_TEXT' }],
+    [all.service, [AUTH, revoked, keys], {
+      VOTESTREAM_AUTH: 'env:AUTH_FILE_TEXT', VOTESTREAM_AUTH_REVOKED: 'env:AUTH_REVOKED_TEXT',
+      VOTESTREAM_PSEUDONYM_KEYS: 'env:PSEUDONYM_KEYS_TEXT',
+    }],
     [open.service, [], { VOTESTREAM_AUTH: 'none' }],
   ] as const) {
     for (const service of SERVICES) {
@@ -214,7 +217,7 @@ test('tasks get who may call from one secret, which nobody else reads', () => {
       const given = ((container.Secrets ?? []) as { ValueFrom: string }[]).map((one) => one.ValueFrom);
       assert.deepEqual(given, asks ? secrets : []);
       assert.equal(collector.Secrets, undefined);
-      const auth = (container.Environment as { Name: string; Value: string }[]).filter(({ Name }) => Name.includes('AUTH'));
+      const auth = (container.Environment as { Name: string; Value: string }[]).filter(({ Name }) => /AUTH|PSEUDONYM/.test(Name));
       assert.deepEqual(Object.fromEntries(auth.map(({ Name, Value }) => [Name, Value])), asks ? variables : {}, service);
       // The role with which ECS starts the task, and only for these secrets.
       const policies = resources(template, 'AWS::IAM::Policy')
@@ -224,7 +227,7 @@ test('tasks get who may call from one secret, which nobody else reads', () => {
       const statements = (policy?.Properties.PolicyDocument.Statement ?? []) as Record<string, any>[];
       const reading = statements.filter((one) =>
         asArray<string>(one.Action).some((action) => action.startsWith('secretsmanager:')));
-      assert.deepEqual(reading.flatMap((one) => asArray<string>(one.Resource)), asks ? secrets : [], service);
+      assert.deepEqual(reading.flatMap((one) => asArray<string>(one.Resource)).sort(), asks ? [...secrets].sort() : [], service);
       for (const one of reading) {
         assert.deepEqual(asArray<string>(one.Action).sort(), ['secretsmanager:DescribeSecret', 'secretsmanager:GetSecretValue']);
       }
@@ -364,7 +367,7 @@ test('alarms reach the topic, and CloudWatch may publish there', () => {
 
 test('cdk-nag finds nothing that is not explained', () => {
   const both = [
-    stacks({ authRevoked: AUTH }),
+    stacks({ authRevoked: AUTH, pseudonymKeys: AUTH }),
     stacks({ auth: 'none', clientCidrs: '0.0.0.0/0', adminCidrs: '198.51.100.0/28', consumer: 'polling' }),
   ];
   for (const stack of both.flatMap(({ data, registry, service }) => [data, registry, service])) {

@@ -29,6 +29,9 @@ pub(crate) struct AuthInitArgs {
     /// Where the files go; the directory is created if it does not exist.
     #[arg(value_name = "DIR", default_value = "votestream-auth")]
     pub(crate) directory: PathBuf,
+    /// Do nothing if there is an auth file already, unless it has mistakes: for scripts that run at every start.
+    #[arg(long)]
+    pub(crate) if_missing: bool,
 }
 
 #[derive(Args, Debug)]

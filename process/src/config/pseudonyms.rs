@@ -18,9 +18,12 @@ pub const PSEUDONYM_KEYS: Setting = Setting::new(
     "FILE|none",
     "none",
     "File with the keys of pseudonyms under which users are stored, one of 64 hex digits a line, the first for new \
-     polls; none stores the user ids of new polls as they are. All ingest and tally processes need the same file.",
+     polls, or env:NAME for a variable with its text; none stores the user ids of new polls as they are. All ingest and \
+     tally processes need the same keys.",
 );
 
+/// What stands before the name of a variable with the text of a file: containers get their secrets by variables.
+const VARIABLE: &str = "env:";
 /// What stands for no file.
 const NONE: &str = "none";
 /// Largest file. The most keys, with room for comments.
@@ -66,21 +69,32 @@ pub enum KeyFileError {
     /// It is not a file.
     #[error("it is not a file")]
     NoFile,
+    /// There is no such variable.
+    #[error("there is no variable of this name")]
+    NoVariable,
     /// Its content is wrong; all mistakes.
     #[error("{}", .0.join("; "))]
     Content(Vec<String>),
 }
 
-/// Reads a file with keys.
+/// Reads a file with keys, or `env:` and the name of a variable that has its text.
 ///
 /// # Errors
 ///
 /// If it cannot be read, if every user of the machine may read or change it, or if its content is wrong.
 pub fn read(path: &Path) -> Result<PseudonymKeys, KeyFileError> {
+    if let Some(name) = path.to_str().and_then(|path| path.strip_prefix(VARIABLE)) {
+        let text = std::env::var_os(name).ok_or(KeyFileError::NoVariable)?;
+        return keys_of(text.into_encoded_bytes());
+    }
     let file = File::open(path)?;
     check(&file.metadata()?)?;
     let mut text = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
+    keys_of(text)
+}
+
+fn keys_of(text: Vec<u8>) -> Result<PseudonymKeys, KeyFileError> {
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(KeyFileError::Content(vec![format!("it is larger than {FILE_BYTES_MAX} bytes")]));
     }
@@ -165,6 +179,17 @@ mod tests {
             let said = read.err().map(|error| error.to_string()).unwrap_or_default();
             assert!(works || said.contains(&format!("(mode {mode:03o})")), "{said}");
         }
+    }
+
+    #[test]
+    fn a_variable_may_have_the_text() {
+        let key = PseudonymKey::new([9; 32]);
+        assert_eq!(keys_of(key.to_secret_text().into_bytes()).unwrap().active(), Some(key.id()));
+        // Variables of the test runner, which are no keys.
+        let error = |name: &str| read(Path::new(name)).unwrap_err().to_string();
+        assert_eq!(error("env:VOTESTREAM_THAT_NOBODY_SETS"), "there is no variable of this name");
+        let (said, value) = (error("env:CARGO_MANIFEST_DIR"), std::env::var("CARGO_MANIFEST_DIR").unwrap());
+        assert!(said.contains("line 1") && !said.contains(&value), "{said}");
     }
 
     #[test]

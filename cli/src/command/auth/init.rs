@@ -36,7 +36,7 @@ scopes = ["vote:*", "relay:*", "read:*", "manage:*"]   # the most that a token c
 scopes = ["read:*"]
 "#;
 
-/// What was written, for scripts.
+/// What is there now, for scripts.
 #[derive(Serialize)]
 struct Written {
     auth: PathBuf,
@@ -46,6 +46,9 @@ struct Written {
 
 pub(super) fn run(global: &Global, args: &AuthInitArgs) -> Outcome {
     let (auth, keys) = (args.directory.join(AUTH), args.directory.join(KEYS));
+    if args.if_missing && auth.symlink_metadata().is_ok() {
+        return keep(global, auth, keys);
+    }
     for path in [&auth, &keys] {
         if path.symlink_metadata().is_ok() {
             return Err(Failure::usage(format!("{} exists already, and nothing is overwritten", path.display())));
@@ -73,6 +76,20 @@ pub(super) fn run(global: &Global, args: &AuthInitArgs) -> Outcome {
         output::note(&format!("wrote {} and {}", auth.display(), keys.display()));
         output::note("next, start a stack that asks for tokens, and sign one for a voter:");
         output::lines(&next)?;
+    }
+    Ok(Answer::Yes)
+}
+
+/// Leaves everything as it is, if it can be used.
+fn keep(global: &Global, auth: PathBuf, keys: PathBuf) -> Outcome {
+    let text = std::fs::read_to_string(&auth)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", auth.display())))?;
+    check_auth_file(&text, &auth)
+        .map_err(|mistakes| Failure::usage(format!("{}: {}", auth.display(), mistakes.join("; "))))?;
+    if global.json {
+        output::json(&Written { auth, keys, next: Vec::new() })?;
+    } else {
+        output::note(&format!("{} is there already, and stays", auth.display()));
     }
     Ok(Answer::Yes)
 }
