@@ -265,7 +265,11 @@ fn an_interrupted_file_can_be_gone_on_with() {
         return;
     }
     assert_eq!((code, report["rejected"].as_u64()), (Some(143), Some(0)), "{report}");
-    let line = report["from_line"].as_u64().unwrap();
+    let Some(line) = report["from_line"].as_u64() else {
+        // The signal came after the last answer, and before the end.
+        assert_eq!(accepted, votes, "{report}");
+        return;
+    };
     assert_eq!(line, accepted + 1, "{report}");
     let rest = up.run(&["--json", "cast", "--file", path, "--from-line", &line.to_string()]);
     let rest: Value = serde_json::from_slice(&rest.stdout).unwrap();

@@ -9,6 +9,7 @@
 pub mod audit;
 mod connections;
 mod deadline;
+mod files;
 mod front;
 mod gather;
 mod grpc;
@@ -19,6 +20,7 @@ mod tls;
 
 pub use audit::{AuditLog, AuditTarget};
 pub use connections::{Connections, Peer, raise_descriptor_limit};
+pub use files::read_file;
 pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 pub use identity::{Auth, Caller, Identity};

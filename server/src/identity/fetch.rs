@@ -12,7 +12,7 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
 /// Largest JWKS, in bytes.
-pub(super) const JWKS_BYTES_MAX: usize = 1 << 20;
+pub(super) const JWKS_BYTES_MAX: u64 = 1 << 20;
 /// How long the answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -57,7 +57,7 @@ pub(super) async fn fetch(url: Url) -> Result<Bytes, String> {
         if !answer.status().is_success() {
             return Err(format!("{url} answered {}", answer.status()));
         }
-        let body = Limited::new(answer.into_body(), JWKS_BYTES_MAX).collect().await;
+        let body = Limited::new(answer.into_body(), JWKS_BYTES_MAX as usize).collect().await;
         body.map(http_body_util::Collected::to_bytes).map_err(|error| format!("{url}: {error}"))
     };
     match tokio::time::timeout(TIMEOUT, get).await {

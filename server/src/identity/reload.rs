@@ -12,7 +12,14 @@ use std::{
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use super::{Inner, fetch::fetch, issuer::Keys, revoked::Revoked, rules::Rules};
+use super::{
+    Inner,
+    fetch::{JWKS_BYTES_MAX, fetch},
+    issuer::Keys,
+    revoked::Revoked,
+    rules::Rules,
+};
+use crate::files::read_file;
 
 /// How often the files are looked at. What was revoked ends within a few seconds.
 const LOOK: Duration = Duration::from_secs(1);
@@ -91,17 +98,14 @@ impl Files {
             if let Some(variable) = path.to_str().and_then(|path| path.strip_prefix(VARIABLE)) {
                 return std::env::var(variable).map_err(|error| named(&error));
             }
-            let size = std::fs::metadata(path).map_err(|error| named(&error))?.len();
-            if size > FILE_BYTES_MAX {
-                return Err(named(&format_args!("it has {size} bytes, the limit is {FILE_BYTES_MAX}")));
-            }
-            std::fs::read_to_string(path).map_err(|error| named(&error))
+            let bytes = read_file(path, FILE_BYTES_MAX).map_err(|error| named(&error))?;
+            String::from_utf8(bytes).map_err(|_| named(&"it is not UTF-8"))
         };
         let files = before.into_iter().flat_map(|rules| &rules.issuers).filter_map(|issuer| issuer.file());
         Ok(Content {
             auth: text(&self.auth)?,
             revoked: self.revoked.as_ref().map(text).transpose()?,
-            keys: files.map(|path| (path.clone(), std::fs::read(path).ok())).collect(),
+            keys: files.map(|path| (path.clone(), read_file(path, JWKS_BYTES_MAX).ok())).collect(),
         })
     }
 }

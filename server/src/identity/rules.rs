@@ -18,11 +18,13 @@ use votestream_core::model::limits::USER_ID_BYTES_MAX;
 
 use super::{
     caller::{Credential, Source as From},
+    fetch::JWKS_BYTES_MAX,
     issuer::{Issuer, IssuerRule, Keys, Source},
     mistakes::{Entry, Mistakes},
     revoked::Revoked,
     scope::{Action, SCOPES_MAX, Scopes},
 };
+use crate::files::read_file;
 
 /// Most entries of a kind.
 const ENTRIES_MAX: usize = 1_000;
@@ -317,7 +319,7 @@ fn issuer(mut entry: Entry<'_>, folder: &Path) -> Option<(IssuerRule, Option<Key
 
 /// Reads the keys of a file.
 fn read_keys(path: &Path, algorithms: &[Algorithm]) -> Result<Keys, String> {
-    let json = std::fs::read(path).map_err(|error| error.to_string())?;
+    let json = read_file(path, JWKS_BYTES_MAX).map_err(|error| error.to_string())?;
     Keys::read(&json, algorithms)
 }
 

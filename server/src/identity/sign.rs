@@ -31,9 +31,12 @@ use super::{
     unix_now,
     verify::BEARER_BYTES_MAX,
 };
+use crate::files::read_file;
 
 /// Bytes of a secret: as many as the hash that it is used with.
 const SECRET_BYTES: usize = 32;
+/// Largest file with a private key, in bytes.
+const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
 /// Begins every bearer secret, so that people and programs that search for secrets in files know one.
 const SECRET_PREFIX: &str = "votestream-";
 
@@ -182,7 +185,7 @@ impl Signer {
     /// If the key cannot be used, or would not be accepted.
     pub fn with_private_key(auth: &Path, iss: Option<&str>, path: &Path, kid: Option<&str>) -> Result<Self, SignError> {
         let wrong = |reason: String| SignError::Key { path: path.display().to_string(), reason };
-        let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let pem = read_file(path, KEY_FILE_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
         let expected = "expected a private key for ES256 in PKCS#8 and PEM, such as `openssl genpkey -algorithm EC -pkeyopt \
                         ec_paramgen_curve:P-256` makes";
         let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| wrong(expected.into()))?;

@@ -5,8 +5,6 @@
 
 use std::{
     fmt::{self, Display},
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock},
 };
@@ -21,6 +19,7 @@ use rustls::{
 use webpki::EndEntityCert;
 
 use super::{TlsIdentity, TlsSource, identity::not_after};
+use crate::files::read_file;
 
 /// Largest file: more than a hundred certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -98,13 +97,7 @@ pub(super) struct Material {
 }
 
 fn read(path: &Path) -> Text {
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text));
-    match read {
-        Err(error) => Err(format!("cannot be read: {error}")),
-        Ok(_) if text.len() as u64 > FILE_BYTES_MAX => Err(format!("is larger than {FILE_BYTES_MAX} bytes")),
-        Ok(_) => Ok(text),
-    }
+    read_file(path, FILE_BYTES_MAX).map_err(|error| format!("cannot be read: {error}"))
 }
 
 impl Texts {
