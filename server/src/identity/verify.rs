@@ -175,7 +175,7 @@ fn token(rules: &Rules, token: &[u8], now: u64) -> Result<Credential, NotYet> {
         let message = format!("the token is valid only in {}", in_words(starts_at - now));
         return Err(Denied::new(Denial::NotYetValid, message).into());
     }
-    let key = issuer.key(head.kid.as_deref(), head.alg).map_err(|no_key| match no_key {
+    let key = issuer.key(head.kid.as_deref(), head.alg, rules.pace).map_err(|no_key| match no_key {
         NoKey::Wait(answers) => NotYet::Wait(answers),
         NoKey::Unknown => Denied::new(Denial::UnknownKey, "the token's key (kid) is not one of its issuer's").into(),
         NoKey::Unavailable => {
