@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
-use votestream_server::{Connections, CorsOrigins, Identity, Limits, Tls, raise_descriptor_limit};
+use votestream_server::{Connections, CorsOrigins, Identity, Limits, Quotas, Tls, raise_descriptor_limit};
 use votestream_stack::{StackConfig, StackError};
 
 use crate::{
@@ -37,6 +37,7 @@ pub(crate) struct StackOptions {
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
     pub(crate) identity: Identity,
+    pub(crate) quotas: Quotas,
     pub(crate) limits: Limits,
     /// TLS of both addresses.
     pub(crate) tls: Option<Tls>,
@@ -55,6 +56,7 @@ impl StackOptions {
             ingest_addr: any,
             results_addr: any,
             identity: Identity::default(),
+            quotas: Quotas::default(),
             limits: Limits::default(),
             tls: None,
             cors_allow_origins: CorsOrigins::default(),
@@ -108,6 +110,7 @@ impl RunningStack {
         let mut config = StackConfig::one_machine()
             .with_connections(Connections::secured(options.limits, options.tls))
             .with_identity(options.identity)
+            .with_quotas(options.quotas)
             .with_cors(options.cors_allow_origins);
         config.persist_elsewhere = Some(|name, work| background(name, work).boxed());
         let services = votestream_stack::Stack::start(&ports, config, ingest_listener, results_listener);

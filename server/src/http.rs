@@ -32,6 +32,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use crate::{
     deadline::DeadlineLayer,
     identity::{CheckLayer, Identity, Needs},
+    quotas::Quotas,
 };
 
 /// Largest JSON body. A vote with the longest ids, with every character escaped, takes about 3 KiB.
@@ -49,13 +50,21 @@ pub struct Surface {
     pub(crate) grpc: Routes,
     pub(crate) identity: Identity,
     pub(crate) needs: Needs,
+    pub(crate) quotas: Quotas,
     json: Router,
     cors: CorsOrigins,
 }
 
 impl From<Routes> for Surface {
     fn from(grpc: Routes) -> Self {
-        Self { grpc, identity: Identity::default(), needs: &[], json: Router::new(), cors: CorsOrigins::default() }
+        Self {
+            grpc,
+            identity: Identity::default(),
+            needs: &[],
+            quotas: Quotas::default(),
+            json: Router::new(),
+            cors: CorsOrigins::default(),
+        }
     }
 }
 
@@ -73,14 +82,22 @@ impl Surface {
         self
     }
 
+    /// Counts calls against these limits.
+    #[must_use]
+    pub fn limited(mut self, quotas: Quotas) -> Self {
+        self.quotas = quotas;
+        self
+    }
+
     /// Combines everything. gRPC-Web is translated before the gRPC services; JSON routes do not pass the translation.
     pub(crate) fn into_routes(self) -> Routes {
-        let check = CheckLayer::grpc(self.identity.clone(), self.needs);
+        let check = CheckLayer::grpc(self.identity.clone(), self.quotas.clone(), self.needs);
         let grpc = self.grpc.into_axum_router().layer(DeadlineLayer).layer(check).layer(WebLayer);
-        let json = self.json.layer(CheckLayer::json(self.identity)).method_not_allowed_fallback(async || {
-            let message = "this path does not take this method";
-            respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
-        });
+        let json =
+            self.json.layer(CheckLayer::json(self.identity, self.quotas)).method_not_allowed_fallback(async || {
+                let message = "this path does not take this method";
+                respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
+            });
         let mut router = grpc.merge(json).fallback(not_found);
         if let Some(cors) = self.cors.layer() {
             router = router.layer(cors);

@@ -37,7 +37,7 @@ pub(crate) use check::CheckLayer;
 pub use check::{Need, Needs};
 pub use issuer::Pace;
 pub use scope::{Action, InvalidScope, Scopes};
-pub(crate) use verify::Remembered;
+pub(crate) use verify::{FAILURES_MAX, Remembered};
 
 use rules::Rules;
 

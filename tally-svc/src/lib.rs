@@ -36,7 +36,7 @@ use votestream_proto::v1::{
     results_service_server::{self, ResultsServiceServer},
 };
 use votestream_server::{
-    Connections, CorsOrigins, Drain, Identity, ServiceError, Surface,
+    Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError, Surface,
     identity::{Action, Need, Needs},
 };
 
@@ -73,6 +73,8 @@ pub struct TallyConfig {
     pub idle_after: Duration,
     /// How callers are told apart; off by default.
     pub identity: Identity,
+    /// How often others may call; not limited by default.
+    pub quotas: Quotas,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -89,6 +91,7 @@ impl TallyConfig {
             drain: DRAIN,
             idle_after: idle::AFTER,
             identity: Identity::default(),
+            quotas: Quotas::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -143,7 +146,8 @@ pub async fn run(
     let results = ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = Routes::new(PollServiceServer::from_arc(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(results.clone());
-    let surface = Surface::new(routes, json, config.cors_allow_origins).behind(config.identity, NEEDS);
+    let surface =
+        Surface::new(routes, json, config.cors_allow_origins).behind(config.identity, NEEDS).limited(config.quotas);
 
     let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
     let (idle_ports, idle_after) = (ports.clone(), config.idle_after);

@@ -24,6 +24,7 @@ pub const PROGRAM: Program = Program {
         listener::LIMITS,
         listener::IDENTITY,
         listener::TLS,
+        listener::CALLS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -66,6 +67,7 @@ impl Settings {
         let listen = values.get("listen", socket_addr);
         let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
+        let quotas = listener::quotas(values, identity.as_ref());
         let limits = listener::limits(values);
         let tls = listener::tls(values);
         let engine = EngineConfig::read(values);
@@ -78,6 +80,7 @@ impl Settings {
             group,
             flush_interval: flush_interval?,
             identity: identity?,
+            quotas: quotas?,
             cors_allow_origins: origins?,
             connections: Connections::secured(limits?, tls?),
             ..TallyConfig::distributed()

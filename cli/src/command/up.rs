@@ -7,7 +7,7 @@ use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
 use votestream_process::{
-    config::listener::{self, auth_of},
+    config::listener::{self, auth_of, quotas_of},
     terminal::Signals,
 };
 use votestream_server::{Identity, Tls};
@@ -29,6 +29,7 @@ struct Addresses {
 pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
     let identity = identity(&args)?;
     let is_open = !identity.is_on();
+    let quotas = quotas_of(&args.calls.into(), &identity).map_err(Failure::usage)?;
     let ephemeral = args.ephemeral;
     let storage = match (args.ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
@@ -38,6 +39,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     let scheme = if tls.is_some() { "https" } else { "http" };
     let options = StackOptions {
         identity,
+        quotas,
         storage,
         shards: args.shards,
         ingest_addr: args.ingest_addr,
