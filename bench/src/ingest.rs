@@ -5,12 +5,14 @@ use std::time::Instant;
 use clap::ValueEnum;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use rand::{SeedableRng, rngs::StdRng};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use votestream_proto::{VotesMessage, v1::ingest_service_client::IngestServiceClient};
 
 use crate::{
     cores::Cores,
     report::{Cell, Chart, Report, Series, number},
     server::{Kind, Options, Server},
+    tls::Certificates,
     votes,
 };
 
@@ -41,6 +43,51 @@ pub(crate) enum Part {
     Connections,
     /// Refused votes against accepted ones.
     Refused,
+    /// TLS against none.
+    Tls,
+    /// Votes of a poll with pseudonyms against those of one without.
+    Pseudonyms,
+}
+
+/// What the connections of a measurement speak.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Secrecy {
+    Plain,
+    Tls,
+    /// With a certificate of the client.
+    Mutual,
+}
+
+/// A server, and how its clients connect.
+struct Target {
+    server: Server,
+    url: String,
+    tls: Option<ClientTlsConfig>,
+    /// Removed after the server has ended.
+    _certificates: Option<Certificates>,
+}
+
+impl Target {
+    fn start(cores: &Cores, kind: Kind, delay_ms: u64, secrecy: Secrecy) -> anyhow::Result<Self> {
+        let certificates = if secrecy == Secrecy::Plain { None } else { Some(Certificates::new()?) };
+        let tls = certificates.as_ref().map(|made| made.folder().to_owned());
+        let server = cores.start(|| Server::start_with(kind, Options { delay_ms, tls, ..Options::default() }))??;
+        let scheme = if certificates.is_some() { "https" } else { "http" };
+        let tls = certificates.as_ref().map(|made| made.client(secrecy == Secrecy::Mutual));
+        Ok(Self { url: format!("{scheme}://{}", server.ingest), tls, _certificates: certificates, server })
+    }
+
+    fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        let endpoint = Endpoint::from_shared(self.url.clone())?;
+        Ok(match &self.tls {
+            Some(tls) => endpoint.tls_config(tls.clone())?,
+            None => endpoint,
+        })
+    }
+
+    async fn connect(&self) -> anyhow::Result<IngestServiceClient<Channel>> {
+        Ok(IngestServiceClient::new(self.endpoint()?.connect().await?))
+    }
 }
 
 /// How votes are sent.
@@ -89,11 +136,17 @@ struct Run {
 
 /// Fills the table.
 pub(crate) fn run(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
-    if part != Some(Part::Refused) {
+    if !matches!(part, Some(Part::Refused | Part::Tls | Part::Pseudonyms)) {
         against_bare(report, part)?;
+    }
+    if part.is_none_or(|part| part == Part::Pseudonyms) {
+        pseudonyms(report)?;
     }
     if part.is_none_or(|part| part == Part::Refused) {
         refused_against_accepted(report)?;
+    }
+    if part.is_none_or(|part| part == Part::Tls) {
+        tls_against_none(report)?;
     }
     Ok(())
 }
@@ -128,8 +181,28 @@ fn against_bare(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
         (Part::Connections, Form::LateConnections),
     ];
     for (_, form) in forms.into_iter().filter(|&(of, _)| part.is_none_or(|part| part == of)) {
-        let (bare, ours) = ((Kind::Bare, Votes::Good), (Kind::Ingest, Votes::Good));
+        let (bare, ours) = ((Kind::Bare, Votes::Good, Secrecy::Plain), (Kind::Ingest, Votes::Good, Secrecy::Plain));
         table.row(compare(bare, ours, form, rounds, quick)?);
+    }
+    Ok(())
+}
+
+fn pseudonyms(report: &mut Report) -> anyhow::Result<()> {
+    let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
+    let note = "ingest-svc with the embedded stream: votes of a poll that stores the ids of its users, and of one that stores \
+        pseudonyms, alternating; the ratio is the median of three.";
+    let columns = [
+        "votes a message",
+        "plain ids, CPU s per million",
+        "pseudonyms, CPU s per million",
+        "plain ids / pseudonyms (CPU)",
+        "pseudonyms, votes/s (wall)",
+    ];
+    let table = report.table("Pseudonyms against plain ids", note, &columns);
+    for form in [Form::Messages(1), Form::Messages(100), Form::Messages(1_000), Form::Answered(100), Form::Calls] {
+        let plain = (Kind::Ingest, Votes::Good, Secrecy::Plain);
+        let keyed = (Kind::IngestPseudonyms, Votes::Good, Secrecy::Plain);
+        table.row(compare(plain, keyed, form, rounds, quick)?);
     }
     Ok(())
 }
@@ -148,16 +221,44 @@ fn refused_against_accepted(report: &mut Report) -> anyhow::Result<()> {
     ];
     let table = report.table("Refused votes against accepted ones", note, &columns);
     for form in [Form::Messages(1), Form::Messages(100), Form::Answered(100), Form::Calls] {
-        let (good, bad) = ((Kind::Ingest, Votes::Good), (Kind::Ingest, Votes::Refused));
+        let (good, bad) = ((Kind::Ingest, Votes::Good, Secrecy::Plain), (Kind::Ingest, Votes::Refused, Secrecy::Plain));
         table.row(compare(good, bad, form, rounds, quick)?);
+    }
+    Ok(())
+}
+
+fn tls_against_none(report: &mut Report) -> anyhow::Result<()> {
+    let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
+    let note = "ingest-svc with the embedded stream, without TLS and with it, alternating; the ratio is the median of three. \
+        TLS 1.3 with P-256 keys and AES-256-GCM. Every new connection has a whole handshake: none is resumed. Mutual: the \
+        client has a certificate, too. The other connections are kept.";
+    let columns = [
+        "votes a message",
+        "plain, CPU s per million",
+        "TLS, CPU s per million",
+        "plain / TLS (CPU)",
+        "TLS, votes/s (wall)",
+    ];
+    let table = report.table("TLS against none", note, &columns);
+    for (name, form, secrecy) in [
+        ("one vote a new connection", Form::Connections, Secrecy::Tls),
+        ("one vote a new connection, mutual", Form::Connections, Secrecy::Mutual),
+        ("one vote a call", Form::Calls, Secrecy::Tls),
+        ("1", Form::Messages(1), Secrecy::Tls),
+        ("100", Form::Messages(100), Secrecy::Tls),
+    ] {
+        let plain = (Kind::Ingest, Votes::Good, Secrecy::Plain);
+        let mut row = compare(plain, (Kind::Ingest, Votes::Good, secrecy), form, rounds, quick)?;
+        row[0] = name.into();
+        table.row(row);
     }
     Ok(())
 }
 
 /// Adds the row that compares two servers, or two kinds of votes.
 fn compare(
-    first: (Kind, Votes),
-    second: (Kind, Votes),
+    first: (Kind, Votes, Secrecy),
+    second: (Kind, Votes, Secrecy),
     form: Form,
     rounds: usize,
     quick: bool,
@@ -197,17 +298,23 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Sends `total` votes. Unless it is a quick run, repeats them until they take a measurable time.
-fn measure((kind, votes): (Kind, Votes), total: usize, form: Form, quick: bool) -> anyhow::Result<Run> {
+fn measure(
+    (kind, votes, secrecy): (Kind, Votes, Secrecy),
+    total: usize,
+    form: Form,
+    quick: bool,
+) -> anyhow::Result<Run> {
     let is_late = matches!(form, Form::LateCalls | Form::LateConnections);
     let delay_ms = if is_late { LATE_MS } else { 0 };
     let cores = Cores::new()?;
-    let server = cores.start(|| Server::start_with(kind, Options { delay_ms, ..Options::default() }))??;
+    let target = Target::start(&cores, kind, delay_ms, secrecy)?;
+    let server = &target.server;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let send = async |total| match form {
-        Form::Messages(per_message) => cast_kind(&server, total, per_message, STREAMS, votes).await,
-        Form::Answered(per_message) => stream(&server, total, per_message, votes).await,
-        Form::Calls | Form::LateCalls => call(&server, total, votes).await,
-        Form::Connections | Form::LateConnections => connect_and_call(&server, total, votes).await,
+        Form::Messages(per_message) => cast_kind(target.connect().await?, total, per_message, STREAMS, votes).await,
+        Form::Answered(per_message) => stream(target.connect().await?, total, per_message, votes).await,
+        Form::Calls | Form::LateCalls => call(&target, total, votes).await,
+        Form::Connections | Form::LateConnections => connect_and_call(&target, total, votes).await,
     };
     // First warm up, until memory is mapped and caches are filled. The second half shows how many votes the measurement
     // needs.
@@ -235,18 +342,18 @@ pub(crate) async fn create_poll(server: &Server) -> anyhow::Result<()> {
 /// Casts random votes over several streams of one connection. The messages are prepared once and sent again and again,
 /// so that the time to build them does not hide that of the server. Returns the number of accepted votes.
 pub(crate) async fn cast(server: &Server, total: usize, per_message: usize, streams: usize) -> anyhow::Result<u64> {
-    cast_kind(server, total, per_message, streams, Votes::Good).await
+    let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
+    cast_kind(client, total, per_message, streams, Votes::Good).await
 }
 
 /// [`cast`], but the votes may be ones that the service refuses.
 async fn cast_kind(
-    server: &Server,
+    client: IngestServiceClient<Channel>,
     total: usize,
     per_message: usize,
     streams: usize,
     votes: Votes,
 ) -> anyhow::Result<u64> {
-    let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
     let messages = total / per_message / streams;
     let mut tasks = tokio::task::JoinSet::new();
     for stream in 0..streams {
@@ -272,8 +379,12 @@ fn prepare(stream: usize, per_message: usize, messages: usize, votes: Votes) -> 
 
 /// Casts votes over several streams of one connection; the server answers during the stream. Returns the number of
 /// accepted votes.
-async fn stream(server: &Server, total: usize, per_message: usize, votes: Votes) -> anyhow::Result<u64> {
-    let client = IngestServiceClient::connect(format!("http://{}", server.ingest)).await?;
+async fn stream(
+    client: IngestServiceClient<Channel>,
+    total: usize,
+    per_message: usize,
+    votes: Votes,
+) -> anyhow::Result<u64> {
     let messages = total / per_message / STREAMS;
     let streams = (0..STREAMS).map(|stream| {
         let (mut client, prepared) = (client.clone(), prepare(stream, per_message, messages, votes));
@@ -292,11 +403,11 @@ async fn stream(server: &Server, total: usize, per_message: usize, votes: Votes)
 }
 
 /// Casts votes with one call each, over several connections. Returns the number of accepted votes.
-async fn call(server: &Server, total: usize, votes: Votes) -> anyhow::Result<u64> {
+async fn call(target: &Target, total: usize, votes: Votes) -> anyhow::Result<u64> {
     let prepared = prepare(0, 1, CALL_USERS, votes);
     let mut connections = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {
-        connections.push(IngestServiceClient::connect(format!("http://{}", server.ingest)).await?);
+        connections.push(target.connect().await?);
     }
     let calls = connections.into_iter().enumerate().map(|(connection, client)| {
         let prepared = &prepared;
@@ -310,12 +421,13 @@ async fn call(server: &Server, total: usize, votes: Votes) -> anyhow::Result<u64
 }
 
 /// Casts votes with one connection each. Returns the number of accepted votes.
-async fn connect_and_call(server: &Server, total: usize, votes: Votes) -> anyhow::Result<u64> {
-    let (prepared, url) = (prepare(0, 1, CALL_USERS, votes), format!("http://{}", server.ingest));
+async fn connect_and_call(target: &Target, total: usize, votes: Votes) -> anyhow::Result<u64> {
+    let prepared = prepare(0, 1, CALL_USERS, votes);
     let calls = (0..total).map(|at| {
-        let (url, vote) = (url.clone(), prepared[at % prepared.len()].clone());
+        let vote = prepared[at % prepared.len()].clone();
         async move {
-            let mut client = IngestServiceClient::connect(url).await?;
+            // An endpoint of its own has no tickets of earlier connections.
+            let mut client = target.connect().await?;
             accepted(client.cast_vote(vote).await)
         }
     });

@@ -21,6 +21,7 @@ mod sample;
 mod scaling;
 mod server;
 mod store;
+mod tls;
 mod votes;
 mod windows;
 
@@ -49,7 +50,7 @@ struct Arguments {
     many: bool,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Bench {
     /// Everything below, one after the other
     All,
@@ -71,7 +72,7 @@ enum Bench {
     },
     /// Ingest, compared with a bare tonic server that decodes the same messages and drops them
     Ingest {
-        /// One of messages, calls, connections, refused [default: all]
+        /// One of messages, calls, connections, refused, tls [default: all]
         part: Option<ingest::Part>,
     },
     /// Calls and streams of callers who say who they are, compared with identity off

@@ -1,10 +1,12 @@
 //! The servers under test, each in a process of its own: how they are started, and how their CPU time is read.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
     num::NonZeroU32,
+    path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -18,10 +20,14 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use votestream_client::{Client, ResultsClient};
+use votestream_core::{
+    PseudonymKeys,
+    model::pseudonym::{KEY_BYTES, PseudonymKey},
+};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::Identity;
+use votestream_server::{Connections, Identity, Limits, Tls, TlsIdentity, TlsSource};
 use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
 use votestream_testkit::stand_ins;
@@ -31,7 +37,7 @@ use crate::{
     engines::{self, Engines},
     identity,
     null::{self, NullConfig, VOTES_PER_RECORD},
-    votes,
+    tls, votes,
 };
 
 /// Which server.
@@ -41,6 +47,8 @@ pub(crate) enum Kind {
     Bare,
     /// ingest-svc alone on the embedded stream, with a poll.
     Ingest,
+    /// The same, with a poll whose users get pseudonyms.
+    IngestPseudonyms,
     /// All three services on the embedded engines.
     Stack,
     /// A null Kinesis and a null DynamoDB.
@@ -60,7 +68,7 @@ pub(crate) enum Kind {
 }
 
 /// Settings of some servers.
-#[derive(Clone, Copy, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Options {
     /// Address of Kinesis, and of DynamoDB unless that has its own
     #[arg(long)]
@@ -99,6 +107,9 @@ pub(crate) struct Options {
     /// Whether ingest-svc asks its callers who they are
     #[arg(long)]
     pub(crate) identity: bool,
+    /// Folder with the certificate of ingest, its key, and the CA of clients; without it, ingest speaks no TLS
+    #[arg(long)]
+    pub(crate) tls: Option<PathBuf>,
 }
 
 impl Options {
@@ -108,7 +119,7 @@ impl Options {
     }
 
     /// The options as a command line.
-    fn arguments(self) -> Vec<String> {
+    fn arguments(self) -> Vec<OsString> {
         let Self {
             aws,
             dynamodb,
@@ -122,6 +133,7 @@ impl Options {
             shards,
             votes,
             identity,
+            tls,
         } = self;
         let mut arguments = vec![
             format!("--delay-ms={delay_ms}"),
@@ -137,7 +149,19 @@ impl Options {
         arguments.extend(dynamodb.map(|dynamodb| format!("--dynamodb={dynamodb}")));
         arguments.extend(delay_all.then(|| "--delay-all".to_owned()));
         arguments.extend(identity.then(|| "--identity".to_owned()));
+        let mut arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
+        arguments.extend(tls.into_iter().flat_map(|tls| [OsString::from("--tls"), tls.into()]));
         arguments
+    }
+
+    /// The connections of ingest, with TLS if there is a certificate.
+    fn connections(&self) -> anyhow::Result<Connections> {
+        let source = self.tls.as_ref().map(|folder| TlsSource {
+            identity: TlsIdentity::Files { certificate: folder.join(tls::CERTIFICATE), key: folder.join(tls::KEY) },
+            client_ca: Some(folder.join(tls::CA)),
+        });
+        let tls = source.map(Tls::open).transpose();
+        Ok(Connections::secured(Limits::default(), tls.map_err(|errors| anyhow::anyhow!("{errors:?}"))?))
     }
 
     fn persist(&self) -> PersistConfig {
@@ -226,7 +250,14 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
         });
         match kind {
             Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
-            Kind::Ingest => embedded_ingest(ingest, options.identity, shutdown).await,
+            Kind::Ingest => {
+                let keys = PseudonymKeys::default();
+                embedded_ingest(ingest, options.connections()?, options.identity, keys, shutdown).await
+            }
+            Kind::IngestPseudonyms => {
+                let keys = PseudonymKeys::new([PseudonymKey::new([7; KEY_BYTES])]);
+                embedded_ingest(ingest, options.connections()?, options.identity, keys, shutdown).await
+            }
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
                 let config = NullConfig {
@@ -307,15 +338,17 @@ async fn bare(listener: TcpListener, delay: Duration, shutdown: CancellationToke
 
 async fn embedded_ingest(
     listener: TcpListener,
+    connections: Connections,
     with_identity: bool,
+    keys: PseudonymKeys,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let identity = if with_identity { identity::identity(dir.path())? } else { Identity::default() };
     let engine = EmbeddedEngine::open(&dir.path().join("data"), EmbeddedOptions::default())?;
     let ports = engine.ports();
-    ports.polls.create(&votes::poll()?).await?;
-    let config = IngestConfig { identity, ..ingest_one_machine() };
+    ports.polls.create(&votes::poll()?.with_pseudonym_key(keys.active())).await?;
+    let config = IngestConfig { pseudonym_keys: keys, identity, connections, ..ingest_one_machine() };
     votestream_ingest::run(config, ports, listener, shutdown).await?;
     engine.close();
     Ok(())

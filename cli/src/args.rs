@@ -2,6 +2,7 @@
 //!
 //! Owns the public contract of the command line. Must never do anything except parse and check single values.
 
+mod auth;
 mod time;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -9,15 +10,17 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use votestream_client::Address;
 use votestream_process::config::socket_addr;
-use votestream_server::{CallLimits, CorsOrigins, Limits, Rate, TrustedProxies};
+use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, TrustedProxies};
 
+pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
 use self::time::{parse_duration, parse_time};
 use crate::plan::Clients;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done, and the answer is yes
-  1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact
+  1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact, an audit log
+     was changed
   2  usage: wrong arguments, or a file that cannot be read
   3  a service cannot be reached, or a call failed
   128 + N  signal N ended the command before it was done: 130 ctrl-c, 143 SIGTERM, 129 SIGHUP
@@ -92,6 +95,9 @@ pub(crate) enum Command {
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
     Load(LoadArgs),
+    /// Make tokens and keys, for callers to say who they are, and find under which id somebody's votes are stored.
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
     Plan(PlanArgs),
     /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build
@@ -132,6 +138,10 @@ pub(crate) struct UpArgs {
     /// Web pages that may call, with commas between, such as https://vote.example; * for all [default: none].
     #[arg(long, value_name = "ORIGINS", default_value = "", hide_default_value = true)]
     pub(crate) cors_allow_origins: CorsOrigins,
+    /// File with the keys of the pseudonyms under which voters of new polls are stored, or none to store their ids. Without
+    /// it, a key is made in the data directory, and every backup has it. Polls that are there keep their key or their ids.
+    #[arg(long, value_name = "FILE|none", env = "VOTESTREAM_PSEUDONYM_KEYS")]
+    pub(crate) pseudonym_keys: Option<String>,
     /// Continue with the time of the stored votes although this machine's clock is more than 10 s behind it. Use it if
     /// the clock was ahead when they were stored and is right now: time runs a tenth slower until the clock has caught
     /// up.
@@ -139,6 +149,10 @@ pub(crate) struct UpArgs {
     pub(crate) continue_from_log_time: bool,
     #[command(flatten)]
     pub(crate) auth: AuthArgs,
+    /// Where every creation, close, release and recount of a poll is written before it takes place, also the refused
+    /// ones, as JSON lines that are chained by hashes; - for stdout. `votestream auth log` reads it [default: none]
+    #[arg(long, value_name = "FILE|-", env = "VOTESTREAM_AUDIT_LOG", allow_hyphen_values = true)]
+    pub(crate) audit_log: Option<AuditTarget>,
     #[command(flatten)]
     pub(crate) calls: CallArgs,
     #[command(flatten)]
@@ -378,8 +392,8 @@ pub(crate) struct CastArgs {
     /// Poll of the vote.
     #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
     pub(crate) poll: Option<String>,
-    /// User who votes.
-    #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]
+    /// User who votes; not needed if the token names its user.
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     pub(crate) user: Option<String>,
     /// Option that the user chooses.
     #[arg(long, value_name = "ID", required_unless_present = "file", allow_negative_numbers = true)]

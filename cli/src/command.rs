@@ -4,6 +4,7 @@
 //! commands share; that is in the modules beside this one.
 
 mod audit;
+mod auth;
 mod backup;
 mod cast;
 mod demo;
@@ -41,6 +42,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Poll(args) => unless_told_to_stop(&mut signals, poll::run(&global, args)).await,
         Command::Results(args) => unless_told_to_stop(&mut signals, results::run(&global, args)).await,
         Command::Backup(args) => unless_told_to_stop(&mut signals, backup::run(&global, args)).await,
+        Command::Auth(args) => unless_told_to_stop(&mut signals, auth::run(&global, args)).await,
         Command::Audit(args) => unless_told_to_stop(&mut signals, audit::run(&global, args)).await,
         Command::Plan(args) => plan::run(&global, args),
     }

@@ -13,6 +13,11 @@ use crate::{args::Global, failure::Failure};
 const TOKEN: &str = "VOTESTREAM_TOKEN";
 
 impl Global {
+    /// Whether the caller says by a token who it is.
+    pub(crate) fn has_token(&self) -> bool {
+        self.token_file.is_some() || std::env::var_os(TOKEN).is_some_and(|token| !token.is_empty())
+    }
+
     /// The settings of every connection.
     fn services(&self) -> Result<ClientBuilder, Failure> {
         let mut services = Client::builder()

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use tonic::Status;
+use tonic::{Code, Status};
 use votestream_client::ClientError;
 use votestream_process::terminal::Signal;
 use votestream_server::http::name_of;
@@ -80,12 +80,13 @@ impl Failure {
 
     /// A call over an existing connection failed.
     pub(crate) fn client(what: &str, error: ClientError) -> Self {
+        let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
         match error {
             ClientError::Unreachable { service, address, source } => Self::Failed(format!(
                 "cannot reach the {service} service at {address}: {} (start one with `votestream up`)",
                 innermost(&source)
             )),
-            ClientError::Call { address, status } => Self::rpc(what, address.url(), &status),
+            ClientError::Call { address, status, .. } => Self::rpc(what, address.url(), &status, &hint),
             ClientError::Untrusted { is_unknown: true, .. } => {
                 Self::Failed(format!("{} (give its CA with --tls-ca)", one_line(&error.to_string())))
             }
@@ -103,12 +104,16 @@ impl Failure {
     }
 
     /// A call that was answered with a status other than OK.
-    fn rpc(what: &str, url: &str, status: &Status) -> Self {
+    fn rpc(what: &str, url: &str, status: &Status, hint: &str) -> Self {
         // A broken connection gives UNAVAILABLE or UNKNOWN with a source; the innermost source is the reason.
         if let Some(cause) = std::error::Error::source(status) {
-            return Self::Failed(format!("{what} failed, the connection to {url} broke: {}", innermost(cause)));
+            return Self::Failed(format!("{what} failed, the connection to {url} broke: {}{hint}", innermost(cause)));
         }
-        Self::Failed(format!("{what} failed: {} ({})", one_line(status.message()), name_of(status.code())))
+        let (message, code) = (one_line(status.message()), name_of(status.code()));
+        if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+            return Self::Failed(format!("{what} is not allowed: {message} ({code})"));
+        }
+        Self::Failed(format!("{what} failed: {message} ({code})"))
     }
 }
 
@@ -133,8 +138,24 @@ mod tests {
 
     #[test]
     fn a_failed_call_is_one_line_with_its_code() {
-        let failure = Failure::rpc("reading the poll", "http://x", &Status::not_found("no poll\n\"p\""));
+        let failure = Failure::rpc("reading the poll", "http://x", &Status::not_found("no poll\n\"p\""), "");
         assert_eq!(failure, Failure::Failed("reading the poll failed: no poll \"p\" (NOT_FOUND)".into()));
+    }
+
+    #[test]
+    fn a_denial_says_what_is_missing() {
+        for (status, message) in [
+            (
+                Status::permission_denied("the credential's scopes do not cover read:dinner"),
+                "reading the poll is not allowed: the credential's scopes do not cover read:dinner (PERMISSION_DENIED)",
+            ),
+            (
+                Status::unauthenticated("the token expired 3 minutes ago"),
+                "reading the poll is not allowed: the token expired 3 minutes ago (UNAUTHENTICATED)",
+            ),
+        ] {
+            assert_eq!(Failure::rpc("reading the poll", "http://x", &status, ""), Failure::Failed(message.into()));
+        }
     }
 
     #[tokio::test]

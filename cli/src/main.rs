@@ -16,6 +16,7 @@ mod generate;
 mod json;
 mod output;
 mod plan;
+mod pseudonyms;
 mod stack;
 mod vote_file;
 

@@ -11,13 +11,15 @@ use std::{
 use futures::FutureExt;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use votestream_core::{KeyId, PollId};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
-use votestream_server::{Connections, CorsOrigins, Identity, Limits, Quotas, Tls, raise_descriptor_limit};
+use votestream_server::{AuditLog, Connections, CorsOrigins, Identity, Limits, Quotas, Tls, raise_descriptor_limit};
 use votestream_stack::{StackConfig, StackError};
 
 use crate::{
     control::Control,
     failure::{Failure, innermost},
+    pseudonyms::{self, Keys},
 };
 
 /// Where the stack stores its data.
@@ -38,10 +40,12 @@ pub(crate) struct StackOptions {
     pub(crate) results_addr: SocketAddr,
     pub(crate) identity: Identity,
     pub(crate) quotas: Quotas,
+    pub(crate) audit: AuditLog,
     pub(crate) limits: Limits,
     /// TLS of both addresses.
     pub(crate) tls: Option<Tls>,
     pub(crate) cors_allow_origins: CorsOrigins,
+    pub(crate) pseudonym_keys: Keys,
     /// See [`EmbeddedOptions::continue_from_log_time`].
     pub(crate) continue_from_log_time: bool,
 }
@@ -57,9 +61,11 @@ impl StackOptions {
             results_addr: any,
             identity: Identity::default(),
             quotas: Quotas::default(),
+            audit: AuditLog::default(),
             limits: Limits::default(),
             tls: None,
             cors_allow_origins: CorsOrigins::default(),
+            pseudonym_keys: Keys::Directory,
             continue_from_log_time: false,
         }
     }
@@ -73,6 +79,10 @@ pub(crate) struct RunningStack {
     pub(crate) results_addr: SocketAddr,
     /// Where all data is stored.
     pub(crate) directory: PathBuf,
+    /// Id of the key of pseudonyms in new polls.
+    pub(crate) pseudonym_key: Option<KeyId>,
+    /// Polls whose votes are refused, and the key that they need.
+    pub(crate) keys_missing: Vec<(PollId, KeyId)>,
     services: votestream_stack::Stack,
     /// Makes backups.
     control: Option<Control>,
@@ -105,16 +115,32 @@ impl RunningStack {
             ..EmbeddedOptions::default()
         };
         let engine = open(&directory, embedded).await?;
-        let control = Control::listen(&directory, engine.backups());
+        let keys = options.pseudonym_keys.on(&directory)?;
         let ports = engine.ports();
+        let keys_missing = pseudonyms::missing(&*ports.polls, &keys).await;
+        let keys_missing = keys_missing.map_err(|error| Failure::failed(format!("cannot list the polls: {error}")))?;
+        let pseudonym_key = keys.active();
+        let control = Control::listen(&directory, engine.backups());
         let mut config = StackConfig::one_machine()
             .with_connections(Connections::secured(options.limits, options.tls))
             .with_identity(options.identity)
             .with_quotas(options.quotas)
+            .with_pseudonyms(keys)
+            .with_audit(options.audit)
             .with_cors(options.cors_allow_origins);
         config.persist_elsewhere = Some(|name, work| background(name, work).boxed());
         let services = votestream_stack::Stack::start(&ports, config, ingest_listener, results_listener);
-        Ok(Self { ingest_addr, results_addr, directory, services, control, engine, temporary })
+        Ok(Self {
+            ingest_addr,
+            results_addr,
+            directory,
+            pseudonym_key,
+            keys_missing,
+            services,
+            control,
+            engine,
+            temporary,
+        })
     }
 
     /// Waits until a service ends by itself, or the disk takes no more data. Neither should happen.

@@ -6,7 +6,7 @@
 use std::{future::Future, time::Duration};
 
 use tonic::{
-    Request, Response, Status,
+    Code, Request, Response, Status,
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
@@ -174,7 +174,13 @@ impl ClientBuilder {
     }
 
     fn wire(&self, address: &Address) -> Wire {
-        Wire { address: address.clone(), call_timeout: self.call_timeout, retry: self.retry }
+        Wire {
+            address: address.clone(),
+            call_timeout: self.call_timeout,
+            retry: self.retry,
+            has_identity: address.is_secure() && self.tls.identity.is_some(),
+            token_may_change: self.token.as_ref().is_some_and(Token::may_change),
+        }
     }
 
     async fn channel(&self, service: Service, address: &Address) -> Result<Channel, ClientError> {
@@ -264,9 +270,18 @@ pub(crate) struct Wire {
     pub(crate) address: Address,
     pub(crate) call_timeout: Duration,
     pub(crate) retry: Retry,
+    /// Whether the client has a certificate to show.
+    pub(crate) has_identity: bool,
+    /// Whether another token may follow one that has expired.
+    pub(crate) token_may_change: bool,
 }
 
 impl Wire {
+    /// Whether what ended so may go on with the next token: the one that it began with was taken, and may have been replaced.
+    pub(crate) fn may_pass_anew(&self, status: Option<&Status>, was_taken: bool) -> bool {
+        self.token_may_change && was_taken && status.is_some_and(|status| status.code() == Code::Unauthenticated)
+    }
+
     /// A call with one answer, and a deadline.
     pub(crate) async fn call<M, R, F>(
         &self,
@@ -278,7 +293,7 @@ impl Wire {
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let answer = with_deadline(message, timeout, call).await;
-        answer.map_err(|status| ClientError::call(&self.address, status))
+        answer.map_err(|status| ClientError::call(self, status))
     }
 }
 

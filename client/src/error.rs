@@ -9,9 +9,14 @@ use tonic::{Code, Status};
 
 use crate::{
     Address,
+    connect::Wire,
     status::hides_results,
     tls::{Refused, refused},
 };
+
+/// In TLS 1.3 a server judges a client's certificate after the client has begun to send. The reason is often lost with the
+/// connection.
+const CERTIFICATE_HINT: &str = "the service may not accept the client's certificate";
 
 /// One of the two services that a client talks to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,12 +79,14 @@ pub enum ClientError {
         address: Address,
     },
     /// The call ended with a status other than OK: the service's own, or that of a connection that broke.
-    #[error("{}", describe(.address, .status))]
+    #[error("{}", describe(.address, .status, *.has_identity))]
     Call {
         /// Where the service is.
         address: Address,
         /// How the call ended.
         status: Box<Status>,
+        /// Whether the client has a certificate to show.
+        has_identity: bool,
     },
     /// The service ended a stream before it had settled every vote, and gave no reason.
     #[error("{address} ended the stream before every vote was settled")]
@@ -98,8 +105,25 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    pub(crate) fn call(address: &Address, status: Status) -> Self {
-        Self::Call { address: address.clone(), status: Box::new(status) }
+    pub(crate) fn call(wire: &Wire, status: Status) -> Self {
+        Self::Call { address: wire.address.clone(), status: Box::new(status), has_identity: wire.has_identity }
+    }
+
+    /// What may be behind the end of a connection, for whoever has no other clue.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Call { status, has_identity: true, .. } if Error::source(&**status).is_some() => {
+                Some(CERTIFICATE_HINT)
+            }
+            Self::Call { .. }
+            | Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::NoTls { .. }
+            | Self::Tls { .. }
+            | Self::TokenInTheClear { .. }
+            | Self::Ended { .. }
+            | Self::Incomplete { .. } => None,
+        }
     }
 
     /// The status that ended the call, if one did.
@@ -140,9 +164,10 @@ impl ClientError {
     }
 }
 
-fn describe(address: &Address, status: &Status) -> String {
+fn describe(address: &Address, status: &Status, has_identity: bool) -> String {
+    let hint = if has_identity { format!(" ({CERTIFICATE_HINT})") } else { String::new() };
     match Error::source(status) {
-        Some(cause) => format!("the connection to {address} broke: {}", innermost(cause)),
+        Some(cause) => format!("the connection to {address} broke: {}{hint}", innermost(cause)),
         None => format!("{} ({:?})", status.message(), status.code()),
     }
 }

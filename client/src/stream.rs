@@ -173,7 +173,8 @@ impl IngestClient {
             if is_settled && may_go_on(status.as_ref()) {
                 continue;
             }
-            let pause = if options.resume && may_pass(status.as_ref()) {
+            let anew = self.wire.may_pass_anew(status.as_ref(), ledger.settled_in_all() > 0);
+            let pause = if options.resume && (anew || may_pass(status.as_ref())) {
                 backoff.failed(status.as_ref().and_then(retry_after))
             } else {
                 None
@@ -181,10 +182,9 @@ impl IngestClient {
             let Some(pause) = pause else {
                 let (sent, settled) = (ledger.sent_in_all(), ledger.settled_in_all());
                 let unsettled = queue.left(unsettled);
-                let address = self.address();
                 let failure = match status {
-                    Some(status) => ClientError::call(address, status),
-                    None => ClientError::Ended { address: address.clone() },
+                    Some(status) => ClientError::call(&self.wire, status),
+                    None => ClientError::Ended { address: self.wire.address.clone() },
                 };
                 return Ended { sent, settled, unsettled, failure: Some(failure) };
             };

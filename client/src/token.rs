@@ -82,6 +82,11 @@ impl Token {
         Ok(Self(Arc::new(Source::File { path, last })))
     }
 
+    /// Whether another one may follow it.
+    pub(crate) fn may_change(&self) -> bool {
+        matches!(&*self.0, Source::File { .. })
+    }
+
     fn current(&self) -> MetadataValue<Ascii> {
         match &*self.0 {
             Source::Fixed(token) => token.clone(),

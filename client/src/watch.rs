@@ -25,13 +25,23 @@ pub struct Watch {
     /// Not before this moment the next attempt is made.
     pause_until: Option<Instant>,
     updates: Option<Streaming<WatchInterimResultsResponse>>,
+    /// Whether a call of it was ever taken.
+    was_taken: bool,
     over: bool,
 }
 
 impl Watch {
     pub(crate) fn new(client: &ResultsClient, poll_id: String) -> Self {
         let backoff = Backoff::new(client.wire.retry);
-        Self { client: client.clone(), poll_id, backoff, pause_until: None, updates: None, over: false }
+        Self {
+            client: client.clone(),
+            poll_id,
+            backoff,
+            pause_until: None,
+            updates: None,
+            was_taken: false,
+            over: false,
+        }
     }
 
     /// Waits for the next update; `None` once the poll is final, or after an error. A wait that is given up loses nothing.
@@ -46,10 +56,11 @@ impl Watch {
                 Err(status) => status,
             };
             self.updates = None;
-            let pause = if may_pass(Some(&status)) { self.backoff.failed(retry_after(&status)) } else { None };
+            let anew = self.client.wire.may_pass_anew(Some(&status), self.was_taken);
+            let pause = if anew || may_pass(Some(&status)) { self.backoff.failed(retry_after(&status)) } else { None };
             let Some(pause) = pause else {
                 self.over = true;
-                return Some(Err(ClientError::call(&self.client.wire.address, status)));
+                return Some(Err(ClientError::call(&self.client.wire, status)));
             };
             self.pause_until = Some(Instant::now() + pause);
         }
@@ -77,6 +88,7 @@ impl Watch {
                 let opening = timeout(self.client.wire.call_timeout, grpc.watch_interim_results(request)).await;
                 let opened = opening.map_err(|_| Status::deadline_exceeded("no answer came in time"))??;
                 self.backoff.under_way();
+                self.was_taken = true;
                 none.insert(opened.into_inner())
             }
         };

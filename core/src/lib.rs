@@ -26,7 +26,7 @@ pub mod record;
 
 pub use model::{
     poll::{Closing, Poll, PollId, PollOption, PollSource, Visibility},
-    pseudonym::KeyId,
+    pseudonym::{KeyId, PseudonymKeys},
     refusal::Refusal,
     routing::{HashRange, HashRanges, PollHasher, ShardId, vote_hash},
     sequence::{Position, SequenceNumber},

@@ -39,14 +39,22 @@ export interface Config {
   readonly writeUnitsPerSecond: number;
   /** Write units a second that the votes table is warmed up for; 0 leaves it to DynamoDB. */
   readonly warmWriteUnits: number;
+  /** The secret with the auth file's text, by its ARN; none if `none` was given in so many words. */
+  readonly auth: string | undefined;
+  /** The secret with the text of the revocations, by its ARN. */
+  readonly authRevoked: string | undefined;
+  /** Ways from ingest and tally to the URLs of issuers' keys. */
+  readonly natGateways: number;
   readonly internetFacing: boolean;
-  /** Who may reach the load balancer: votes and results. Nobody by default. */
+  /** Who may reach the public load balancer: votes and results. Nobody by default. */
   readonly clientCidrs: readonly string[];
-  /** Who of them may create and close polls and recount. Nobody by default. */
+  /** Who may reach the internal load balancer, which has all calls. Nobody by default. */
   readonly adminCidrs: readonly string[];
   readonly corsAllowOrigins: string;
-  /** Name of the load balancer in `hostedZoneId`; empty for none. */
+  /** Name of the public load balancer in `hostedZoneId`; empty for none. */
   readonly domain: string;
+  /** Name of the internal one. */
+  readonly adminDomain: string;
   readonly hostedZoneId: string;
   readonly alarmEmail: string;
   readonly logRetentionDays: number;
@@ -66,8 +74,12 @@ const FARGATE_SIZES: ReadonlyMap<number, readonly [number, number]> = new Map([
 export const LOG_RETENTION_DAYS = [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365] as const;
 
 const CIDR = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\/(\d|[12]\d|3[0-2])$/;
-/** Source addresses that fit into one listener rule: a rule has five values, and the paths take the others. */
-const ADMIN_CIDRS_MAX = 2;
+/** The whole ARN, with the six characters that Secrets Manager adds to the name: it means this secret and no other. */
+const SECRET = /^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@-]+-[A-Za-z0-9]{6}$/;
+/** What stands for no auth file, as in the services' setting `--auth`. */
+const NO_AUTH = 'none';
+/** One for each zone that the VPC uses. */
+const NAT_GATEWAYS_MAX = 3;
 
 /** Names of the settings, as in the README's table. */
 export const SETTINGS = [
@@ -75,8 +87,8 @@ export const SETTINGS = [
   'ingestTasks', 'ingestTasksMax', 'ingestCpu', 'ingestMemory',
   'persistTasks', 'persistTasksMax', 'persistCpu', 'persistMemory',
   'tallyTasks', 'tallyTasksMax', 'tallyCpu', 'tallyMemory',
-  'writeUnitsPerSecond', 'warmWriteUnits', 'internetFacing', 'clientCidrs', 'adminCidrs', 'corsAllowOrigins',
-  'domain', 'hostedZoneId', 'alarmEmail', 'logRetentionDays',
+  'writeUnitsPerSecond', 'warmWriteUnits', 'auth', 'authRevoked', 'natGateways', 'internetFacing', 'clientCidrs',
+  'adminCidrs', 'corsAllowOrigins', 'domain', 'adminDomain', 'hostedZoneId', 'alarmEmail', 'logRetentionDays',
 ] as const;
 
 type Setting = (typeof SETTINGS)[number];
@@ -116,6 +128,12 @@ export function readConfig(node: Node): Config {
     }
     return list;
   };
+  const secret = (key: Setting): string | undefined => {
+    const value = text(key, '', SECRET, 'the whole ARN of a secret, such as arn:aws:secretsmanager:…:secret:NAME-a1B2c3');
+    return value === '' ? undefined : value;
+  };
+  const name = (key: Setting): string =>
+    text(key, '', /^([a-z0-9-]+\.)+[a-z]{2,}$/, 'a name such as vote.example.org');
   const service = (service: 'ingest' | 'persist' | 'tally', tasks: Tasks, size: Size): Tasks & Size => {
     const min = whole(`${service}Tasks`, tasks.min, 1, 10_000);
     const max = whole(`${service}TasksMax`, Math.max(tasks.max, min), 1, 10_000);
@@ -129,6 +147,14 @@ export function readConfig(node: Node): Config {
     return { min, max, cpu, memoryMiB };
   };
 
+  // Fails closed, as the services do: without a decision there is no deployment.
+  const noAuth = given('auth') === NO_AUTH;
+  if (given('auth') === undefined) {
+    mistakes.push('auth: missing: say who may call, by the ARN of the secret that holds the auth file (deploy/README.md, "Who may'
+      + ' call"); or none in so many words, which lets everybody who reaches the load balancer vote as anybody');
+  }
+  if (noAuth && given('authRevoked') !== undefined) mistakes.push('authRevoked: needs auth to be a secret');
+
   const config: Config = {
     name: text('name', 'votestream', /^[a-z][a-z0-9-]{0,18}[a-z0-9]$/, '2 to 20 of a-z, 0-9 and -'),
     streamMode: oneOf('streamMode', 'provisioned', ['provisioned', 'on-demand']),
@@ -140,11 +166,15 @@ export function readConfig(node: Node): Config {
     tally: service('tally', { min: 2, max: 4 }, { cpu: 1024, memoryMiB: 2048 }),
     writeUnitsPerSecond: whole('writeUnitsPerSecond', 0, 0, 100_000_000),
     warmWriteUnits: whole('warmWriteUnits', 0, 0, 100_000_000),
+    auth: noAuth ? undefined : secret('auth'),
+    authRevoked: secret('authRevoked'),
+    natGateways: whole('natGateways', noAuth ? 0 : 1, 0, NAT_GATEWAYS_MAX),
     internetFacing: oneOf('internetFacing', 'true', ['true', 'false']) === 'true',
     clientCidrs: cidrs('clientCidrs'),
     adminCidrs: cidrs('adminCidrs'),
     corsAllowOrigins: text('corsAllowOrigins', '', /^(\*|https?:\/\/\S+)$/, 'origins with commas between, or *'),
-    domain: text('domain', '', /^([a-z0-9-]+\.)+[a-z]{2,}$/, 'a name such as vote.example.org'),
+    domain: name('domain'),
+    adminDomain: name('adminDomain'),
     hostedZoneId: text('hostedZoneId', '', /^Z[A-Z0-9]+$/, 'the id of a Route 53 zone'),
     alarmEmail: text('alarmEmail', '', /^[^@\s]+@[^@\s]+$/, 'a mail address'),
     logRetentionDays: oneOf<number>('logRetentionDays', 30, LOG_RETENTION_DAYS),
@@ -152,8 +182,14 @@ export function readConfig(node: Node): Config {
   if ((config.domain === '') !== (config.hostedZoneId === '')) {
     mistakes.push('domain and hostedZoneId: both or neither');
   }
-  if (config.adminCidrs.length > ADMIN_CIDRS_MAX) {
-    mistakes.push(`adminCidrs: at most ${ADMIN_CIDRS_MAX}, since a listener rule has five values`);
+  if (config.adminDomain !== '' && config.hostedZoneId === '') mistakes.push('adminDomain: needs hostedZoneId');
+  const zone = (name: string): string => name.split('.').slice(1).join('.');
+  if (config.domain !== '' && config.adminDomain !== '' && zone(config.domain) !== zone(config.adminDomain)) {
+    mistakes.push(`adminDomain: ${JSON.stringify(config.adminDomain)} is not in the zone of domain`);
+  }
+  if (config.adminDomain !== '' && config.adminDomain === config.domain) mistakes.push('adminDomain: domain has the same name');
+  if (config.adminCidrs.some((one) => one.endsWith('/0'))) {
+    mistakes.push('adminCidrs: name the networks of operators, not everybody');
   }
   if (config.writeUnitsPerSecond > 0 && config.writeUnitsPerSecond < config.persist.max) {
     mistakes.push(`writeUnitsPerSecond: ${config.writeUnitsPerSecond} is less than one for each of persistTasksMax`);

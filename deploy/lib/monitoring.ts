@@ -269,7 +269,7 @@ export class Monitoring extends Construct {
       own(group, 'votestream.group.votes.applied', { group }, { label: `counted by ${group}` });
     const perGroup = (make: (group: Group) => Metric): Metric[] => (['persist', 'tally'] as const).map(make);
     const reasons = ['poll_closed', 'poll_not_open', 'poll_not_found', 'option_not_found', 'malformed', 'unavailable',
-      'overloaded'];
+      'key_missing', 'overloaded'];
 
     dashboard.addWidgets(heading('## Votes in'));
     dashboard.addWidgets(

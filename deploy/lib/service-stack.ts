@@ -1,19 +1,20 @@
 /**
- * Network, load balancer, cluster and the three services. Everything here can be deleted and made again without losing a vote.
+ * Network, load balancers, cluster and the three services. Everything here can be deleted and made again without losing a vote.
  *
- * Tasks have no way to the internet: they reach AWS by VPC endpoints. Callers are not authenticated by the services, so the
- * load balancer lets nobody in unless `clientCidrs` says so, and polls are created, closed and released from `adminCidrs` alone.
+ * Two load balancers: the public one lets votes and reading through (paths.ts), the internal one all calls. Who may do what is
+ * decided by the services; the balancers let nobody in unless `clientCidrs` and `adminCidrs` say so. Tasks reach AWS by VPC
+ * endpoints. Only ingest and tally have a way to the internet, for the keys of issuers, and none with `natGateways` 0.
  */
 import { Annotations, CfnOutput, CfnParameter, Duration, RemovalPolicy, Stack, StackProps } from 'aws-cdk-lib';
-import { Certificate } from 'aws-cdk-lib/aws-certificatemanager';
+import { Certificate, ICertificate } from 'aws-cdk-lib/aws-certificatemanager';
 import {
   FlowLogDestination, FlowLogTrafficType, GatewayVpcEndpointAwsService, InterfaceVpcEndpointAwsService, IpAddresses, Peer,
-  Port, SecurityGroup, SubnetType, Vpc,
+  Port, SecurityGroup, SubnetSelection, SubnetType, Vpc,
 } from 'aws-cdk-lib/aws-ec2';
 import { Cluster, ContainerInsights } from 'aws-cdk-lib/aws-ecs';
 import {
   ApplicationListener, ApplicationLoadBalancer, ApplicationProtocol, ApplicationProtocolVersion, ApplicationTargetGroup,
-  DesyncMitigationMode, ListenerAction, ListenerCondition, SslPolicy,
+  DesyncMitigationMode, ListenerAction, ListenerCondition, Protocol, SslPolicy,
 } from 'aws-cdk-lib/aws-elasticloadbalancingv2';
 import { LogGroup } from 'aws-cdk-lib/aws-logs';
 import { ARecord, HostedZone, RecordTarget } from 'aws-cdk-lib/aws-route53';
@@ -24,8 +25,10 @@ import { Config } from './config';
 import { DataStack } from './data-stack';
 import { Monitoring } from './monitoring';
 import { groupAge } from './metrics';
+import { ALL_INGEST, ALL_POLLS_JSON, ALL_TALLY, Paths, READ_ROUTES, READ_RPCS, REFLECTION, VOTE_ROUTES, VOTE_RPCS } from './paths';
 import { ServiceName } from './permissions';
 import { RegistryStack } from './registry-stack';
+import { ASKING } from './secrets';
 import { BALANCER_IDLE_SECONDS, PORTS, VoteService } from './service';
 
 /** Before a task is told to stop, calls under way have this long; an answer takes D = 10 s at most. */
@@ -35,22 +38,9 @@ const INGEST_CPU_PERCENT = 40;
 /** Requests and streams a minute and task at which ingest gets more tasks. */
 const INGEST_REQUESTS_PER_TARGET = 60_000;
 
-const INGEST = '/votestream.v1.IngestService/*';
-const READ_RPCS = [
-  '/votestream.v1.PollService/GetPoll',
-  '/votestream.v1.PollService/ListPolls',
-  '/votestream.v1.ResultsService/Get*',
-  '/votestream.v1.ResultsService/WatchInterimResults',
-];
-/** Calls that change polls, or read every vote. */
-export const ADMIN_RPCS = [
-  '/votestream.v1.PollService/CreatePoll',
-  '/votestream.v1.PollService/ClosePoll',
-  '/votestream.v1.ResultsService/Recount',
-];
-
-/** Shows hidden results. In a rule of its own, since a rule has five values. */
-export const RELEASE_RPC = '/votestream.v1.ResultsService/ReleaseResults';
+/** The services that are called, and how: gRPC by HTTP/2, gRPC-Web and JSON by HTTP/1.1. */
+type Targets = Readonly<Record<'ingestGrpc' | 'ingestWeb' | 'tallyGrpc' | 'tallyWeb', ApplicationTargetGroup>>;
+type Services = Readonly<Record<ServiceName, VoteService>>;
 
 export interface ServiceStackProps extends StackProps {
   readonly config: Config;
@@ -66,7 +56,7 @@ export class ServiceStack extends Stack {
     const { config, data, registry } = props;
 
     const certificateArn = new CfnParameter(this, 'CertificateArn', {
-      description: 'Certificate of the load balancer in this region (ACM)',
+      description: 'Certificate of both load balancers in this region (ACM); it has the names of both',
       allowedPattern: '^arn:aws[a-z-]*:acm:[a-z0-9-]+:[0-9]{12}:certificate/[a-zA-Z0-9-]+$',
     });
     const imageTag = new CfnParameter(this, 'ImageTag', {
@@ -91,8 +81,8 @@ export class ServiceStack extends Stack {
         description: `Tasks of ${service}-svc`,
         allowAllOutbound: false,
       });
-      // There is no route but to the VPC endpoints.
-      made.addEgressRule(Peer.anyIpv4(), Port.tcp(443), 'AWS by VPC endpoints');
+      // Where there is a route: to the VPC endpoints, and for ingest and tally to the keys of issuers.
+      made.addEgressRule(Peer.anyIpv4(), Port.tcp(443), 'AWS by VPC endpoints, keys of issuers');
       return made;
     };
     const groups = { ingest: group('ingest'), persist: group('persist'), tally: group('tally') };
@@ -105,6 +95,7 @@ export class ServiceStack extends Stack {
         data,
         cluster,
         vpc: this.vpc,
+        subnets: this.subnets(name),
         securityGroup: groups[name],
         repository: registry.repositories[name],
         imageTag: imageTag.valueAsString,
@@ -113,17 +104,17 @@ export class ServiceStack extends Stack {
       });
     const services = { ingest: service('ingest'), persist: service('persist'), tally: service('tally') };
 
-    const balancer = this.balancer(groups);
-    const listener = balancer.addListener('Https', {
-      port: 443,
-      protocol: ApplicationProtocol.HTTPS,
-      certificates: [Certificate.fromCertificateArn(this, 'Certificate', certificateArn.valueAsString)],
-      sslPolicy: SslPolicy.RECOMMENDED_TLS,
-      // Who may call is decided below, by ranges.
-      open: false,
-      defaultAction: ListenerAction.fixedResponse(404, { contentType: 'text/plain', messageBody: 'nothing is here\n' }),
-    });
-    const targets = this.route(listener, services);
+    const certificate = Certificate.fromCertificateArn(this, 'Certificate', certificateArn.valueAsString);
+    const accessLogs = this.accessLogs();
+    const balancer = this.balancer('Balancer', config.name, config.internetFacing, this.edge('Edge', config.clientCidrs, groups));
+    balancer.logAccessLogs(accessLogs, 'balancer');
+    const targets = this.targets('Target', services, (kind) => `${config.name}-${kind}`);
+    this.routePublic(listen(balancer, certificate), targets);
+    const internal = this.balancer('Internal', `${config.name}-internal`, false, this.edge('AdminEdge', config.adminCidrs, groups));
+    internal.logAccessLogs(accessLogs, 'internal');
+    // A target group belongs to one load balancer.
+    this.routeAll(listen(internal, certificate), this.targets('InternalTarget', services));
+    this.remarks();
 
     services.ingest.scaling.scaleOnCpuUtilization('Cpu', {
       targetUtilizationPercent: INGEST_CPU_PERCENT,
@@ -141,33 +132,54 @@ export class ServiceStack extends Stack {
 
     new Monitoring(this, 'Monitoring', { config, data, services, balancer, targets });
 
-    if (config.domain !== '') {
-      const zone = HostedZone.fromHostedZoneAttributes(this, 'Zone', {
-        hostedZoneId: config.hostedZoneId,
-        zoneName: config.domain.split('.').slice(1).join('.'),
-      });
-      new ARecord(this, 'Alias', {
-        zone,
-        recordName: `${config.domain}.`,
-        target: RecordTarget.fromAlias(new LoadBalancerTarget(balancer)),
-      });
-    }
+    this.name('Alias', config.domain, balancer);
+    this.name('AdminAlias', config.adminDomain, internal);
     new CfnOutput(this, 'Endpoint', {
       description: 'Where clients connect with TLS; the name must be one of the certificate',
       value: config.domain === '' ? balancer.loadBalancerDnsName : config.domain,
     });
+    new CfnOutput(this, 'AdminEndpoint', {
+      description: 'Where operators connect with TLS, from a network of adminCidrs',
+      value: config.adminDomain === '' ? internal.loadBalancerDnsName : config.adminDomain,
+    });
   }
 
-  /** Public subnets for the load balancer, and subnets without a way out for everything else. */
+  /** What whoever deploys should know. */
+  private remarks(): void {
+    const { config } = this.props;
+    const notes = Annotations.of(this);
+    if (config.clientCidrs.length === 0) notes.addInfo('clientCidrs is empty: the public load balancer lets nobody in');
+    if (config.adminCidrs.length === 0) notes.addInfo('adminCidrs is empty: nobody can create polls');
+    if (config.auth === undefined) {
+      notes.addInfo('auth is none: whoever reaches a load balancer votes as anybody, and by the internal one closes polls');
+    } else if (config.natGateways === 0) {
+      notes.addInfo('natGateways is 0: tasks cannot read the keys of issuers by URL; keys in the auth file work');
+    }
+  }
+
+  /** A name for a load balancer. */
+  private name(id: string, domain: string, balancer: ApplicationLoadBalancer): void {
+    if (domain === '') return;
+    const zone = HostedZone.fromHostedZoneAttributes(this, `${id}Zone`, {
+      hostedZoneId: this.props.config.hostedZoneId,
+      zoneName: domain.split('.').slice(1).join('.'),
+    });
+    const target = RecordTarget.fromAlias(new LoadBalancerTarget(balancer));
+    new ARecord(this, id, { zone, recordName: `${domain}.`, target });
+  }
+
+  /** Public subnets for the load balancer, subnets without a way out, and those of tasks that read keys of issuers. */
   private network(): Vpc {
     const { config } = this.props;
     const vpc = new Vpc(this, 'Vpc', {
       ipAddresses: IpAddresses.cidr('10.83.0.0/16'),
       maxAzs: 3,
-      natGateways: 0,
+      natGateways: config.natGateways,
       subnetConfiguration: [
         { name: 'edge', subnetType: SubnetType.PUBLIC, cidrMask: 24, mapPublicIpOnLaunch: false },
         { name: 'tasks', subnetType: SubnetType.PRIVATE_ISOLATED, cidrMask: 20 },
+        // The last one, so that the ranges of the others stay when it comes or goes.
+        ...(config.natGateways > 0 ? [{ name: 'outward', subnetType: SubnetType.PRIVATE_WITH_EGRESS, cidrMask: 20 }] : []),
       ],
     });
     vpc.addFlowLog('Refused', {
@@ -181,6 +193,12 @@ export class ServiceStack extends Stack {
       ),
     });
     return vpc;
+  }
+
+  /** Those who ask callers for tokens need the keys of issuers. Nobody else gets a way out. */
+  private subnets(service: ServiceName): SubnetSelection {
+    const outward = this.props.config.natGateways > 0 && ASKING.includes(service);
+    return { subnetType: outward ? SubnetType.PRIVATE_WITH_EGRESS : SubnetType.PRIVATE_ISOLATED };
   }
 
   private endpoints(tasks: readonly SecurityGroup[]): void {
@@ -199,6 +217,8 @@ export class ServiceStack extends Stack {
       EcrDocker: InterfaceVpcEndpointAwsService.ECR_DOCKER,
       Logs: InterfaceVpcEndpointAwsService.CLOUDWATCH_LOGS,
       XRay: InterfaceVpcEndpointAwsService.XRAY,
+      // ECS reads the secrets of a task by the task's own network.
+      ...(this.props.config.auth !== undefined && { SecretsManager: InterfaceVpcEndpointAwsService.SECRETS_MANAGER }),
     };
     for (const [id, service] of Object.entries(services)) {
       this.vpc.addInterfaceEndpoint(id, {
@@ -210,62 +230,56 @@ export class ServiceStack extends Stack {
     }
   }
 
-  private balancer(groups: Readonly<Record<ServiceName, SecurityGroup>>): ApplicationLoadBalancer {
-    const { config } = this.props;
-    const securityGroup = new SecurityGroup(this, 'Edge', {
-      vpc: this.vpc,
-      description: 'Load balancer',
-      allowAllOutbound: false,
-    });
-    for (const cidr of config.clientCidrs) {
-      securityGroup.addIngressRule(Peer.ipv4(cidr), Port.tcp(443), 'clients');
-    }
-    for (const cidr of config.adminCidrs) {
-      securityGroup.addIngressRule(Peer.ipv4(cidr), Port.tcp(443), 'operators');
-    }
-    if (config.clientCidrs.length === 0) {
-      Annotations.of(this).addInfo('clientCidrs is empty: the load balancer lets no client in');
+  /** What a load balancer lets in, and where it may go. */
+  private edge(id: string, cidrs: readonly string[], groups: Readonly<Record<ServiceName, SecurityGroup>>): SecurityGroup {
+    const description = id === 'Edge' ? 'Load balancer' : 'Internal load balancer';
+    const securityGroup = new SecurityGroup(this, id, { vpc: this.vpc, description, allowAllOutbound: false });
+    for (const cidr of cidrs) {
+      securityGroup.addIngressRule(Peer.ipv4(cidr), Port.tcp(443), id === 'Edge' ? 'clients' : 'operators');
     }
     for (const service of ['ingest', 'tally'] as const) {
       const port = Port.tcp(PORTS[service] ?? 0);
       securityGroup.addEgressRule(groups[service], port, `${service}-svc`);
-      groups[service].addIngressRule(securityGroup, port, 'load balancer');
+      groups[service].addIngressRule(securityGroup, port, description.toLowerCase());
     }
+    return securityGroup;
+  }
 
-    const balancer = new ApplicationLoadBalancer(this, 'Balancer', {
-      loadBalancerName: config.name,
+  private balancer(id: string, name: string, internetFacing: boolean, securityGroup: SecurityGroup): ApplicationLoadBalancer {
+    return new ApplicationLoadBalancer(this, id, {
+      loadBalancerName: name,
       vpc: this.vpc,
-      internetFacing: config.internetFacing,
-      vpcSubnets: { subnetType: config.internetFacing ? SubnetType.PUBLIC : SubnetType.PRIVATE_ISOLATED },
+      internetFacing,
+      vpcSubnets: { subnetType: internetFacing ? SubnetType.PUBLIC : SubnetType.PRIVATE_ISOLATED },
       securityGroup,
       http2Enabled: true,
       idleTimeout: Duration.seconds(BALANCER_IDLE_SECONDS),
       dropInvalidHeaderFields: true,
       desyncMitigationMode: DesyncMitigationMode.DEFENSIVE,
     });
-    const accessLogs = new Bucket(this, 'AccessLogs', {
+  }
+
+  private accessLogs(): Bucket {
+    return new Bucket(this, 'AccessLogs', {
       encryption: BucketEncryption.S3_MANAGED,
       blockPublicAccess: BlockPublicAccess.BLOCK_ALL,
       enforceSSL: true,
-      lifecycleRules: [{ expiration: Duration.days(config.logRetentionDays) }],
+      lifecycleRules: [{ expiration: Duration.days(this.props.config.logRetentionDays) }],
       removalPolicy: RemovalPolicy.RETAIN,
     });
-    balancer.logAccessLogs(accessLogs, 'balancer');
-    return balancer;
   }
 
-  /** gRPC goes to the tasks by HTTP/2, and gRPC-Web and JSON by HTTP/1.1. The same ports speak all of them. */
-  private route(
-    listener: ApplicationListener,
-    services: Readonly<Record<ServiceName, VoteService>>,
-  ): Readonly<Record<'ingestGrpc' | 'ingestWeb' | 'tallyGrpc' | 'tallyWeb', ApplicationTargetGroup>> {
-    const { config } = this.props;
+  /**
+   * Where a load balancer sends calls: gRPC to the tasks by HTTP/2, and gRPC-Web and JSON by HTTP/1.1, all of it with TLS, health
+   * checks, too. The same ports speak all of them. No load balancer checks the certificates of its targets.
+   */
+  private targets(id: string, services: Services, name?: (kind: string) => string): Targets {
     const group = (service: 'ingest' | 'tally', kind: 'grpc' | 'web'): ApplicationTargetGroup =>
-      new ApplicationTargetGroup(this, `Target-${service}-${kind}`, {
-        targetGroupName: `${config.name}-${service}-${kind}`,
+      new ApplicationTargetGroup(this, `${id}-${service}-${kind}`, {
+        ...(name !== undefined && { targetGroupName: name(`${service}-${kind}`) }),
         vpc: this.vpc,
         port: PORTS[service],
-        protocol: ApplicationProtocol.HTTP,
+        protocol: ApplicationProtocol.HTTPS,
         protocolVersion: kind === 'grpc' ? ApplicationProtocolVersion.GRPC : ApplicationProtocolVersion.HTTP1,
         targets: [
           services[service].fargate.loadBalancerTarget({
@@ -275,7 +289,10 @@ export class ServiceStack extends Stack {
         ],
         deregistrationDelay: DEREGISTRATION_DELAY,
         healthCheck: {
+          // Not by itself that of the targets: without it the health of a port with TLS would be asked in plain HTTP.
+          protocol: Protocol.HTTPS,
           // The standard gRPC health service. Over HTTP/1.1 any answer of the router will do, which is 404 at a path without a route.
+          // Neither needs a credential.
           ...(kind === 'grpc'
             ? { path: '/grpc.health.v1.Health/Check', healthyGrpcCodes: '0' }
             : { path: '/health', healthyHttpCodes: '404' }),
@@ -285,38 +302,73 @@ export class ServiceStack extends Stack {
           unhealthyThresholdCount: 3,
         },
       });
-    const targets = {
+    return {
       ingestGrpc: group('ingest', 'grpc'),
       ingestWeb: group('ingest', 'web'),
       tallyGrpc: group('tally', 'grpc'),
       tallyWeb: group('tally', 'web'),
     };
+  }
 
-    let priority = 0;
-    const rule = (id: string, target: ApplicationTargetGroup, ...conditions: ListenerCondition[]): void => {
-      priority += 10;
-      listener.addAction(id, { priority, conditions, action: ListenerAction.forward([target]) });
-    };
-    const paths = (...patterns: string[]) => ListenerCondition.pathPatterns(patterns);
-    const web = ListenerCondition.httpHeader('content-type', ['application/grpc-web*']);
-    // A browser asks first whether it may call.
-    const preflight = ListenerCondition.httpRequestMethods(['OPTIONS']);
-    rule('IngestPreflight', targets.ingestWeb, paths(INGEST), preflight);
-    rule('ReadPreflight', targets.tallyWeb, paths(...READ_RPCS), preflight);
-    rule('IngestWeb', targets.ingestWeb, paths(INGEST), web);
-    rule('Ingest', targets.ingestGrpc, paths(INGEST));
-    rule('ReadWeb', targets.tallyWeb, paths(...READ_RPCS), web);
-    rule('Read', targets.tallyGrpc, paths(...READ_RPCS));
-    rule('VotesJson', targets.ingestWeb, paths('/vote', '/v1/polls/*/votes'));
-    // Everybody may read. What changes a poll (POST /v1/polls/{poll}/release) is for administrators.
-    const reading = ListenerCondition.httpRequestMethods(['GET', 'HEAD', 'OPTIONS']);
-    rule('ResultsJson', targets.tallyWeb, paths('/v1/polls/*'), reading);
-    if (config.adminCidrs.length > 0) {
-      const administrators = ListenerCondition.sourceIps([...config.adminCidrs]);
-      rule('Admin', targets.tallyGrpc, paths(...ADMIN_RPCS), administrators);
-      rule('Release', targets.tallyGrpc, paths(RELEASE_RPC), administrators);
-      rule('ReleaseJson', targets.tallyWeb, paths('/v1/polls/*/release'), administrators);
+  /** Votes and reading, path by path. Everything else is answered by the listener itself, with 404. */
+  private routePublic(listener: ApplicationListener, targets: Targets): void {
+    const rules = new Rules(listener);
+    rules.rpcs('Ingest', Paths.of(...VOTE_RPCS), targets.ingestWeb, targets.ingestGrpc);
+    rules.rpcs('Read', Paths.of(...READ_RPCS), targets.tallyWeb, targets.tallyGrpc);
+    rules.add('VotesJson', targets.ingestWeb, Paths.ofRoutes(...VOTE_ROUTES), 'POST', 'OPTIONS');
+    rules.add('ResultsJson', targets.tallyWeb, Paths.ofRoutes(...READ_ROUTES), 'GET', 'HEAD', 'OPTIONS');
+  }
+
+  /** All calls of both services. */
+  private routeAll(listener: ApplicationListener, targets: Targets): void {
+    const rules = new Rules(listener);
+    rules.rpcs('Ingest', Paths.of(ALL_INGEST), targets.ingestWeb, targets.ingestGrpc);
+    rules.rpcs('Tally', Paths.of(...ALL_TALLY), targets.tallyWeb, targets.tallyGrpc);
+    rules.add('Reflection', targets.tallyGrpc, Paths.of(REFLECTION));
+    rules.add('VotesJson', targets.ingestWeb, Paths.ofRoutes(...VOTE_ROUTES));
+    rules.add('PollsJson', targets.tallyWeb, Paths.of(...ALL_POLLS_JSON));
+  }
+}
+
+/** The listener of a load balancer. What no rule names is not there. */
+function listen(balancer: ApplicationLoadBalancer, certificate: ICertificate): ApplicationListener {
+  return balancer.addListener('Https', {
+    port: 443,
+    protocol: ApplicationProtocol.HTTPS,
+    certificates: [certificate],
+    sslPolicy: SslPolicy.RECOMMENDED_TLS,
+    // Who may call is decided by ranges, and then by the services.
+    open: false,
+    defaultAction: ListenerAction.fixedResponse(404, { contentType: 'text/plain', messageBody: 'nothing is here\n' }),
+  });
+}
+
+/** Makes the rules of a listener, in their order. */
+class Rules {
+  private priority = 0;
+
+  constructor(private readonly listener: ApplicationListener) {}
+
+  /** A rule for paths, and for these methods only if there are any. Several rules if the paths do not fit into one. */
+  add(id: string, target: ApplicationTargetGroup, paths: Paths, ...methods: string[]): void {
+    this.split(id, target, paths, methods.length, methods.length > 0 ? [ListenerCondition.httpRequestMethods(methods)] : []);
+  }
+
+  /** Rules for methods of gRPC: gRPC-Web, and the question of a browser whether it may call, go another way than gRPC. */
+  rpcs(id: string, paths: Paths, web: ApplicationTargetGroup, grpc: ApplicationTargetGroup): void {
+    this.split(`${id}Preflight`, web, paths, 1, [ListenerCondition.httpRequestMethods(['OPTIONS'])]);
+    this.split(`${id}Web`, web, paths, 1, [ListenerCondition.httpHeader('content-type', ['application/grpc-web*'])]);
+    this.split(id, grpc, paths, 0, []);
+  }
+
+  private split(id: string, target: ApplicationTargetGroup, paths: Paths, others: number, conditions: ListenerCondition[]): void {
+    for (const [at, part] of paths.parts(others).entries()) {
+      this.priority += 10;
+      this.listener.addAction(at === 0 ? id : `${id}${at + 1}`, {
+        priority: this.priority,
+        conditions: [part, ...conditions],
+        action: ListenerAction.forward([target]),
+      });
     }
-    return targets;
   }
 }

@@ -7,7 +7,7 @@
 import { Aws, Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
 import { MetricAggregationType, AdjustmentType } from 'aws-cdk-lib/aws-applicationautoscaling';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
-import { ISecurityGroup, IVpc, SubnetType } from 'aws-cdk-lib/aws-ec2';
+import { ISecurityGroup, IVpc, SubnetSelection } from 'aws-cdk-lib/aws-ec2';
 import { IRepository } from 'aws-cdk-lib/aws-ecr';
 import {
   AvailabilityZoneRebalancing, Capability, ContainerDependencyCondition, ContainerImage, CpuArchitecture,
@@ -21,6 +21,7 @@ import { collectorConfig, EXPORT_INTERVAL_MS, OTLP_ENDPOINT } from './collector'
 import { Config, Size, Tasks } from './config';
 import { DataStack } from './data-stack';
 import { FAN_OUT, PERMISSIONS, POLLING, ServiceName, TABLES } from './permissions';
+import { tell, Told } from './secrets';
 
 /** How long the services may drain; given to them as `--drain`, so that both sides agree. */
 export const DRAIN_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 12, persist: 25, tally: 25 };
@@ -60,6 +61,7 @@ export interface VoteServiceProps {
   readonly data: DataStack;
   readonly cluster: ICluster;
   readonly vpc: IVpc;
+  readonly subnets: SubnetSelection;
   readonly securityGroup: ISecurityGroup;
   readonly repository: IRepository;
   readonly imageTag: string;
@@ -71,6 +73,7 @@ export class VoteService extends Construct {
   readonly fargate: FargateService;
   readonly scaling: ScalableTaskCount;
   readonly tasks: Tasks & Size;
+  readonly logs: LogGroup;
   readonly metricsLogGroup: LogGroup;
 
   constructor(scope: Construct, id: string, private readonly props: VoteServiceProps) {
@@ -78,7 +81,7 @@ export class VoteService extends Construct {
     const { service, config } = props;
     this.tasks = config[service];
 
-    const logGroup = this.logGroup('Logs', `/${config.name}/${service}`);
+    this.logs = this.logGroup('Logs', `/${config.name}/${service}`);
     const collectorLogGroup = this.logGroup('CollectorLogs', `/${config.name}/${service}/collector`);
     this.metricsLogGroup = this.logGroup('Metrics', `/${config.name}/${service}/metrics`);
 
@@ -94,10 +97,12 @@ export class VoteService extends Construct {
     });
 
     const port = PORTS[service];
+    const told = tell(this, service, config);
     const main = task.addContainer('service', {
       containerName: `${service}-svc`,
       image: ContainerImage.fromEcrRepository(props.repository, props.imageTag),
-      environment: this.environment(),
+      environment: this.environment(told),
+      secrets: told.secrets,
       essential: true,
       readonlyRootFilesystem: true,
       user: USER,
@@ -114,7 +119,7 @@ export class VoteService extends Construct {
           startPeriod: Duration.seconds(60),
         },
       }),
-      logging: LogDrivers.awsLogs({ logGroup, streamPrefix: service }),
+      logging: LogDrivers.awsLogs({ logGroup: this.logs, streamPrefix: service }),
     });
     main.addUlimits({ name: UlimitName.NOFILE, softLimit: FILES_MAX, hardLimit: FILES_MAX });
     if (port !== undefined) main.addPortMappings({ containerPort: port });
@@ -146,7 +151,7 @@ export class VoteService extends Construct {
       availabilityZoneRebalancing: AvailabilityZoneRebalancing.ENABLED,
       ...(port !== undefined && { healthCheckGracePeriod: Duration.seconds(60) }),
       platformVersion: FargatePlatformVersion.LATEST,
-      vpcSubnets: { subnetType: SubnetType.PRIVATE_ISOLATED },
+      vpcSubnets: props.subnets,
       securityGroups: [props.securityGroup],
       assignPublicIp: false,
       enableExecuteCommand: false,
@@ -173,7 +178,7 @@ export class VoteService extends Construct {
     });
   }
 
-  private environment(): Record<string, string> {
+  private environment(told: Told): Record<string, string> {
     const { service, config, data } = this.props;
     const port = PORTS[service];
     return {
@@ -183,6 +188,10 @@ export class VoteService extends Construct {
       VOTESTREAM_DRAIN: `${DRAIN_SECONDS[service]}s`,
       VOTESTREAM_LISTEN: port === undefined ? HEALTH_ADDRESS : `0.0.0.0:${port}`,
       ...(port !== undefined && { VOTESTREAM_IDLE_TIMEOUT: `${IDLE_SECONDS}s` }),
+      // The load balancer checks no certificate of its targets, so each task makes one: votes are encrypted on this way, too.
+      ...(port !== undefined && { VOTESTREAM_TLS_SELF_SIGNED: 'true' }),
+      // Who may call. The texts themselves come from Secrets Manager.
+      ...told.environment,
       ...(port !== undefined && config.corsAllowOrigins !== '' && {
         VOTESTREAM_CORS_ALLOW_ORIGINS: config.corsAllowOrigins,
       }),

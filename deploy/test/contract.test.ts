@@ -10,8 +10,10 @@ import { FAN_OUT, PERMISSIONS, POLLING, SERVICES } from '../lib/permissions';
 import {
   DRAIN_SECONDS, HEALTH_COMMAND, SETTLE_SECONDS, stopTimeoutSeconds, TELEMETRY_SECONDS, USER,
 } from '../lib/service';
-import { ADMIN_RPCS, DEREGISTRATION_DELAY, RELEASE_RPC } from '../lib/service-stack';
-import { DEPLOY, Made, resources, ROOT } from './stacks';
+import { MANAGE_ROUTES, MANAGE_RPCS, READ_ROUTES, READ_RPCS, VOTE_ROUTES, VOTE_RPCS } from '../lib/paths';
+import { SECRETS } from '../lib/secrets';
+import { DEREGISTRATION_DELAY } from '../lib/service-stack';
+import { AUTH, DEPLOY, Made, resources, ROOT } from './stacks';
 
 const source = (path: string): string => readFileSync(join(ROOT, path), 'utf8');
 const sources = (folder: string): string => readdirSync(join(ROOT, folder), { recursive: true, encoding: 'utf8' })
@@ -38,7 +40,7 @@ test('tables have the keys that the services check', () => {
 
 test('every variable of a task is a setting of its service', () => {
   const shared = ['engine', 'listener'].flatMap((file) => settings(source(`process/src/config/${file}.rs`)));
-  const made = new Made({ corsAllowOrigins: '*', writeUnitsPerSecond: 100 });
+  const made = new Made({ corsAllowOrigins: '*', writeUnitsPerSecond: 100, authRevoked: AUTH });
   const tasks = resources(made.service, 'AWS::ECS::TaskDefinition');
   for (const service of SERVICES) {
     const [, task] = tasks.find(([id]) => id.startsWith(`${service}Task`)) ?? assert.fail(service);
@@ -48,6 +50,21 @@ test('every variable of a task is a setting of its service', () => {
     const set = (container.Environment as { Name: string }[]).map(({ Name }) => Name);
     assert.deepEqual(set.filter((name) => name.startsWith('VOTESTREAM_') && !known.includes(name)), [], service);
     assert.ok(!set.includes('VOTESTREAM_CREATE_TABLES'), 'creating is for development');
+    // The services take every variable with their prefix for a setting.
+    const secret = ((container.Secrets ?? []) as { Name: string }[]).map(({ Name }) => Name);
+    assert.deepEqual(secret, SECRETS.filter((one) => one.services.includes(service)).map((one) => one.variable), service);
+    assert.ok(secret.every((name) => !name.startsWith('VOTESTREAM_')), service);
+  }
+});
+
+test('services that take calls read who may call from a variable, and the others have no such setting', () => {
+  const reload = source('server/src/identity/reload.rs');
+  assert.match(reload, /VARIABLE: &str = "env:"/);
+  for (const { setting, services } of SECRETS) {
+    const name = setting.replace('VOTESTREAM_', '').toLowerCase().replaceAll('_', '-');
+    assert.ok(settings(source('process/src/config/listener.rs')).includes(name), name);
+    const asking = SERVICES.filter((service) => source(`${service}-svc/src/settings.rs`).includes('listener::IDENTITY'));
+    assert.deepEqual(asking, [...services]);
   }
 });
 
@@ -116,27 +133,79 @@ test('metrics are those that the services export', () => {
   }
 });
 
-test('calls that the load balancer knows exist', () => {
-  const methods = new Map<string, string[]>();
-  for (const file of readdirSync(join(ROOT, 'proto/votestream/v1'))) {
+/** Every call of the API, as a path. */
+function rpcs(): string[] {
+  return readdirSync(join(ROOT, 'proto/votestream/v1')).flatMap((file) => {
     const text = source(`proto/votestream/v1/${file}`);
-    const service = /service (\w+)/.exec(text)?.[1];
-    if (service !== undefined) methods.set(service, all(text, /rpc (\w+)\(/g));
+    const name = /^service (\w+)/m.exec(text)?.[1];
+    return all(text, /^\s*rpc (\w+)\(/gm).map((rpc) => `/votestream.v1.${name}/${rpc}`);
+  });
+}
+
+/** The rules of a load balancer's listener: paths or expressions for them, and the other conditions. */
+function rules(made: Made, name: string): { paths: string[]; routes: RegExp[]; methods: string[] | undefined }[] {
+  const find = (type: string, id: RegExp) => resources(made.service, `AWS::ElasticLoadBalancingV2::${type}`)
+    .filter(([logical]) => id.test(logical));
+  return find('ListenerRule', new RegExp(`^${name}Https`)).map(([, { Properties }]) => {
+    const conditions = Properties.Conditions as Record<string, any>[];
+    const path = conditions.find((one) => one.Field === 'path-pattern')?.PathPatternConfig ?? assert.fail('a rule without a path');
+    return {
+      paths: (path.Values ?? []) as string[],
+      routes: ((path.RegexValues ?? []) as string[]).map((one) => new RegExp(one)),
+      methods: conditions.find((one) => one.Field === 'http-request-method')?.HttpRequestMethodConfig.Values,
+    };
+  });
+}
+
+test('every call is in one list, and lets through those whose callers vote or read', () => {
+  assert.ok(rpcs().length >= 12);
+  assert.deepEqual([...VOTE_RPCS, ...READ_RPCS, ...MANAGE_RPCS].sort(), rpcs().sort());
+  // The rights that the services ask for in front of each call.
+  const needs = (service: string): Map<string, string> => new Map(
+    [...source(`${service}-svc/src/lib.rs`).matchAll(/\("(\/votestream\.v1\.\w+\/\w+)", Need::([\w:()]+)\)/g)]
+      .map(([, path = '', need = '']) => [path, need]));
+  const of = (map: Map<string, string>, need: string) => [...map].filter(([, one]) => one === need).map(([path]) => path).sort();
+  assert.deepEqual(of(needs('ingest'), 'Voting'), [...VOTE_RPCS].sort());
+  assert.deepEqual(of(needs('tally'), 'Some(Action::Read)'), [...READ_RPCS].sort());
+  assert.deepEqual(of(needs('tally'), 'Some(Action::Manage)'), [...MANAGE_RPCS].sort());
+});
+
+test('every JSON route is in one list', () => {
+  const routes = (service: string, method: string) =>
+    all(source(`${service}-svc/src/json.rs`), new RegExp(`\\.route\\("([^"]+)", ${method}\\(`, 'g')).sort();
+  assert.deepEqual(routes('ingest', '\\w+'), [...VOTE_ROUTES].sort());
+  assert.deepEqual(routes('tally', 'get'), [...READ_ROUTES].sort());
+  assert.deepEqual(routes('tally', 'post'), [...MANAGE_ROUTES].sort());
+  assert.deepEqual(routes('tally', '\\w+'), [...READ_ROUTES, ...MANAGE_ROUTES].sort());
+});
+
+test('the public load balancer knows what is public, to the letter, and the internal one everything', () => {
+  const made = new Made({ clientCidrs: '0.0.0.0/0', adminCidrs: '10.0.0.0/8' });
+  const example = (route: string) => route.replaceAll('{poll}', 'show-1.final~2');
+
+  const open = rules(made, 'Balancer');
+  // Paths of calls are whole: a call that is new is not public before somebody says so.
+  const named = open.flatMap(({ paths }) => paths);
+  assert.deepEqual([...new Set(named)].sort(), [...VOTE_RPCS, ...READ_RPCS].sort());
+  const lets = (method: string, path: string) => open.some(({ paths, routes, methods }) =>
+    (methods?.includes(method) ?? true) && (paths.includes(path) || routes.some((route) => route.test(path))));
+  for (const path of [...VOTE_RPCS, ...READ_RPCS]) assert.ok(lets('POST', path), path);
+  for (const route of VOTE_ROUTES) assert.ok(lets('POST', example(route)) && lets('OPTIONS', example(route)), route);
+  for (const route of READ_ROUTES) assert.ok(lets('GET', example(route)) && lets('OPTIONS', example(route)), route);
+  for (const path of [
+    ...MANAGE_RPCS, ...MANAGE_ROUTES.map(example), '/votestream.v1.PollService/DeletePoll', '/votestream.v1.PollService/GetPolls',
+    '/grpc.reflection.v1.ServerReflection/ServerReflectionInfo', '/v1/polls', '/v1/polls/', '/v1/polls/a/results', '/v1/polls/a/b',
+    '/v1/polls/a/votes/b', '/v1/polls/a/results/interim/b', '/x/vote', '/', '/metrics',
+  ]) {
+    for (const method of ['GET', 'POST', 'PUT', 'DELETE', 'OPTIONS']) assert.ok(!lets(method, path), `${method} ${path}`);
   }
-  for (const path of [...ADMIN_RPCS, RELEASE_RPC]) {
-    const [, service = '', method = ''] = /\.(\w+)\/(\w+)$/.exec(path) ?? [];
-    assert.ok(methods.get(service)?.includes(method), path);
-  }
-  const routed = new Made({ adminCidrs: '198.51.100.1/32' });
-  const patterns = resources(routed.service, 'AWS::ElasticLoadBalancingV2::ListenerRule')
-    .flatMap(([, one]) => one.Properties.Conditions as Record<string, any>[])
-    .flatMap((one) => (one.PathPatternConfig?.Values ?? []) as string[]);
-  for (const [service, names] of methods) {
-    for (const name of names) {
-      const path = `/votestream.v1.${service}/${name}`;
-      const matches = (pattern: string) => pattern === path || (pattern.endsWith('*') && path.startsWith(pattern.slice(0, -1)));
-      assert.ok(patterns.some(matches), `${path} is routed`);
-    }
+  for (const route of READ_ROUTES) assert.ok(!lets('POST', example(route)), route);
+
+  const internal = rules(made, 'Internal');
+  const covers = (path: string) => internal.some(({ paths, routes }) => routes.some((route) => route.test(path))
+    || paths.some((one) => one === path || (one.endsWith('*') && path.startsWith(one.slice(0, -1)))));
+  for (const path of [...rpcs(), ...[...VOTE_ROUTES, ...READ_ROUTES, ...MANAGE_ROUTES].map(example), '/v1/polls']) {
+    assert.ok(covers(path), path);
   }
 });
 
@@ -160,7 +229,8 @@ test('the image asks for health as the task definition does, and runs as its use
 
 test('compose.yaml sets what the services know, and hardens them as the task definitions do', () => {
   const compose = source('compose.yaml');
-  const known = [...settings(source('process/src/config/engine.rs')), 'listen', 'drain', 'consumer', 'log-format'];
+  const shared = ['engine', 'listener'].flatMap((file) => settings(source(`process/src/config/${file}.rs`)));
+  const known = [...shared, 'listen', 'drain', 'consumer', 'log-format'];
   const set = all(compose, /^\s+VOTESTREAM_([A-Z_]+):/gm).map((name) => name.toLowerCase().replaceAll('_', '-'));
   assert.ok(set.length > 0);
   assert.deepEqual(set.filter((name) => !known.includes(name)), []);

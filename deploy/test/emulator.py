@@ -6,8 +6,10 @@ Must never leave out more than what the emulator has not got, which is listed be
 target groups, time to live) is asserted on the templates themselves, by template.test.ts.
 """
 
+import hashlib
 import json
 import pathlib
+import ssl
 import sys
 import time
 
@@ -31,6 +33,14 @@ PARAMETERS = {
     },
 }
 CONSUMER = "AWS::Kinesis::StreamConsumer"
+# What ECS would read from the secrets of the templates, for an operator who votes for everybody.
+KEY = "a-key-of-this-check-and-of-nobody-else"
+AUTH = f'''
+[[key]]
+id = "check"
+sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"
+scopes = ["manage:*", "relay:*"]
+'''
 
 
 def is_missing(resource):
@@ -129,6 +139,9 @@ def check(rig):
         variables = {one["name"]: one["value"] for one in container["environment"]}
         expect(f"{service} is told its stream and tables",
                (variables["VOTESTREAM_STREAM"], variables["VOTESTREAM_TABLE_PREFIX"]), ("votestream", "votestream-"))
+        secrets = {one["name"] for one in container.get("secrets", [])}
+        expect(f"secrets of {service}", secrets, set() if service == "persist" else {"AUTH_FILE_TEXT"})
+        variables.update(dict.fromkeys(secrets, AUTH))
         # There is no collector here; and nothing listens but on loopback.
         variables.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
         if "VOTESTREAM_LISTEN" in variables:
@@ -140,7 +153,12 @@ def check(rig):
     for service, listen in (("ingest", ingest), ("tally", tally)):
         rig.ready(service, lambda listen=listen: listening(listen))
 
-    run_an_election(Command(binaries / "votestream", ingest, tally), VOTERS_AT_ONCE)
+    # Each task has a certificate of its own. A load balancer takes any; the command is told which.
+    certificates = rig.work / "tasks.pem"
+    certificates.write_text("".join(ssl.get_server_certificate(("127.0.0.1", listen)) for listen in (ingest, tally)))
+    stranger = Command(binaries / "votestream", ingest, tally, certificates)
+    expect("what a stranger is told", stranger("poll", "list", answers=(3,), otherwise="nothing"), "nothing")
+    run_an_election(Command(binaries / "votestream", ingest, tally, certificates, KEY), VOTERS_AT_ONCE)
     for service in SERVICES:
         expect(f"exit code of {service} after SIGTERM", rig.stop(service), 0)
     for table in ("polls", "votes", "tallies", "shards"):

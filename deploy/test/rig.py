@@ -158,10 +158,12 @@ def tail(path, lines=15):
 class Command:
     """The `votestream` command, as an operator uses it."""
 
-    def __init__(self, binary, ingest_port, results_port):
+    def __init__(self, binary, ingest_port, results_port, certificates=None, key=None):
         self.binary = binary
+        scheme = "https" if certificates else "http"
         self.env = environment(
-            VOTESTREAM_INGEST=f"http://127.0.0.1:{ingest_port}", VOTESTREAM_RESULTS=f"http://127.0.0.1:{results_port}",
+            VOTESTREAM_INGEST=f"{scheme}://127.0.0.1:{ingest_port}", VOTESTREAM_RESULTS=f"{scheme}://127.0.0.1:{results_port}",
+            **({"VOTESTREAM_TLS_CA": str(certificates)} if certificates else {}), **({"VOTESTREAM_TOKEN": key} if key else {}),
         )
 
     def popen(self, *arguments, **how):

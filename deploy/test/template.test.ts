@@ -6,11 +6,14 @@ import { WILDCARD_ACTIONS } from '../lib/nag';
 import { KEYS, VOTE_EXPIRY } from '../lib/data-stack';
 import { PERMISSIONS, SERVICES, ServiceName, TABLES } from '../lib/permissions';
 import { HEALTH_COMMAND } from '../lib/service';
-import { asArray, Made, resources, stacks } from './stacks';
+import { CONDITION_VALUES_MAX, RULE_VALUES_MAX } from '../lib/paths';
+import { ASKING } from '../lib/secrets';
+import { asArray, AUTH, Made, resources, stacks } from './stacks';
 
 const made = new Made();
 const open = new Made({
-  clientCidrs: '0.0.0.0/0', adminCidrs: '198.51.100.0/28', domain: 'vote.example.org', hostedZoneId: 'Z0123',
+  clientCidrs: '0.0.0.0/0', adminCidrs: '10.9.0.0/16, 198.51.100.0/28', domain: 'vote.example.org', hostedZoneId: 'Z0123',
+  adminDomain: 'manage.example.org', auth: 'none',
   consumer: 'polling', streamMode: 'on-demand', writeUnitsPerSecond: '40000', persistTasksMax: '8',
   ingestTasks: '30', ingestTasksMax: '60', warmWriteUnits: '50000', corsAllowOrigins: 'https://vote.example',
 });
@@ -120,51 +123,134 @@ test('no statement is about all resources unless AWS demands it', () => {
   }
 });
 
-test('gRPC stays HTTP/2 from end to end', () => {
+test('gRPC stays HTTP/2 from end to end, and everything is encrypted up to the tasks', () => {
   for (const service of ['ingest', 'tally']) {
-    made.service.hasResourceProperties('AWS::ElasticLoadBalancingV2::TargetGroup', {
-      Name: `votestream-${service}-grpc`,
-      Protocol: 'HTTP', ProtocolVersion: 'GRPC', TargetType: 'ip',
-      HealthCheckPath: '/grpc.health.v1.Health/Check', Matcher: { GrpcCode: '0' },
-    });
-    made.service.hasResourceProperties('AWS::ElasticLoadBalancingV2::TargetGroup', {
-      Name: `votestream-${service}-web`, ProtocolVersion: 'HTTP1',
-    });
-  }
-  made.service.resourceCountIs('AWS::ElasticLoadBalancingV2::Listener', 1);
-  made.service.hasResourceProperties('AWS::ElasticLoadBalancingV2::Listener', {
-    Protocol: 'HTTPS', Port: 443, Certificates: [{ CertificateArn: { Ref: 'CertificateArn' } }],
-    DefaultActions: [{ Type: 'fixed-response', FixedResponseConfig: { StatusCode: '404' } }],
-  });
-});
-
-test('a listener rule keeps within the five values that AWS allows', () => {
-  for (const [id, { Properties }] of resources(open.service, 'AWS::ElasticLoadBalancingV2::ListenerRule')) {
-    const values = (Properties.Conditions as Record<string, any>[])
-      .flatMap((one) => Object.values(one).filter((of) => typeof of === 'object').flatMap((of) => of.Values));
-    assert.ok(values.length <= 5, `${id}: ${values.length}`);
-  }
-});
-
-test('nobody is let in unless told, and polls are changed by operators alone', () => {
-  const edge = (template: Template) => resources(template, 'AWS::EC2::SecurityGroup')
-    .find(([, one]) => one.Properties.GroupDescription === 'Load balancer')?.[1].Properties.SecurityGroupIngress;
-  assert.equal(edge(made.service), undefined);
-  assert.equal(edge(open.service).length, 2);
-  for (const [template, count] of [[made.service, 0], [open.service, 1]] as const) {
-    const rules = resources(template, 'AWS::ElasticLoadBalancingV2::ListenerRule').map(([, one]) => one.Properties.Conditions);
-    const admin = rules.filter((conditions) => /ClosePoll|ReleaseResults|release/.test(JSON.stringify(conditions)));
-    assert.equal(admin.length, 3 * count);
-    for (const conditions of admin) {
-      assert.ok(JSON.stringify(conditions).includes('{"Field":"source-ip","SourceIpConfig":{"Values":["198.51.100.0/28"]}}'));
+    for (const [kind, version, path, matcher] of [
+      ['grpc', 'GRPC', '/grpc.health.v1.Health/Check', { GrpcCode: '0' }], ['web', 'HTTP1', '/health', { HttpCode: '404' }],
+    ] as const) {
+      // One for each of the load balancers. The protocol of health checks is not that of the targets unless it is given.
+      const groups = resources(made.service, 'AWS::ElasticLoadBalancingV2::TargetGroup').filter(([id]) => id.includes(`${service}${kind}`));
+      assert.equal(groups.length, 2);
+      for (const [id, { Properties }] of groups) {
+        const { Protocol, ProtocolVersion, HealthCheckProtocol, HealthCheckPath, Matcher, TargetType } = Properties;
+        assert.deepEqual(
+          { Protocol, ProtocolVersion, HealthCheckProtocol, HealthCheckPath, Matcher, TargetType },
+          { Protocol: 'HTTPS', ProtocolVersion: version, HealthCheckProtocol: 'HTTPS', HealthCheckPath: path, Matcher: matcher, TargetType: 'ip' },
+          id,
+        );
+      }
     }
-    const others = rules.filter((conditions) => !admin.includes(conditions)).map((one) => JSON.stringify(one)).join();
-    assert.doesNotMatch(others, /CreatePoll|Recount|PollService\/\*|ResultsService\/\*/);
-    // `/v1/polls/*` covers `/v1/polls/{poll}/release`, so everybody may only read there.
-    const [json, ...more] = rules.filter((conditions) => JSON.stringify(conditions).includes('"/v1/polls/*"'));
-    assert.equal(more.length, 0);
-    assert.match(JSON.stringify(json), /"HttpRequestMethodConfig":\{"Values":\["GET","HEAD","OPTIONS"\]\}/);
+    made.service.hasResourceProperties('AWS::ECS::TaskDefinition', {
+      Family: `votestream-${service}`,
+      ContainerDefinitions: Match.arrayWith([Match.objectLike({
+        Environment: Match.arrayWith([{ Name: 'VOTESTREAM_TLS_SELF_SIGNED', Value: 'true' }]),
+      })]),
+    });
   }
+  const listeners = resources(made.service, 'AWS::ElasticLoadBalancingV2::Listener').map(([, one]) => one.Properties);
+  assert.equal(listeners.length, 2);
+  for (const { Protocol, Port, Certificates, DefaultActions } of listeners) {
+    assert.deepEqual([Protocol, Port, Certificates], ['HTTPS', 443, [{ CertificateArn: { Ref: 'CertificateArn' } }]]);
+    assert.deepEqual(DefaultActions.map((one: any) => [one.Type, one.FixedResponseConfig.StatusCode]), [['fixed-response', '404']]);
+  }
+});
+
+test('a listener rule keeps within the values that AWS allows', () => {
+  for (const [id, { Properties }] of resources(open.service, 'AWS::ElasticLoadBalancingV2::ListenerRule')) {
+    const values = (Properties.Conditions as Record<string, any>[]).map((one) =>
+      Object.values(one).filter((of) => typeof of === 'object').flatMap((of) => [...(of.Values ?? []), ...(of.RegexValues ?? [])]));
+    assert.ok(values.every((one) => one.length > 0 && one.length <= CONDITION_VALUES_MAX), `${id}: ${values.map((one) => one.length)}`);
+    assert.ok(values.flat().length <= RULE_VALUES_MAX, `${id}: ${values.flat().length}`);
+    for (const value of values.flat()) assert.ok(value.length <= 128, value);
+  }
+});
+
+test('nobody is let in unless told, operators only by the internal load balancer', () => {
+  const ranges = (template: Template, description: string) => {
+    const [, found] = resources(template, 'AWS::EC2::SecurityGroup')
+      .find(([, one]) => one.Properties.GroupDescription === description) ?? assert.fail(description);
+    return ((found.Properties.SecurityGroupIngress ?? []) as Record<string, any>[]).map((one) => [one.CidrIp, one.FromPort, one.ToPort]);
+  };
+  assert.deepEqual(ranges(made.service, 'Load balancer'), []);
+  assert.deepEqual(ranges(made.service, 'Internal load balancer'), []);
+  assert.deepEqual(ranges(open.service, 'Load balancer'), [['0.0.0.0/0', 443, 443]]);
+  assert.deepEqual(ranges(open.service, 'Internal load balancer'), [['10.9.0.0/16', 443, 443], ['198.51.100.0/28', 443, 443]]);
+
+  const balancers = resources(open.service, 'AWS::ElasticLoadBalancingV2::LoadBalancer').map(([, one]) => one.Properties);
+  assert.deepEqual(balancers.map(({ Name, Scheme }) => [Name, Scheme]).sort(),
+    [['votestream', 'internet-facing'], ['votestream-internal', 'internal']]);
+  const subnets = (name: string) => JSON.stringify(balancers.find(({ Name }) => Name === name)?.Subnets);
+  assert.doesNotMatch(subnets('votestream-internal'), /edge/);
+  // Each listener forwards to target groups of its own, and both know the tasks.
+  for (const [id, { Properties }] of resources(open.service, 'AWS::ElasticLoadBalancingV2::ListenerRule')) {
+    const target = JSON.stringify(Properties.Actions);
+    assert.equal(id.startsWith('Internal'), target.includes('"InternalTarget'), id);
+  }
+  for (const [id, { Properties }] of resources(open.service, 'AWS::ECS::Service')) {
+    assert.equal((Properties.LoadBalancers ?? []).length, id.startsWith('persist') ? 0 : 4, id);
+  }
+  const names = resources(open.service, 'AWS::Route53::RecordSet').map(([, one]) => one.Properties.Name);
+  assert.deepEqual(names.sort(), ['manage.example.org.', 'vote.example.org.']);
+});
+
+test('tasks get who may call from one secret, which nobody else reads', () => {
+  const revoked = AUTH.replace('auth', 'revoked');
+  const both = new Made({ authRevoked: revoked });
+  for (const [template, secrets, variables] of [
+    [made.service, [AUTH], { VOTESTREAM_AUTH: 'env:AUTH_FILE_TEXT' }],
+    [both.service, [AUTH, revoked], { VOTESTREAM_AUTH: 'env:AUTH_FILE_TEXT', VOTESTREAM_AUTH_REVOKED: 'env:AUTH_REVOKED_TEXT' }],
+    [open.service, [], { VOTESTREAM_AUTH: 'none' }],
+  ] as const) {
+    for (const service of SERVICES) {
+      const asks = ASKING.includes(service);
+      const [, task] = resources(template, 'AWS::ECS::TaskDefinition').find(([id]) => id.startsWith(`${service}Task`)) ?? assert.fail();
+      const [container, collector] = task.Properties.ContainerDefinitions;
+      const given = ((container.Secrets ?? []) as { ValueFrom: string }[]).map((one) => one.ValueFrom);
+      assert.deepEqual(given, asks ? secrets : []);
+      assert.equal(collector.Secrets, undefined);
+      const auth = (container.Environment as { Name: string; Value: string }[]).filter(({ Name }) => Name.includes('AUTH'));
+      assert.deepEqual(Object.fromEntries(auth.map(({ Name, Value }) => [Name, Value])), asks ? variables : {}, service);
+      // The role with which ECS starts the task, and only for these secrets.
+      const policies = resources(template, 'AWS::IAM::Policy').filter(([, one]) => JSON.stringify(one.Properties).includes('secretsmanager:'));
+      for (const [id] of policies) assert.match(id, /^(ingest|tally)TaskExecutionRoleDefaultPolicy/);
+      const [, policy] = policies.find(([id]) => id.startsWith(service)) ?? [];
+      const statements = (policy?.Properties.PolicyDocument.Statement ?? []) as Record<string, any>[];
+      const reading = statements.filter((one) => asArray<string>(one.Action).some((action) => action.startsWith('secretsmanager:')));
+      assert.deepEqual(reading.flatMap((one) => asArray<string>(one.Resource)), asks ? secrets : [], service);
+      for (const one of reading) {
+        assert.deepEqual(asArray<string>(one.Action).sort(), ['secretsmanager:DescribeSecret', 'secretsmanager:GetSecretValue']);
+      }
+    }
+    const endpoints = JSON.stringify(resources(template, 'AWS::EC2::VPCEndpoint'));
+    assert.equal(endpoints.includes('.secretsmanager"'), secrets.length > 0, 'tasks without a way out start, too');
+  }
+});
+
+test('only those who check tokens have a way to the keys of issuers', () => {
+  const [isolated, three] = [new Made({ natGateways: 0 }), new Made({ natGateways: 3 })];
+  for (const [template, count] of [[made.service, 1], [isolated.service, 0], [open.service, 0], [three.service, 3]] as const) {
+    template.resourceCountIs('AWS::EC2::NatGateway', count);
+    const outward = SERVICES.filter((service) => {
+      const [, found] = resources(template, 'AWS::ECS::Service').find(([id]) => id.startsWith(`${service}Service`)) ?? assert.fail();
+      return JSON.stringify(found.Properties.NetworkConfiguration.AwsvpcConfiguration.Subnets).includes('outward');
+    });
+    assert.deepEqual(outward, count > 0 ? ASKING : []);
+  }
+  // What may be reached: HTTPS, and nothing else.
+  for (const [id, { Properties }] of resources(made.service, 'AWS::EC2::SecurityGroup')) {
+    if (!String(Properties.GroupDescription).startsWith('Tasks')) continue;
+    assert.deepEqual((Properties.SecurityGroupEgress as any[]).map((one) => [one.CidrIp, one.FromPort, one.ToPort]), [['0.0.0.0/0', 443, 443]], id);
+  }
+});
+
+test('without a decision who may call there is no deployment', () => {
+  for (const auth of [undefined, '']) {
+    assert.throws(() => stacks({ auth }), /auth: missing: say who may call, by the ARN of the secret.*or none in so many words/);
+  }
+  for (const auth of ['votestream/auth', 'nobody', AUTH.slice(0, -7), 'arn:aws:secretsmanager:us-east-1:000000000000:secret:*']) {
+    assert.throws(() => stacks({ auth }), /auth: .*expected the whole ARN of a secret/, auth);
+  }
+  assert.throws(() => stacks({ auth: 'none', authRevoked: AUTH }), /authRevoked: needs auth to be a secret/);
 });
 
 test('tasks run on Graviton, hardened, without a public address, and take no call but from the load balancer', () => {
@@ -188,7 +274,6 @@ test('tasks run on Graviton, hardened, without a public address, and take no cal
     assert.deepEqual(Properties.DeploymentConfiguration.DeploymentCircuitBreaker, { Enable: true, Rollback: true }, id);
     assert.equal(Properties.DeploymentConfiguration.MinimumHealthyPercent, 100, id);
   }
-  made.service.resourceCountIs('AWS::EC2::NatGateway', 0);
   const inward = resources(made.service, 'AWS::EC2::SecurityGroupIngress').map(([, one]) => one.Properties);
   for (const rule of inward) assert.ok(rule.SourceSecurityGroupId, 'from a group, never from a range');
   assert.deepEqual(new Set(inward.map((rule) => rule.FromPort)), new Set([443, 50051, 50052]));
@@ -254,7 +339,7 @@ test('alarms reach the topic, and CloudWatch may publish there', () => {
 });
 
 test('cdk-nag finds nothing that is not explained', () => {
-  const both = [stacks(), stacks({ clientCidrs: '0.0.0.0/0', adminCidrs: '198.51.100.0/28', consumer: 'polling' })];
+  const both = [stacks({ authRevoked: AUTH }), stacks({ auth: 'none', clientCidrs: '0.0.0.0/0', adminCidrs: '198.51.100.0/28', consumer: 'polling' })];
   for (const stack of both.flatMap(({ data, registry, service }) => [data, registry, service])) {
     for (const find of ['findError', 'findWarning'] as const) {
       const found = Annotations.fromStack(stack)[find]('*', Match.anyValue());
@@ -266,12 +351,14 @@ test('cdk-nag finds nothing that is not explained', () => {
 test('a wrong configuration reports all its mistakes at once', () => {
   const wrong = {
     shards: 0, consumer: 'kcl', clientCidrs: '10.0.0.300/8', ingestTasks: 5, ingestTasksMax: 3, ingestCpu: 512,
-    ingestMemory: 30_720, domain: 'vote.example.org', writeUnitsPerSecond: 1,
+    ingestMemory: 30_720, domain: 'vote.example.org', writeUnitsPerSecond: 1, auth: 'file', natGateways: 4, adminCidrs: '0.0.0.0/0',
+    adminDomain: 'manage.example.com',
   };
   assert.throws(() => stacks(wrong), (error: Error) => {
     const mistakes = error.message.split('\n').slice(1).map((line) => line.trim().split(':')[0]);
     assert.deepEqual(mistakes.sort(), [
-      'clientCidrs', 'consumer', 'domain and hostedZoneId', 'ingestMemory', 'ingestTasksMax', 'shards', 'writeUnitsPerSecond',
+      'adminCidrs', 'adminDomain', 'adminDomain', 'auth', 'clientCidrs', 'consumer', 'domain and hostedZoneId', 'ingestMemory',
+      'ingestTasksMax', 'natGateways', 'shards', 'writeUnitsPerSecond',
     ]);
     return true;
   });

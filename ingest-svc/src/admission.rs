@@ -1,6 +1,6 @@
 //! Admission of votes: from the bytes of a message to accepted votes in their lanes.
 //!
-//! Owns validation. Must never accept a vote by a poll definition that was older than the cache's life when the clock
+//! Owns validation, and that what goes into a lane is the pseudonym of a user where the poll has a key. Must never accept a vote by a poll definition that was older than the cache's life when the clock
 //! was read for that vote's stamp. Must never stamp a vote with another time than the one that was compared with
 //! opens_at and closes_at. Must never accept a vote while the clock is not trusted. Must never do more work for a
 //! message than its size justifies: each vote is judged once, and looked at at most once more.
@@ -14,13 +14,15 @@ mod walk;
 use std::{cell::Cell, ops::ControlFlow, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, stream};
+use parking_lot::Mutex;
 use tokio::{
     sync::Semaphore,
     task::yield_now,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use votestream_core::{
-    Clock, Moment, PollId, Refusal, Timestamp, UserId,
+    Clock, Moment, PollId, PseudonymKeys, Refusal, Timestamp, UserId,
+    model::{poll::check_user_id, user_id::uuid_text},
     mutation::{self, Mutation},
     observe::metrics,
     polls::{cache::PollCache, index::IndexedPoll},
@@ -55,6 +57,8 @@ const LOOKUPS_A_MESSAGE_MAX: usize = 16;
 /// Most polls that are read at the same time for all messages. A quarter of the cache's own limit, because the cache
 /// also refreshes polls of other messages in the background.
 const LOOKUPS_MAX: usize = 256;
+/// Shortest time between two lines in the log about keys that are missing.
+const KEY_MISSING_EVERY: Duration = Duration::from_secs(10);
 
 /// Admits votes into the lanes.
 pub struct Admission {
@@ -62,6 +66,9 @@ pub struct Admission {
     polls: PollCache,
     clock: Arc<dyn Clock>,
     memories: Memories,
+    keys: PseudonymKeys,
+    /// When a missing key was logged last.
+    key_missing: Mutex<Option<Instant>>,
     inflight: InflightBytes,
     lookups: Semaphore,
     /// How long a message waits for its polls before its votes are refused.
@@ -119,6 +126,8 @@ impl Admission {
             polls,
             clock,
             memories: Memories::default(),
+            keys: config.pseudonym_keys.clone(),
+            key_missing: Mutex::default(),
             inflight: InflightBytes::new(config.unsettled_bytes_max, config.bounds.answer_deadline),
             lookups: Semaphore::new(LOOKUPS_MAX),
             lookup_patience: config.bounds.answer_deadline / 2,
@@ -230,11 +239,12 @@ impl Admission {
         let Admit { ledger, caller, next: first, bytes, walk, polls, moment } = admit;
         // Brings back an old bug for a test: the stamp is read later than the moment for which the polls were checked.
         let now = if mutation::is_active(Mutation::AgeBeforeClock) { self.clock.now() } else { moment.now };
-        let is_trusted = self.clock.is_trusted();
-        let judge = Judge { caller, now, moment: *moment, is_trusted, first: *first };
+        let (is_trusted, keys) = (self.clock.is_trusted(), &self.keys);
+        let judge = Judge { caller, now, moment: *moment, is_trusted, first: *first, keys };
         let Judged { accepted, refused, votes, stop } = judge.judge(walk, polls, *bytes, ledger.refused_max());
         metrics::VOTES_ACCEPTED.add(0, accepted.len() as u64);
         refusal::count(&refused);
+        self.report_missing_key(&refused);
         let (permit, rest) = match stop {
             None => (permit, None),
             // No vote was judged yet.
@@ -253,6 +263,20 @@ impl Admission {
         }
         give_back(accepted);
         rest
+    }
+
+    /// Says in the log which key is missing, but not for every vote.
+    fn report_missing_key(&self, refused: &[Refused]) {
+        let missing = |refused: &Refused| {
+            let Refusal::KeyMissing(poll, key) = &refused.refusal else { return None };
+            Some((poll.clone(), *key))
+        };
+        let Some((poll, key)) = refused.iter().find_map(missing) else { return };
+        let (now, mut last) = (self.clock.instant(), self.key_missing.lock());
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= KEY_MISSING_EVERY) {
+            *last = Some(now);
+            tracing::error!(poll_id = %poll, %key, "votes are refused: this process lacks the pseudonym key of their poll");
+        }
     }
 
     /// Looks up polls, several at a time.
@@ -338,6 +362,8 @@ struct Judge<'c> {
     is_trusted: bool,
     /// Index of the first vote.
     first: u64,
+    /// The keys of pseudonyms.
+    keys: &'c PseudonymKeys,
 }
 
 impl<'c> Judge<'c> {
@@ -367,7 +393,13 @@ impl<'c> Judge<'c> {
                     Ok((poll, user)) => match self.check(user, vote.option_id, poll, &mut last_missing) {
                         Ok((option_id, user_id)) => {
                             // The hash is computed before the vote leaves this function.
-                            let hash = unhashed.add(poll, user, &mut accepted).unwrap_or_default();
+                            let hash = match user_id {
+                                UserId::Uuid { prefix: "", uuid } if poll.is_pseudonymous() => {
+                                    unhashed.add(poll, &uuid_text(uuid), &mut accepted)
+                                }
+                                UserId::Uuid { .. } | UserId::Text(_) => unhashed.add(poll, user, &mut accepted),
+                            };
+                            let hash = hash.unwrap_or_default();
                             let (poll_id, index) = (poll.id(), votes as u32);
                             accepted.push(AcceptedVote { poll_id, option_id, user_id, hash, index });
                             votes += 1;
@@ -386,6 +418,18 @@ impl<'c> Judge<'c> {
         });
         unhashed.hash(&mut accepted);
         Judged { accepted, refused, votes, stop }
+    }
+
+    /// A user as they are stored.
+    #[inline(always)]
+    fn stored<'v>(&self, poll: &IndexedPoll, user: User<'v>) -> Result<UserId<'v>, Refusal> {
+        match user {
+            User::Stored(user_id) => Ok(user_id),
+            User::Named(name) => Ok(match poll.pseudonyms(self.keys)? {
+                Some(pseudonyms) => UserId::Uuid { prefix: "", uuid: pseudonyms.of(self.caller.namespace(), name) },
+                None => UserId::of(name),
+            }),
+        }
     }
 
     /// The poll of a vote, and the user that its caller votes as. Rights come first: whoever may not vote in a poll learns
@@ -423,7 +467,7 @@ impl<'c> Judge<'c> {
         refusal
     }
 
-    /// Judges one vote. If it is valid, returns its option and its user.
+    /// Judges one vote. If it is valid, returns its option, and its user as they are stored.
     #[inline(always)]
     fn check<'a>(
         &self,
@@ -432,14 +476,17 @@ impl<'c> Judge<'c> {
         poll: &'a IndexedPoll,
         last_missing: &mut Option<Missed<'a>>,
     ) -> Result<(&'a Arc<str>, UserId<'a>), Refusal> {
-        let user_id = UserId::check(user)?;
+        let user = match poll.is_pseudonymous() {
+            false => User::Stored(UserId::check(user)?),
+            true => User::Named(check_user_id(user)?),
+        };
         if let Some(missed) = last_missing
             && missed.is(poll, option_id)
         {
             return Err(missed.refusal.clone());
         }
         match poll.admits(option_id, self.now) {
-            Ok(option) if self.is_trusted => Ok((option, user_id)),
+            Ok(option) if self.is_trusted => Ok((option, self.stored(poll, user)?)),
             Ok(_) => Err(Refusal::ClockContradicted),
             Err(refusal) => {
                 if let Refusal::NoSuchOption(_) = &refusal {
@@ -449,6 +496,14 @@ impl<'c> Judge<'c> {
             }
         }
     }
+}
+
+/// The user of a vote.
+enum User<'v> {
+    /// As they are stored.
+    Stored(UserId<'v>),
+    /// As the vote names them; a pseudonym is stored.
+    Named(&'v str),
 }
 
 /// The latest option that its poll does not have. A client with a wrong option mostly uses it in many votes, and these

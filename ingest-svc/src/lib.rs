@@ -29,7 +29,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    TimeBounds,
+    PseudonymKeys, TimeBounds,
     polls::cache::PollCache,
     port::Ports,
     produce::{LaneConfig, Producer},
@@ -65,6 +65,9 @@ pub struct IngestConfig {
     pub identity: Identity,
     /// How often others may call; not limited by default.
     pub quotas: Quotas,
+    /// Keys of the pseudonyms under which users are stored; none by default. Votes of polls whose key is not among them
+    /// are refused.
+    pub pseudonym_keys: PseudonymKeys,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -86,6 +89,7 @@ impl IngestConfig {
             drain: bounds.answer_deadline + Duration::from_secs(2),
             identity: Identity::default(),
             quotas: Quotas::default(),
+            pseudonym_keys: PseudonymKeys::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -118,6 +122,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
+    tracing::info!(keys = %config.pseudonym_keys, "pseudonyms");
     let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
         .await
         .map_err(|error| ServiceError::task("reading the shard map", error))?;

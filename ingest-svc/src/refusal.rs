@@ -60,7 +60,9 @@ fn code_of(refusal: &Refusal) -> RejectionCode {
         Refusal::Closed(_) => RejectionCode::PollClosed,
         Refusal::WrongSource(_) => RejectionCode::WrongSource,
         Refusal::NotAllowed(_) => RejectionCode::NotAllowed,
-        Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => RejectionCode::Unavailable,
+        Refusal::PollUnreadable(_) | Refusal::KeyMissing(..) | Refusal::ClockContradicted | Refusal::NotStored => {
+            RejectionCode::Unavailable
+        }
         Refusal::OutcomeUnknown => RejectionCode::OutcomeUnknown,
     }
 }
@@ -72,7 +74,9 @@ pub(crate) fn status_of(refusal: &Refusal) -> Status {
         Refusal::NoSuchPoll(_) => Code::NotFound,
         Refusal::NotOpen(_) | Refusal::Closed(_) | Refusal::WrongSource(_) => Code::FailedPrecondition,
         Refusal::NotAllowed(_) => Code::PermissionDenied,
-        Refusal::PollUnreadable(_) | Refusal::ClockContradicted | Refusal::NotStored => Code::Unavailable,
+        Refusal::PollUnreadable(_) | Refusal::KeyMissing(..) | Refusal::ClockContradicted | Refusal::NotStored => {
+            Code::Unavailable
+        }
         Refusal::OutcomeUnknown => Code::DeadlineExceeded,
     };
     match refusal.field() {
@@ -110,6 +114,7 @@ fn reason_of(refusal: &Refusal) -> Option<Rejected> {
         Refusal::WrongSource(_) => Rejected::WrongSource,
         Refusal::NotAllowed(_) => Rejected::NotAllowed,
         Refusal::PollUnreadable(_) | Refusal::ClockContradicted => Rejected::Unavailable,
+        Refusal::KeyMissing(..) => Rejected::KeyMissing,
         // The lanes count these outcomes.
         Refusal::NotStored | Refusal::OutcomeUnknown => return None,
     };

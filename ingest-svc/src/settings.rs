@@ -6,7 +6,7 @@ use votestream_core::TimeBounds;
 use votestream_process::config::{
     Program, Setting, Values, bytes, duration,
     engine::{self, EngineConfig},
-    listener, socket_addr, whole,
+    listener, pseudonyms, socket_addr, whole,
 };
 use votestream_server::Connections;
 
@@ -20,6 +20,7 @@ pub const PROGRAM: Program = Program {
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50051", "Address of the service; port 0 picks a free one."),
             listener::CORS_ALLOW_ORIGINS,
+            pseudonyms::PSEUDONYM_KEYS,
         ],
         listener::LIMITS,
         listener::IDENTITY,
@@ -86,6 +87,7 @@ impl Settings {
         let quotas = listener::quotas(values, identity.as_ref());
         let limits = listener::limits(values);
         let tls = listener::tls(values);
+        let keys = pseudonyms::pseudonym_keys(values);
         let engine = EngineConfig::read(values);
         let ingest_tasks = values.get("ingest-tasks", whole(1..=10_000u32));
         let linger = values.get("lane-linger", duration(Duration::ZERO..=Duration::from_secs(1)));
@@ -98,6 +100,7 @@ impl Settings {
         ingest.identity = identity?;
         ingest.quotas = quotas?;
         ingest.cors_allow_origins = origins?;
+        ingest.pseudonym_keys = keys?;
         ingest.connections = Connections::secured(limits?, tls?);
         ingest.lanes.linger = linger?;
         ingest.unsettled_bytes_max = unsettled_bytes_max?;
@@ -132,12 +135,19 @@ mod tests {
         let timeouts = |config: &IngestConfig| (config.first_message_timeout, config.silence_timeout);
         assert_eq!(timeouts(&settings.ingest), timeouts(&distributed));
         assert_eq!(settings.ingest.bounds, TimeBounds::DISTRIBUTED);
+        assert_eq!(settings.ingest.pseudonym_keys.active(), None);
         assert_eq!(settings.engine.create_with_shards, None);
     }
 
     #[test]
     fn wrong_values_are_reported_together() {
-        let flags = ["--drain=5s", "--cors-allow-origins=vote.example", "--stream=a/b", "--unsettled-bytes-max=1MiB"];
+        let flags = [
+            "--drain=5s",
+            "--cors-allow-origins=vote.example",
+            "--stream=a/b",
+            "--unsettled-bytes-max=1MiB",
+            "--pseudonym-keys=/nowhere",
+        ];
         let Err(Refused::Mistakes(mistakes)) = read(&flags) else { panic!("accepted") };
         assert_eq!(mistakes.len(), flags.len(), "{mistakes:#?}");
     }

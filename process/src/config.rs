@@ -7,6 +7,7 @@
 pub mod engine;
 pub mod listener;
 mod parse;
+pub mod pseudonyms;
 
 use std::{
     collections::BTreeMap,

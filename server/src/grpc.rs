@@ -119,7 +119,8 @@ where
     surface.identity.watch();
     surface.quotas.prune();
     let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs);
-    let services = Front { service: check.layer(Deadline(front)), routes: surface.into_routes().prepare() };
+    let audited = surface.audit.layer(check.layer(Deadline(front)));
+    let services = Front { service: audited, routes: surface.into_routes().prepare() };
     let draining = async {
         shutdown.cancelled().await;
         for name in service_names.iter().chain(&[""]) {

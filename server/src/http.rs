@@ -30,6 +30,7 @@ use tower::{Layer, Service};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::{
+    audit::{Acts, AuditLayer, AuditLog, Told},
     deadline::DeadlineLayer,
     identity::{CheckLayer, Identity, Needs},
     quotas::Quotas,
@@ -51,6 +52,7 @@ pub struct Surface {
     pub(crate) identity: Identity,
     pub(crate) needs: Needs,
     pub(crate) quotas: Quotas,
+    pub(crate) audit: AuditLayer,
     json: Router,
     cors: CorsOrigins,
 }
@@ -62,6 +64,7 @@ impl From<Routes> for Surface {
             identity: Identity::default(),
             needs: &[],
             quotas: Quotas::default(),
+            audit: AuditLayer::default(),
             json: Router::new(),
             cors: CorsOrigins::default(),
         }
@@ -89,15 +92,24 @@ impl Surface {
         self
     }
 
+    /// Notes in this log which of the requests that `acts` names are refused before a handler has them. Handlers note
+    /// everything else.
+    #[must_use]
+    pub fn audited(mut self, log: AuditLog, acts: Acts) -> Self {
+        self.audit = AuditLayer { log, acts };
+        self
+    }
+
     /// Combines everything. gRPC-Web is translated before the gRPC services; JSON routes do not pass the translation.
     pub(crate) fn into_routes(self) -> Routes {
         let check = CheckLayer::grpc(self.identity.clone(), self.quotas.clone(), self.needs);
-        let grpc = self.grpc.into_axum_router().layer(DeadlineLayer).layer(check).layer(WebLayer);
-        let json =
-            self.json.layer(CheckLayer::json(self.identity, self.quotas)).method_not_allowed_fallback(async || {
-                let message = "this path does not take this method";
-                respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
-            });
+        let grpc =
+            self.grpc.into_axum_router().layer(DeadlineLayer).layer(check).layer(self.audit.clone()).layer(WebLayer);
+        let check = CheckLayer::json(self.identity, self.quotas);
+        let json = self.json.layer(check).layer(self.audit).method_not_allowed_fallback(async || {
+            let message = "this path does not take this method";
+            respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
+        });
         let mut router = grpc.merge(json).fallback(not_found);
         if let Some(cors) = self.cors.layer() {
             router = router.layer(cors);
@@ -200,7 +212,7 @@ impl CorsOrigins {
             origins if origins.iter().any(|origin| origin == "*") => AllowOrigin::any(),
             origins => AllowOrigin::list(origins.iter().cloned()),
         };
-        let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after"];
+        let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after", "www-authenticate"];
         let layer = CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST])
@@ -379,7 +391,9 @@ struct ErrorFields<'a> {
 
 fn respond(http: StatusCode, code: Code, message: &str, field: Option<&str>) -> Response {
     let body = ErrorBody { error: ErrorFields { code: name_of(code), message, field } };
-    with_json(http, serde_json::to_vec(&body).unwrap_or_default())
+    let mut response = with_json(http, serde_json::to_vec(&body).unwrap_or_default());
+    response.extensions_mut().insert(Told(Status::new(code, message)));
+    response
 }
 
 fn with_json(http: StatusCode, json: Vec<u8>) -> Response {

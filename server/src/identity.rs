@@ -5,8 +5,9 @@
 //! missing: a request without the check's mark has no rights at all.
 //!
 //! `rules` reads the auth file, `issuer` the keys of those who sign tokens, `revoked` what counts no more. `verify`
-//! turns a request's credential into a `caller`, and `check` stands in front of the routes. Never by hand here: the
-//! format of tokens and keys, which `jsonwebtoken` reads, and cryptography, which `ring` does.
+//! turns a request's credential into a `caller`, and `check` stands in front of the routes. `sign` makes tokens and keys
+//! for those who have no issuer of their own. Never by hand here: the format of tokens and keys, which `jsonwebtoken`
+//! reads, and cryptography, which `ring` does.
 
 mod caller;
 mod check;
@@ -17,10 +18,12 @@ mod reload;
 mod revoked;
 mod rules;
 mod scope;
+mod sign;
 pub mod signature;
 mod verify;
 
 use std::{
+    fmt,
     path::PathBuf,
     sync::{
         Arc,
@@ -37,6 +40,8 @@ pub(crate) use check::CheckLayer;
 pub use check::{Need, Needs};
 pub use issuer::Pace;
 pub use scope::{Action, InvalidScope, Scopes};
+pub(crate) use sign::hex;
+pub use sign::{Claims, Secret, SignError, Signer, check_auth_file, new_key_set, random_user};
 pub(crate) use verify::{FAILURES_MAX, Remembered};
 
 use rules::Rules;
@@ -49,7 +54,7 @@ pub enum Auth {
     Off,
     /// By this file, and by the file of credentials that count no more.
     File {
-        /// The auth file.
+        /// The auth file; or `env:NAME`, whose text is in this variable of the environment.
         file: PathBuf,
         /// The revocations, if there are any.
         revoked: Option<PathBuf>,
@@ -57,10 +62,16 @@ pub enum Auth {
 }
 
 /// Finds out who calls. Copies share what is remembered.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Identity(Option<Arc<Inner>>);
 
-#[derive(Debug)]
+impl fmt::Debug for Identity {
+    /// Whether it is on, and nothing else: settings are logged, and the rules hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_on() { "Identity(on)" } else { "Identity(off)" })
+    }
+}
+
 struct Inner {
     files: reload::Files,
     rules: ArcSwap<Rules>,

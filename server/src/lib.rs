@@ -6,6 +6,7 @@
 // `println!` and `eprintln!` panic once the reader of a pipe has left. A process has other means to print.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod audit;
 mod connections;
 mod deadline;
 mod front;
@@ -17,6 +18,7 @@ mod limits;
 mod quotas;
 mod tls;
 
+pub use audit::{AuditLog, AuditTarget};
 pub use connections::{Connections, Peer, raise_descriptor_limit};
 pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};

@@ -79,6 +79,8 @@ struct Shared {
     /// What new connections begin with.
     current: ArcSwap<ServerConfig>,
     watched: Mutex<Watched>,
+    /// Held by whoever looks: two that look at the same moment would agree about a file that is half written.
+    looking: tokio::sync::Mutex<()>,
     handshakes: Arc<Handshakes>,
 }
 
@@ -140,6 +142,7 @@ impl Tls {
             source,
             current: ArcSwap::from_pointee(config),
             watched: Mutex::new(watched),
+            looking: tokio::sync::Mutex::default(),
             handshakes: Arc::default(),
         })))
     }
@@ -154,8 +157,9 @@ impl Tls {
         &self.0.handshakes
     }
 
-    /// Looks at the files from time to time, for as long as it is polled. Several listeners may do so at the same time.
+    /// Looks at the files from time to time, for as long as it is polled. All listeners poll it, and one of them looks.
     pub(crate) async fn keep_current(&self) {
+        let _looking = self.0.looking.lock().await;
         loop {
             let tls = self.clone();
             // A file system may take its time.

@@ -12,10 +12,10 @@ use tokio::{
     task::{JoinError, JoinHandle},
 };
 use tokio_util::sync::CancellationToken;
-use votestream_core::port::Ports;
+use votestream_core::{PseudonymKeys, port::Ports};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::{Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError};
+use votestream_server::{AuditLog, Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// How a service ended.
@@ -73,6 +73,21 @@ impl StackConfig {
     pub fn with_quotas(mut self, quotas: Quotas) -> Self {
         self.ingest.quotas = quotas.clone();
         self.tally.quotas = quotas;
+        self
+    }
+
+    /// Stores the users of new polls under pseudonyms, by the active one of these keys.
+    #[must_use]
+    pub fn with_pseudonyms(mut self, keys: PseudonymKeys) -> Self {
+        self.tally.pseudonym_key = keys.active();
+        self.ingest.pseudonym_keys = keys;
+        self
+    }
+
+    /// Writes into this log who administers.
+    #[must_use]
+    pub fn with_audit(mut self, audit: AuditLog) -> Self {
+        self.tally.audit = audit;
         self
     }
 

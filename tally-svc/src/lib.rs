@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clocks of their own"))]
 
+mod acts;
 mod applier;
 mod cache;
 mod convert;
@@ -28,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use votestream_core::{
+    KeyId,
     consume::group::{self, GroupConfig},
     port::{Group, Ports},
 };
@@ -36,7 +38,7 @@ use votestream_proto::v1::{
     results_service_server::{self, ResultsServiceServer},
 };
 use votestream_server::{
-    Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError, Surface,
+    AuditLog, Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError, Surface,
     identity::{Action, Need, Needs},
 };
 
@@ -75,6 +77,10 @@ pub struct TallyConfig {
     pub identity: Identity,
     /// How often others may call; not limited by default.
     pub quotas: Quotas,
+    /// Id of the key that makes pseudonyms of the users of new polls; `None` if they are stored as they are.
+    pub pseudonym_key: Option<KeyId>,
+    /// Where it is written who administers; off by default.
+    pub audit: AuditLog,
     /// Web pages that may call from a browser; none by default.
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
@@ -92,6 +98,8 @@ impl TallyConfig {
             idle_after: idle::AFTER,
             identity: Identity::default(),
             quotas: Quotas::default(),
+            pseudonym_key: None,
+            audit: AuditLog::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
         }
@@ -133,6 +141,10 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
+    match config.pseudonym_key {
+        Some(key) => tracing::info!(%key, "users of new polls are stored under pseudonyms"),
+        None => tracing::info!("user ids of new polls are stored as they are"),
+    }
     let mut group = config.group;
     group.window.linger = config.flush_interval;
     let bounds = group.bounds;
@@ -140,14 +152,17 @@ pub async fn run(
     let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, config.cache_life));
     let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
     let stop = shutdown.child_token();
-    let polls = Arc::new(Polls::new(ports.clone(), bounds, finalizer.clone(), snapshots.clone()));
-    let results = Arc::new(Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone()));
+    let polls = Polls::new(ports.clone(), bounds, config.pseudonym_key, finalizer.clone(), snapshots.clone());
+    let polls = Arc::new(polls.audited(config.audit.clone()));
+    let results = Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone());
+    let results = Arc::new(results.audited(config.audit.clone()));
     let json = json::routes(polls.clone(), results.clone());
     let results = ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = Routes::new(PollServiceServer::from_arc(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(results.clone());
     let surface =
         Surface::new(routes, json, config.cors_allow_origins).behind(config.identity, NEEDS).limited(config.quotas);
+    let surface = surface.audited(config.audit, acts::of_request);
 
     let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
     let (idle_ports, idle_after) = (ports.clone(), config.idle_after);

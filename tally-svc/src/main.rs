@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use votestream_aws::{AwsConfig, Deployment, connect, kinesis::Reading};
 use votestream_process::shell::{self, Process, ProcessError};
+use votestream_server::AuditLog;
 use votestream_tally::settings::{PROGRAM, Settings};
 
 #[global_allocator]
@@ -14,7 +15,8 @@ fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError> {
-    let Settings { listen, engine, fan_out, tally, drain } = settings;
+    let Settings { listen, engine, fan_out, audit_log, mut tally, drain } = settings;
+    tally.audit = audit_log.as_ref().map(AuditLog::open).transpose().map_err(ProcessError::start)?.unwrap_or_default();
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
         reading: if fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },

@@ -4,17 +4,19 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 use votestream_core::{
-    Closing, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp, Visibility,
+    Closing, KeyId, Poll, PollId, PollOption, PollSource, TimeBounds, Timestamp, Visibility,
     model::poll::InvalidField,
     port::{Created, Ports},
 };
 use votestream_proto::v1::{self, poll_service_server::PollService};
-use votestream_server::{Caller, identity::Action};
+use votestream_server::{AuditLog, Caller, identity::Action};
 
 use crate::{
+    acts,
     convert::{self, poll_id_of, timestamp_of},
     finalizer::Finalizer,
     snapshot::Snapshots,
@@ -45,15 +47,30 @@ const PAGE_COUNTS_FOR: u32 = 12;
 pub(crate) struct Polls {
     ports: Ports,
     bounds: TimeBounds,
+    /// See [`crate::TallyConfig::pseudonym_key`].
+    pseudonym_key: Option<KeyId>,
     finalizer: Arc<Finalizer>,
     snapshots: Arc<Snapshots>,
+    audit: AuditLog,
     /// See [`READ_MAX`].
     reads: Semaphore,
 }
 
 impl Polls {
-    pub(crate) fn new(ports: Ports, bounds: TimeBounds, finalizer: Arc<Finalizer>, snapshots: Arc<Snapshots>) -> Self {
-        Self { ports, bounds, finalizer, snapshots, reads: Semaphore::new(READ_MAX) }
+    pub(crate) fn new(
+        ports: Ports,
+        bounds: TimeBounds,
+        pseudonym_key: Option<KeyId>,
+        finalizer: Arc<Finalizer>,
+        snapshots: Arc<Snapshots>,
+    ) -> Self {
+        let (audit, reads) = (AuditLog::default(), Semaphore::new(READ_MAX));
+        Self { ports, bounds, pseudonym_key, finalizer, snapshots, audit, reads }
+    }
+
+    /// Notes in this log who creates and closes polls.
+    pub(crate) fn audited(self, audit: AuditLog) -> Self {
+        Self { audit, ..self }
     }
 
     /// Waits in turn until this many polls may be read. The semaphore is never closed.
@@ -77,7 +94,7 @@ impl Polls {
         }
         definition.check(opens, now, &self.bounds)?;
         self.check_clock()?;
-        let poll = definition.poll(opens)?;
+        let poll = definition.poll(opens)?.with_pseudonym_key(self.pseudonym_key);
         match self.ports.polls.create(&poll).await? {
             Created::New => {
                 self.stored(&poll);
@@ -283,9 +300,13 @@ impl PollService for Polls {
         &self,
         request: Request<v1::CreatePollRequest>,
     ) -> Result<Response<v1::CreatePollResponse>, Status> {
-        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
-        let poll = self.create(request.into_inner()).await?;
-        Ok(Response::new(v1::CreatePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
+        let (_, extensions, request) = request.into_parts();
+        let id = request.poll_id.clone();
+        acts::allow(&self.audit, &extensions, acts::CREATE, &id)?;
+        let asked = acts::definition(&request);
+        let work = async { Ok(convert::poll(&self.create(request).await?, self.now())) };
+        let poll = acts::run(&self.audit, &extensions, acts::CREATE, &id, || asked, work, acts::poll).await?;
+        Ok(Response::new(v1::CreatePollResponse { poll: Some(poll) }))
     }
 
     async fn get_poll(&self, request: Request<v1::GetPollRequest>) -> Result<Response<v1::GetPollResponse>, Status> {
@@ -308,9 +329,11 @@ impl PollService for Polls {
         &self,
         request: Request<v1::ClosePollRequest>,
     ) -> Result<Response<v1::ClosePollResponse>, Status> {
-        Caller::of(request.extensions()).require(Action::Manage, &request.get_ref().poll_id)?;
-        let poll = self.close(&request.into_inner().poll_id).await?;
-        Ok(Response::new(v1::ClosePollResponse { poll: Some(convert::poll(&poll, self.now())) }))
+        let (_, extensions, v1::ClosePollRequest { poll_id: id }) = request.into_parts();
+        acts::allow(&self.audit, &extensions, acts::CLOSE, &id)?;
+        let work = async { Ok(convert::poll(&self.close(&id).await?, self.now())) };
+        let poll = acts::run(&self.audit, &extensions, acts::CLOSE, &id, || Value::Null, work, acts::poll).await?;
+        Ok(Response::new(v1::ClosePollResponse { poll: Some(poll) }))
     }
 }
 
@@ -325,6 +348,7 @@ mod tests {
 
     const NOW: i64 = 1_000_000;
     const DAY: i64 = 86_400_000;
+    const KEY: KeyId = KeyId([7; 8]);
 
     fn service() -> (Memory, Polls) {
         let memory = memory();
@@ -332,7 +356,7 @@ mod tests {
         let (ports, bounds) = (memory.ports(), TimeBounds::ONE_MACHINE);
         let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
         let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, Duration::from_millis(100)));
-        (memory, Polls::new(ports, bounds, finalizer, snapshots))
+        (memory, Polls::new(ports, bounds, Some(KEY), finalizer, snapshots))
     }
 
     fn request(id: &str) -> v1::CreatePollRequest {
@@ -445,11 +469,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_poll_keeps_the_key_that_it_was_created_with() {
+        let (memory, mut polls) = service();
+        let first = polls.create(request("p")).await.unwrap();
+        assert_eq!(first.pseudonym_key, Some(KEY));
+        for other in [None, Some(KeyId([8; 8]))] {
+            polls.pseudonym_key = other;
+            assert_eq!(polls.create(request("p")).await.unwrap(), first);
+            assert_eq!(memory.ports().polls.get(&first.id).await.unwrap(), Some(first.clone()));
+        }
+        let got = polls.get_poll(Request::new(v1::GetPollRequest { poll_id: "p".into() })).await.unwrap();
+        assert_eq!(got.into_inner().poll.unwrap().pseudonym_key_id, "0707070707070707");
+        assert_eq!(polls.create(request("q")).await.unwrap().pseudonym_key, Some(KeyId([8; 8])));
+    }
+
+    #[tokio::test]
     async fn stream_polls_open_after_the_margin() {
         let (_, polls) = service();
         let stream = v1::CreatePollRequest { source: v1::PollSource::Stream.into(), ..request("s") };
         let poll = polls.create(stream).await.unwrap();
         assert_eq!((poll.opens_at, poll.source), (Timestamp(NOW + 2_500), PollSource::Stream));
+        assert_eq!(poll.pseudonym_key, None, "other producers write its user ids");
     }
 
     #[tokio::test]

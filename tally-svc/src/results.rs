@@ -6,13 +6,15 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use votestream_core::{Poll, PollId, Visibility, model::poll::FinalResult, port::Ports};
 use votestream_proto::v1::{self, results_service_server::ResultsService};
-use votestream_server::Caller;
+use votestream_server::{AuditLog, Caller};
 
 use crate::{
+    acts,
     convert::{self, poll_id_of, timestamp},
     finalizer::Finalizer,
     recount::Recounts,
@@ -30,6 +32,7 @@ pub(crate) struct Results {
     ports: Ports,
     snapshots: Arc<Snapshots>,
     recounts: Recounts,
+    audit: AuditLog,
     shutdown: CancellationToken,
 }
 
@@ -41,7 +44,12 @@ impl Results {
         shutdown: CancellationToken,
     ) -> Self {
         let recounts = Recounts::new(ports.clone(), finalizer, snapshots.clone());
-        Self { ports, snapshots, recounts, shutdown }
+        Self { ports, snapshots, recounts, audit: AuditLog::default(), shutdown }
+    }
+
+    /// Notes in this log who releases and recounts results.
+    pub(crate) fn audited(self, audit: AuditLog) -> Self {
+        Self { audit, ..self }
     }
 
     async fn final_results(
@@ -245,18 +253,22 @@ impl ResultsService for Results {
     }
 
     async fn recount(&self, request: Request<v1::RecountRequest>) -> Result<Response<v1::RecountResponse>, Status> {
-        let (viewer, _) = viewer_of(request.extensions(), &request.get_ref().poll_id, Act::Administer)?;
-        let id = poll_id_of(&request.get_ref().poll_id)?;
-        Ok(Response::new(self.recounts.run(viewer, id).await?))
+        let (_, extensions, v1::RecountRequest { poll_id: id }) = request.into_parts();
+        let viewer = acts::allow(&self.audit, &extensions, acts::RECOUNT, &id)?;
+        let work = async { Ok(self.recounts.run(viewer, poll_id_of(&id)?).await?) };
+        let became = |recount: &v1::RecountResponse| json!({ "matches": recount.matches, "final": recount.r#final });
+        let run = acts::run(&self.audit, &extensions, acts::RECOUNT, &id, || Value::Null, work, became);
+        Ok(Response::new(run.await?))
     }
 
     async fn release_results(
         &self,
         request: Request<v1::ReleaseResultsRequest>,
     ) -> Result<Response<v1::ReleaseResultsResponse>, Status> {
-        viewer_of(request.extensions(), &request.get_ref().poll_id, Act::Administer)?;
-        let poll = self.release(poll_id_of(&request.get_ref().poll_id)?).await?;
-        let poll = convert::poll(&poll, self.ports.clock.now());
+        let (_, extensions, v1::ReleaseResultsRequest { poll_id: id }) = request.into_parts();
+        acts::allow(&self.audit, &extensions, acts::RELEASE, &id)?;
+        let work = async { Ok(convert::poll(&self.release(poll_id_of(&id)?).await?, self.ports.clock.now())) };
+        let poll = acts::run(&self.audit, &extensions, acts::RELEASE, &id, || Value::Null, work, acts::poll).await?;
         Ok(Response::new(v1::ReleaseResultsResponse { poll: Some(poll) }))
     }
 }

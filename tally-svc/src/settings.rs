@@ -6,9 +6,9 @@ use votestream_core::port::Group;
 use votestream_process::config::{
     Program, Setting, Values, duration,
     engine::{self, ConsumerConfig, EngineConfig},
-    listener, socket_addr,
+    listener, pseudonyms, socket_addr,
 };
-use votestream_server::Connections;
+use votestream_server::{AuditTarget, Connections};
 
 use crate::TallyConfig;
 
@@ -20,6 +20,8 @@ pub const PROGRAM: Program = Program {
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
             listener::CORS_ALLOW_ORIGINS,
+            pseudonyms::PSEUDONYM_KEYS,
+            listener::AUDIT_LOG,
         ],
         listener::LIMITS,
         listener::IDENTITY,
@@ -55,6 +57,8 @@ pub struct Settings {
     pub engine: EngineConfig,
     /// Read by enhanced fan-out instead of polling.
     pub fan_out: bool,
+    /// Where it is written who administers. Not opened yet: asking for help must not lock a file.
+    pub audit_log: Option<AuditTarget>,
     /// The service.
     pub tally: TallyConfig,
     /// How long the drain may take.
@@ -70,6 +74,8 @@ impl Settings {
         let quotas = listener::quotas(values, identity.as_ref());
         let limits = listener::limits(values);
         let tls = listener::tls(values);
+        let keys = pseudonyms::pseudonym_keys(values);
+        let audit_log = listener::audit_log(values);
         let engine = EngineConfig::read(values);
         let consumer = ConsumerConfig::read(values, Group::Tally);
         let flush_interval = values.get("flush-interval", duration(Duration::ZERO..=Duration::from_secs(60)));
@@ -82,10 +88,11 @@ impl Settings {
             identity: identity?,
             quotas: quotas?,
             cors_allow_origins: origins?,
+            pseudonym_key: keys?.active(),
             connections: Connections::secured(limits?, tls?),
             ..TallyConfig::distributed()
         };
-        Some(Self { listen: listen?, engine: engine?, fan_out, tally, drain: drain? })
+        Some(Self { listen: listen?, engine: engine?, fan_out, audit_log: audit_log?, tally, drain: drain? })
     }
 }
 
@@ -106,14 +113,20 @@ mod tests {
         let (settings, distributed) = (read(&[]).unwrap(), TallyConfig::distributed());
         assert_eq!(settings.tally.flush_interval, distributed.flush_interval);
         assert_eq!(settings.tally.group.bounds, distributed.group.bounds);
+        assert_eq!(settings.tally.pseudonym_key, distributed.pseudonym_key);
         assert!(settings.drain > distributed.drain, "calls end before the whole drain does");
+        assert_eq!(settings.audit_log, None);
+        let target = |text: &str| read(&["--audit-log", text]).unwrap().audit_log.unwrap();
+        assert_eq!((target("-"), target("a/b")), (AuditTarget::Stdout, AuditTarget::File("a/b".into())));
     }
 
     #[test]
     fn wrong_values_are_reported_together() {
-        let Err(Refused::Mistakes(mistakes)) = read(&["--flush-interval=2h", "--consumer=kcl", "--listen=x"]) else {
+        let Err(Refused::Mistakes(mistakes)) =
+            read(&["--flush-interval=2h", "--consumer=kcl", "--listen=x", "--pseudonym-keys=/nowhere"])
+        else {
             panic!("accepted")
         };
-        assert_eq!(mistakes.len(), 3, "{mistakes:#?}");
+        assert_eq!(mistakes.len(), 4, "{mistakes:#?}");
     }
 }

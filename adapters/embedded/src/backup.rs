@@ -25,6 +25,9 @@ use crate::{
 
 /// Directory in which the store is linked while a copy is made.
 const STAGING: &str = "backup.staging";
+/// File in a data directory that its owner may have put there, and that belongs into every copy: the keys of
+/// pseudonyms. The engine does not read it.
+pub const PSEUDONYM_KEYS: &str = "pseudonym-keys";
 
 /// Makes copies of the data directory of an engine.
 #[derive(Clone)]
@@ -80,10 +83,27 @@ impl Backups {
         let removed = remove_staging(&self.directory).map_err(failed);
         drop(kept);
         copied.and(removed)?;
-        sync_directory(to)
+        // After the store: a key is written before a poll names it, and is never taken away.
+        self.copy_keys(to)
+            .and_then(|()| sync_directory(to))
             .and_then(|()| directory::write_format(to, &self.bounds, self.id))
             .and_then(|()| sync_directory(&parent(to)))
             .map_err(failed)
+    }
+
+    /// Copies the keys of pseudonyms, if there are any, for their owner's eyes alone.
+    fn copy_keys(&self, to: &Path) -> io::Result<()> {
+        let mut from = match File::open(self.directory.join(PSEUDONYM_KEYS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut copy = options.open(to.join(PSEUDONYM_KEYS))?;
+        io::copy(&mut from, &mut copy)?;
+        copy.sync_all()
     }
 
     fn claim(&self, to: &Path) -> Result<(), BackupError> {

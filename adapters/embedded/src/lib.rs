@@ -40,7 +40,7 @@ mod pairing;
 mod store;
 
 pub use background::background;
-pub use backup::{BackupError, Backups};
+pub use backup::{BackupError, Backups, PSEUDONYM_KEYS};
 pub use directory::OpenError;
 pub use engine::{CLOCK_BEHIND_MAX, EmbeddedEngine, EmbeddedOptions};
 

@@ -97,8 +97,11 @@ impl Report {
 pub(super) async fn run(global: &Global, args: CastArgs, mut signals: Signals) -> Outcome {
     match (args.file, args.poll, args.user, args.option) {
         (Some(path), ..) => cast_file(global, &path, args.from_line, signals).await,
-        (None, Some(poll), Some(user), Some(option)) => tokio::select! {
-            outcome = cast_one(global, &poll, &user, &option) => outcome,
+        (None, Some(_), None, Some(_)) if !global.has_token() => {
+            Err(Failure::usage("a vote needs --user, or a token that names one"))
+        }
+        (None, Some(poll), user, Some(option)) => tokio::select! {
+            outcome = cast_one(global, &poll, user.as_deref().unwrap_or_default(), &option) => outcome,
             signal = signals.next() => {
                 output::note("interrupted: whether the vote was accepted is not known");
                 Err(Failure::Interrupted(signal))

@@ -80,6 +80,14 @@ fn shown(poll: &json::Poll) -> String {
     }
 }
 
+/// How the users are stored, as text for people.
+fn stored(poll: &json::Poll) -> String {
+    match poll.pseudonym_key_id.as_str() {
+        "" => "stored under the ids that they vote with".to_owned(),
+        id => format!("stored under pseudonyms, key {}", output::printable(id)),
+    }
+}
+
 fn time(at: Option<jiff::Timestamp>) -> String {
     at.map_or_else(|| "-".to_owned(), |at| at.to_string())
 }
@@ -96,6 +104,7 @@ fn describe(poll: &json::Poll) -> Vec<String> {
         format!("source    {}", poll.source.trim_start_matches("POLL_SOURCE_").to_lowercase()),
         format!("sized for {} votes/s", poll.expected_peak),
         format!("results   {}", shown(poll)),
+        format!("voters    {}", stored(poll)),
     ];
     if poll.needs_recount {
         lines.push(format!("waits for a recount: votestream audit {}", output::printable(&poll.poll_id)));

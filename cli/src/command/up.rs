@@ -6,18 +6,23 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
+use votestream_embedded::PSEUDONYM_KEYS;
 use votestream_process::{
     config::listener::{self, auth_of, quotas_of},
     terminal::Signals,
 };
-use votestream_server::{Identity, Tls};
+use votestream_server::{AuditLog, AuditTarget, Identity, Tls};
 
 use crate::{
     args::{Global, TlsArgs, UpArgs},
     failure::{Answer, Failure, Outcome},
     output,
+    pseudonyms::Keys,
     stack::{RunningStack, StackOptions, Storage},
 };
+
+/// Most polls that a warning names.
+const POLLS_NAMED_MAX: usize = 10;
 
 /// The addresses of the services, printed for scripts.
 #[derive(Serialize)]
@@ -27,8 +32,11 @@ struct Addresses {
 }
 
 pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
+    if global.json && args.audit_log == Some(AuditTarget::Stdout) {
+        return Err(Failure::usage("--audit-log - and --json both write to stdout"));
+    }
     let identity = identity(&args)?;
-    let is_open = !identity.is_on();
+    let auth_file = args.auth.auth.clone().filter(|_| identity.is_on());
     let quotas = quotas_of(&args.calls.into(), &identity).map_err(Failure::usage)?;
     let ephemeral = args.ephemeral;
     let storage = match (args.ephemeral, args.data_dir) {
@@ -36,10 +44,13 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         (false, directory) => Storage::Directory(data_directory(directory)?),
     };
     let tls = tls(args.tls)?;
+    let audit = args.audit_log.as_ref().map(AuditLog::open).transpose();
+    let audit = audit.map_err(|error| Failure::usage(error.to_string()))?.unwrap_or_default();
     let scheme = if tls.is_some() { "https" } else { "http" };
     let options = StackOptions {
         identity,
         quotas,
+        audit,
         storage,
         shards: args.shards,
         ingest_addr: args.ingest_addr,
@@ -47,11 +58,13 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         limits: args.limits.into(),
         tls,
         cors_allow_origins: args.cors_allow_origins,
+        pseudonym_keys: Keys::of(args.pseudonym_keys.as_deref())?,
         continue_from_log_time: args.continue_from_log_time,
     };
     let mut stack = start(options, &mut signals).await?;
-    if is_open {
-        output::note(OPEN);
+    match &auth_file {
+        None => output::note(OPEN),
+        Some(file) => output::note(&format!("identity  {file}")),
     }
     let announced = announce(global, &stack, scheme, ephemeral);
     let broken = match announced {
@@ -120,6 +133,21 @@ fn announce(global: &Global, stack: &RunningStack, scheme: &str, ephemeral: bool
     output::note(&format!("results   {}", addresses.results));
     let end = if ephemeral { " (removed at the end)" } else { "" };
     output::note(&format!("data      {}{end}", stack.directory.display()));
+    match stack.pseudonym_key {
+        Some(key) => output::note(&format!("voters    in new polls: pseudonyms by key {key}")),
+        None => output::note("voters    in new polls: stored under the ids that they vote with"),
+    }
+    for (poll, key) in stack.keys_missing.iter().take(POLLS_NAMED_MAX) {
+        output::note(&format!(
+            "WARNING   poll {poll} needs the pseudonym key {key}, which is not there: its votes are refused. Put the line of that \
+             key back into {}",
+            stack.directory.join(PSEUDONYM_KEYS).display()
+        ));
+    }
+    let more = stack.keys_missing.len().saturating_sub(POLLS_NAMED_MAX);
+    if more > 0 {
+        output::note(&format!("WARNING   and {more} more polls lack their key"));
+    }
     if global.json { output::json(&addresses) } else { Ok(()) }
 }
 

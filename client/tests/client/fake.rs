@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -48,6 +48,7 @@ pub(crate) struct Network {
     cut: broadcast::Sender<()>,
     refuses: Arc<AtomicBool>,
     connections: Arc<AtomicUsize>,
+    authorizations: Arc<Mutex<Vec<Option<String>>>>,
 }
 
 impl Network {
@@ -62,6 +63,16 @@ impl Network {
         self.refuses.store(refuses, Ordering::SeqCst);
     }
 
+    /// What each call and each stream said about who calls.
+    pub(crate) fn authorizations(&self) -> Vec<Option<String>> {
+        self.authorizations.lock().unwrap().clone()
+    }
+
+    fn note<T>(&self, request: &Request<T>) {
+        let said = request.metadata().get("authorization").map(|said| said.to_str().unwrap().to_owned());
+        self.authorizations.lock().unwrap().push(said);
+    }
+
     /// Connections that were ever asked for.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
@@ -72,7 +83,7 @@ impl Network {
 fn network() -> (Network, Channel, mpsc::UnboundedReceiver<io::Result<DuplexStream>>) {
     let (cut, _) = broadcast::channel(1);
     let (accepted, incoming) = mpsc::unbounded_channel();
-    let network = Network { cut, refuses: Arc::default(), connections: Arc::default() };
+    let network = Network { cut, refuses: Arc::default(), connections: Arc::default(), authorizations: Arc::default() };
     let connecting = network.clone();
     let connector = tower::service_fn(move |_| {
         connecting.connections.fetch_add(1, Ordering::SeqCst);
@@ -99,6 +110,7 @@ fn network() -> (Network, Channel, mpsc::UnboundedReceiver<io::Result<DuplexStre
 }
 
 struct Ingest {
+    network: Network,
     cast: Arc<OnCast>,
     stream: Arc<OnStream>,
     casts: AtomicUsize,
@@ -109,7 +121,8 @@ struct Ingest {
 impl IngestService for Ingest {
     type StreamVotesStream = Pin<Box<dyn futures::Stream<Item = Answer> + Send>>;
 
-    async fn cast_vote(&self, _: Request<VotesMessage>) -> Result<Response<CastVoteResponse>, Status> {
+    async fn cast_vote(&self, request: Request<VotesMessage>) -> Result<Response<CastVoteResponse>, Status> {
+        self.network.note(&request);
         let call = self.casts.fetch_add(1, Ordering::SeqCst);
         (self.cast)(call).await.map(|()| Response::new(CastVoteResponse {}))
     }
@@ -122,6 +135,7 @@ impl IngestService for Ingest {
         &self,
         request: Request<Streaming<VotesMessage>>,
     ) -> Result<Response<Self::StreamVotesStream>, Status> {
+        self.network.note(&request);
         let at = self.streams.fetch_add(1, Ordering::SeqCst);
         let (answers, answered) = mpsc::channel(1);
         let handled = (self.stream)(at, request.into_inner(), answers);
@@ -141,7 +155,8 @@ impl IngestService for Ingest {
 /// 0. A stream ends when it was handled, with a status if there is one.
 fn ingest(cast: Arc<OnCast>, stream: Arc<OnStream>) -> (Network, Channel) {
     let (network, channel, incoming) = network();
-    let service = Ingest { cast, stream, casts: AtomicUsize::new(0), streams: AtomicUsize::new(0) };
+    let service =
+        Ingest { network: network.clone(), cast, stream, casts: AtomicUsize::new(0), streams: AtomicUsize::new(0) };
     let server = Server::builder().add_service(IngestServiceServer::new(service));
     tokio::spawn(server.serve_with_incoming(UnboundedReceiverStream::new(incoming)));
     (network, channel)

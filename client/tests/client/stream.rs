@@ -9,12 +9,12 @@ use futures::StreamExt;
 use tokio::{sync::Notify, time::Instant};
 use tonic::{Status, Streaming};
 use votestream_client::{
-    Cause, Client, Outcome, Outcomes, Retry, StreamOptions, StreamOver, VOTE_BYTES_MAX, Vote, VoteSender,
+    Cause, Client, Outcome, Outcomes, Retry, StreamOptions, StreamOver, Token, VOTE_BYTES_MAX, Vote, VoteSender,
     v1::{Rejection, RejectionCode, StreamVotesResponse},
 };
 use votestream_proto::{ReceivedVotes, VotesMessage};
 
-use crate::fake::{Answers, Network, streams};
+use crate::fake::{Answers, Network, casts, streams};
 
 fn vote<'a>(user_id: &'a str, option_id: &'a str) -> Vote<'a> {
     Vote { poll_id: "p", user_id, option_id }
@@ -239,4 +239,58 @@ async fn a_changed_mind_waits_until_no_old_vote_can_land_behind_it() {
     assert_eq!(outcomes.next().await, Some((2, Outcome::Durable)));
     assert!(broke.elapsed() >= Duration::from_secs(9), "{:?}", broke.elapsed());
     assert_eq!(*took.lock().unwrap(), [vec!["u"], vec!["u", "v", "u"]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_and_stream_says_who_calls_and_a_token_that_expires_is_followed_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "one").unwrap();
+    // Each stream settles its first message, and ends at the next one.
+    let (network, channel) = streams(move |at, mut messages: Streaming<VotesMessage>, answers: Answers| async move {
+        messages.message().await.ok()?;
+        answers.send(Ok(through(1))).await.ok()?;
+        messages.message().await.ok()??;
+        (at < 2).then(|| Status::unauthenticated("the token has expired"))
+    });
+    let client = Client::builder().token(Token::from_file(&path).unwrap()).ingest_over(channel);
+    let (sender, mut outcomes) = client.stream_votes(StreamOptions::default());
+    for (at, token) in [(0, "one"), (1, "two"), (2, "three")] {
+        std::fs::write(&path, token).unwrap();
+        // The file is read again for streams that begin a second later.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        sender.push(vote("u", "o")).await.unwrap();
+        assert_eq!(outcomes.next().await, Some((at, Outcome::Durable)));
+    }
+    drop(sender);
+    assert_eq!(outcomes.next().await, None);
+    let bearer = |token: &str| Some(format!("Bearer {token}"));
+    assert_eq!(network.authorizations(), ["one", "two", "three"].map(bearer));
+
+    // One that was never taken is wrong, and what cannot change is not tried again.
+    for (token, first) in [(Token::from_file(&path), false), (Token::new("fixed"), true)] {
+        let (network, channel) =
+            streams(move |_, mut messages: Streaming<VotesMessage>, answers: Answers| async move {
+                messages.message().await.ok()?;
+                if first {
+                    answers.send(Ok(through(1))).await.ok()?;
+                    messages.message().await.ok()?;
+                }
+                Some(Status::unauthenticated("no"))
+            });
+        let client = Client::builder().token(token.unwrap()).ingest_over(channel);
+        let (sender, outcomes) = client.stream_votes(StreamOptions::default());
+        sender.push(vote("0", "o")).await.unwrap();
+        if first {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            sender.push(vote("1", "o")).await.unwrap();
+        }
+        let seen: Vec<_> = outcomes.collect().await;
+        assert!(matches!(seen.last(), Some((_, Outcome::Unknown { .. }))), "{seen:?}");
+        assert_eq!(network.authorizations().len(), 1);
+    }
+    let (network, channel) = casts(|_| std::future::ready(Ok(())));
+    let caller = Client::builder().token(Token::new("call").unwrap()).ingest_over(channel);
+    assert_eq!(caller.cast(vote("0", "o")).await, Outcome::Durable);
+    assert_eq!(network.authorizations(), [bearer("call")]);
 }

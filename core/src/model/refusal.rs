@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{PollId, model::poll::InvalidField};
+use crate::{KeyId, PollId, model::poll::InvalidField};
 
 /// Why a vote is not durable, or may not be durable. Its text is for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Refusal {
     NotAllowed(Arc<str>),
     /// The poll cannot be read at the moment.
     PollUnreadable(PollId),
+    /// The process lacks the key that makes pseudonyms of the poll's users.
+    KeyMissing(PollId, KeyId),
     /// The clock of the process contradicts those of the engines.
     ClockContradicted,
     /// The stream did not take the vote in any attempt.
@@ -57,6 +59,7 @@ impl Refusal {
             Self::Unreadable
             | Self::NotAllowed(_)
             | Self::PollUnreadable(_)
+            | Self::KeyMissing(..)
             | Self::ClockContradicted
             | Self::NotStored
             | Self::OutcomeUnknown => None,
@@ -97,6 +100,11 @@ impl fmt::Display for Refusal {
             Self::WrongSource(poll) => write!(f, "poll \"{poll}\" takes its votes from the stream"),
             Self::NotAllowed(reason) => f.write_str(reason),
             Self::PollUnreadable(poll) => write!(f, "poll \"{poll}\" cannot be read at the moment, retry the vote"),
+            Self::KeyMissing(poll, key) => write!(
+                f,
+                "poll \"{poll}\" needs the pseudonym key {key}, which this server does not have; the vote was not stored, \
+                 retry it"
+            ),
             Self::ClockContradicted => f.write_str(
                 "the clock of this server differs from the engines' by more than the protocol allows; the vote was not \
                  stored, retry it",

@@ -181,6 +181,8 @@ pub enum Rejected {
     WrongSource,
     /// The poll cannot be read at the moment.
     Unavailable,
+    /// The process lacks the key that makes pseudonyms of the poll's users.
+    KeyMissing,
     /// Too many votes wait; the client has to try again later.
     Overloaded,
     /// None of these.
@@ -190,7 +192,7 @@ pub enum Rejected {
 }
 
 /// Votes that were rejected, per reason.
-pub static VOTES_REJECTED: Counter<10> = Counter::new(
+pub static VOTES_REJECTED: Counter<11> = Counter::new(
     info("votestream.ingest.votes.rejected", "{vote}", "Votes that were rejected before they reached a lane"),
     [
         &[("reason", "malformed")],
@@ -200,6 +202,7 @@ pub static VOTES_REJECTED: Counter<10> = Counter::new(
         &[("reason", "poll_closed")],
         &[("reason", "wrong_source")],
         &[("reason", "unavailable")],
+        &[("reason", "key_missing")],
         &[("reason", "overloaded")],
         &[("reason", "other")],
         &[("reason", "not_allowed")],

@@ -10,7 +10,12 @@ use std::{
 
 use crate::{
     Closing, Poll, PollHasher, PollId, PollSource, Refusal, Timestamp,
-    model::{poll::check_option_id, refusal::NoSuchOption, text},
+    model::{
+        poll::check_option_id,
+        pseudonym::{PollPseudonyms, PseudonymKeys},
+        refusal::NoSuchOption,
+        text,
+    },
 };
 
 /// A poll, and its options in a form that is fast to search.
@@ -18,6 +23,8 @@ use crate::{
 pub struct IndexedPoll {
     poll: Arc<Poll>,
     hasher: PollHasher,
+    /// Makes the pseudonyms of the poll's users. Derived for the first vote that needs it.
+    pseudonyms: OnceLock<PollPseudonyms>,
     /// For polls with few options of up to 15 bytes each: the bytes and their number. Empty for all other polls.
     short: Vec<u128>,
     /// For polls with many options, or with long ones.
@@ -39,7 +46,14 @@ impl IndexedPoll {
             Some(short) => (short, HashMap::new()),
             None => (Vec::new(), ids().cloned().zip(0..).collect()),
         };
-        Self { hasher: PollHasher::new(&poll.id), short, by_id, by_look: OnceLock::new(), poll }
+        Self {
+            hasher: PollHasher::new(&poll.id),
+            pseudonyms: OnceLock::new(),
+            short,
+            by_id,
+            by_look: OnceLock::new(),
+            poll,
+        }
     }
 
     /// The poll.
@@ -58,6 +72,30 @@ impl IndexedPoll {
     #[inline]
     pub fn hasher(&self) -> &PollHasher {
         &self.hasher
+    }
+
+    /// Whether the users of the poll are stored under pseudonyms.
+    #[inline]
+    pub fn is_pseudonymous(&self) -> bool {
+        self.poll.pseudonym_key.is_some()
+    }
+
+    /// What makes the pseudonyms of the poll's users, from the keys of this process; `None` if they are stored as they
+    /// are. All calls for one poll must bring the same keys, or more.
+    ///
+    /// # Errors
+    ///
+    /// If the poll's key is not among them.
+    #[inline]
+    pub fn pseudonyms(&self, keys: &PseudonymKeys) -> Result<Option<&PollPseudonyms>, Refusal> {
+        match (self.poll.pseudonym_key, self.pseudonyms.get()) {
+            (None, _) => Ok(None),
+            (Some(_), Some(derived)) => Ok(Some(derived)),
+            (Some(id), None) => {
+                let key = keys.get(id).ok_or_else(|| Refusal::KeyMissing(self.poll.id.clone(), id))?;
+                Ok(Some(self.pseudonyms.get_or_init(|| key.for_poll(&self.poll.id))))
+            }
+        }
     }
 
     /// Id of the poll.

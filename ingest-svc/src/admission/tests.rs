@@ -12,8 +12,10 @@ use tonic::codegen::Bytes;
 use votestream_core::{
     Closing, HashRange, Poll, PollOption, PollSource, SequenceNumber, ShardId,
     clock::SystemClock,
-    model::poll::FinalResult,
+    model::{poll::FinalResult, pseudonym::PseudonymKey},
     port::{Created, Group, PollStore, PortError, RecordReader, Shard, Stored, VoteStream},
+    record::batch::{self, RecordBody},
+    vote_hash,
 };
 use votestream_proto::VotesMessage;
 
@@ -83,8 +85,9 @@ impl PollStore for Store {
     }
 }
 
-/// Stores nothing, but answers that it has.
-struct Sink;
+/// Answers that it has stored what it keeps here.
+#[derive(Default)]
+struct Sink(Mutex<Vec<(u128, Bytes)>>);
 
 #[async_trait]
 impl VoteStream for Sink {
@@ -92,7 +95,8 @@ impl VoteStream for Sink {
         Ok(vec![Shard { id: ShardId::new("shard"), range: HashRange::ALL, parents: vec![], open: true }])
     }
 
-    async fn put(&self, _: u128, _: Bytes) -> Result<Stored, PortError> {
+    async fn put(&self, hash: u128, record: Bytes) -> Result<Stored, PortError> {
+        self.0.lock().push((hash, record));
         Ok(Stored { shard: ShardId::new("shard"), sequence: SequenceNumber::from_u64(1) })
     }
 
@@ -109,7 +113,12 @@ async fn admission(store: &Arc<Store>, clock: Arc<dyn Clock>, life: Duration) ->
     *store.poll.lock() = Some(poll);
     let mut config = IngestConfig::one_machine();
     config.bounds.poll_cache_life = life;
-    let producer = Producer::start(config.lanes, Arc::new(Sink), clock.clone()).await.unwrap();
+    admission_into(Arc::default(), config, store, clock).await
+}
+
+async fn admission_into(sink: Arc<Sink>, config: IngestConfig, store: &Arc<Store>, clock: Arc<dyn Clock>) -> Admission {
+    let life = config.bounds.poll_cache_life;
+    let producer = Producer::start(config.lanes, sink, clock.clone()).await.unwrap();
     Admission::new(&config, producer, PollCache::new(store.clone(), clock.clone(), life), clock)
 }
 
@@ -210,4 +219,79 @@ async fn a_thread_that_stands_still_accepts_nothing_on_an_old_definition() {
     }));
     let (_, refused) = admit(&admission, message(["known"])).await;
     assert_eq!(refused.get(&0), Some(&Refusal::Closed(PollId::new("known").unwrap())));
+}
+
+/// The users of the stored votes, in order. Each of their hashes is that of the poll and the stored user.
+fn stored_users(sink: &Sink) -> Vec<String> {
+    let mut users = Vec::new();
+    for (_, record) in sink.0.lock().iter() {
+        let Ok(RecordBody::Batch(batch)) = batch::decode(record) else { panic!("not a batch") };
+        users.extend((0..batch.len()).map(|at| batch.user_id(at).to_owned()));
+    }
+    users
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_into_the_lanes_is_the_pseudonym() {
+    let (store, clock) = (Arc::<Store>::default(), Arc::new(SystemClock::new()));
+    drop(admission(&store, clock.clone(), LONG).await);
+    let plain = store.poll.lock().clone().unwrap();
+    let (key, other) = (PseudonymKey::new([1; 32]), PseudonymKey::new([2; 32]));
+    let users = ["ada", "ada", "bob", "9f8b7c6d-5e4f-4a3b-8c2d-1e0f9a8b7c6d", &"x".repeat(256)];
+    let mut message = VotesMessage::default();
+    users.iter().for_each(|user| message.push("known", user, "yes"));
+    let pseudonym = |user: &str| {
+        let uuid = key.for_poll(&plain.id).of("", user);
+        String::from_utf8(uuid_text(uuid).to_vec()).unwrap()
+    };
+    for (poll_key, keys, expected) in [
+        (None, vec![&key], Some(users.map(str::to_owned))),
+        (Some(key.id()), vec![&key], Some(users.map(pseudonym))),
+        // The key of the poll counts, whichever is active.
+        (Some(key.id()), vec![&other, &key], Some(users.map(pseudonym))),
+        (Some(key.id()), vec![&other], None),
+        (Some(key.id()), vec![], None),
+    ] {
+        *store.poll.lock() = Some(plain.clone().with_pseudonym_key(poll_key));
+        let (sink, mut config) = (Arc::<Sink>::default(), IngestConfig::one_machine());
+        config.pseudonym_keys = PseudonymKeys::new(keys.into_iter().cloned());
+        let admission = admission_into(sink.clone(), config, &store, clock.clone()).await;
+        let (votes, refused) = admit(&admission, message.clone()).await;
+        assert_eq!(votes as usize, users.len());
+        match expected {
+            Some(expected) => assert_eq!((refused.len(), stored_users(&sink)), (0, expected.to_vec())),
+            None => {
+                let missing = Refusal::KeyMissing(plain.id.clone(), key.id());
+                assert!(refused.len() == users.len() && refused.values().all(|refusal| *refusal == missing));
+                assert_eq!(stored_users(&sink), [""; 0]);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hash_is_that_of_the_pseudonym() {
+    let key = PseudonymKey::new([1; 32]);
+    for id in ["p", &"long".repeat(16)] {
+        let options = vec![PollOption { id: "yes".into(), title: String::new() }];
+        let (id, times) = (PollId::new(id).unwrap(), [Timestamp::ZERO, Timestamp(i64::MAX)]);
+        let poll = Poll::new(id, String::new(), options, times[0], times[1], PollSource::Ingest, 1).unwrap();
+        let poll = IndexedPoll::new(Arc::new(poll.with_pseudonym_key(Some(key.id()))));
+        let keys = PseudonymKeys::new([key.clone()]);
+        let (clock, mut known) = (SystemClock::new(), KnownPolls::default());
+        let moment = Moment::of(&clock);
+        let id = poll.id().clone();
+        known.enter(Arc::new(poll), moment.plus(LONG));
+        let mut message = VotesMessage::default();
+        (0..100).for_each(|at| message.push(id.as_str(), &format!("user-{at}"), "yes"));
+        let (messages, caller) = ([message], Caller::everybody());
+        let judge = Judge { caller: &caller, now: moment.now, moment, is_trusted: true, first: 0, keys: &keys };
+        let judged = judge.judge(&mut walk(&messages), &known, 0, 1_000);
+        assert_eq!((judged.accepted.len(), judged.refused.len()), (100, 0));
+        for (at, vote) in judged.accepted.iter().enumerate() {
+            let uuid = key.for_poll(&id).of("", &format!("user-{at}"));
+            assert_eq!(vote.user_id, UserId::Uuid { prefix: "", uuid });
+            assert_eq!(vote.hash, vote_hash(id.as_str(), uuid_text(uuid)));
+        }
+    }
 }

@@ -6,7 +6,8 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use votestream_server::{
-    Auth, CallLimits, CorsOrigins, Identity, Limits, Quotas, Tls, TlsError, TlsFile, TlsIdentity, TlsSource,
+    AuditTarget, Auth, CallLimits, CorsOrigins, Identity, Limits, Quotas, Tls, TlsError, TlsFile, TlsIdentity,
+    TlsSource,
 };
 
 use super::{Setting, Values, bytes, duration, switch, whole};
@@ -28,8 +29,8 @@ pub const IDENTITY: &[Setting] = &[
     Setting::optional(
         "auth",
         "FILE|none",
-        "Who may call: a file of issuers, keys and certificates, which is read again when it changes; none lets everybody do \
-         everything. Must be given unless only this machine can reach the listener.",
+        "Who may call: a file of issuers, keys and certificates, which is read again when it changes, or env:NAME for a variable \
+         with its text; none lets everybody do everything. Must be given unless only this machine can reach the listener.",
     ),
     Setting::optional("auth-revoked", "FILE", "Tokens that count no more; read again when it changes [default: none]."),
 ];
@@ -128,6 +129,19 @@ pub fn quotas_of(limits: &CallLimits, identity: &Identity) -> Result<Quotas, Str
         );
     }
     Ok(Quotas::new(limits))
+}
+
+/// Who administered what.
+pub const AUDIT_LOG: Setting = Setting::optional(
+    "audit-log",
+    "FILE|-",
+    "Where every creation, close, release and recount of a poll is written before it takes place, also the refused ones, as \
+     JSON lines that are chained by hashes; - for stdout [default: none].",
+);
+
+/// Reads [`AUDIT_LOG`].
+pub fn audit_log(values: &mut Values) -> Option<Option<AuditTarget>> {
+    values.optional(AUDIT_LOG.name, str::parse)
 }
 
 /// Longest time-out of a connection that may be set.

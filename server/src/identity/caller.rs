@@ -9,6 +9,7 @@ use axum::extract::FromRequestParts;
 use http::{Extensions, request::Parts};
 use tonic::{Code, Status};
 use votestream_core::{
+    PollId,
     model::poll::check_user_id,
     observe::metrics::{self, Denial},
 };
@@ -69,7 +70,6 @@ impl From<Denied> for Status {
 }
 
 /// What a credential says.
-#[derive(Debug)]
 pub(super) struct Credential {
     pub(super) source: Source,
     pub(super) namespace: Arc<str>,
@@ -81,7 +81,6 @@ pub(super) struct Credential {
 }
 
 /// Where a credential comes from.
-#[derive(Debug)]
 pub(super) enum Source {
     Anonymous,
     Token { issuer: Arc<Issuer>, digest: Digest, jti: Option<Box<str>>, issued_at: Option<u64> },
@@ -127,14 +126,20 @@ impl Credential {
         matches!(self.source, Source::Anonymous)
     }
 
-    /// Whether it still counts.
-    pub(super) fn check(&self, rules: &Rules, now: u64) -> Result<(), Denied> {
+    /// Whether it has not expired.
+    pub(super) fn check_expiry(&self, now: u64) -> Result<(), Denied> {
         if let Some(expires_at) = self.expires_at
             && now >= expires_at.saturating_add(LEEWAY)
         {
             let what = if matches!(self.source, Source::Certificate(_)) { "certificate" } else { "token" };
             return Err(expired(what, now - expires_at));
         }
+        Ok(())
+    }
+
+    /// Whether it still counts by these rules.
+    pub(super) fn check(&self, rules: &Rules, now: u64) -> Result<(), Denied> {
+        self.check_expiry(now)?;
         let gone = |what: &'static str| Denied::new(Denial::Revoked, what);
         match &self.source {
             Source::Anonymous => {
@@ -179,14 +184,25 @@ pub(super) fn in_words(seconds: u64) -> String {
 }
 
 /// Whoever makes a call. Copies are cheap.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Caller {
     kind: Kind,
     /// Counts its votes, if they count as calls.
     quotas: Option<Quotas>,
 }
 
-#[derive(Clone, Debug, Default)]
+impl fmt::Debug for Caller {
+    /// Names neither a voter nor a credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            Kind::Nobody => "Nobody",
+            Kind::Everybody => "Everybody",
+            Kind::Known(..) => "Known",
+        })
+    }
+}
+
+#[derive(Clone, Default)]
 enum Kind {
     /// No check has been made. It may do nothing.
     #[default]
@@ -255,6 +271,11 @@ impl Caller {
         matches!(self.kind, Kind::Everybody)
     }
 
+    /// Whether it has shown a credential that counts.
+    pub(crate) fn has_credential(&self) -> bool {
+        matches!(&self.kind, Kind::Known(credential, _) if !credential.is_anonymous())
+    }
+
     /// Whether it may do this.
     pub fn may(&self, action: Action, poll: &[u8]) -> bool {
         match &self.kind {
@@ -274,8 +295,8 @@ impl Caller {
             return Ok(());
         }
         // The poll of a request may be any text, of any length.
-        let poll = if votestream_core::PollId::new(poll).is_ok() { poll } else { "POLL" };
-        Err(self.lacks(action, poll))
+        let poll = if PollId::new(poll).is_ok() { poll } else { "..." };
+        Err(self.lacks(format_args!("{action}:{poll}")))
     }
 
     /// Checks that it may do this for some poll. What it may see of others is decided for each.
@@ -284,22 +305,25 @@ impl Caller {
     ///
     /// As [`Self::require`].
     pub fn require_some(&self, action: Action) -> Result<(), Denied> {
-        let may = match &self.kind {
+        if self.may_some(action) { Ok(()) } else { Err(self.lacks(format_args!("{action}:..."))) }
+    }
+
+    fn may_some(&self, action: Action) -> bool {
+        match &self.kind {
             Kind::Nobody => false,
             Kind::Everybody => true,
             Kind::Known(credential, _) => credential.allows_some(action),
-        };
-        if may { Ok(()) } else { Err(self.lacks(action, "POLL")) }
+        }
     }
 
-    /// Counts that something was denied.
-    fn lacks(&self, action: Action, poll: &str) -> Denied {
+    /// Says that a scope is missing. Counts that something was denied.
+    fn lacks(&self, scope: fmt::Arguments<'_>) -> Denied {
         let denied = match &self.kind {
             Kind::Known(credential, _) if !credential.is_anonymous() => {
-                Denied::new(Denial::Scope, format!("the credential's scopes do not cover {action}:{poll}"))
+                Denied::new(Denial::Scope, format!("the credential's scopes do not cover {scope}"))
             }
             Kind::Nobody | Kind::Everybody | Kind::Known(..) => {
-                Denied::new(Denial::Missing, format!("this needs a credential with the scope {action}:{poll}"))
+                Denied::new(Denial::Missing, format!("this needs a credential with the scope {scope}"))
             }
         };
         metrics::denied(denied.reason);
@@ -312,12 +336,7 @@ impl Caller {
     ///
     /// As [`Self::require`].
     pub fn require_voting(&self) -> Result<(), Denied> {
-        let may = |action| match &self.kind {
-            Kind::Nobody => false,
-            Kind::Everybody => true,
-            Kind::Known(credential, _) => credential.allows_some(action),
-        };
-        if may(Action::Relay) { Ok(()) } else { self.require_some(Action::Vote) }
+        if self.may_some(Action::Relay) { Ok(()) } else { self.require_some(Action::Vote) }
     }
 
     /// Checks that it may vote in this poll.
@@ -326,7 +345,7 @@ impl Caller {
     ///
     /// As [`Self::require`].
     pub fn require_voting_in(&self, poll: &str) -> Result<(), Denied> {
-        if self.may(Action::Vote, poll.as_bytes()) { Ok(()) } else { self.require(Action::Relay, poll) }
+        if self.may(Action::Relay, poll.as_bytes()) { Ok(()) } else { self.require(Action::Vote, poll) }
     }
 
     /// Whether its credential names the user that it votes as.

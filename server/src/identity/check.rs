@@ -25,6 +25,7 @@ use super::{
     verify::{NotYet, verify},
 };
 use crate::{
+    audit::Attempt,
     connections::Peer,
     http::failure,
     quotas::{Exceeded, Quotas},
@@ -198,6 +199,7 @@ impl CheckLayer {
             if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
                 peer.caller = Caller::everybody();
             }
+            Attempt::by(request.extensions(), &Caller::everybody());
             return Ok(());
         };
         if self.is_open(request.uri().path()) {
@@ -207,6 +209,7 @@ impl CheckLayer {
         let certificate = peer.and_then(|peer| peer.certificate.as_deref());
         let verified = verify(inner, request.headers(), certificate, peer.map(Peer::remembered));
         let mut caller = verified.inspect_err(|not_yet| not_yet.note(peer))?;
+        Attempt::by(request.extensions(), &caller);
         caller.call(&self.quotas)?;
         self.admit(&caller, request.uri().path())?;
         if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {

@@ -64,7 +64,6 @@ pub(super) enum Source {
 }
 
 /// An issuer and its keys.
-#[derive(Debug)]
 pub(super) struct Issuer {
     pub(super) rule: IssuerRule,
     keys: ArcSwap<Keys>,
@@ -76,14 +75,14 @@ pub(super) struct Issuer {
 }
 
 /// The keys of an issuer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Keys {
     keys: Vec<Key>,
     /// When they were read; `None` if they never were.
     read_at: Option<Instant>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Key {
     kid: Option<String>,
     algorithms: Vec<Algorithm>,
@@ -164,6 +163,12 @@ impl Issuer {
         }
     }
 
+    /// The keys that check its tokens, with their names, if they are in a file.
+    pub(super) fn keys_of_file(&self) -> Vec<(Option<String>, Vec<Algorithm>, DecodingKey)> {
+        let keys = self.keys.load();
+        keys.keys.iter().map(|key| (key.kid.clone(), key.algorithms.clone(), key.key.clone())).collect()
+    }
+
     /// Asks for the keys again, unless that was done a moment ago.
     fn want(&self, pace: Pace) -> Option<watch::Receiver<u64>> {
         if matches!(self.rule.source, Source::File(_)) {
@@ -227,7 +232,7 @@ impl Issuer {
         Keys::clone(&self.keys.load())
     }
 
-    /// Replaces its keys by those of a file.
+    /// Takes the keys of a file that has changed. Whoever calls by a token of this issuer goes on.
     pub(super) fn set_keys(&self, keys: Keys) {
         self.keys.store(Arc::new(keys));
     }

@@ -19,6 +19,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
+/// What stands before the name of a variable that holds a file's text: containers get their secrets by variables.
+const VARIABLE: &str = "env:";
+
 /// The files, and what they held last.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -90,6 +93,9 @@ impl Files {
     fn content(&self, before: Option<&Rules>) -> Result<Content, String> {
         let text = |path: &PathBuf| {
             let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+            if let Some(variable) = path.to_str().and_then(|path| path.strip_prefix(VARIABLE)) {
+                return std::env::var(variable).map_err(|error| named(&error));
+            }
             let size = std::fs::metadata(path).map_err(|error| named(&error))?.len();
             if size > FILE_BYTES_MAX {
                 return Err(named(&format_args!("it has {size} bytes, the limit is {FILE_BYTES_MAX}")));

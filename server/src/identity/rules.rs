@@ -5,7 +5,10 @@
 use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use jsonwebtoken::Algorithm;
@@ -34,9 +37,8 @@ const REMEMBERED_USUAL: usize = 65_536;
 pub(super) type Digest = [u8; 32];
 
 /// Everything that decides about a caller.
-#[derive(Debug)]
 pub(super) struct Rules {
-    /// Counts the changes. What a connection remembers belongs to one number.
+    /// No two rules of a process have the same number. What a connection remembers belongs to one of them.
     pub(super) version: u64,
     pub(super) issuers: Vec<Arc<Issuer>>,
     /// How often their URLs are asked.
@@ -146,7 +148,7 @@ impl Rules {
             known.find(|old| ***old == rule).cloned().unwrap_or_else(|| Arc::new(rule))
         };
         Ok(Self {
-            version: before.map_or(0, |rules| rules.version + 1),
+            version: version(),
             issuers: issuers.into_iter().map(same_issuer).collect(),
             new_keys,
             pace: before.map_or_else(Pace::default, |rules| rules.pace),
@@ -181,7 +183,7 @@ impl Rules {
     /// The same rules, with nothing remembered: a key that checked tokens before has been withdrawn.
     pub(super) fn renewed(&self) -> Self {
         Self {
-            version: self.version + 1,
+            version: version(),
             issuers: self.issuers.clone(),
             new_keys: Vec::new(),
             pace: self.pace,
@@ -196,6 +198,12 @@ impl Rules {
 
 fn are_same<T>(these: &[Arc<T>], those: &[Arc<T>]) -> bool {
     these.len() == those.len() && these.iter().zip(those).all(|(this, that)| Arc::ptr_eq(this, that))
+}
+
+/// A number that no other rules have.
+fn version() -> u64 {
+    static VERSIONS: AtomicU64 = AtomicU64::new(0);
+    VERSIONS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Reports values that two entries have.
@@ -443,7 +451,7 @@ mod tests {
             [anonymous]
             scopes = ["vote:*"]
         "#;
-        let mistakes = read(text).unwrap_err();
+        let mistakes = read(text).err().unwrap();
         let expected = [
             "anonymus is not known",
             "issuer 1: iss must be a text",
@@ -498,7 +506,7 @@ mod tests {
         let first = Rules::read(&issuer("one", "namespace = \"n\""), &path, Revoked::default(), None).unwrap();
         let two = issuer("one", "namespace = \"n\"") + &issuer("two", "namespace = \"m\"");
         let second = Rules::read(&two, &path, Revoked::default(), Some(&first)).unwrap();
-        assert!(Arc::ptr_eq(&first.issuers[0], &second.issuers[0]) && second.version == first.version + 1);
+        assert!(Arc::ptr_eq(&first.issuers[0], &second.issuers[0]) && second.version != first.version);
         let other = issuer("one", "namespace = \"n\"").replace("HS256", "HS512");
         let third = Rules::read(&other, &path, Revoked::default(), Some(&second)).unwrap();
         assert!(!Arc::ptr_eq(&first.issuers[0], &third.issuers[0]));

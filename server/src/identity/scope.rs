@@ -61,6 +61,18 @@ impl Scope {
         let polls = self.polls.as_bytes();
         self.action.includes(action) && if self.is_prefix { poll.starts_with(polls) } else { poll == polls }
     }
+
+    /// Whether it allows everything that the other allows.
+    fn covers(&self, other: &Self) -> bool {
+        // Only a beginning covers a beginning.
+        (self.is_prefix || !other.is_prefix) && self.allows(other.action, other.polls.as_bytes())
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}{}", self.action, self.polls, if self.is_prefix { "*" } else { "" })
+    }
 }
 
 /// A text that is no scope.
@@ -117,8 +129,24 @@ impl Scopes {
         self.0.iter().any(|scope| scope.action.includes(action))
     }
 
+    /// Those of the other scopes that these do not cover, as texts.
+    pub(super) fn uncovered(&self, others: &Self) -> Vec<String> {
+        let is_covered = |other: &&Scope| self.0.iter().any(|scope| scope.covers(other));
+        others.0.iter().filter(|other| !is_covered(other)).map(Scope::to_string).collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+}
+
+impl fmt::Display for Scopes {
+    /// The form of a token's claim.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, scope) in self.0.iter().enumerate() {
+            write!(f, "{}{scope}", if at == 0 { "" } else { " " })?;
+        }
+        Ok(())
     }
 }
 
@@ -163,5 +191,14 @@ mod tests {
         let claim = Scopes::of_claim(" openid  vote:a profile ").unwrap();
         assert!(claim.len() == 1 && claim.allow(Action::Vote, b"a"));
         assert_eq!(Scopes::of_claim(&"vote:a ".repeat(SCOPES_MAX + 1)), None);
+    }
+
+    #[test]
+    fn what_is_not_covered_is_named() {
+        let most = scopes("vote:show-* read:a manage:b*");
+        assert_eq!(most.uncovered(&scopes("vote:show-1 vote:show-1* read:a read:b read:b1* manage:bx")), [""; 0]);
+        let more = scopes("vote:* vote:sho* vote:other read:a* relay:show-1 manage:* read:*");
+        let named: Vec<String> = more.to_string().split(' ').map(str::to_owned).collect();
+        assert_eq!(most.uncovered(&more), named);
     }
 }

@@ -3,9 +3,12 @@
 //! Owns the order of the checks: everything that costs little comes before a signature. Must never let a token through
 //! whose issuer, audience, times, algorithm and signature were not all checked.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use http::{HeaderMap, HeaderValue, header};
@@ -39,14 +42,19 @@ pub(crate) const BEARER_BYTES_MAX: usize = 4_096;
 pub(crate) const FAILURES_MAX: u32 = 20;
 
 /// The last credential of a connection: most callers use one for all their calls.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Remembered {
     last: Mutex<Option<Last>>,
     /// Signatures that were wrong, or were not checked any more, since the last good credential.
     failures: AtomicU32,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Remembered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Remembered")
+    }
+}
+
 struct Last {
     /// The rules by which it was verified.
     version: u64,
@@ -78,20 +86,20 @@ pub(super) fn verify(
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let credential = match (given.next(), given.next()) {
         (None, _) => without_header(&rules, certificate)?,
-        (Some(header), None) => {
-            if let Some(known) = remembered.and_then(|remembered| remembered.get(header, rules.version)) {
-                known
-            } else {
+        (Some(header), None) => match remembered.and_then(|remembered| remembered.get(header, rules.version)) {
+            Some(known) => known,
+            None => {
                 let credential = bearer(&rules, header, now, remembered.is_none_or(Remembered::may_check))?;
                 if let Some(remembered) = remembered {
                     remembered.set(header, rules.version, &credential);
                 }
                 credential
             }
-        }
+        },
         (Some(_), Some(_)) => return Err(malformed("the header authorization is given twice").into()),
     };
-    credential.check(&rules, now)?;
+    // What is remembered was checked by the same rules. Only time has passed since.
+    credential.check_expiry(now)?;
     Ok(Caller::known(credential, inner.clone()))
 }
 
@@ -165,6 +173,7 @@ fn bearer(rules: &Rules, header: &HeaderValue, now: u64, may_check: bool) -> Res
         return Err(Denied::new(Denial::NotChecked, message).into());
     }
     let credential = Arc::new(token(rules, secret, &digest, now)?);
+    credential.check(rules, now)?;
     rules.remembered.insert(digest, credential.clone());
     Ok(credential)
 }

@@ -14,5 +14,6 @@ pub mod issuer;
 pub mod power;
 pub mod reshard;
 pub mod stack;
+pub mod tls;
 pub mod tree;
 pub mod voters;

@@ -20,7 +20,10 @@ use tokio::{
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{
+    Code, Status,
+    transport::{Certificate, Channel, ClientTlsConfig},
+};
 use votestream_proto::{
     VotesMessage,
     v1::{
@@ -52,6 +55,8 @@ pub struct Places {
     pub ingest: Mutex<Vec<Option<SocketAddr>>>,
     /// `ResultsService` and `PollService`.
     pub results: Mutex<Vec<Option<SocketAddr>>>,
+    /// CA of the processes in PEM, if they speak TLS.
+    pub ca: Mutex<Option<String>>,
 }
 
 /// Polls, their votes and the answers.
@@ -68,10 +73,20 @@ pub struct Election {
 }
 
 /// A connection to one of the processes that are up; `None` if none is.
-pub(crate) async fn connect(places: &Mutex<Vec<Option<SocketAddr>>>, turn: usize) -> Option<Channel> {
-    let up: Vec<SocketAddr> = places.lock().iter().flatten().copied().collect();
+pub(crate) async fn connect(
+    places: &Places,
+    which: impl FnOnce(&Places) -> &Mutex<Vec<Option<SocketAddr>>>,
+    turn: usize,
+) -> Option<Channel> {
+    let up: Vec<SocketAddr> = which(places).lock().iter().flatten().copied().collect();
     let address = up.get(turn % up.len().max(1))?;
-    let endpoint = Channel::from_shared(format!("http://{address}")).ok()?;
+    let endpoint = match places.ca.lock().as_deref() {
+        None => Channel::from_shared(format!("http://{address}")).ok()?,
+        Some(ca) => {
+            let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+            Channel::from_shared(format!("https://{address}")).ok()?.tls_config(trusted).ok()?
+        }
+    };
     endpoint.connect_timeout(ATTEMPT).connect().await.ok()
 }
 
@@ -89,7 +104,7 @@ impl Election {
             if start.elapsed() > PATIENCE {
                 break;
             }
-            if let Some(channel) = connect(&self.places.results, turn).await {
+            if let Some(channel) = connect(&self.places, |places| &places.results, turn).await {
                 match timeout(ATTEMPT, call(channel, request.clone())).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(status)) => last = status.to_string(),
@@ -248,7 +263,11 @@ impl Election {
 
     /// The same polls at other addresses, which serve a copy of the data.
     pub fn elsewhere(&self, ingest: SocketAddr, results: SocketAddr) -> Self {
-        let places = Places { ingest: Mutex::new(vec![Some(ingest)]), results: Mutex::new(vec![Some(results)]) };
+        let places = Places {
+            ingest: Mutex::new(vec![Some(ingest)]),
+            results: Mutex::new(vec![Some(results)]),
+            ..Places::default()
+        };
         Self { places, polls: Mutex::new(self.polls.lock().clone()), ..Self::default() }
     }
 
@@ -303,7 +322,7 @@ impl Election {
                 return;
             }
             sleep(Duration::from_millis(rng.random_range(0..150))).await;
-            if let Some(channel) = connect(&self.places.ingest, turn + seed as usize).await {
+            if let Some(channel) = connect(&self.places, |places| &places.ingest, turn + seed as usize).await {
                 if rng.random_bool(0.25) {
                     self.cast_one(channel, &mut rng).await;
                 } else {

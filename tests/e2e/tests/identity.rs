@@ -12,6 +12,10 @@ use prost_types::FileDescriptorSet;
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use tonic::Code;
+use votestream_core::{
+    PseudonymKeys,
+    model::pseudonym::{KEY_BYTES, PseudonymKey},
+};
 use votestream_e2e::{
     hostile::{Call, wire},
     issuer::{Issuer, base64url, now, sign_by_hmac, unsigned},
@@ -20,6 +24,7 @@ use votestream_e2e::{
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::v1;
 use votestream_server::{Auth, Identity};
+use votestream_stack::StackConfig;
 
 const ISS: &str = "https://login.test";
 const RELAY: &str = "a-secret-that-nobody-guesses";
@@ -361,7 +366,9 @@ impl House {
         let options = EmbeddedOptions { bounds: TEST_BOUNDS, ..EmbeddedOptions::default() };
         let engine = EmbeddedEngine::open(&dir.path().join("data"), options).unwrap();
         let stack = Stack::start_with(engine.ports(), TEST_BOUNDS, |config| {
-            *config = std::mem::replace(config, votestream_stack::StackConfig::one_machine()).with_identity(identity);
+            let keys = PseudonymKeys::new([PseudonymKey::new([7; KEY_BYTES])]);
+            let whole = std::mem::replace(config, StackConfig::one_machine());
+            *config = whole.with_identity(identity).with_pseudonyms(keys);
         });
         let stack = stack.await;
         let house = Self { engine, stack, issuer, dir };
@@ -474,5 +481,41 @@ async fn a_voter_votes_as_the_token_says_and_nobody_else_does() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("all four votes are one person's");
+    house.stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_name_of_two_issuers_is_two_people_and_a_relay_of_one_speaks_for_its_own() {
+    let house = House::open().await;
+    house.create("other").await;
+    let post = |user: Option<&str>| {
+        let body = user.map_or(json!({"option_id": "a"}), |user| json!({"option_id": "a", "user_id": user}));
+        let mut route = routes().into_iter().find(|route| route.path == "/v1/polls/p/votes").unwrap();
+        (route.path, route.content) = ("/v1/polls/other/votes".into(), body.to_string().into_bytes());
+        route
+    };
+    let token = |iss: &str, scope: &str| {
+        bearer(house.issuer.token(&claims(&json!({"iss": iss, "sub": "ada", "scope": scope}))))
+    };
+    let relay = token(ISS, "relay:other");
+    for (user, authorization) in [
+        (None, token(ISS, "vote:other")),
+        (None, token("https://small.test", "vote:other")),
+        (Some("ada"), relay.clone()),
+        (Some("bob"), relay),
+    ] {
+        let answer = send(house.stack.ingest, &post(user), TRANSPORTS[0], &authorization).await;
+        assert_eq!(answer.0, Code::Ok, "{answer:?}");
+    }
+    // The member ada, whose relay has voted again for her; the guest ada; and bob.
+    let ports = house.engine.ports();
+    let poll = ports.polls.list(None, 1).await.unwrap().remove(0);
+    assert_eq!(poll.id.as_str(), "other");
+    let waiting = async {
+        while ports.votes.recount(&poll).await.unwrap() != [3] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("three people have voted");
     house.stack.stop().await;
 }

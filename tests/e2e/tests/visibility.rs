@@ -4,12 +4,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes};
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, client::conn::http1};
-use hyper_util::rt::TokioIo;
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
 use serde_json::json;
-use tokio::net::TcpStream;
 use tonic::{
     Code, Status,
     client::Grpc,
@@ -17,7 +13,7 @@ use tonic::{
     codegen::http::uri::PathAndQuery,
 };
 use tonic_types::StatusExt;
-use votestream_e2e::stack::{Stack, TEST_BOUNDS, connect};
+use votestream_e2e::stack::{Stack, TEST_BOUNDS, connect, http};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::{
     FILE_DESCRIPTOR_SET,
@@ -154,22 +150,6 @@ async fn methods_that_show(stack: &Stack, poll: &str) -> Vec<String> {
         }
     }
     shown
-}
-
-/// Fetches a path. Returns status and body.
-async fn http(addr: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
-    let stream = TcpStream::connect(addr).await.unwrap();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
-    let answer = sender.send_request(request).await.unwrap();
-    let status = answer.status().as_u16();
-    let body = answer.into_body().collect().await.unwrap().to_bytes();
-    (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
 async fn json_shows(stack: &Stack, poll: &str) -> Vec<bool> {

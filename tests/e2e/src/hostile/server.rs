@@ -40,6 +40,8 @@ pub struct Options {
     pub files: Option<(u64, u64)>,
     /// More arguments.
     pub arguments: Vec<String>,
+    /// CA of its certificate in PEM, if the arguments turn TLS on.
+    pub ca: Option<String>,
 }
 
 /// A process under attack, with honest voters.
@@ -90,9 +92,10 @@ impl Server {
         listen(stdout, output.clone());
         let addresses: serde_json::Value =
             serde_json::from_str(&line).unwrap_or_else(|_| panic!("it says {line:?}, and {:#?}", output.lock()));
-        let address = |name: &str| addresses[name].as_str().unwrap().trim_start_matches("http://").parse().unwrap();
+        let address = |name: &str| addresses[name].as_str().unwrap().split_once("://").unwrap().1.parse().unwrap();
         let (ingest, results) = (address("ingest"), address("results"));
         let election = Arc::<Election>::default();
+        *election.places.ca.lock() = options.ca;
         election.places.ingest.lock().push(Some(ingest));
         election.places.results.lock().push(Some(results));
         election.open(POLL).await.unwrap();

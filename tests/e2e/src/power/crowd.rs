@@ -91,7 +91,7 @@ impl Crowd {
                 if stopped.is_cancelled() {
                     return;
                 }
-                if let Some(channel) = connect(&election.places.ingest, turn).await {
+                if let Some(channel) = connect(&election.places, |places| &places.ingest, turn).await {
                     crowd.stream(channel, pause, &stopped).await;
                 }
                 sleep(AGAIN).await;
