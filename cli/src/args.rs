@@ -10,7 +10,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use votestream_client::Address;
 use votestream_process::config::socket_addr;
-use votestream_server::{AuditTarget, CorsOrigins, Limits};
+use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, TrustedProxies};
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
 use self::time::{parse_duration, parse_time};
@@ -78,7 +78,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the whole stack on this machine, stored in a directory.
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Show the whole stack at work: cast votes, close, and prove that the final result is exact.
     Demo(DemoArgs),
     /// Create, read, list and close polls.
@@ -154,6 +154,8 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "FILE|-", env = "VOTESTREAM_AUDIT_LOG", allow_hyphen_values = true)]
     pub(crate) audit_log: Option<AuditTarget>,
     #[command(flatten)]
+    pub(crate) calls: CallArgs,
+    #[command(flatten)]
     pub(crate) limits: LimitArgs,
     #[command(flatten)]
     pub(crate) tls: TlsArgs,
@@ -189,6 +191,37 @@ pub(crate) struct AuthArgs {
     /// Tokens that count no more; read again when it changes.
     #[arg(long, value_name = "FILE", env = "VOTESTREAM_AUTH_REVOKED")]
     pub(crate) auth_revoked: Option<String>,
+}
+
+/// How often others may call, over both addresses.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CallArgs {
+    /// Most calls of a voter, a user whom tokens name, such as 20/s, 600/m or 1000/h, and 600/m:20 for 20 at once. Votes
+    /// that a voter sends in a stream count as calls, those of a relay do not. Needs --auth FILE [default: no limit]
+    #[arg(long, value_name = "RATE", env = "VOTESTREAM_CALLS_PER_VOTER")]
+    calls_per_voter: Option<Rate>,
+    /// Most calls with a key, a certificate or a token; a stream is one call. Needs --auth FILE [default: no limit]
+    #[arg(long, value_name = "RATE", env = "VOTESTREAM_CALLS_PER_CREDENTIAL")]
+    calls_per_credential: Option<Rate>,
+    /// Most calls from one address, or one /64 of IPv6; a stream is one call. Whole countries can sit behind one address
+    /// [default: no limit]
+    #[arg(long, value_name = "RATE", env = "VOTESTREAM_CALLS_PER_ADDRESS")]
+    calls_per_address: Option<Rate>,
+    /// Proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8,fd00::/8: calls count for the rightmost address in
+    /// it that is no such proxy [default: none]
+    #[arg(long, value_name = "NETWORKS", env = "VOTESTREAM_TRUSTED_PROXIES")]
+    trusted_proxies: Option<TrustedProxies>,
+}
+
+impl From<CallArgs> for CallLimits {
+    fn from(args: CallArgs) -> Self {
+        Self {
+            per_voter: args.calls_per_voter,
+            per_credential: args.calls_per_credential,
+            per_address: args.calls_per_address,
+            trusted_proxies: args.trusted_proxies.unwrap_or_default(),
+        }
+    }
 }
 
 /// Limits on what clients may have open, over both addresses.

@@ -28,7 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
     let global = cli.global;
     let mut signals = Signals::new().map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
     match cli.command {
-        Command::Up(args) => up::run(&global, args, signals).await,
+        Command::Up(args) => up::run(&global, *args, signals).await,
         Command::Demo(args) => demo::run(&global, args, signals).await,
         Command::Cast(args) => cast::run(&global, args, signals).await,
         Command::Load(args) => load::run(&global, args, signals).await,

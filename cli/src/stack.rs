@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use votestream_core::{KeyId, PollId};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
-use votestream_server::{AuditLog, Connections, CorsOrigins, Identity, Limits, Tls, raise_descriptor_limit};
+use votestream_server::{AuditLog, Connections, CorsOrigins, Identity, Limits, Quotas, Tls, raise_descriptor_limit};
 use votestream_stack::{StackConfig, StackError};
 
 use crate::{
@@ -39,6 +39,7 @@ pub(crate) struct StackOptions {
     pub(crate) ingest_addr: SocketAddr,
     pub(crate) results_addr: SocketAddr,
     pub(crate) identity: Identity,
+    pub(crate) quotas: Quotas,
     pub(crate) audit: AuditLog,
     pub(crate) limits: Limits,
     /// TLS of both addresses.
@@ -59,6 +60,7 @@ impl StackOptions {
             ingest_addr: any,
             results_addr: any,
             identity: Identity::default(),
+            quotas: Quotas::default(),
             audit: AuditLog::default(),
             limits: Limits::default(),
             tls: None,
@@ -122,6 +124,7 @@ impl RunningStack {
         let mut config = StackConfig::one_machine()
             .with_connections(Connections::secured(options.limits, options.tls))
             .with_identity(options.identity)
+            .with_quotas(options.quotas)
             .with_pseudonyms(keys)
             .with_audit(options.audit)
             .with_cors(options.cors_allow_origins);

@@ -183,6 +183,7 @@ impl Calls {
             let end = receive(&mut inbound, &mut received).await;
             let Together { messages, waiting } = &mut received;
             if !messages.is_empty() {
+                caller.count_votes(|| messages.iter().map(|message| message.votes().count()).sum())?;
                 let permit = self.admission.acquire(messages).await;
                 // From here on their bytes count as bytes in flight.
                 waiting.clear();

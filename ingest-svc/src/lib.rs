@@ -36,7 +36,7 @@ use votestream_core::{
 };
 use votestream_proto::v1::ingest_service_server;
 use votestream_server::{
-    Connections, CorsOrigins, Drain, Identity, ServiceError, Surface,
+    Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError, Surface,
     identity::{Need, Needs},
 };
 
@@ -63,6 +63,8 @@ pub struct IngestConfig {
     pub drain: Duration,
     /// How callers are told apart; off by default.
     pub identity: Identity,
+    /// How often others may call; not limited by default.
+    pub quotas: Quotas,
     /// Keys of the pseudonyms under which users are stored; none by default. Votes of polls whose key is not among them
     /// are refused.
     pub pseudonym_keys: PseudonymKeys,
@@ -86,6 +88,7 @@ impl IngestConfig {
             unary_patience: Duration::from_millis(500),
             drain: bounds.answer_deadline + Duration::from_secs(2),
             identity: Identity::default(),
+            quotas: Quotas::default(),
             pseudonym_keys: PseudonymKeys::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
@@ -129,7 +132,8 @@ pub async fn run(
     let edge = edge::Edge(calls.clone());
     let surface =
         Surface::new(tonic::service::Routes::new(edge.clone()), json::routes(calls), config.cors_allow_origins)
-            .behind(config.identity, NEEDS);
+            .behind(config.identity, NEEDS)
+            .limited(config.quotas);
     let names = [ingest_service_server::SERVICE_NAME];
     let report =
         votestream_server::serve(&names, surface, edge, listener, &config.connections, shutdown, config.drain).await?;

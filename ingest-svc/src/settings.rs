@@ -25,6 +25,7 @@ pub const PROGRAM: Program = Program {
         listener::LIMITS,
         listener::IDENTITY,
         listener::TLS,
+        listener::CALLS,
         engine::ENGINE,
         &[
             Setting::new("ingest-tasks", "N", "1", "How many ingest processes share the rate of the shards."),
@@ -83,6 +84,7 @@ impl Settings {
         let listen = values.get("listen", socket_addr);
         let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
+        let quotas = listener::quotas(values, identity.as_ref());
         let limits = listener::limits(values);
         let tls = listener::tls(values);
         let keys = pseudonyms::pseudonym_keys(values);
@@ -96,6 +98,7 @@ impl Settings {
         let drain = values.get("drain", duration(TimeBounds::DISTRIBUTED.answer_deadline..=*engine::DRAINS.end()));
         let mut ingest = IngestConfig::distributed();
         ingest.identity = identity?;
+        ingest.quotas = quotas?;
         ingest.cors_allow_origins = origins?;
         ingest.pseudonym_keys = keys?;
         ingest.connections = Connections::secured(limits?, tls?);

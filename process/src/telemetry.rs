@@ -23,6 +23,7 @@
 //! | `votestream.server.connections` | gauge, connection | | connections of clients that are open |
 //! | `votestream.server.connections.closed` | counter, connection | `reason` | connections that the server closed |
 //! | `votestream.server.calls.denied` | counter, call | `reason` | calls denied for their credential, or for want of one |
+//! | `votestream.server.calls.limited` | counter, call | `reason`: voter, credential, address | calls that were refused because their caller calls too often |
 //! | `votestream.server.answer.bytes` | gauge, By | | bytes of answers that wait for their clients |
 //! | `votestream.server.request.bytes` | gauge, By | | memory for requests that were received and not yet read, of connections that hold much |
 //! | `votestream.lane.votes.settled` | counter, vote | `outcome`: durable, not_stored, unknown | outcomes of accepted votes |

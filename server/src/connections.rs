@@ -35,6 +35,7 @@ use tower::Service;
 use votestream_core::observe::metrics::ConnectionClosed;
 
 pub use census::Connections;
+pub(crate) use census::network;
 pub use descriptors::raise_descriptor_limit;
 pub use entry::Peer;
 pub(crate) use link::{Link, Order};

@@ -117,7 +117,8 @@ where
     let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
     surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
     surface.identity.watch();
-    let check = CheckLayer::grpc(surface.identity.clone(), surface.needs);
+    surface.quotas.prune();
+    let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs);
     let audited = surface.audit.layer(check.layer(Deadline(front)));
     let services = Front { service: audited, routes: surface.into_routes().prepare() };
     let draining = async {

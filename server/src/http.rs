@@ -33,6 +33,7 @@ use crate::{
     audit::{Acts, AuditLayer, AuditLog, Told},
     deadline::DeadlineLayer,
     identity::{CheckLayer, Identity, Needs},
+    quotas::Quotas,
 };
 
 /// Largest JSON body. A vote with the longest ids, with every character escaped, takes about 3 KiB.
@@ -50,6 +51,7 @@ pub struct Surface {
     pub(crate) grpc: Routes,
     pub(crate) identity: Identity,
     pub(crate) needs: Needs,
+    pub(crate) quotas: Quotas,
     pub(crate) audit: AuditLayer,
     json: Router,
     cors: CorsOrigins,
@@ -61,6 +63,7 @@ impl From<Routes> for Surface {
             grpc,
             identity: Identity::default(),
             needs: &[],
+            quotas: Quotas::default(),
             audit: AuditLayer::default(),
             json: Router::new(),
             cors: CorsOrigins::default(),
@@ -82,6 +85,13 @@ impl Surface {
         self
     }
 
+    /// Counts calls against these limits.
+    #[must_use]
+    pub fn limited(mut self, quotas: Quotas) -> Self {
+        self.quotas = quotas;
+        self
+    }
+
     /// Notes in this log which of the requests that `acts` names are refused before a handler has them. Handlers note
     /// everything else.
     #[must_use]
@@ -92,15 +102,14 @@ impl Surface {
 
     /// Combines everything. gRPC-Web is translated before the gRPC services; JSON routes do not pass the translation.
     pub(crate) fn into_routes(self) -> Routes {
-        let check = CheckLayer::grpc(self.identity.clone(), self.needs);
+        let check = CheckLayer::grpc(self.identity.clone(), self.quotas.clone(), self.needs);
         let grpc =
             self.grpc.into_axum_router().layer(DeadlineLayer).layer(check).layer(self.audit.clone()).layer(WebLayer);
-        let json = self.json.layer(CheckLayer::json(self.identity)).layer(self.audit).method_not_allowed_fallback(
-            async || {
-                let message = "this path does not take this method";
-                respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
-            },
-        );
+        let check = CheckLayer::json(self.identity, self.quotas);
+        let json = self.json.layer(check).layer(self.audit).method_not_allowed_fallback(async || {
+            let message = "this path does not take this method";
+            respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
+        });
         let mut router = grpc.merge(json).fallback(not_found);
         if let Some(cors) = self.cors.layer() {
             router = router.layer(cors);

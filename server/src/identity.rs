@@ -38,10 +38,11 @@ use tokio::sync::watch;
 pub use caller::{Caller, Denied};
 pub(crate) use check::CheckLayer;
 pub use check::{Need, Needs};
+pub use issuer::Pace;
 pub use scope::{Action, InvalidScope, Scopes};
 pub(crate) use sign::hex;
 pub use sign::{Claims, Secret, SignError, Signer, check_auth_file, new_key_set, random_user};
-pub(crate) use verify::Remembered;
+pub(crate) use verify::{FAILURES_MAX, Remembered};
 
 use rules::Rules;
 
@@ -86,10 +87,19 @@ impl Identity {
     ///
     /// Everything that is wrong with them.
     pub fn open(auth: &Auth) -> Result<Self, Vec<String>> {
+        Self::open_at(auth, Pace::default())
+    }
+
+    /// Like [`Self::open`], with another pace.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_at(auth: &Auth, pace: Pace) -> Result<Self, Vec<String>> {
         let Auth::File { file, revoked } = auth else { return Ok(Self::default()) };
         signature::install();
         let files = reload::Files::new(file.clone(), revoked.clone());
-        let rules = files.read(None)?;
+        let rules = Rules { pace, ..files.read(None)? };
         let (rules, changes) = (ArcSwap::from_pointee(rules), watch::Sender::new(0));
         Ok(Self(Some(Arc::new(Inner { files, rules, changes, is_watching: AtomicBool::new(false) }))))
     }

@@ -1,5 +1,5 @@
-//! One port: connections and their limits, TLS, who calls, deadlines, the path to the services, health, reflection, drain,
-//! and the form of errors in JSON.
+//! One port: connections and their limits, TLS, who calls and how often, deadlines, the path to the services, health,
+//! reflection, drain, and the form of errors in JSON.
 //!
 //! Must never know what a vote is, and never read a setting: it gets its limits as plain numbers.
 
@@ -16,6 +16,7 @@ mod grpc;
 pub mod http;
 pub mod identity;
 mod limits;
+mod quotas;
 mod tls;
 
 pub use audit::{AuditLog, AuditTarget};
@@ -25,6 +26,7 @@ pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 pub use identity::{Auth, Caller, Identity};
 pub use limits::Limits;
+pub use quotas::{CallLimits, Quotas, Rate, TrustedProxies};
 pub use tls::{ClientCertificate, Tls, TlsError, TlsFile, TlsIdentity, TlsSource};
 
 /// How a service ended after it was told to stop.

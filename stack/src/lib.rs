@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use votestream_core::{PseudonymKeys, port::Ports};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::{AuditLog, Connections, CorsOrigins, Drain, Identity, ServiceError};
+use votestream_server::{AuditLog, Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError};
 use votestream_tally::TallyConfig;
 
 /// How a service ended.
@@ -65,6 +65,14 @@ impl StackConfig {
     pub fn with_identity(mut self, identity: Identity) -> Self {
         self.ingest.identity = identity.clone();
         self.tally.identity = identity;
+        self
+    }
+
+    /// Counts the calls of both listeners together.
+    #[must_use]
+    pub fn with_quotas(mut self, quotas: Quotas) -> Self {
+        self.ingest.quotas = quotas.clone();
+        self.tally.quotas = quotas;
         self
     }
 

@@ -38,7 +38,7 @@ use votestream_proto::v1::{
     results_service_server::{self, ResultsServiceServer},
 };
 use votestream_server::{
-    AuditLog, Connections, CorsOrigins, Drain, Identity, ServiceError, Surface,
+    AuditLog, Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError, Surface,
     identity::{Action, Need, Needs},
 };
 
@@ -75,6 +75,8 @@ pub struct TallyConfig {
     pub idle_after: Duration,
     /// How callers are told apart; off by default.
     pub identity: Identity,
+    /// How often others may call; not limited by default.
+    pub quotas: Quotas,
     /// Id of the key that makes pseudonyms of the users of new polls; `None` if they are stored as they are.
     pub pseudonym_key: Option<KeyId>,
     /// Where it is written who administers; off by default.
@@ -95,6 +97,7 @@ impl TallyConfig {
             drain: DRAIN,
             idle_after: idle::AFTER,
             identity: Identity::default(),
+            quotas: Quotas::default(),
             pseudonym_key: None,
             audit: AuditLog::default(),
             cors_allow_origins: CorsOrigins::default(),
@@ -157,7 +160,8 @@ pub async fn run(
     let results = ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = Routes::new(PollServiceServer::from_arc(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(results.clone());
-    let surface = Surface::new(routes, json, config.cors_allow_origins).behind(config.identity, NEEDS);
+    let surface =
+        Surface::new(routes, json, config.cors_allow_origins).behind(config.identity, NEEDS).limited(config.quotas);
     let surface = surface.audited(config.audit, acts::of_request);
 
     let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));

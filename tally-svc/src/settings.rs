@@ -26,6 +26,7 @@ pub const PROGRAM: Program = Program {
         listener::LIMITS,
         listener::IDENTITY,
         listener::TLS,
+        listener::CALLS,
         engine::ENGINE,
         engine::CONSUMER,
         &[
@@ -70,6 +71,7 @@ impl Settings {
         let listen = values.get("listen", socket_addr);
         let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
+        let quotas = listener::quotas(values, identity.as_ref());
         let limits = listener::limits(values);
         let tls = listener::tls(values);
         let keys = pseudonyms::pseudonym_keys(values);
@@ -84,6 +86,7 @@ impl Settings {
             group,
             flush_interval: flush_interval?,
             identity: identity?,
+            quotas: quotas?,
             cors_allow_origins: origins?,
             pseudonym_key: keys?.active(),
             connections: Connections::secured(limits?, tls?),

@@ -8,7 +8,7 @@ use std::{env, ffi::OsString, path::PathBuf};
 use serde::Serialize;
 use votestream_embedded::PSEUDONYM_KEYS;
 use votestream_process::{
-    config::listener::{self, auth_of},
+    config::listener::{self, auth_of, quotas_of},
     terminal::Signals,
 };
 use votestream_server::{AuditLog, AuditTarget, Identity, Tls};
@@ -37,6 +37,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     }
     let identity = identity(&args)?;
     let auth_file = args.auth.auth.clone().filter(|_| identity.is_on());
+    let quotas = quotas_of(&args.calls.into(), &identity).map_err(Failure::usage)?;
     let ephemeral = args.ephemeral;
     let storage = match (args.ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
@@ -48,6 +49,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     let scheme = if tls.is_some() { "https" } else { "http" };
     let options = StackOptions {
         identity,
+        quotas,
         audit,
         storage,
         shards: args.shards,

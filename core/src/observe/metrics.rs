@@ -267,10 +267,12 @@ pub enum ConnectionClosed {
     PlainText,
     /// Its TLS handshake failed.
     Handshake,
+    /// Too many tokens with wrong signatures came on it, one after the other.
+    Signatures,
 }
 
 /// Connections that the server closed, per reason.
-pub static CONNECTIONS_CLOSED: Counter<10> = Counter::new(
+pub static CONNECTIONS_CLOSED: Counter<11> = Counter::new(
     info("votestream.server.connections.closed", "{connection}", "Connections that the server closed, not the client"),
     [
         &[("reason", "first_request")],
@@ -283,6 +285,7 @@ pub static CONNECTIONS_CLOSED: Counter<10> = Counter::new(
         &[("reason", "shutdown")],
         &[("reason", "plain_text")],
         &[("reason", "handshake")],
+        &[("reason", "signatures")],
     ],
 );
 
@@ -334,10 +337,12 @@ pub enum Denial {
     KeysUnavailable,
     /// Its credential does not allow what it asked for.
     Scope,
+    /// Its token was not looked at: too many wrong signatures had come on its connection, which ends.
+    NotChecked,
 }
 
 /// Calls that were denied, per reason.
-pub static CALLS_DENIED: Counter<13> = Counter::new(
+pub static CALLS_DENIED: Counter<14> = Counter::new(
     info("votestream.server.calls.denied", "{call}", "Calls that were denied for their credential, or for want of one"),
     [
         &[("reason", "missing")],
@@ -353,12 +358,35 @@ pub static CALLS_DENIED: Counter<13> = Counter::new(
         &[("reason", "revoked")],
         &[("reason", "keys_unavailable")],
         &[("reason", "scope")],
+        &[("reason", "not_checked")],
     ],
 );
 
 /// Counts a call that was denied.
 pub fn denied(reason: Denial) {
     CALLS_DENIED.add(reason as usize, 1);
+}
+
+/// A limit on how often others may call. The order is that of the series of [`CALLS_LIMITED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Calls of a voter.
+    Voter,
+    /// Calls with a credential.
+    Credential,
+    /// Calls from an address.
+    Address,
+}
+
+/// Calls that were refused because there were too many, per limit.
+pub static CALLS_LIMITED: Counter<3> = Counter::new(
+    info("votestream.server.calls.limited", "{call}", "Calls that were refused because their caller calls too often"),
+    [&[("reason", "voter")], &[("reason", "credential")], &[("reason", "address")]],
+);
+
+/// Counts a call that was refused because there were too many.
+pub fn limited(limit: Limit) {
+    CALLS_LIMITED.add(limit as usize, 1);
 }
 
 /// Votes of a batch.
@@ -537,12 +565,13 @@ pub fn record_of_the_future(group: Group) {
 }
 
 /// All counters except the discards; see [`crate::consume::window::discarded_total`].
-pub static COUNTERS: [&(dyn ReadCounter + Sync); 11] = [
+pub static COUNTERS: [&(dyn ReadCounter + Sync); 12] = [
     &VOTES_ACCEPTED,
     &VOTES_REJECTED,
     &VOTES_SETTLED,
     &CONNECTIONS_CLOSED,
     &CALLS_DENIED,
+    &CALLS_LIMITED,
     &THROTTLES,
     &WRITE_UNITS,
     &VOTES_APPLIED,

@@ -1,11 +1,13 @@
 //! The settings of every program with a listener. The server knows no configuration, so they are read here for it.
 //!
-//! Owns the names of the settings for [`Limits`], [`Auth`] and [`Tls`], and their ranges. Must never count anything.
+//! Owns the names of the settings for [`Limits`], [`Auth`], [`CallLimits`] and [`Tls`], and their ranges. Must never count
+//! anything.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use votestream_server::{
-    AuditTarget, Auth, CorsOrigins, Identity, Limits, Tls, TlsError, TlsFile, TlsIdentity, TlsSource,
+    AuditTarget, Auth, CallLimits, CorsOrigins, Identity, Limits, Quotas, Tls, TlsError, TlsFile, TlsIdentity,
+    TlsSource,
 };
 
 use super::{Setting, Values, bytes, duration, switch, whole};
@@ -65,6 +67,68 @@ pub fn auth_of(auth: Option<&str>, revoked: Option<&str>, listen: &[SocketAddr])
             )),
         },
     }
+}
+
+/// How often others may call.
+pub const CALLS: &[Setting] = &[
+    Setting::optional(
+        "calls-per-voter",
+        "RATE",
+        "Most calls of a voter, a user whom tokens name, such as 20/s, 600/m or 1000/h, and 600/m:20 for 20 at once. Votes \
+         that a voter sends in a stream count as calls, those of a relay do not. Needs --auth FILE [default: no limit].",
+    ),
+    Setting::optional(
+        "calls-per-credential",
+        "RATE",
+        "Most calls with a key, a certificate or a token; a stream is one call. Needs --auth FILE [default: no limit].",
+    ),
+    Setting::optional(
+        "calls-per-address",
+        "RATE",
+        "Most calls from one address, or one /64 of IPv6; a stream is one call. Whole countries can sit behind one address \
+         [default: no limit].",
+    ),
+    Setting::optional(
+        "trusted-proxies",
+        "NETWORKS",
+        "Proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8,fd00::/8: calls count for the rightmost address in it \
+         that is no such proxy [default: none].",
+    ),
+];
+
+/// Reads [`CALLS`]. `identity` is what was read of [`IDENTITY`].
+pub fn quotas(values: &mut Values, identity: Option<&Identity>) -> Option<Quotas> {
+    let per_voter = values.optional("calls-per-voter", str::parse);
+    let per_credential = values.optional("calls-per-credential", str::parse);
+    let per_address = values.optional("calls-per-address", str::parse);
+    let trusted_proxies = values.optional("trusted-proxies", str::parse);
+    let limits = CallLimits {
+        per_voter: per_voter?,
+        per_credential: per_credential?,
+        per_address: per_address?,
+        trusted_proxies: trusted_proxies?.unwrap_or_default(),
+    };
+    match quotas_of(&limits, identity?) {
+        Ok(quotas) => Some(quotas),
+        Err(mistake) => {
+            values.check(false, || mistake);
+            None
+        }
+    }
+}
+
+/// What counts calls against these limits.
+///
+/// # Errors
+///
+/// If there is a limit that could not hold: a limit that does nothing is worse than none.
+pub fn quotas_of(limits: &CallLimits, identity: &Identity) -> Result<Quotas, String> {
+    if limits.need_identity() && !identity.is_on() {
+        return Err(
+            "--calls-per-voter and --calls-per-credential need --auth FILE: without it nobody says who calls".into()
+        );
+    }
+    Ok(Quotas::new(limits))
 }
 
 /// Who administered what.

@@ -144,7 +144,7 @@ pub(crate) struct Place {
 }
 
 /// The address that is counted. In IPv6 this is the /64 network, because one person usually has all its addresses.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         v4 @ IpAddr::V4(_) => v4,

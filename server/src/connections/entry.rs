@@ -16,17 +16,22 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tonic::{Status, body::Body};
 use tower::{Service, ServiceExt, util::Oneshot};
+use votestream_core::observe::metrics::ConnectionClosed;
 
 use super::{
     host,
     inbound::Inbound,
-    link::{Call, Link},
+    link::{Call, Link, Order},
     outbound::Outbound,
 };
 use crate::{
     ClientCertificate,
-    identity::{Caller, Remembered},
+    identity::{Caller, FAILURES_MAX, Remembered},
 };
+
+/// Most calls of a connection that is to end because of wrong signatures, and which need a further check: more than its
+/// client sends before it knows.
+const IGNORED_MAX: u32 = 1_000;
 
 /// Extension of every request: who is at the other end of the connection.
 #[derive(Clone, Debug)]
@@ -44,6 +49,19 @@ impl Peer {
     /// The last credential of the connection.
     pub(crate) fn remembered(&self) -> &Remembered {
         &self.link.remembered
+    }
+
+    /// Notes that the signature of a token was wrong. After many in a row the connection ends: whoever shares it with
+    /// others, behind a proxy, goes on over another one.
+    pub(crate) fn signature_was_wrong(&self) {
+        match self.link.remembered.failed() {
+            FAILURES_MAX => self.link.order(Order::Part(ConnectionClosed::Signatures)),
+            // It has not heard, or does not care.
+            failures if failures >= FAILURES_MAX + IGNORED_MAX => {
+                self.link.order(Order::End(ConnectionClosed::Signatures));
+            }
+            _ => {}
+        }
     }
 }
 

@@ -93,6 +93,7 @@ impl Timers {
             Order::Drain => Due::Part(ConnectionClosed::Shutdown),
             Order::MakeRoom if !state.requested => Due::End(ConnectionClosed::MadeRoom),
             Order::MakeRoom => Due::Part(ConnectionClosed::MadeRoom),
+            Order::Part(reason) => Due::Part(reason),
             Order::None | Order::End(_) => self.undisturbed(state, now),
         }
     }
@@ -222,7 +223,9 @@ mod tests {
         fn nothing_is_waited_for_in_a_circle(
             accepted in 0..NOW, idle in prop_oneof![0..NOW, Just(u64::MAX)], requested: bool, busy: bool,
             blocked in proptest::option::of(1..=NOW), waiting in proptest::option::of(1..=NOW),
-            order in prop_oneof![Just(Order::None), Just(Order::Drain), Just(Order::MakeRoom)],
+            order in prop_oneof![
+                Just(Order::None), Just(Order::Drain), Just(Order::MakeRoom), Just(Order::Part(ConnectionClosed::Signatures)),
+            ],
             parted in proptest::option::of(0..=NOW),
         ) {
             let state = State {

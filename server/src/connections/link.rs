@@ -28,6 +28,8 @@ pub(crate) enum Order {
     None,
     /// The process stops: end as soon as no call is running.
     Drain,
+    /// Take no more calls, and end once those that run have ended.
+    Part(ConnectionClosed),
     /// Another connection needs the place: end, because no call is running.
     MakeRoom,
     /// End at once, even if calls are running.

@@ -3,7 +3,7 @@
 //! Owns the decision whether a caller may do something, and what it is told if not. Must never name a token, a secret or
 //! a voter in such a text.
 
-use std::{borrow::Cow, convert::Infallible, fmt, mem, sync::Arc, time::Duration};
+use std::{borrow::Cow, convert::Infallible, fmt, mem, num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::extract::FromRequestParts;
 use http::{Extensions, request::Parts};
@@ -17,11 +17,14 @@ use votestream_core::{
 use super::{
     Inner,
     issuer::{Issuer, LEEWAY},
-    rules::{CertificateRule, KeyRule, Rules},
+    rules::{CertificateRule, Digest, KeyRule, Rules},
     scope::{Action, Scopes},
     unix_now,
 };
-use crate::connections::Peer;
+use crate::{
+    connections::Peer,
+    quotas::{Exceeded, Quotas},
+};
 
 /// Why a caller may not do what it asked for. The text is for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ impl Denied {
     pub(super) fn code(&self) -> Code {
         match self.reason {
             Denial::Scope => Code::PermissionDenied,
-            Denial::KeysUnavailable => Code::Unavailable,
+            Denial::KeysUnavailable | Denial::NotChecked => Code::Unavailable,
             Denial::Missing
             | Denial::Malformed
             | Denial::UnknownIssuer
@@ -80,7 +83,7 @@ pub(super) struct Credential {
 /// Where a credential comes from.
 pub(super) enum Source {
     Anonymous,
-    Token { issuer: Arc<Issuer>, jti: Option<Box<str>>, issued_at: Option<u64> },
+    Token { issuer: Arc<Issuer>, digest: Digest, jti: Option<Box<str>>, issued_at: Option<u64> },
     Key(Arc<KeyRule>),
     Certificate(Arc<CertificateRule>),
 }
@@ -114,6 +117,11 @@ impl Credential {
             }
     }
 
+    /// What tells its voter from all others.
+    fn voter_name(&self) -> Option<(&str, &str)> {
+        Some((&*self.namespace, self.user.as_deref()?))
+    }
+
     fn is_anonymous(&self) -> bool {
         matches!(self.source, Source::Anonymous)
     }
@@ -138,7 +146,7 @@ impl Credential {
                 let same = rules.anonymous.as_ref().is_some_and(|anonymous| anonymous.scopes == self.scopes);
                 if same { Ok(()) } else { Err(gone("callers without a credential have other rights now: call again")) }
             }
-            Source::Token { issuer, jti, issued_at } => {
+            Source::Token { issuer, jti, issued_at, .. } => {
                 if !rules.issuers.iter().any(|known| Arc::ptr_eq(known, issuer)) {
                     return Err(gone("the entry of the token's issuer has changed: call again"));
                 }
@@ -177,12 +185,16 @@ pub(super) fn in_words(seconds: u64) -> String {
 
 /// Whoever makes a call. Copies are cheap.
 #[derive(Clone, Default)]
-pub struct Caller(Kind);
+pub struct Caller {
+    kind: Kind,
+    /// Counts its votes, if they count as calls.
+    quotas: Option<Quotas>,
+}
 
 impl fmt::Debug for Caller {
     /// Names neither a voter nor a credential.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+        f.write_str(match self.kind {
             Kind::Nobody => "Nobody",
             Kind::Everybody => "Everybody",
             Kind::Known(..) => "Known",
@@ -216,26 +228,57 @@ impl Caller {
 
     /// The caller of a process that asks nobody who they are.
     pub fn everybody() -> Self {
-        Self(Kind::Everybody)
+        Self { kind: Kind::Everybody, quotas: None }
     }
 
     pub(super) fn known(credential: Arc<Credential>, inner: Arc<Inner>) -> Self {
-        Self(Kind::Known(credential, inner))
+        Self { kind: Kind::Known(credential, inner), quotas: None }
+    }
+
+    /// Counts a call against the limits of its credential and of its voter, and the votes of the call from now on.
+    pub(super) fn call(&mut self, quotas: &Quotas) -> Result<(), Exceeded> {
+        let Kind::Known(credential, _) = &self.kind else { return Ok(()) };
+        match &credential.source {
+            Source::Anonymous => return Ok(()),
+            Source::Token { digest, .. } => quotas.call_with(digest)?,
+            Source::Key(rule) => quotas.call_with(("key", &rule.id))?,
+            Source::Certificate(rule) => quotas.call_with(("certificate", &rule.san))?,
+        }
+        if let Some(voter) = credential.voter_name() {
+            quotas.calls_of(voter, NonZeroU32::MIN)?;
+            // Whoever may vote for others sends the votes of many, which are not the calls of one.
+            let votes_as_itself = quotas.count_voters() && !credential.allows_some(Action::Relay);
+            self.quotas = votes_as_itself.then(|| quotas.clone());
+        }
+        Ok(())
+    }
+
+    /// Counts votes of a call that takes many, as calls of the voter who sends them. The votes of a relay do not count,
+    /// and those of a call that takes one are the call.
+    ///
+    /// # Errors
+    ///
+    /// If the voter has sent too many.
+    pub fn count_votes(&self, votes: impl FnOnce() -> usize) -> Result<(), Status> {
+        let Kind::Known(credential, _) = &self.kind else { return Ok(()) };
+        let (Some(quotas), Some(voter)) = (&self.quotas, credential.voter_name()) else { return Ok(()) };
+        let votes = u32::try_from(votes()).unwrap_or(u32::MAX);
+        NonZeroU32::new(votes).map_or(Ok(()), |votes| quotas.calls_of(voter, votes)).map_err(Status::from)
     }
 
     /// Whether identity is off, so that everybody may do everything.
     pub fn is_everybody(&self) -> bool {
-        matches!(self.0, Kind::Everybody)
+        matches!(self.kind, Kind::Everybody)
     }
 
     /// Whether it has shown a credential that counts.
     pub(crate) fn has_credential(&self) -> bool {
-        matches!(&self.0, Kind::Known(credential, _) if !credential.is_anonymous())
+        matches!(&self.kind, Kind::Known(credential, _) if !credential.is_anonymous())
     }
 
     /// Whether it may do this.
     pub fn may(&self, action: Action, poll: &[u8]) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Nobody => false,
             Kind::Everybody => true,
             Kind::Known(credential, _) => credential.allows(action, poll),
@@ -266,7 +309,7 @@ impl Caller {
     }
 
     fn may_some(&self, action: Action) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Nobody => false,
             Kind::Everybody => true,
             Kind::Known(credential, _) => credential.allows_some(action),
@@ -275,7 +318,7 @@ impl Caller {
 
     /// Says that a scope is missing. Counts that something was denied.
     fn lacks(&self, scope: fmt::Arguments<'_>) -> Denied {
-        let denied = match &self.0 {
+        let denied = match &self.kind {
             Kind::Known(credential, _) if !credential.is_anonymous() => {
                 Denied::new(Denial::Scope, format!("the credential's scopes do not cover {scope}"))
             }
@@ -307,13 +350,13 @@ impl Caller {
 
     /// Whether its credential names the user that it votes as.
     pub fn names_user(&self) -> bool {
-        matches!(&self.0, Kind::Known(credential, _) if credential.user.is_some())
+        matches!(&self.kind, Kind::Known(credential, _) if credential.user.is_some())
     }
 
     /// As which user it votes in a poll, when it has named this one, or none: an empty text. `None` if it may not.
     #[inline]
     pub fn voter<'a>(&'a self, poll: &[u8], named: &'a [u8]) -> Option<&'a [u8]> {
-        let credential = match &self.0 {
+        let credential = match &self.kind {
             Kind::Nobody => return None,
             Kind::Everybody => return Some(named),
             Kind::Known(credential, _) => credential,
@@ -329,7 +372,7 @@ impl Caller {
 
     /// Why [`Self::voter`] has none, for the caller.
     pub fn no_voter(&self, poll: &str) -> String {
-        match &self.0 {
+        match &self.kind {
             Kind::Known(credential, _) if credential.allows(Action::Vote, poll.as_bytes()) => match credential.user {
                 Some(_) => "user_id: the token is for another user; leave user_id out, or name the token's".into(),
                 None => "user_id: the token names no user to vote as".into(),
@@ -342,7 +385,7 @@ impl Caller {
 
     /// The namespace of the users for whom it votes.
     pub fn namespace(&self) -> &str {
-        match &self.0 {
+        match &self.kind {
             Kind::Known(credential, _) => &credential.namespace,
             Kind::Nobody | Kind::Everybody => "",
         }
@@ -350,7 +393,7 @@ impl Caller {
 
     /// Who it is, for the audit log.
     pub fn name(&self) -> String {
-        match &self.0 {
+        match &self.kind {
             Kind::Nobody => "nobody".into(),
             Kind::Everybody => "anybody".into(),
             Kind::Known(credential, _) => match &credential.source {
@@ -367,7 +410,7 @@ impl Caller {
 
     /// Waits until the credential counts no more: it has expired, or was revoked. Long calls end then.
     pub async fn ended(&self) -> Denied {
-        let Kind::Known(credential, inner) = &self.0 else { return std::future::pending().await };
+        let Kind::Known(credential, inner) = &self.kind else { return std::future::pending().await };
         let mut changes = inner.changes.subscribe();
         loop {
             changes.borrow_and_update();

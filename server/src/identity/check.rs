@@ -14,6 +14,7 @@ use std::{
 
 use futures::future::Either;
 use http::{HeaderValue, Request, Response, header};
+use tokio::sync::watch;
 use tonic::{Status, server::NamedService};
 use tower::{Layer, Service};
 use votestream_core::observe::metrics;
@@ -23,7 +24,12 @@ use super::{
     caller::{Caller, Denied},
     verify::{NotYet, verify},
 };
-use crate::{audit::Attempt, connections::Peer, http::failure};
+use crate::{
+    audit::Attempt,
+    connections::Peer,
+    http::failure,
+    quotas::{Exceeded, Quotas},
+};
 
 /// How long a call waits for the keys of its token's issuer.
 const KEYS_PATIENCE: Duration = Duration::from_secs(5);
@@ -58,16 +64,17 @@ enum Place {
 #[derive(Clone, Debug)]
 pub(crate) struct CheckLayer {
     identity: Identity,
+    quotas: Quotas,
     place: Place,
 }
 
 impl CheckLayer {
-    pub(crate) fn grpc(identity: Identity, needs: Needs) -> Self {
-        Self { identity, place: Place::Grpc(needs) }
+    pub(crate) fn grpc(identity: Identity, quotas: Quotas, needs: Needs) -> Self {
+        Self { identity, quotas, place: Place::Grpc(needs) }
     }
 
-    pub(crate) fn json(identity: Identity) -> Self {
-        Self { identity, place: Place::Json }
+    pub(crate) fn json(identity: Identity, quotas: Quotas) -> Self {
+        Self { identity, quotas, place: Place::Json }
     }
 }
 
@@ -88,6 +95,51 @@ pub(crate) struct Check<S> {
 
 impl<S: NamedService> NamedService for Check<S> {
     const NAME: &'static str = S::NAME;
+}
+
+/// Why a call does not go on.
+enum Refused {
+    Denied(Denied),
+    Exceeded(Exceeded),
+}
+
+/// Why a call does not go on now.
+enum Halt {
+    Refused(Refused),
+    /// See [`NotYet::Wait`].
+    Wait(watch::Receiver<u64>),
+}
+
+impl From<NotYet> for Halt {
+    fn from(not_yet: NotYet) -> Self {
+        match not_yet {
+            NotYet::Denied(denied) => denied.into(),
+            NotYet::Wait(answers) => Self::Wait(answers),
+        }
+    }
+}
+
+impl From<Denied> for Halt {
+    fn from(denied: Denied) -> Self {
+        Self::Refused(Refused::Denied(denied))
+    }
+}
+
+impl From<Exceeded> for Halt {
+    fn from(exceeded: Exceeded) -> Self {
+        Self::Refused(Refused::Exceeded(exceeded))
+    }
+}
+
+impl NotYet {
+    /// Counts a credential that does not count, and holds wrong signatures against its connection.
+    fn note(&self, peer: Option<&Peer>) {
+        let Self::Denied(denied) = self else { return };
+        metrics::denied(denied.reason);
+        if let (metrics::Denial::Signature | metrics::Denial::NotChecked, Some(peer)) = (denied.reason, peer) {
+            peer.signature_was_wrong();
+        }
+    }
 }
 
 /// A body that can hold a refusal.
@@ -133,8 +185,16 @@ impl CheckLayer {
         }
     }
 
+    /// Counts a call against the limit of its address. This comes before everything that costs more.
+    fn count<B>(&self, request: &Request<B>) -> Result<(), Exceeded> {
+        match request.extensions().get::<Peer>() {
+            Some(peer) if !self.is_open(request.uri().path()) => self.quotas.call_from(peer.address, request.headers()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Finds out who calls, and puts that into the request.
-    fn mark<B>(&self, request: &mut Request<B>) -> Result<(), NotYet> {
+    fn mark<B>(&self, request: &mut Request<B>) -> Result<(), Halt> {
         let Some(inner) = &self.identity.0 else {
             if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
                 peer.caller = Caller::everybody();
@@ -147,8 +207,10 @@ impl CheckLayer {
         }
         let peer = request.extensions().get::<Peer>();
         let certificate = peer.and_then(|peer| peer.certificate.as_deref());
-        let caller = verify(inner, request.headers(), certificate, peer.map(Peer::remembered))?;
+        let verified = verify(inner, request.headers(), certificate, peer.map(Peer::remembered));
+        let mut caller = verified.inspect_err(|not_yet| not_yet.note(peer))?;
         Attempt::by(request.extensions(), &caller);
+        caller.call(&self.quotas)?;
         self.admit(&caller, request.uri().path())?;
         if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
             peer.caller = caller;
@@ -157,10 +219,14 @@ impl CheckLayer {
     }
 
     /// The answer to a caller that is not let in.
-    fn refuse<B: Refusal>(&self, denied: Denied) -> Response<B> {
-        // Rights that are missing were counted where they were looked for.
-        let challenge = (denied.code() == tonic::Code::Unauthenticated).then(|| challenge(&denied));
-        let status = Status::from(denied);
+    fn refuse<B: Refusal>(&self, refused: Refused) -> Response<B> {
+        let (status, challenge) = match refused {
+            Refused::Denied(denied) => {
+                let challenge = (denied.code() == tonic::Code::Unauthenticated).then(|| challenge(&denied));
+                (Status::from(denied), challenge)
+            }
+            Refused::Exceeded(exceeded) => (Status::from(exceeded), None),
+        };
         let mut response = match self.place {
             Place::Grpc(_) => status.into_http(),
             Place::Json => B::of(failure(&status, &[])),
@@ -200,10 +266,11 @@ where
     }
 
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
-        match self.layer.mark(&mut request) {
+        let marked = self.layer.count(&request).map_err(Halt::from).and_then(|()| self.layer.mark(&mut request));
+        match marked {
             Ok(()) => Either::Left(self.service.call(request)),
-            Err(NotYet::Denied(denied)) => Either::Right(Either::Left(ready(Ok(self.layer.refuse(denied))))),
-            Err(NotYet::Wait(mut answers)) => {
+            Err(Halt::Refused(refused)) => Either::Right(Either::Left(ready(Ok(self.layer.refuse(refused))))),
+            Err(Halt::Wait(mut answers)) => {
                 let (layer, mut service) = (self.layer.clone(), self.service.clone());
                 Either::Right(Either::Right(Box::pin(async move {
                     // If the keys do not come in time, the second look says so.
@@ -213,11 +280,13 @@ where
                             std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
                             service.call(request).await
                         }
-                        Err(NotYet::Denied(denied)) => Ok(layer.refuse(denied)),
-                        Err(NotYet::Wait(_)) => Ok(layer.refuse(Denied::new(
-                            metrics::Denial::KeysUnavailable,
-                            "the keys of the token's issuer cannot be read at the moment",
-                        ))),
+                        Err(Halt::Refused(refused)) => Ok(layer.refuse(refused)),
+                        Err(Halt::Wait(_)) => {
+                            let message = "the keys of the token's issuer cannot be read at the moment";
+                            let denied = Denied::new(metrics::Denial::KeysUnavailable, message);
+                            metrics::denied(denied.reason);
+                            Ok(layer.refuse(Refused::Denied(denied)))
+                        }
                     }
                 })))
             }

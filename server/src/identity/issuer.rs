@@ -1,7 +1,7 @@
 //! Those who sign tokens, and their keys.
 //!
 //! Owns which key checks a token. Must never take an algorithm from a token that its issuer's entry does not name. Must
-//! never keep the keys of an issuer that has not been heard of for longer than [`STALE`].
+//! never use the keys of an issuer that has not been heard of for longer than [`Pace::stale`].
 
 use std::{
     path::PathBuf,
@@ -21,14 +21,26 @@ use super::{fetch::Url, scope::Scopes, signature::family};
 
 /// Most keys of an issuer.
 const KEYS_MAX: usize = 100;
-/// How long keys serve if their URL does not answer: long enough for an outage that people have to notice and repair.
-const STALE: Duration = Duration::from_secs(24 * 3_600);
-/// How often keys are read again. An issuer publishes a new key before it signs with it.
-const REFRESH: Duration = Duration::from_secs(300);
-/// How often an unknown key, or a failure, makes the process ask again.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// By how much the clocks of an issuer and of this machine may differ, in seconds.
 pub(super) const LEEWAY: u64 = 5;
+
+/// How often the URLs of issuers are asked. Only tests have another one than the default.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How often keys are read again. An issuer publishes a new key before it signs with it.
+    pub refresh: Duration,
+    /// How often an unknown key, or a failure, makes the process ask again.
+    pub ask_again: Duration,
+    /// How long keys serve if their URL does not answer: long enough for an outage that people have to notice and repair.
+    pub stale: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let refresh = Duration::from_secs(300);
+        Self { refresh, ask_again: Duration::from_secs(30), stale: Duration::from_secs(24 * 3_600) }
+    }
+}
 
 /// An `[[issuer]]` of the auth file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +75,7 @@ pub(super) struct Issuer {
 }
 
 /// The keys of an issuer.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Keys {
     keys: Vec<Key>,
     /// When they were read; `None` if they never were.
@@ -129,9 +141,10 @@ impl Issuer {
     }
 
     /// The key for a token.
-    pub(super) fn key(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<DecodingKey, NoKey> {
+    pub(super) fn key(&self, kid: Option<&str>, algorithm: Algorithm, pace: Pace) -> Result<DecodingKey, NoKey> {
         let keys = self.keys.load();
-        let is_stale = matches!(self.rule.source, Source::Url(_)) && keys.read_at.is_none_or(|at| at.elapsed() > STALE);
+        let is_stale =
+            matches!(self.rule.source, Source::Url(_)) && keys.read_at.is_none_or(|at| at.elapsed() > pace.stale);
         if !is_stale {
             let mut fitting = keys.keys.iter().filter(|key| key.algorithms.contains(&algorithm));
             let found = match kid {
@@ -143,7 +156,7 @@ impl Issuer {
                 return Ok(found.key.clone());
             }
         }
-        match self.want() {
+        match self.want(pace) {
             Some(answers) => Err(NoKey::Wait(answers)),
             None if is_stale => Err(NoKey::Unavailable),
             None => Err(NoKey::Unknown),
@@ -157,12 +170,12 @@ impl Issuer {
     }
 
     /// Asks for the keys again, unless that was done a moment ago.
-    fn want(&self) -> Option<watch::Receiver<u64>> {
+    fn want(&self, pace: Pace) -> Option<watch::Receiver<u64>> {
         if matches!(self.rule.source, Source::File(_)) {
             return None;
         }
         let mut asking = self.asking.lock();
-        let may_ask = asking.in_progress || asking.asked_at.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+        let may_ask = asking.in_progress || asking.asked_at.is_none_or(|at| at.elapsed() >= pace.ask_again);
         may_ask.then(|| {
             asking.wanted = true;
             self.answers.subscribe()
@@ -170,10 +183,10 @@ impl Issuer {
     }
 
     /// The URL, if it is time to ask it. The caller must report the answer.
-    pub(super) fn due(&self) -> Option<Url> {
+    pub(super) fn due(&self, pace: Pace) -> Option<Url> {
         let Source::Url(url) = &self.rule.source else { return None };
         let mut asking = self.asking.lock();
-        let pause = if asking.failed || asking.wanted { ASK_AGAIN } else { REFRESH };
+        let pause = if asking.failed || asking.wanted { pace.ask_again } else { pace.refresh };
         if asking.in_progress || asking.asked_at.is_some_and(|at| at.elapsed() < pause) {
             return None;
         }
@@ -188,6 +201,13 @@ impl Issuer {
         let failed = answer.is_err();
         match answer {
             Ok(keys) => {
+                // That is how an issuer withdraws its only key.
+                if keys.is_empty() {
+                    tracing::warn!(
+                        issuer = self.rule.iss,
+                        "an issuer has no key for its algorithms: its tokens do not count"
+                    );
+                }
                 let before = self.keys.swap(Arc::new(keys));
                 let now = self.keys.load();
                 withdrawn = before.keys.iter().any(|old| now.keys.iter().all(|new| new.published != old.published));
@@ -207,9 +227,20 @@ impl Issuer {
         withdrawn
     }
 
+    /// Its keys.
+    pub(super) fn keys(&self) -> Keys {
+        Keys::clone(&self.keys.load())
+    }
+
     /// Takes the keys of a file that has changed. Whoever calls by a token of this issuer goes on.
     pub(super) fn set_keys(&self, keys: Keys) {
         self.keys.store(Arc::new(keys));
+    }
+
+    /// Whether its keys are those of this file's content.
+    pub(super) fn has_keys(&self, keys: &Keys) -> bool {
+        let published = |keys: &Keys| keys.keys.iter().map(|key| key.published.clone()).collect::<Vec<_>>();
+        published(&self.keys.load()) == published(keys)
     }
 }
 
@@ -220,11 +251,12 @@ impl Keys {
         if set.keys.len() > KEYS_MAX {
             return Err(format!("it has {} keys, the limit is {KEYS_MAX}", set.keys.len()));
         }
-        let keys: Vec<Key> = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
-        if keys.is_empty() {
-            return Err("it has no key for any of the issuer's algorithms".into());
-        }
+        let keys = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
         Ok(Self { keys, read_at: Some(Instant::now()) })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
     }
 }
 

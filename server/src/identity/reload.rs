@@ -80,7 +80,7 @@ impl Files {
         }
     }
 
-    /// The rules of the files, if they have changed since they were last read. Blocks.
+    /// The rules of the files, if they have changed since they were last read and say something else. Blocks.
     fn changed(&self, before: &Rules) -> Option<Result<Rules, Vec<String>>> {
         let content = self.content(Some(before));
         let mut seen = self.seen.lock();
@@ -89,7 +89,12 @@ impl Files {
         }
         *seen = Some(content.clone());
         drop(seen);
-        Some(content.map_err(|mistake| vec![mistake]).and_then(|content| self.rules(&content, Some(before))))
+        let rules = content.map_err(|mistake| vec![mistake]).and_then(|content| self.rules(&content, Some(before)));
+        match rules {
+            // A comment, or the first look at the files with keys.
+            Ok(rules) if rules.is_like(before) => None,
+            rules => Some(rules),
+        }
     }
 
     fn content(&self, before: Option<&Rules>) -> Result<Content, String> {
@@ -116,8 +121,9 @@ pub(super) async fn follow(inner: Weak<Inner>) {
     loop {
         let Some(strong) = inner.upgrade() else { return };
         look(&strong).await;
-        for issuer in &strong.rules.load().issuers {
-            if let Some(url) = issuer.due() {
+        let rules = strong.rules.load();
+        for issuer in &rules.issuers {
+            if let Some(url) = issuer.due(rules.pace) {
                 let (issuer, inner) = (issuer.clone(), inner.clone());
                 fetching.spawn(async move {
                     let answer = fetch(url).await.and_then(|json| Keys::read(&json, &issuer.rule.algorithms));
@@ -129,6 +135,7 @@ pub(super) async fn follow(inner: Weak<Inner>) {
                 });
             }
         }
+        drop(rules);
         drop(strong);
         while fetching.try_join_next().is_some() {}
         tokio::time::sleep(LOOK).await;
@@ -140,8 +147,9 @@ async fn look(inner: &Arc<Inner>) {
     let reading = inner.clone();
     let read = tokio::task::spawn_blocking(move || reading.files.changed(&reading.rules.load()));
     match read.await {
-        Ok(Some(Ok(rules))) => {
+        Ok(Some(Ok(mut rules))) => {
             tracing::info!("the auth files have changed and hold from now on");
+            rules.install_keys();
             inner.rules.store(Arc::new(rules));
             inner.changes.send_modify(|changes| *changes += 1);
         }

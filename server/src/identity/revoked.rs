@@ -27,10 +27,10 @@ use super::mistakes::{Entry, Mistakes};
 const REVOKED_MAX: usize = 200_000;
 
 /// The revocations.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Revoked(Arc<Lists>);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Lists {
     tokens: HashSet<(Option<String>, String)>,
     /// Tokens of these users are revoked if they were issued before this moment, in seconds since 1970.

@@ -19,7 +19,7 @@ use votestream_core::model::limits::USER_ID_BYTES_MAX;
 use super::{
     caller::{Credential, Source as From},
     fetch::JWKS_BYTES_MAX,
-    issuer::{Issuer, IssuerRule, Keys, Source},
+    issuer::{Issuer, IssuerRule, Keys, Pace, Source},
     mistakes::{Entry, Mistakes},
     revoked::Revoked,
     scope::{Action, SCOPES_MAX, Scopes},
@@ -43,11 +43,15 @@ pub(super) struct Rules {
     /// No two rules of a process have the same number. What a connection remembers belongs to one of them.
     pub(super) version: u64,
     pub(super) issuers: Vec<Arc<Issuer>>,
+    /// How often their URLs are asked.
+    pub(super) pace: Pace,
     pub(super) keys: HashMap<Digest, Arc<KeyRule>>,
     pub(super) certificates: Vec<Arc<CertificateRule>>,
     /// What callers without a credential are.
     pub(super) anonymous: Option<Arc<Credential>>,
     pub(super) revoked: Revoked,
+    /// Keys that take the place of others once these rules hold. The issuers stay the same, so that calls go on.
+    pub(super) new_keys: Vec<(Arc<Issuer>, Keys)>,
     /// Tokens that were verified, until they expire.
     pub(super) remembered: Cache<Digest, Arc<Credential>, ByBytes>,
 }
@@ -128,16 +132,17 @@ impl Rules {
         if !mistakes.0.is_empty() {
             return Err(mistakes.0);
         }
+        let mut new_keys = Vec::new();
         let same_issuer = |(rule, keys): (IssuerRule, Option<Keys>)| {
-            let known = before.into_iter().flat_map(|rules| &rules.issuers).find(|old| old.rule == rule);
-            match (known, keys) {
-                (None, keys) => Arc::new(Issuer::new(rule, keys.unwrap_or_default())),
-                (Some(known), None) => known.clone(),
-                (Some(known), Some(keys)) => {
-                    known.set_keys(keys);
-                    known.clone()
-                }
+            let old = || before.into_iter().flat_map(|rules| &rules.issuers);
+            if let Some(known) = old().find(|old| old.rule == rule) {
+                new_keys.extend(keys.filter(|keys| !known.has_keys(keys)).map(|keys| (known.clone(), keys)));
+                return known.clone();
             }
+            // If only the rights have changed, the keys that the URL had serve until it has answered.
+            let same_keys = old().find(|old| old.rule.source == rule.source && old.rule.algorithms == rule.algorithms);
+            let keys = keys.or_else(|| same_keys.map(|old| old.keys()));
+            Arc::new(Issuer::new(rule, keys.unwrap_or_default()))
         };
         let same_key = |rule: KeyRule| {
             let known = before.and_then(|rules| rules.keys.get(&rule.sha256)).filter(|old| ***old == rule);
@@ -150,6 +155,8 @@ impl Rules {
         Ok(Self {
             version: version(),
             issuers: issuers.into_iter().map(same_issuer).collect(),
+            new_keys,
+            pace: before.map_or_else(Pace::default, |rules| rules.pace),
             keys: keys.into_iter().map(same_key).collect(),
             certificates: certificates.into_iter().map(same_certificate).collect(),
             anonymous: anonymous.map(|scopes| Arc::new(Credential::of(From::Anonymous, "".into(), scopes))),
@@ -190,11 +197,33 @@ impl Rules {
         }
     }
 
+    /// Whether these rules, read again, say what those before did.
+    pub(super) fn is_like(&self, before: &Self) -> bool {
+        let same_keys = |(digest, rule): (&Digest, &Arc<KeyRule>)| {
+            before.keys.get(digest).is_some_and(|old| Arc::ptr_eq(old, rule))
+        };
+        let scopes = |anonymous: &Option<Arc<Credential>>| anonymous.as_ref().map(|anonymous| anonymous.scopes.clone());
+        self.new_keys.is_empty()
+            && are_same(&self.issuers, &before.issuers)
+            && are_same(&self.certificates, &before.certificates)
+            && self.keys.len() == before.keys.len()
+            && self.keys.iter().all(same_keys)
+            && scopes(&self.anonymous) == scopes(&before.anonymous)
+            && self.revoked == before.revoked
+    }
+
+    /// Gives the issuers their new keys. Must be called when these rules begin to hold.
+    pub(super) fn install_keys(&mut self) {
+        self.new_keys.drain(..).for_each(|(issuer, keys)| issuer.set_keys(keys));
+    }
+
     /// The same rules, with nothing remembered: a key that checked tokens before has been withdrawn.
     pub(super) fn renewed(&self) -> Self {
         Self {
             version: version(),
             issuers: self.issuers.clone(),
+            new_keys: Vec::new(),
+            pace: self.pace,
             keys: self.keys.clone(),
             certificates: self.certificates.clone(),
             anonymous: self.anonymous.clone(),
@@ -202,6 +231,10 @@ impl Rules {
             remembered: Cache::with_weighter(REMEMBERED_USUAL, REMEMBERED_BYTES_MAX, ByBytes),
         }
     }
+}
+
+fn are_same<T>(these: &[Arc<T>], those: &[Arc<T>]) -> bool {
+    these.len() == those.len() && these.iter().zip(those).all(|(this, that)| Arc::ptr_eq(this, that))
 }
 
 /// A number that no other rules have.
@@ -320,7 +353,8 @@ fn issuer(mut entry: Entry<'_>, folder: &Path) -> Option<(IssuerRule, Option<Key
 /// Reads the keys of a file.
 fn read_keys(path: &Path, algorithms: &[Algorithm]) -> Result<Keys, String> {
     let json = read_file(path, JWKS_BYTES_MAX).map_err(|error| error.to_string())?;
-    Keys::read(&json, algorithms)
+    let keys = Keys::read(&json, algorithms)?;
+    if keys.is_empty() { Err("it has no key for any of the issuer's algorithms".into()) } else { Ok(keys) }
 }
 
 fn algorithms(entry: &mut Entry<'_>) -> Option<Vec<Algorithm>> {

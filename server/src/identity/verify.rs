@@ -3,7 +3,13 @@
 //! Owns the order of the checks: everything that costs little comes before a signature. Must never let a token through
 //! whose issuer, audience, times, algorithm and signature were not all checked.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use http::{HeaderMap, HeaderValue, header};
 use jsonwebtoken::{
@@ -31,9 +37,17 @@ use crate::ClientCertificate;
 /// Longest bearer credential, in bytes.
 pub(crate) const BEARER_BYTES_MAX: usize = 4_096;
 
+/// So many wrong signatures in a row end a connection. Signatures are what costs most, and an honest client that has a
+/// wrong token does not try another one each time.
+pub(crate) const FAILURES_MAX: u32 = 20;
+
 /// The last credential of a connection: most callers use one for all their calls.
 #[derive(Default)]
-pub(crate) struct Remembered(Mutex<Option<Last>>);
+pub(crate) struct Remembered {
+    last: Mutex<Option<Last>>,
+    /// Signatures that were wrong, or were not checked any more, since the last good credential.
+    failures: AtomicU32,
+}
 
 impl fmt::Debug for Remembered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,7 +89,7 @@ pub(super) fn verify(
         (Some(header), None) => match remembered.and_then(|remembered| remembered.get(header, rules.version)) {
             Some(known) => known,
             None => {
-                let credential = bearer(&rules, header, now)?;
+                let credential = bearer(&rules, header, now, remembered.is_none_or(Remembered::may_check))?;
                 if let Some(remembered) = remembered {
                     remembered.set(header, rules.version, &credential);
                 }
@@ -91,13 +105,26 @@ pub(super) fn verify(
 
 impl Remembered {
     fn get(&self, header: &HeaderValue, version: u64) -> Option<Arc<Credential>> {
-        let last = self.0.lock();
+        let last = self.last.lock();
         let last = last.as_ref().filter(|last| last.version == version && last.header == header)?;
         Some(last.credential.clone())
     }
 
     fn set(&self, header: &HeaderValue, version: u64, credential: &Arc<Credential>) {
-        *self.0.lock() = Some(Last { version, header: header.clone(), credential: credential.clone() });
+        *self.last.lock() = Some(Last { version, header: header.clone(), credential: credential.clone() });
+        if self.may_check() {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether signatures of unknown tokens are checked on this connection. Once it is to end, they are not.
+    fn may_check(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) < FAILURES_MAX
+    }
+
+    /// Counts a signature that was wrong, or was not checked any more. Returns how many there were in a row.
+    pub(crate) fn failed(&self) -> u32 {
+        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 }
 
@@ -120,7 +147,7 @@ fn without_header(rules: &Rules, certificate: Option<&ClientCertificate>) -> Res
 }
 
 /// A caller by its key or its token.
-fn bearer(rules: &Rules, header: &HeaderValue, now: u64) -> Result<Arc<Credential>, NotYet> {
+fn bearer(rules: &Rules, header: &HeaderValue, now: u64, may_check: bool) -> Result<Arc<Credential>, NotYet> {
     let bytes = header.as_bytes();
     let secret = bytes
         .split_at_checked(7)
@@ -141,7 +168,11 @@ fn bearer(rules: &Rules, header: &HeaderValue, now: u64) -> Result<Arc<Credentia
     if let Some(credential) = rules.remembered.get(&digest) {
         return Ok(credential);
     }
-    let credential = Arc::new(token(rules, secret, now)?);
+    if !may_check {
+        let message = "too many tokens with wrong signatures came on this connection: connect again";
+        return Err(Denied::new(Denial::NotChecked, message).into());
+    }
+    let credential = Arc::new(token(rules, secret, &digest, now)?);
     credential.check(rules, now)?;
     rules.remembered.insert(digest, credential.clone());
     Ok(credential)
@@ -154,7 +185,7 @@ fn digest_of(secret: &[u8]) -> Digest {
 }
 
 /// Verifies a token.
-fn token(rules: &Rules, token: &[u8], now: u64) -> Result<Credential, NotYet> {
+fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Credential, NotYet> {
     if token.iter().filter(|byte| **byte == b'.').count() != 2 {
         return Err(Denied::new(Denial::UnknownKey, "the credential is neither a token nor a key that is known").into());
     }
@@ -181,7 +212,7 @@ fn token(rules: &Rules, token: &[u8], now: u64) -> Result<Credential, NotYet> {
         let message = format!("the token is valid only in {}", in_words(starts_at - now));
         return Err(Denied::new(Denial::NotYetValid, message).into());
     }
-    let key = issuer.key(head.kid.as_deref(), head.alg).map_err(|no_key| match no_key {
+    let key = issuer.key(head.kid.as_deref(), head.alg, rules.pace).map_err(|no_key| match no_key {
         NoKey::Wait(answers) => NotYet::Wait(answers),
         NoKey::Unknown => Denied::new(Denial::UnknownKey, "the token's key (kid) is not one of its issuer's").into(),
         NoKey::Unavailable => {
@@ -200,6 +231,7 @@ fn token(rules: &Rules, token: &[u8], now: u64) -> Result<Credential, NotYet> {
     let user = claims.get(&issuer.rule.user_claim).map(user_of).transpose()?;
     let source = Source::Token {
         issuer: issuer.clone(),
+        digest: *digest,
         jti: claims.get("jti").and_then(Value::as_str).map(Into::into),
         issued_at: seconds(&claims, "iat")?,
     };

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod crash;
 pub mod faults;
 pub mod hostile;
+pub mod house;
 pub mod http_faults;
 pub mod issuer;
 pub mod power;

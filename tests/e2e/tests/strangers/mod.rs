@@ -1,6 +1,7 @@
 //! Code that these tests share: the process, and small clients that are not hostile.
 
 mod costs;
+mod credentials;
 mod meaning;
 mod slow;
 mod withstood;
