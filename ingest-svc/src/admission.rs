@@ -467,6 +467,17 @@ impl<'c> Judge<'c> {
         refusal
     }
 
+    /// The refusal of a vote whose user has a namespace, for a poll that would store the user without it: another user of the
+    /// same name would become the same person.
+    #[cold]
+    fn namespace_is_lost(&self, poll: &IndexedPoll) -> Refusal {
+        let reason = format!(
+            "poll \"{}\" stores plain user ids and cannot keep users of several namespaces apart; create it with pseudonyms",
+            poll.id()
+        );
+        Refusal::NotAllowed(reason.into())
+    }
+
     /// Judges one vote. If it is valid, returns its option, and its user as they are stored.
     #[inline(always)]
     fn check<'a>(
@@ -477,6 +488,8 @@ impl<'c> Judge<'c> {
         last_missing: &mut Option<Missed<'a>>,
     ) -> Result<(&'a Arc<str>, UserId<'a>), Refusal> {
         let user = match poll.is_pseudonymous() {
+            // A plain id does not say whose user it is.
+            false if !self.caller.namespace().is_empty() => return Err(self.namespace_is_lost(poll)),
             false => User::Stored(UserId::check(user)?),
             true => User::Named(check_user_id(user)?),
         };

@@ -76,7 +76,8 @@ where
         // There are few paths, and seldom two of the same length, so comparing is cheaper than hashing.
         let is_single = self.single.iter().any(|path| path == request.uri().path());
         let within = is_single.then_some(self.link.census.limits.message);
-        let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone(), within)));
+        let version = request.version();
+        let mut request = request.map(|body| Body::new(Inbound::new(body, self.link.clone(), within, version)));
         let peer = Peer {
             address: self.link.peer,
             certificate: self.certificate.clone(),

@@ -18,11 +18,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+    runtime::Handle,
+    time::{Sleep, sleep, timeout},
 };
 use tonic::{Status, codegen::StdError};
 
@@ -206,11 +209,23 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Metered<C> {
     }
 }
 
+/// How much of a request that nobody reads to its end is read all the same, and for how long. A request that was
+/// refused by its head is still on its way. If its stream were given up at once, the rest would come for a stream that is
+/// no more; the library counts that as a fault of the client, and closes the connection after some of them: with all calls
+/// of others, if a proxy is the client.
+const REST_BYTES_MAX: u64 = 64 << 10;
+const REST_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// The body of a request, counted as it is read.
 #[derive(Debug)]
 pub(crate) struct Inbound {
-    body: Incoming,
+    /// Taken when this is dropped.
+    body: Option<Incoming>,
     link: Arc<Link>,
+    /// Whether the rest is read after this was dropped: the connection has other calls.
+    reads_rest: bool,
+    /// Whether the end, or an error, has come.
+    is_over: bool,
     /// Whether more of it may have come than was read.
     behind: bool,
     time: Time,
@@ -229,12 +244,36 @@ enum Time {
 
 impl Inbound {
     /// `within` is how long the body may take; `None` for a stream.
-    pub(crate) fn new(body: Incoming, link: Arc<Link>, within: Option<Duration>) -> Self {
+    pub(crate) fn new(body: Incoming, link: Arc<Link>, within: Option<Duration>, version: Version) -> Self {
         let behind = !body.is_end_stream();
         if behind {
             link.fell_behind();
         }
-        Self { body, link, behind, time: within.map_or(Time::Any, Time::Within) }
+        let time = within.map_or(Time::Any, Time::Within);
+        // HTTP/1.1 has one request at a time, and its library knows what to do with the rest.
+        let reads_rest = version == Version::HTTP_2;
+        Self { body: Some(body), link, reads_rest, is_over: !behind, behind, time }
+    }
+
+    /// Reads the rest in a task of its own, if there is any.
+    fn read_rest(&mut self) {
+        if !self.reads_rest || self.is_over {
+            return;
+        }
+        let body = self.body.take().filter(|body| !body.is_end_stream());
+        let (Some(body), Ok(runtime)) = (body, Handle::try_current()) else { return };
+        let link = self.link.clone();
+        let rest =
+            Self { body: Some(body), link, reads_rest: false, is_over: false, behind: self.behind, time: Time::Any };
+        self.behind = false;
+        runtime.spawn(timeout(REST_TIME_MAX, async move {
+            let (mut rest, mut bytes) = (rest, 0);
+            while let Some(Ok(frame)) = rest.frame().await
+                && bytes <= REST_BYTES_MAX
+            {
+                bytes += frame.data_ref().map_or(0, Bytes::len) as u64 + FRAME_OVERHEAD_BYTES;
+            }
+        }));
     }
 
     fn is_behind(&mut self, behind: bool) {
@@ -261,6 +300,7 @@ impl Inbound {
 
 impl Drop for Inbound {
     fn drop(&mut self) {
+        self.read_rest();
         self.is_behind(false);
     }
 }
@@ -271,28 +311,31 @@ impl Body for Inbound {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let this = self.get_mut();
-        let Poll::Ready(polled) = Pin::new(&mut this.body).poll_frame(cx) else {
+        // It is taken only by the end of this.
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let Poll::Ready(polled) = Pin::new(body).poll_frame(cx) else {
             this.is_behind(false);
             return this.poll_time(cx).map(|status| Some(Err(status.into())));
         };
         let Some(Ok(frame)) = polled else {
+            this.is_over = true;
             this.is_behind(false);
             return Poll::Ready(polled.map(|ended| ended.map_err(Into::into)));
         };
         if let Some(data) = frame.data_ref() {
             this.link.read(data.len() as u64 + FRAME_OVERHEAD_BYTES);
         }
-        let behind = !this.body.is_end_stream();
-        this.is_behind(behind);
+        this.is_over = this.is_end_stream();
+        this.is_behind(!this.is_over);
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
     }
 }
 

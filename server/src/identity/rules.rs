@@ -120,6 +120,9 @@ impl Rules {
         unique(&mut mistakes, "key", "sha256", keys.iter().map(|rule| &rule.sha256));
         unique(&mut mistakes, "certificate", "san", certificates.iter().map(|rule| &rule.san));
         check_namespaces(&mut mistakes, &issuers, &keys, &certificates);
+        if let Some(before) = before {
+            before.check_same_namespaces(&mut mistakes, &issuers, &keys, &certificates);
+        }
         if !mistakes.0.is_empty() {
             return Err(mistakes.0);
         }
@@ -151,6 +154,38 @@ impl Rules {
             revoked,
             remembered: Cache::with_weighter(REMEMBERED_USUAL, REMEMBERED_BYTES_MAX, ByBytes),
         })
+    }
+
+    /// An entry keeps its namespace while the process runs: with another one its users would be other people in polls that are
+    /// open, and could vote again.
+    fn check_same_namespaces(
+        &self,
+        mistakes: &mut Mistakes,
+        issuers: &[(IssuerRule, Option<Keys>)],
+        keys: &[KeyRule],
+        certificates: &[CertificateRule],
+    ) {
+        let mut check = |name: String, old: Option<&Arc<str>>, new: &Arc<str>| {
+            if old.is_some_and(|old| old != new) {
+                mistakes.add(
+                    &name,
+                    "namespace has changed, and its users would be other people in polls that are open: restart the services when \
+                     none is, or give a new entry the new namespace",
+                );
+            }
+        };
+        for (rule, _) in issuers {
+            let old = self.issuers.iter().find(|old| old.rule.iss == rule.iss).map(|old| &old.rule.namespace);
+            check(format!("issuer {}", rule.iss), old, &rule.namespace);
+        }
+        for rule in keys {
+            let old = self.keys.values().find(|old| old.id == rule.id).map(|old| &old.namespace);
+            check(format!("key {}", rule.id), old, &rule.namespace);
+        }
+        for rule in certificates {
+            let old = self.certificates.iter().find(|old| old.san == rule.san).map(|old| &old.namespace);
+            check(format!("certificate {}", rule.san), old, &rule.namespace);
+        }
     }
 
     /// The same rules, with nothing remembered: a key that checked tokens before has been withdrawn.
@@ -473,6 +508,9 @@ mod tests {
         let two = issuer("one", "namespace = \"n\"") + &issuer("two", "namespace = \"m\"");
         let second = Rules::read(&two, &path, Revoked::default(), Some(&first)).unwrap();
         assert!(Arc::ptr_eq(&first.issuers[0], &second.issuers[0]) && second.version != first.version);
+        let moved = issuer("one", "namespace = \"other\"");
+        let mistakes = Rules::read(&moved, &path, Revoked::default(), Some(&second)).err().unwrap();
+        assert!(mistakes.len() == 1 && mistakes[0].starts_with("issuer one: namespace has changed"), "{mistakes:?}");
         let other = issuer("one", "namespace = \"n\"").replace("HS256", "HS512");
         let third = Rules::read(&other, &path, Revoked::default(), Some(&second)).unwrap();
         assert!(!Arc::ptr_eq(&first.issuers[0], &third.issuers[0]));

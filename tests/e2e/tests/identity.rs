@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use ring::digest::{SHA256, digest};
@@ -517,5 +518,20 @@ async fn the_same_name_of_two_issuers_is_two_people_and_a_relay_of_one_speaks_fo
         }
     };
     tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("three people have voted");
+    house.stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_calls_do_not_end_the_connection_of_others() {
+    let house = House::open().await;
+    let client = house.stack.ingest().await;
+    // More than the library allows mistakes in the life of a connection.
+    let calls = (0..3_000).map(|_| {
+        let mut client = client.clone();
+        async move { client.cast_vote(votestream_proto::VotesMessage::default()).await.unwrap_err() }
+    });
+    let denied: Vec<tonic::Status> = futures::stream::iter(calls).buffer_unordered(32).collect().await;
+    let other = denied.iter().find(|status| status.code() != Code::Unauthenticated);
+    assert!(denied.len() == 3_000 && other.is_none(), "{other:?}");
     house.stack.stop().await;
 }
