@@ -110,6 +110,14 @@ def output(output, gone):
     return {**output, "Value": f"arn:aws:kinesis:us-east-1:000000000000:stream/votestream/consumer/{name}:1"}
 
 
+def secrets_of(template, service):
+    """Variables of a service that ECS fills from Secrets Manager. The emulator does not tell their names."""
+    for resource in template["Resources"].values():
+        if resource["Type"] == "AWS::ECS::TaskDefinition" and resource["Properties"]["Family"] == f"votestream-{service}":
+            return {one["Name"] for one in resource["Properties"]["ContainerDefinitions"][0].get("Secrets", [])}
+    raise Failed(f"{service} has no task definition")
+
+
 def check(rig):
     out = pathlib.Path(sys.argv[1]).resolve()
     binaries = build()
@@ -139,7 +147,7 @@ def check(rig):
         variables = {one["name"]: one["value"] for one in container["environment"]}
         expect(f"{service} is told its stream and tables",
                (variables["VOTESTREAM_STREAM"], variables["VOTESTREAM_TABLE_PREFIX"]), ("votestream", "votestream-"))
-        secrets = {one["name"] for one in container.get("secrets", [])}
+        secrets = secrets_of(templates["votestream-service"], service)
         expect(f"secrets of {service}", secrets, set() if service == "persist" else {"AUTH_FILE_TEXT"})
         variables.update(dict.fromkeys(secrets, AUTH))
         # There is no collector here; and nothing listens but on loopback.
