@@ -211,7 +211,7 @@ fn a_second_process_and_a_foreign_file_are_refused() {
     let auth = folder.path("auth/auth.toml");
     let before = fs::read(&auth).unwrap();
     let (code, _, error) = second(auth.to_str().unwrap());
-    assert!(code == 2 && error.contains("does not end as an audit log does"), "{error}");
+    assert!(code == 2 && error.contains("is not a whole audit log"), "{error}");
     assert_eq!(fs::read(auth).unwrap(), before);
     let both = votestream(&["up", "--ephemeral", "--json", "--audit-log", "-"]);
     assert!(both.0 == 2 && both.2.contains("both write to stdout"), "{}", both.2);

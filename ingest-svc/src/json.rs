@@ -66,7 +66,7 @@ async fn vote(
     };
     let cast = async {
         let Path(poll_id) = poll.map_err(|_| invalid_field("poll_id", "poll_id is not valid UTF-8"))?;
-        let (user_id, option_id) = read_vote(&body, &caller).map_err(|error| invalid(&error))?;
+        let (user_id, option_id) = read_vote(&body, &poll_id, &caller).map_err(|error| invalid(&error))?;
         cast(&calls, &caller, &headers, [&poll_id, &user_id, &option_id]).await
     };
     answer(cast.await, &[])
@@ -92,11 +92,19 @@ struct Fields<'a> {
     user_id: Option<JsonText<'a>>,
     #[serde(borrow)]
     option_id: Option<JsonText<'a>>,
+    /// Not needed, since the path names the poll. If it is there, it must be the same.
+    #[serde(borrow)]
+    poll_id: Option<JsonText<'a>>,
 }
 
 /// The user and the option of a vote. The user may be missing if the caller's token names it.
-fn read_vote<'a>(body: &'a Bytes, caller: &Caller) -> Result<(Cow<'a, str>, Cow<'a, str>), DecodeError> {
+fn read_vote<'a>(body: &'a Bytes, poll_id: &str, caller: &Caller) -> Result<(Cow<'a, str>, Cow<'a, str>), DecodeError> {
     let fields: Fields<'_> = serde_json::from_slice(body).map_err(|error| DecodeError::Json(error.to_string()))?;
+    if let Some(named) = fields.poll_id
+        && JsonText::required(Some(named), "poll_id")? != poll_id
+    {
+        return Err(DecodeError::Json("poll_id names another poll than the path".into()));
+    }
     let user_id = match fields.user_id {
         None if caller.names_user() => "".into(),
         given => JsonText::required(given, "user_id")?,

@@ -5,12 +5,15 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use super::line::{BEGINNING, Chain, LINE_BYTES_MAX};
+use super::{
+    line::{BEGINNING, Chain, LINE_BYTES_MAX},
+    read::read,
+};
 
 /// Most bytes that are written at once, but for the last line.
 pub(super) const WRITE_BYTES_MAX: usize = 1 << 20;
@@ -33,7 +36,7 @@ pub enum OpenError {
     Locked(PathBuf),
     /// It holds something else.
     #[error(
-        "{path} does not end as an audit log does: {reason}. Nothing is written to it; move it away to begin a new log, and keep \
+        "{path} is not a whole audit log: {reason}. Nothing is written to it; move it away to begin a new log, and keep \
          it"
     )]
     NoLog {
@@ -89,6 +92,12 @@ pub(super) fn open(path: &Path) -> Result<(Sink, Chain, u64), OpenError> {
     let length = file.metadata().map_err(wrong)?.len();
     let tail = tail(&mut file, length).map_err(wrong)?;
     let (chain, whole) = end_of(&tail, length).map_err(|reason| OpenError::NoLog { path: path.to_owned(), reason })?;
+    // A chain that is broken must not go on as if it were whole.
+    file.rewind().map_err(wrong)?;
+    if let Err(broken) = read(BufReader::new((&file).take(whole)), |_, _| ()).map_err(wrong)? {
+        let reason = format!("line {}: {}", broken.line, broken.reason);
+        return Err(OpenError::NoLog { path: path.to_owned(), reason });
+    }
     if whole < length {
         file.set_len(whole).map_err(wrong)?;
     }
@@ -148,6 +157,10 @@ impl Sink {
 
 impl LogFile {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        // What nobody can find any more is not written down.
+        if self.file.metadata()?.nlink() == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the log was removed"));
+        }
         if self.is_torn {
             // Half a line of an attempt before must not stand in front of a whole one.
             if self.file.metadata()?.len() > self.synced {

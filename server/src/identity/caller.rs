@@ -88,6 +88,13 @@ pub(super) enum Source {
     Certificate(Arc<CertificateRule>),
 }
 
+impl Inner {
+    /// What callers without a credential are.
+    fn anonymous(&self) -> Option<Arc<Credential>> {
+        self.rules.load().anonymous.clone()
+    }
+}
+
 impl Credential {
     pub(super) fn of(source: Source, namespace: Arc<str>, scopes: Scopes) -> Self {
         Self { source, namespace, user: None, scopes, expires_at: None }
@@ -276,12 +283,15 @@ impl Caller {
         matches!(&self.kind, Kind::Known(credential, _) if !credential.is_anonymous())
     }
 
-    /// Whether it may do this.
+    /// Whether it may do this. Whoever shows a credential may do what callers without one may: it could leave it out.
     pub fn may(&self, action: Action, poll: &[u8]) -> bool {
         match &self.kind {
             Kind::Nobody => false,
             Kind::Everybody => true,
-            Kind::Known(credential, _) => credential.allows(action, poll),
+            Kind::Known(credential, inner) => {
+                credential.allows(action, poll)
+                    || inner.anonymous().is_some_and(|anonymous| anonymous.allows(action, poll))
+            }
         }
     }
 
@@ -312,7 +322,10 @@ impl Caller {
         match &self.kind {
             Kind::Nobody => false,
             Kind::Everybody => true,
-            Kind::Known(credential, _) => credential.allows_some(action),
+            Kind::Known(credential, inner) => {
+                credential.allows_some(action)
+                    || inner.anonymous().is_some_and(|anonymous| anonymous.allows_some(action))
+            }
         }
     }
 
@@ -361,13 +374,12 @@ impl Caller {
             Kind::Everybody => return Some(named),
             Kind::Known(credential, _) => credential,
         };
-        if let Some(user) = credential.user.as_deref().map(str::as_bytes)
-            && (named.is_empty() || named == user)
-            && (credential.allows(Action::Vote, poll) || credential.allows(Action::Relay, poll))
-        {
-            return Some(user);
+        // Whoever votes for others must say for whom: a forgotten name must not become its own.
+        if credential.allows(Action::Relay, poll) {
+            return Some(named);
         }
-        credential.allows(Action::Relay, poll).then_some(named)
+        let user = credential.user.as_deref().map(str::as_bytes)?;
+        ((named.is_empty() || named == user) && credential.allows(Action::Vote, poll)).then_some(user)
     }
 
     /// Why [`Self::voter`] has none, for the caller.

@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey, Validation,
+    Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, Validation,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse},
 };
 use parking_lot::Mutex;
@@ -251,7 +251,14 @@ impl Keys {
         if set.keys.len() > KEYS_MAX {
             return Err(format!("it has {} keys, the limit is {KEYS_MAX}", set.keys.len()));
         }
-        let keys = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
+        let keys: Vec<Key> = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
+        for (at, key) in keys.iter().enumerate() {
+            let name = key.kid.as_deref().unwrap_or("without kid");
+            key.check().map_err(|what| format!("key {name}: {what}"))?;
+            if key.kid.is_some() && keys[..at].iter().any(|other| other.kid == key.kid) {
+                return Err(format!("key {name}: another key has the same kid"));
+            }
+        }
         Ok(Self { keys, read_at: Some(Instant::now()) })
     }
 
@@ -273,7 +280,38 @@ impl Key {
         let key = DecodingKey::from_jwk(&jwk).ok().filter(|_| !algorithms.is_empty())?;
         Some(Self { kid: jwk.common.key_id.clone(), algorithms, key, published: jwk })
     }
+
+    /// Whether it is a key that can be trusted: nobody can guess a long secret, and short keys can be computed.
+    fn check(&self) -> Result<(), String> {
+        let length = match self.key.kind() {
+            DecodingKeyKind::SecretOrDer(bytes) => bytes.len(),
+            DecodingKeyKind::RsaModulusExponent { n, .. } => n.iter().skip_while(|byte| **byte == 0).count(),
+        };
+        match self.key.family() {
+            // RFC 7518, section 3.2: at least as long as the hash.
+            AlgorithmFamily::Hmac if length < SECRET_BYTES_MIN => {
+                Err(format!("its secret has {length} bytes, and needs {SECRET_BYTES_MIN}"))
+            }
+            // RFC 7518, section 3.3.
+            AlgorithmFamily::Rsa if length < RSA_BYTES_MIN => {
+                Err(format!("it has {} bits, and needs {}", length * 8, RSA_BYTES_MIN * 8))
+            }
+            AlgorithmFamily::Ec if ![EC_BYTES_P256, EC_BYTES_P384].contains(&length) => {
+                Err("x or y has a wrong length".into())
+            }
+            AlgorithmFamily::Ed if length != ED_BYTES => Err("x has a wrong length".into()),
+            AlgorithmFamily::Hmac | AlgorithmFamily::Rsa | AlgorithmFamily::Ec | AlgorithmFamily::Ed => Ok(()),
+        }
+    }
 }
+
+/// Shortest secret of a key for HMAC, and shortest modulus of one for RSA.
+const SECRET_BYTES_MIN: usize = 32;
+const RSA_BYTES_MIN: usize = 256;
+/// Lengths of public keys: a point of the curve after one byte, or the point of Ed25519.
+const EC_BYTES_P256: usize = 65;
+const EC_BYTES_P384: usize = 97;
+const ED_BYTES: usize = 32;
 
 /// Whether a key is one of this algorithm.
 fn fits(key: &AlgorithmParameters, algorithm: Algorithm) -> bool {

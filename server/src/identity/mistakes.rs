@@ -69,7 +69,10 @@ impl<'a> Entry<'a> {
     /// A moment, in seconds since 1970.
     pub(super) fn moment(&mut self, key: &str) -> Option<i64> {
         let value = self.table.remove(key)?;
-        let moment = value.as_datetime().and_then(|at| at.to_string().parse::<prost_types::Timestamp>().ok());
+        let moment = value
+            .as_datetime()
+            .filter(|at| at.offset.is_some())
+            .and_then(|at| at.to_string().parse::<prost_types::Timestamp>().ok());
         if moment.is_none() {
             self.wrong(format_args!("{key} must be a time with its zone, such as 2026-11-26T20:15:00Z"));
         }

@@ -108,7 +108,9 @@ impl Rules {
         let issuers: Vec<_> = issuers
             .into_iter()
             .enumerate()
-            .filter_map(|(at, table)| issuer(Entry::new(numbered("issuer", at), table, &mut mistakes), folder))
+            .filter_map(|(at, table)| {
+                issuer(Entry::new(numbered("issuer", at), table, &mut mistakes), folder, before.is_some())
+            })
             .collect();
         let keys: Vec<_> = keys
             .into_iter()
@@ -314,7 +316,8 @@ fn namespace(entry: &mut Entry<'_>) -> Arc<str> {
     namespace.into()
 }
 
-fn issuer(mut entry: Entry<'_>, folder: &Path) -> Option<(IssuerRule, Option<Keys>)> {
+/// `may_be_empty`: whoever withdraws an issuer's last key has to be able to do so while the process runs.
+fn issuer(mut entry: Entry<'_>, folder: &Path, may_be_empty: bool) -> Option<(IssuerRule, Option<Keys>)> {
     let iss = entry.required("iss");
     let audiences = entry.list("aud");
     let algorithms = algorithms(&mut entry);
@@ -331,7 +334,7 @@ fn issuer(mut entry: Entry<'_>, folder: &Path) -> Option<(IssuerRule, Option<Key
                 );
             }
             Source::Url(_) => {}
-            Source::File(path) => match read_keys(path, algorithms) {
+            Source::File(path) => match read_keys(path, algorithms, may_be_empty) {
                 Ok(read) => keys = Some(read),
                 Err(reason) => entry.wrong(format_args!("keys: {}: {reason}", path.display())),
             },
@@ -351,10 +354,17 @@ fn issuer(mut entry: Entry<'_>, folder: &Path) -> Option<(IssuerRule, Option<Key
 }
 
 /// Reads the keys of a file.
-fn read_keys(path: &Path, algorithms: &[Algorithm]) -> Result<Keys, String> {
+fn read_keys(path: &Path, algorithms: &[Algorithm], may_be_empty: bool) -> Result<Keys, String> {
     let json = read_file(path, JWKS_BYTES_MAX).map_err(|error| error.to_string())?;
     let keys = Keys::read(&json, algorithms)?;
-    if keys.is_empty() { Err("it has no key for any of the issuer's algorithms".into()) } else { Ok(keys) }
+    if keys.is_empty() {
+        let reason = "it has no key for any of the issuer's algorithms";
+        if !may_be_empty {
+            return Err(reason.into());
+        }
+        tracing::warn!(file = %path.display(), reason, "no token of this issuer counts any more");
+    }
+    Ok(keys)
 }
 
 fn algorithms(entry: &mut Entry<'_>) -> Option<Vec<Algorithm>> {
@@ -417,8 +427,12 @@ fn certificate(mut entry: Entry<'_>) -> Option<CertificateRule> {
     let san = entry.required("san");
     let scopes = scopes(&mut entry, false);
     let namespace = namespace(&mut entry);
-    if san.as_ref().is_some_and(|san| san.contains('*') || san.len() > USER_ID_BYTES_MAX) {
-        entry.wrong("san must be one name, without wildcards");
+    let is_name = |san: &String| {
+        let plain = san.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*');
+        plain && !san.ends_with('.') && san.parse::<std::net::IpAddr>().is_err() && san.len() <= USER_ID_BYTES_MAX
+    };
+    if san.as_ref().is_some_and(|san| !is_name(san)) {
+        entry.wrong("san must be one DNS name or URI: without wildcards, blanks or a dot at its end, and no address");
     }
     entry.end();
     Some(CertificateRule { san: san?.to_ascii_lowercase(), scopes: scopes?, namespace })
@@ -503,7 +517,7 @@ mod tests {
             "issuer 3: keys: ",
             "key 1: sha256 must be the SHA-256",
             "key 1: \"vote:p\" needs a token",
-            "certificate 1: san must be one name",
+            "certificate 1: san must be one DNS name or URI",
             "anonymous: \"vote:*\" needs a token",
         ];
         for words in expected {
@@ -532,6 +546,26 @@ mod tests {
             ("[anonymous]\nscopes = [\"read:*\"]".into(), true),
         ] {
             assert_eq!(read(&text).is_ok(), good, "{text}: {:?}", read(&text).err());
+        }
+    }
+
+    #[test]
+    fn keys_that_can_be_guessed_are_refused() {
+        let read = |k: &str, more: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let keys = format!(r#"{{"keys": [{{"kty": "oct", "kid": "one", "k": "{k}"}}{more}]}}"#);
+            std::fs::write(dir.path().join("keys.json"), keys).unwrap();
+            Rules::read(&issuer("one", ""), &dir.path().join("auth.toml"), Revoked::default(), None).err()
+        };
+        let good = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA";
+        assert_eq!(read(good, ""), None);
+        for (k, more, words) in [
+            ("", "", "its secret has 0 bytes"),
+            ("QQ", "", "its secret has 1 bytes"),
+            (good, &format!(r#", {{"kty": "oct", "kid": "one", "k": "{good}"}}"#)[..], "another key has the same kid"),
+        ] {
+            let mistakes = read(k, more).unwrap_or_default();
+            assert!(mistakes.len() == 1 && mistakes[0].contains(words), "{words}: {mistakes:?}");
         }
     }
 

@@ -212,6 +212,12 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Crede
         let message = format!("the token is valid only in {}", in_words(starts_at - now));
         return Err(Denied::new(Denial::NotYetValid, message).into());
     }
+    let issued_at = seconds(&claims, "iat")?;
+    if let Some(at) = issued_at.filter(|at| *at > now.saturating_add(LEEWAY)) {
+        // A revocation of what was issued before would miss it.
+        let message = format!("the token was issued {} in the future", in_words(at - now));
+        return Err(Denied::new(Denial::NotYetValid, message).into());
+    }
     let key = issuer.key(head.kid.as_deref(), head.alg, rules.pace).map_err(|no_key| match no_key {
         NoKey::Wait(answers) => NotYet::Wait(answers),
         NoKey::Unknown => Denied::new(Denial::UnknownKey, "the token's key (kid) is not one of its issuer's").into(),
@@ -232,8 +238,13 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Crede
     let source = Source::Token {
         issuer: issuer.clone(),
         digest: *digest,
-        jti: claims.get("jti").and_then(Value::as_str).map(Into::into),
-        issued_at: seconds(&claims, "iat")?,
+        jti: match claims.get("jti") {
+            None => None,
+            Some(Value::String(jti)) => Some(jti.as_str().into()),
+            // Otherwise nobody could revoke it.
+            Some(_) => return Err(Denied::new(Denial::Claims, "the token's jti is not a text").into()),
+        },
+        issued_at,
     };
     let namespace = issuer.rule.namespace.clone();
     Ok(Credential { source, namespace, user, scopes, expires_at: Some(expires_at) })

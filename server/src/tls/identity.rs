@@ -15,11 +15,17 @@ pub struct ClientCertificate {
     pub not_after: u64,
 }
 
+/// Whether a name has the scheme of a URI. So it is never taken for a DNS name, which has no colon.
+fn is_uri(name: &&str) -> bool {
+    name.contains(':')
+}
+
 impl ClientCertificate {
     /// Reads a verified certificate. `None` if it cannot be read.
     pub(crate) fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
         let parsed = EndEntityCert::try_from(certificate).ok()?;
-        let names = parsed.valid_dns_names().chain(parsed.valid_uri_names()).map(str::to_owned).collect();
+        let names =
+            parsed.valid_dns_names().chain(parsed.valid_uri_names().filter(is_uri)).map(str::to_owned).collect();
         Some(Self { names, not_after: not_after(&parsed)? })
     }
 

@@ -3,10 +3,21 @@
 //! Owns bytes in memory, sparse: a block that was never written takes no room and reads as zeros. Copies share their blocks.
 //! Must never know what is durable.
 
-use std::{collections::BTreeMap, fs::File, io, ops::RangeInclusive, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::{File, Permissions},
+    io,
+    ops::RangeInclusive,
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
 
 /// What a disk writes as a whole, or loses as a whole.
 pub const BLOCK_BYTES: usize = 4_096;
+
+/// Mode of every file: the disk keeps no modes, and files with secrets need this one.
+pub const FILE_MODE: u16 = 0o600;
 
 /// Bytes of one block; those beyond the end of the file are zeros.
 pub(crate) type Block = Arc<[u8; BLOCK_BYTES]>;
@@ -118,6 +129,7 @@ impl Content {
     /// If it cannot be written.
     pub(crate) fn export(&self, path: &Path) -> io::Result<()> {
         let file = File::create(path)?;
+        file.set_permissions(Permissions::from_mode(FILE_MODE.into()))?;
         file.set_len(self.bytes)?;
         for (&number, block) in &self.blocks {
             let offset = number * BLOCK_BYTES as u64;

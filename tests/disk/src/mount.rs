@@ -17,7 +17,7 @@ use fuser::{
 };
 
 use crate::{
-    content::BLOCK_BYTES,
+    content::{BLOCK_BYTES, FILE_MODE},
     disk::{Attributes, NodeKind},
     machine::Machine,
     trigger::Event,
@@ -60,7 +60,7 @@ fn attributes(of: Attributes) -> FileAttr {
         ctime: UNIX_EPOCH,
         crtime: UNIX_EPOCH,
         kind: kind(of),
-        perm: if of.kind == NodeKind::Directory { 0o755 } else { 0o644 },
+        perm: if of.kind == NodeKind::Directory { 0o755 } else { FILE_MODE },
         nlink: 1,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),

@@ -14,7 +14,7 @@ use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use tonic::Code;
 use votestream_core::{
-    PseudonymKeys,
+    Poll, PollId, PollOption, PollSource, PseudonymKeys, Timestamp,
     model::pseudonym::{KEY_BYTES, PseudonymKey},
 };
 use votestream_e2e::{
@@ -90,6 +90,8 @@ fn credentials(issuer: &Issuer, stranger: &Issuer) -> Vec<Credential> {
         ("too many scopes", changed(json!({"scope": "vote:p ".repeat(65)}))),
         ("scope is a list", changed(json!({"scope": ["vote:p"]}))),
         ("user is no text", changed(json!({"sub": {"name": "ada"}}))),
+        ("jti is no text", changed(json!({"jti": 77}))),
+        ("issued in the future", changed(json!({"iat": now() + 3_600}))),
         ("alg none", bearer(unsigned(&good))),
         ("alg none, signed", bearer(issuer.sign(&json!({"alg": "none"}), &good))),
         ("HMAC with the public key", bearer(sign_by_hmac(&head("HS256"), &good, issuer.public()))),
@@ -533,5 +535,43 @@ async fn refused_calls_do_not_end_the_connection_of_others() {
     let denied: Vec<tonic::Status> = futures::stream::iter(calls).buffer_unordered(32).collect().await;
     let other = denied.iter().find(|status| status.code() != Code::Unauthenticated);
     assert!(denied.len() == 3_000 && other.is_none(), "{other:?}");
+    house.stack.stop().await;
+}
+
+/// A vote as JSON.
+fn post(poll: &str, body: &Value) -> Route {
+    let mut route = routes().into_iter().find(|route| route.path == "/v1/polls/p/votes").unwrap();
+    (route.path, route.content) = (format!("/v1/polls/{poll}/votes"), body.to_string().into_bytes());
+    route
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_forgets_a_name_and_a_body_that_contradicts_its_path_are_refused() {
+    let house = House::open().await;
+    // The relay's token names a user of its own.
+    let relay = bearer(house.issuer.token(&claims(&json!({"scope": "relay:p"}))));
+    for (body, code) in [
+        (json!({"userId": "bob", "option_id": "a"}), Code::InvalidArgument),
+        (json!({"user_id": "bob", "option_id": "a", "poll_id": "q"}), Code::InvalidArgument),
+        (json!({"user_id": "bob", "option_id": "a", "poll_id": "p"}), Code::Ok),
+    ] {
+        let answer = send(house.stack.ingest, &post("p", &body), TRANSPORTS[0], &relay).await;
+        assert_eq!(answer.0, code, "{body}: {answer:?}");
+    }
+    house.stack.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_with_plain_ids_takes_no_votes_of_users_with_a_namespace() {
+    let house = House::open().await;
+    let options = vec![PollOption { id: "a".into(), title: String::new() }];
+    let times = [Timestamp(now() * 1_000 - 1_000), Timestamp((now() + 3_600) * 1_000)];
+    let plain = PollId::new("plain").unwrap();
+    let plain = Poll::new(plain, String::new(), options, times[0], times[1], PollSource::Ingest, 1).unwrap();
+    assert!(house.engine.ports().polls.create(&plain).await.is_ok());
+    let ada = bearer(house.issuer.token(&claims(&json!({"scope": "vote:plain"}))));
+    let (code, message, _) =
+        send(house.stack.ingest, &post("plain", &json!({"option_id": "a"})), TRANSPORTS[0], &ada).await;
+    assert!(code == Code::PermissionDenied && message.contains("plain user ids"), "{message}");
     house.stack.stop().await;
 }

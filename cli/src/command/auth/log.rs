@@ -137,7 +137,7 @@ fn describe(act: &Act) -> String {
             let poll = [text("act"), text("poll")].join(" ");
             let from = if text("from").is_empty() { String::new() } else { format!(" from {}", text("from")) };
             let message = if text("message").is_empty() { String::new() } else { format!(": {}", text("message")) };
-            format!("{refused}{} by {}{from}: {}{message}", poll.trim_end(), text("who"), text("status"))
+            format!("{refused}{} by {:?}{from}: {}{message}", poll.trim_end(), text("who"), text("status"))
         }
     };
     output::printable(&format!("{start}{what}"))

@@ -44,6 +44,9 @@ pub(super) async fn run(global: &Global, args: PseudonymArgs) -> Outcome {
         Some(id) => stored(&pseudonyms::read(&path)?, id, &poll, &args.namespace, &args.user)
             .ok_or_else(|| Failure::usage(format!("{}: the key {id} of the poll is not in it", path.display())))?,
     };
+    if id.is_some() && args.namespace.is_empty() {
+        output::note("for a user without a namespace; if the auth file gives its issuer one, name it by --namespace");
+    }
     if global.json {
         let pseudonym_key_id = id.map_or_else(String::new, |id| id.to_string());
         output::json(&Stored { poll_id: args.poll, pseudonym_key_id, stored_user_id })?;
