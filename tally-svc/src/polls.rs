@@ -478,7 +478,7 @@ mod tests {
             assert_eq!(polls.create(request("p")).await.unwrap(), first);
             assert_eq!(memory.ports().polls.get(&first.id).await.unwrap(), Some(first.clone()));
         }
-        let got = polls.get_poll(Request::new(v1::GetPollRequest { poll_id: "p".into() })).await.unwrap();
+        let got = polls.get_poll(Caller::everybody().asks(v1::GetPollRequest { poll_id: "p".into() })).await.unwrap();
         assert_eq!(got.into_inner().poll.unwrap().pseudonym_key_id, "0707070707070707");
         assert_eq!(polls.create(request("q")).await.unwrap().pseudonym_key, Some(KeyId([8; 8])));
     }

@@ -247,7 +247,9 @@ impl Issuer {
 impl Keys {
     /// Reads a JWKS (RFC 7517, section 5). Keys for other purposes and of unknown kinds are left out.
     pub(super) fn read(json: &[u8], algorithms: &[Algorithm]) -> Result<Self, String> {
-        let set: JwkSet = serde_json::from_slice(json).map_err(|error| format!("not a JWKS: {error}"))?;
+        // The error's own text would have a part of the file, which may be a secret.
+        let wrong = |error: serde_json::Error| format!("not a JWKS: line {}, column {}", error.line(), error.column());
+        let set: JwkSet = serde_json::from_slice(json).map_err(wrong)?;
         if set.keys.len() > KEYS_MAX {
             return Err(format!("it has {} keys, the limit is {KEYS_MAX}", set.keys.len()));
         }

@@ -4,6 +4,16 @@
 
 use toml::Table;
 
+/// Reads a file's table. An error names the place and not what stands there: it may be a secret, or a voter.
+pub(super) fn table_of(text: &str) -> Result<Table, String> {
+    text.parse().map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |start| start.chars().count()) + 1;
+        format!("line {line}, column {column}: {}", error.message())
+    })
+}
+
 /// Mistakes of one file.
 #[derive(Debug, Default)]
 pub(super) struct Mistakes(pub(super) Vec<String>);
@@ -106,5 +116,22 @@ impl<'a> Entry<'a> {
         for key in rest {
             self.wrong(format_args!("{key} is not known"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_file_is_said_to_be_broken_without_a_word_of_it() {
+        for text in
+            ["[[key]\nid = 1", "a = 1\nsecret = \"secret\" secret\n", "secret", "secret = \"secret", "\"\\secret\" = 1"]
+        {
+            let mistake = table_of(text).unwrap_err();
+            assert!(mistake.starts_with("line ") && !mistake.contains("secret"), "{text:?}: {mistake}");
+        }
+        let mistake = table_of("a = 1\nb = \"x\" secret\n").unwrap_err();
+        assert!(mistake.starts_with("line 2, column 9: "), "{mistake}");
     }
 }

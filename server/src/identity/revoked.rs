@@ -19,9 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use toml::Table;
-
-use super::mistakes::{Entry, Mistakes};
+use super::mistakes::{Entry, Mistakes, table_of};
 
 /// Most revocations.
 const REVOKED_MAX: usize = 200_000;
@@ -40,8 +38,7 @@ struct Lists {
 impl Revoked {
     /// Reads the file.
     pub(super) fn read(text: &str) -> Result<Self, Vec<String>> {
-        let table: Table =
-            text.parse().map_err(|error: toml::de::Error| vec![error.to_string().trim_end().to_owned()])?;
+        let table = table_of(text).map_err(|mistake| vec![mistake])?;
         let mut mistakes = Mistakes::default();
         let mut file = Entry::new(String::new(), table, &mut mistakes);
         let entries = file.tables("revoked");

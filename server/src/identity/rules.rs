@@ -13,14 +13,13 @@ use std::{
 
 use jsonwebtoken::Algorithm;
 use quick_cache::{Weighter, sync::Cache};
-use toml::Table;
 use votestream_core::model::limits::USER_ID_BYTES_MAX;
 
 use super::{
     caller::{Credential, Source as From},
     fetch::JWKS_BYTES_MAX,
     issuer::{Issuer, IssuerRule, Keys, Pace, Source},
-    mistakes::{Entry, Mistakes},
+    mistakes::{Entry, Mistakes, table_of},
     revoked::Revoked,
     scope::{Action, SCOPES_MAX, Scopes},
 };
@@ -88,8 +87,7 @@ impl Rules {
     /// Reads the auth file. Parts that are as they were before stay the same objects, so that whoever calls by them goes
     /// on.
     pub(super) fn read(text: &str, path: &Path, revoked: Revoked, before: Option<&Self>) -> Result<Self, Vec<String>> {
-        let table: Table =
-            text.parse().map_err(|error: toml::de::Error| vec![error.to_string().trim_end().to_owned()])?;
+        let table = table_of(text).map_err(|mistake| vec![mistake])?;
         let mut mistakes = Mistakes::default();
         let mut file = Entry::new(String::new(), table, &mut mistakes);
         let (issuers, keys, certificates) = (file.tables("issuer"), file.tables("key"), file.tables("certificate"));

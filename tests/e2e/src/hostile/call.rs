@@ -93,6 +93,17 @@ impl Call {
     ///
     /// If it cannot connect. Later errors are part of the answer.
     pub async fn send(&self, addr: SocketAddr) -> io::Result<Answer> {
+        let method = if self.method.is_empty() { "POST" } else { self.method };
+        self.send_with(addr, Request::builder().method(method)).await
+    }
+
+    /// Sends the call on its own connection, with the method and the headers of this request before its own: headers may
+    /// be other bytes than text there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub async fn send_with(&self, addr: SocketAddr, request: http::request::Builder) -> io::Result<Answer> {
         let stream = TokioIo::new(TcpStream::connect(addr).await?);
         let pieces = self.body.clone().into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
         let pieces = stream::iter(pieces);
@@ -100,9 +111,8 @@ impl Call {
             true => StreamBody::new(pieces.chain(stream::pending()).boxed()),
             false => StreamBody::new(pieces.boxed()),
         };
-        let method = if self.method.is_empty() { "POST" } else { self.method };
         let uri = if self.http2 { format!("http://{addr}{}", self.path) } else { self.path.clone() };
-        let mut request = Request::builder().method(method).uri(uri);
+        let mut request = request.uri(uri);
         if !self.http2 && !self.headers.iter().any(|(name, _)| name == "host") {
             request = request.header("host", addr.to_string());
         }
