@@ -17,7 +17,7 @@ use std::{
 pub const BLOCK_BYTES: usize = 4_096;
 
 /// Mode of every file: the disk keeps no modes, and files with secrets need this one.
-pub const FILE_MODE: u16 = 0o600;
+pub(crate) const FILE_MODE: u16 = 0o600;
 
 /// Bytes of one block; those beyond the end of the file are zeros.
 pub(crate) type Block = Arc<[u8; BLOCK_BYTES]>;
