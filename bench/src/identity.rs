@@ -12,7 +12,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use serde::Serialize;
 use tonic::{Code, Request, metadata::AsciiMetadataValue};
 use votestream_proto::{VotesMessage, v1::ingest_service_client::IngestServiceClient};
-use votestream_server::{Auth, Identity, identity::signature};
+use votestream_server::{Auth, CallLimits, Identity, Quotas, identity::signature};
 
 use crate::{
     cores::Cores,
@@ -59,6 +59,8 @@ enum With {
     OwnToken,
     /// One of [`TOKENS`] tokens with every call.
     KnownToken,
+    /// The same, with limits on voters, credentials and addresses that nobody reaches.
+    LimitedToken,
     /// A token of its own with every call, by HS256.
     NewHs256,
     /// The same by ES256.
@@ -74,6 +76,7 @@ impl With {
             Self::Key => "a relay's key",
             Self::OwnToken => "one token a connection",
             Self::KnownToken => "a remembered token with each call",
+            Self::LimitedToken => "the same, and calls are limited by voter, credential and address",
             Self::NewHs256 => "a new HS256 token with each call",
             Self::NewEs256 => "a new ES256 token with each call",
             Self::WrongEs256 => "a wrong ES256 signature with each call (refused)",
@@ -96,6 +99,13 @@ pub(crate) fn identity(folder: &Path) -> anyhow::Result<Identity> {
     std::fs::write(folder.join("auth.toml"), file)?;
     let auth = Auth::File { file: folder.join("auth.toml"), revoked: None };
     Identity::open(&auth).map_err(|mistakes| anyhow::anyhow!(mistakes.join("; ")))
+}
+
+/// Limits that these measurements do not reach.
+pub(crate) fn quotas() -> anyhow::Result<Quotas> {
+    let rate = Some("1000000/s".parse().map_err(anyhow::Error::msg)?);
+    let limits = CallLimits { per_voter: rate, per_credential: rate, per_address: rate, ..CallLimits::default() };
+    Ok(Quotas::new(&limits))
 }
 
 /// Makes tokens.
@@ -158,7 +168,15 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
         median of three.";
     let columns = ["credential", "off, CPU µs a call", "with it, CPU µs a call", "with / off (CPU)"];
     let table = report.table("Calls of one vote with identity", note, &columns);
-    let forms = [With::Key, With::OwnToken, With::KnownToken, With::NewHs256, With::NewEs256, With::WrongEs256];
+    let forms = [
+        With::Key,
+        With::OwnToken,
+        With::KnownToken,
+        With::LimitedToken,
+        With::NewHs256,
+        With::NewEs256,
+        With::WrongEs256,
+    ];
     for with in forms {
         table.row(compare(with, Form::Calls, rounds, quick)?);
     }
@@ -199,7 +217,8 @@ fn compare(with: With, form: Form, rounds: usize, quick: bool) -> anyhow::Result
 /// CPU seconds of the server for a vote.
 fn measure(with: With, form: Form, total: usize) -> anyhow::Result<f64> {
     let cores = Cores::new()?;
-    let options = Options { identity: with != With::Nothing, ..Options::default() };
+    let limits = with == With::LimitedToken;
+    let options = Options { identity: with != With::Nothing, limits, ..Options::default() };
     let server = cores.start(|| Server::start_with(Kind::Ingest, options))??;
     let sender = Sender::new(format!("http://{}", server.ingest), with)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -238,7 +257,7 @@ impl Sender {
             With::Nothing => None,
             With::Key => Some(format!("Bearer {RELAY}").parse()?),
             With::OwnToken => Some(self.known[connection % TOKENS].clone()),
-            With::KnownToken => Some(self.known[call % TOKENS].clone()),
+            With::KnownToken | With::LimitedToken => Some(self.known[call % TOKENS].clone()),
             With::NewHs256 => Some(self.signer.token(Algorithm::HS256)?),
             With::NewEs256 => Some(self.signer.token(Algorithm::ES256)?),
             With::WrongEs256 => Some(self.signer.wrong()?),
@@ -274,6 +293,8 @@ impl Sender {
                     match client.cast_vote(request).await {
                         Ok(_) => anyhow::Ok(1),
                         Err(status) if status.code() == Code::Unauthenticated => Ok(0),
+                        // Connections with wrong signatures end, and the client opens others.
+                        Err(_) if self.with == With::WrongEs256 => Ok(0),
                         Err(status) => Err(status.into()),
                     }
                 }

@@ -27,7 +27,7 @@ use votestream_core::{
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
-use votestream_server::{Connections, Identity, Limits, Tls, TlsIdentity, TlsSource};
+use votestream_server::{Connections, Identity, Limits, Quotas, Tls, TlsIdentity, TlsSource};
 use votestream_stack::{Stack, StackConfig};
 use votestream_tally::TallyConfig;
 use votestream_testkit::stand_ins;
@@ -107,6 +107,9 @@ pub(crate) struct Options {
     /// Whether ingest-svc asks its callers who they are
     #[arg(long)]
     pub(crate) identity: bool,
+    /// Whether ingest-svc counts the calls of its callers
+    #[arg(long)]
+    pub(crate) limits: bool,
     /// Folder with the certificate of ingest, its key, and the CA of clients; without it, ingest speaks no TLS
     #[arg(long)]
     pub(crate) tls: Option<PathBuf>,
@@ -133,6 +136,7 @@ impl Options {
             shards,
             votes,
             identity,
+            limits,
             tls,
         } = self;
         let mut arguments = vec![
@@ -149,6 +153,7 @@ impl Options {
         arguments.extend(dynamodb.map(|dynamodb| format!("--dynamodb={dynamodb}")));
         arguments.extend(delay_all.then(|| "--delay-all".to_owned()));
         arguments.extend(identity.then(|| "--identity".to_owned()));
+        arguments.extend(limits.then(|| "--limits".to_owned()));
         let mut arguments: Vec<OsString> = arguments.into_iter().map(OsString::from).collect();
         arguments.extend(tls.into_iter().flat_map(|tls| [OsString::from("--tls"), tls.into()]));
         arguments
@@ -252,11 +257,11 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
             Kind::Bare => bare(ingest, Duration::from_millis(options.delay_ms), shutdown).await,
             Kind::Ingest => {
                 let keys = PseudonymKeys::default();
-                embedded_ingest(ingest, options.connections()?, options.identity, keys, shutdown).await
+                embedded_ingest(ingest, options, keys, shutdown).await
             }
             Kind::IngestPseudonyms => {
                 let keys = PseudonymKeys::new([PseudonymKey::new([7; KEY_BYTES])]);
-                embedded_ingest(ingest, options.connections()?, options.identity, keys, shutdown).await
+                embedded_ingest(ingest, options, keys, shutdown).await
             }
             Kind::Stack => stack(ingest, results, options, shutdown).await,
             Kind::Null => {
@@ -338,17 +343,18 @@ async fn bare(listener: TcpListener, delay: Duration, shutdown: CancellationToke
 
 async fn embedded_ingest(
     listener: TcpListener,
-    connections: Connections,
-    with_identity: bool,
+    options: Options,
     keys: PseudonymKeys,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let identity = if with_identity { identity::identity(dir.path())? } else { Identity::default() };
+    let identity = if options.identity { identity::identity(dir.path())? } else { Identity::default() };
     let engine = EmbeddedEngine::open(&dir.path().join("data"), EmbeddedOptions::default())?;
     let ports = engine.ports();
     ports.polls.create(&votes::poll()?.with_pseudonym_key(keys.active())).await?;
-    let config = IngestConfig { pseudonym_keys: keys, identity, connections, ..ingest_one_machine() };
+    let quotas = if options.limits { identity::quotas()? } else { Quotas::default() };
+    let connections = options.connections()?;
+    let config = IngestConfig { pseudonym_keys: keys, identity, quotas, connections, ..ingest_one_machine() };
     votestream_ingest::run(config, ports, listener, shutdown).await?;
     engine.close();
     Ok(())

@@ -127,7 +127,7 @@ async fn streams_of_revoked_credentials_end_and_what_they_were_told_is_stored() 
         ("auth.toml", "[[key]]\nid = \"x\"\n"),
         ("auth.toml", ""),
         ("revoked.toml", "[[revoked]]\nuser = \"hired\"\n"),
-        ("jwks.json", "{\"keys\":[]}"),
+        ("jwks.json", "{\"keys\":"),
     ] {
         let good = std::fs::read_to_string(house.file(name)).unwrap();
         house.write(name, broken);
