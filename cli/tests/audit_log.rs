@@ -172,7 +172,7 @@ fn whatever_administers_is_in_the_log_whoever_was_refused_as_well() {
     // For people, with what to note.
     let (code, out, notes) = votestream(&["auth", "log", path.to_str().unwrap()]);
     assert_eq!((code, out.lines().count()), (0, expected.len()));
-    assert!(out.contains("refused: close lunch by token votestream bob from 127.0.0.1:"), "{out}");
+    assert!(out.contains("refused: close lunch by \"token votestream bob\" from 127.0.0.1:"), "{out}");
     let head = notes.lines().last().unwrap();
     assert_eq!(head, read["head"].as_str().unwrap());
     let with_head = |path: &Path| votestream(&["auth", "log", path.to_str().unwrap(), "--head", head]).0;

@@ -160,7 +160,7 @@ mod tests {
         outcome["status"] = "NOT_FOUND".into();
         outcome["message"] = "there is no poll".into();
         let act = acts.take(outcome).unwrap();
-        let line = "     1  t  close p\u{fffd} by key k from [::1]:9: NOT_FOUND: there is no poll";
+        let line = "     1  t  close p\u{fffd} by \"key k\" from [::1]:9: NOT_FOUND: there is no poll";
         assert_eq!(describe(&act), line);
         let mut refused = call("refused", 4);
         refused["status"] = "PERMISSION_DENIED".into();
