@@ -12,7 +12,7 @@ use std::{collections::HashSet, fmt, hash::Hasher, str::FromStr, sync::Arc};
 use ring::hkdf;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use crate::PollId;
+use crate::{PollId, model::user_id::UUID_TEXT_BYTES};
 
 /// Length of a key, in bytes.
 pub const KEY_BYTES: usize = 32;
@@ -140,7 +140,9 @@ impl PollPseudonyms {
         const JOINED: usize = 64;
         let (namespace, user) = (namespace.as_bytes(), user.as_bytes());
         let len = namespace.len() + 1 + user.len();
-        let hash = if len <= JOINED {
+        let hash = if let (true, Ok(user)) = (namespace.is_empty(), user.try_into()) {
+            self.0.hash(&after_zero(user))
+        } else if len <= JOINED {
             let mut bytes = [0; JOINED];
             bytes[..namespace.len()].copy_from_slice(namespace);
             bytes[namespace.len() + 1..len].copy_from_slice(user);
@@ -158,6 +160,21 @@ impl PollPseudonyms {
         uuid[8] = uuid[8] & 0x3f | 0x80;
         uuid
     }
+}
+
+/// A zero, and the text of a UUID after it. Most user ids are UUIDs.
+///
+/// Every eight bytes are written as the hash reads them. Where a copy is read in other pieces than it was written in, the
+/// processor waits until it has reached its cache, which takes half as long as the hash.
+#[inline(always)]
+fn after_zero(user: &[u8; UUID_TEXT_BYTES]) -> [u8; UUID_TEXT_BYTES + 1] {
+    let mut bytes = [0; UUID_TEXT_BYTES + 1];
+    bytes[1..8].copy_from_slice(&user[..7]);
+    for at in [8, 16, 24] {
+        bytes[at..at + 8].copy_from_slice(&user[at - 1..at + 7]);
+    }
+    bytes[32..].copy_from_slice(&user[31..]);
+    bytes
 }
 
 /// The keys that a process has. Clones share them.
@@ -375,5 +392,17 @@ mod tests {
         let shown = format!("{keys:?} {keys} {pseudonyms:?} {pseudonyms:#?} {:?}", key(0xab));
         assert!(!shown.contains(&secret) && !shown.contains("171") && shown.contains(&key(0xab).id().to_string()));
         assert!(numbers.into_iter().all(|number| !shown.contains(&number)), "{shown}");
+    }
+
+    #[test]
+    fn the_short_way_for_uuids_writes_what_the_long_one_does() {
+        let user = "0191d7a4-8f5e-7c3b-9a21-5d6e7f809a1b";
+        let joined = after_zero(user.as_bytes().try_into().unwrap());
+        assert_eq!(joined[..], [&[0][..], user.as_bytes()].concat());
+        let pseudonyms = PseudonymKey::new([7; KEY_BYTES]).for_poll(&PollId::new("p").unwrap());
+        let mut hasher = pseudonyms.0;
+        hasher.write(&joined);
+        let (long, short) = (hasher.finish128().as_bytes(), pseudonyms.of("", user));
+        assert_eq!((long[0], long[15]), (short[0], short[15]));
     }
 }
