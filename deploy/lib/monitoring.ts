@@ -48,7 +48,7 @@ export const DENIALS = {
     description: 'Tokens cannot be checked, because the keys of their issuer cannot be read and none are known.',
   },
   'credentials-wrong': {
-    reasons: ['malformed', 'unknown_issuer', 'unknown_key', 'algorithm', 'audience', 'signature', 'claims'],
+    reasons: ['malformed', 'unknown_issuer', 'unknown_key', 'algorithm', 'audience', 'signature', 'claims', 'not_checked'],
     calls: DENIED_MAX, minutes: 2, of: 3,
     description: 'Many calls have credentials that cannot be right: an issuer and the auth file do not fit, or somebody forges.',
   },
