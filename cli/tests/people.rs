@@ -1,6 +1,8 @@
 //! The command line as people use it: pipes whose reader leaves, ctrl-c, closed terminals, input that stays open,
 //! narrow windows, and text that nobody can read. Runs the real binary, on a stack that `votestream up` runs.
 
+mod up;
+
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
@@ -16,6 +18,8 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 use serde_json::Value;
+
+use up::announced;
 
 /// Longer than any step here takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -72,11 +76,8 @@ impl Up {
             .stderr(Stdio::null());
         change(&mut command);
         let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let addresses: Value = serde_json::from_str(&line).unwrap();
-        let address = |name: &str| addresses[name].as_str().unwrap().to_owned();
-        Self { ingest: address("ingest"), results: address("results"), child }
+        let (ingest, results) = announced(&mut child);
+        Self { child, ingest, results }
     }
 
     /// A stack with the poll `p`, which has the options `a` and `b`.

@@ -111,33 +111,13 @@ impl ClientError {
 
     /// What may be behind the end of a connection, for whoever has no other clue.
     pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Call { status, has_identity: true, .. } if Error::source(&**status).is_some() => {
-                Some(CERTIFICATE_HINT)
-            }
-            Self::Call { .. }
-            | Self::Unreachable { .. }
-            | Self::Untrusted { .. }
-            | Self::NoTls { .. }
-            | Self::Tls { .. }
-            | Self::TokenInTheClear { .. }
-            | Self::Ended { .. }
-            | Self::Incomplete { .. } => None,
-        }
+        let Self::Call { status, has_identity: true, .. } = self else { return None };
+        Error::source(&**status).map(|_| CERTIFICATE_HINT)
     }
 
     /// The status that ended the call, if one did.
     pub fn status(&self) -> Option<&Status> {
-        match self {
-            Self::Call { status, .. } => Some(status),
-            Self::Unreachable { .. }
-            | Self::Untrusted { .. }
-            | Self::NoTls { .. }
-            | Self::Tls { .. }
-            | Self::TokenInTheClear { .. }
-            | Self::Ended { .. }
-            | Self::Incomplete { .. } => None,
-        }
+        if let Self::Call { status, .. } = self { Some(status) } else { None }
     }
 
     /// No connection came about.

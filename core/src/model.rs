@@ -3,6 +3,7 @@
 //!
 //! Owns every rule that says what is valid. Must never wait, and never use another part of this crate.
 
+pub mod hex;
 pub mod limits;
 pub mod poll;
 pub mod pseudonym;

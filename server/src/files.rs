@@ -1,10 +1,12 @@
 //! Reads files that are read again and again.
 //!
-//! Owns what is taken for a file. Must never wait for one, nor read more of it than its limit: whoever can put something in its
-//! place could stop the thread that reads it, or fill the memory.
+//! Owns what is taken for a file, and when a change of one counts. Must never wait for a file, nor read more of it than its
+//! limit: whoever can put something in its place could stop the thread that reads it, or fill the memory. Must never keep
+//! what it has read, which may be a secret.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
+    hash::{BuildHasher, Hash, RandomState},
     io::{Error, ErrorKind, Read},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -12,15 +14,22 @@ use std::{
 
 use rustix::fs::OFlags;
 
+/// Opens what may be a file, to read it. A pipe that nobody writes to is not waited for.
+///
+/// # Errors
+///
+/// If it cannot be opened.
+pub fn open_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
 /// Reads a file of at most `bytes_max` bytes.
 ///
 /// # Errors
 ///
 /// If it cannot be read, is too large, or is no file: a pipe has no end, nor has a device.
 pub fn read_file(path: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
-    // A pipe that nobody writes to must not be waited for.
-    let flags = OFlags::NONBLOCK.bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)?;
+    let file = open_file(path)?;
     if !file.metadata()?.is_file() {
         return Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
     }
@@ -32,11 +41,69 @@ pub fn read_file(path: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Finds out whether files have changed, by their content: a secret that is mounted anew may keep its time of change.
+///
+/// A change counts once two looks in a row find the same. Whoever writes a file slowly, or one file after the other, is not
+/// caught in between: half a list of keys may be a good list.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    /// Keyed, so that nobody can make two contents that look alike.
+    hasher: RandomState,
+    /// What counted last.
+    known: u64,
+    /// Something else, found by the last look alone.
+    candidate: Option<u64>,
+}
+
+impl Changes {
+    /// Begins with the content that is in use.
+    pub(crate) fn since(content: &impl Hash) -> Self {
+        let hasher = RandomState::new();
+        Self { known: hasher.hash_one(content), candidate: None, hasher }
+    }
+
+    /// What tells one content from another.
+    pub(crate) fn digest(&self, content: &impl Hash) -> u64 {
+        self.hasher.hash_one(content)
+    }
+
+    /// Takes what a look has found. Returns whether it is a change that counts. Each is returned once.
+    pub(crate) fn look(&mut self, content: &impl Hash) -> bool {
+        let found = self.digest(content);
+        if found == self.known {
+            self.candidate = None;
+        } else if self.candidate.replace(found) == Some(found) {
+            self.known = found;
+            self.candidate = None;
+            return true;
+        }
+        false
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn a_change_counts_when_two_looks_in_a_row_find_it() {
+        let mut changes = Changes::since(&"a");
+        for (found, counts) in [
+            ("a", false),
+            ("b", false),
+            ("c", false),
+            ("c", true),
+            ("c", false),
+            ("d", false),
+            ("c", false),
+            ("d", false),
+        ] {
+            assert_eq!(changes.look(&found), counts, "{found}");
+        }
+        assert!(changes.look(&"d"));
+    }
 
     #[test]
     fn what_has_no_end_is_no_file() {

@@ -40,7 +40,6 @@ pub(crate) use check::CheckLayer;
 pub use check::{Need, Needs};
 pub use issuer::Pace;
 pub use scope::{Action, InvalidScope, Scopes};
-pub(crate) use sign::hex;
 pub use sign::{Claims, Secret, SignError, Signer, check_auth_file, new_key_set, random_user};
 pub(crate) use verify::{FAILURES_MAX, Remembered};
 
@@ -98,9 +97,8 @@ impl Identity {
     pub fn open_at(auth: &Auth, pace: Pace) -> Result<Self, Vec<String>> {
         let Auth::File { file, revoked } = auth else { return Ok(Self::default()) };
         signature::install();
-        let files = reload::Files::new(file.clone(), revoked.clone());
-        let rules = Rules { pace, ..files.read(None)? };
-        let (rules, changes) = (ArcSwap::from_pointee(rules), watch::Sender::new(0));
+        let (files, rules) = reload::Files::open(file.clone(), revoked.clone())?;
+        let (rules, changes) = (ArcSwap::from_pointee(Rules { pace, ..rules }), watch::Sender::new(0));
         Ok(Self(Some(Arc::new(Inner { files, rules, changes, is_watching: AtomicBool::new(false) }))))
     }
 

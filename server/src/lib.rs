@@ -21,7 +21,7 @@ mod tls;
 
 pub use audit::{AuditLog, AuditTarget};
 pub use connections::{Connections, Peer, raise_descriptor_limit};
-pub use files::read_file;
+pub use files::{open_file, read_file};
 pub use grpc::{listen, serve, serve_health};
 pub use http::{CorsOrigins, Surface};
 pub use identity::{Auth, Caller, Identity};

@@ -4,20 +4,14 @@
 //! keep what they began with. Must never log a key, nor serve with less than was asked for: files that are broken change
 //! nothing.
 //!
-//! Files are compared by their content, because a secret that is mounted anew may keep its time of change. A change
-//! counts once two looks in a row find the same: whoever writes a certificate and then its key is not caught in between.
+//! A change counts once two looks in a row find the same: whoever writes a certificate and then its key is not caught in
+//! between.
 
 mod files;
 mod handshakes;
 mod identity;
 
-use std::{
-    fmt,
-    hash::{BuildHasher, RandomState},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -38,6 +32,7 @@ pub use self::{
     files::{TlsError, TlsFile},
     identity::ClientCertificate,
 };
+use crate::files::Changes;
 
 /// Time from one look at the files to the next.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -86,11 +81,7 @@ struct Shared {
 
 /// What the looks at the files remember.
 struct Watched {
-    hasher: RandomState,
-    /// What was read last, whether it is in use or was refused.
-    known: u64,
-    /// Something else, found by the last look alone.
-    candidate: Option<u64>,
+    changes: Changes,
     /// What decides whether tickets of before are still taken.
     client_ca: u64,
     tickets: Arc<dyn ProducesTickets>,
@@ -129,15 +120,15 @@ impl Tls {
     ///
     /// Everything that is wrong with the files.
     pub fn open(source: TlsSource) -> Result<Self, Vec<TlsError>> {
-        let hasher = RandomState::new();
         let texts = Texts::read(&source);
-        let (known, client_ca) = (hasher.hash_one(&texts), hasher.hash_one(&texts.client_ca));
+        let changes = Changes::since(&texts);
+        let client_ca = changes.digest(&texts.client_ca);
         let material = texts.parse(&source)?;
         let broken = |error| vec![TlsError::of(&source, TlsFile::Certificate, error)];
         let tickets = rustls::crypto::ring::Ticketer::new().map_err(broken)?;
         let not_after = material.not_after;
         let config = configure(material, tickets.clone()).map_err(broken)?;
-        let watched = Watched { hasher, known, candidate: None, client_ca, tickets, not_after, expiry: Expiry::Later };
+        let watched = Watched { changes, client_ca, tickets, not_after, expiry: Expiry::Later };
         Ok(Self(Arc::new(Shared {
             source,
             current: ArcSwap::from_pointee(config),
@@ -174,12 +165,7 @@ impl Tls {
     fn look(&self) {
         let texts = Texts::read(&self.0.source);
         let mut watched = self.0.watched.lock();
-        let found = watched.hasher.hash_one(&texts);
-        if found == watched.known {
-            watched.candidate = None;
-        } else if watched.candidate.replace(found) == Some(found) {
-            watched.known = found;
-            watched.candidate = None;
+        if watched.changes.look(&texts) {
             self.exchange(&texts, &mut watched);
         }
         watched.warn();
@@ -195,7 +181,7 @@ impl Tls {
                 return;
             }
         };
-        let client_ca = watched.hasher.hash_one(&texts.client_ca);
+        let client_ca = watched.changes.digest(&texts.client_ca);
         let tickets = match client_ca == watched.client_ca {
             true => Ok(watched.tickets.clone()),
             // A ticket stands for a certificate that was verified before, perhaps by a CA that is no longer trusted.

@@ -17,6 +17,15 @@ pub(crate) struct Up {
     pub(crate) results: String,
 }
 
+/// Where a stack says that its services listen: ingest, and results.
+pub(crate) fn announced(up: &mut Child) -> (String, String) {
+    let mut line = String::new();
+    BufReader::new(up.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addresses: Value = serde_json::from_str(&line).unwrap();
+    let address = |name: &str| addresses[name].as_str().unwrap().to_owned();
+    (address("ingest"), address("results"))
+}
+
 impl Up {
     /// Starts one on this data directory.
     pub(crate) fn start(directory: &Path) -> Self {
@@ -33,11 +42,8 @@ impl Up {
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         change(&mut command);
         let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let addresses: Value = serde_json::from_str(&line).unwrap();
-        let address = |name: &str| addresses[name].as_str().unwrap().to_owned();
-        Self { ingest: address("ingest"), results: address("results"), child }
+        let (ingest, results) = announced(&mut child);
+        Self { child, ingest, results }
     }
 
     /// A command for this stack, with pipes.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use votestream_core::{PseudonymKeys, model::pseudonym::PseudonymKey};
+use votestream_server::open_file;
 
 use super::{Setting, Values};
 
@@ -87,7 +88,7 @@ pub fn read(path: &Path) -> Result<PseudonymKeys, KeyFileError> {
         let text = std::env::var_os(name).ok_or(KeyFileError::NoVariable)?;
         return keys_of(text.into_encoded_bytes());
     }
-    let file = File::open(path)?;
+    let file = open_file(path)?;
     check(&file.metadata()?)?;
     let mut text = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
@@ -197,6 +198,10 @@ mod tests {
         let error = |path: &Path| read(path).unwrap_err().to_string();
         assert!(error(Path::new("/nowhere/keys")).contains("cannot read the file"));
         assert_eq!(error(&std::env::temp_dir()), "it is not a file");
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert_eq!(error(&pipe), "it is not a file", "and it is not waited for");
         let said = error(file("secret\nsecret two\n", 0o600).path());
         assert!(said.contains("line 1") && said.contains("line 2") && !said.contains("secret"), "{said}");
         assert!(error(file(&"#".repeat(70_000), 0o600).path()).contains("larger than"));

@@ -11,8 +11,7 @@ use std::{net::SocketAddr, time::SystemTime};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-
-use crate::identity::hex;
+use votestream_core::model::hex::to_hex;
 
 /// Longest line, in bytes, with its end: CloudWatch takes events of up to 256 KiB. The definition of a larger poll is
 /// replaced by its hash.
@@ -102,7 +101,7 @@ impl Event {
     fn without_details(&self) -> Self {
         let hashed = |value: &Value| {
             let bytes = value.to_string().into_bytes();
-            json!({ "left_out_bytes": bytes.len(), "sha256": hex(&hash(&bytes)) })
+            json!({ "left_out_bytes": bytes.len(), "sha256": to_hex(&hash(&bytes)) })
         };
         let mut event = self.clone();
         match &mut event {
@@ -180,7 +179,7 @@ impl Chain {
             body = self.body(&event.without_details(), at)?;
         }
         let start = lines.len();
-        let own = hex(&hash(&body));
+        let own = to_hex(&hash(&body));
         for part in [&body[..], BEFORE_HASH.as_bytes(), own.as_bytes(), AFTER_HASH.as_bytes()] {
             lines.extend_from_slice(part);
         }
@@ -193,7 +192,7 @@ impl Chain {
     /// The part of a line that is hashed.
     fn body(&self, event: &Event, at: SystemTime) -> serde_json::Result<Vec<u8>> {
         let time = prost_types::Timestamp::from(at).to_string();
-        let mut body = serde_json::to_vec(&Body { number: self.next, time, event, prev: hex(&self.prev) })?;
+        let mut body = serde_json::to_vec(&Body { number: self.next, time, event, prev: to_hex(&self.prev) })?;
         // The object is closed behind the hash.
         body.pop();
         Ok(body)
@@ -205,7 +204,7 @@ impl Chain {
         if links.number != self.next {
             return Err(Wrong::Number { found: links.number, expected: self.next });
         }
-        if links.prev != hex(&self.prev) {
+        if links.prev != to_hex(&self.prev) {
             return Err(Wrong::Prev);
         }
         *self = Self { next: self.next + 1, prev: hash(line) };
@@ -225,7 +224,7 @@ fn parse(line: &[u8]) -> Result<(Value, Links), Wrong> {
     let (body, end) = line.len().checked_sub(end).map(|at| line.split_at(at)).ok_or(Wrong::NoLine)?;
     let own = end.strip_prefix(BEFORE_HASH.as_bytes()).and_then(|end| end.strip_suffix(AFTER_HASH.as_bytes()));
     let own = own.filter(|_| body.starts_with(BEGINNING)).ok_or(Wrong::NoLine)?;
-    if own != hex(&hash(body)).as_bytes() {
+    if own != to_hex(&hash(body)).as_bytes() {
         return Err(Wrong::Hash);
     }
     let object = [body, b"}"].concat();

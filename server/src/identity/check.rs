@@ -169,14 +169,14 @@ impl CheckLayer {
         }
     }
 
-    /// Whether the route is open to everybody, whatever credential comes along.
-    fn is_open(&self, path: &str) -> bool {
-        matches!(self.place, Place::Grpc(_)) && self.need(path) == Some(Need::Nothing)
+    /// Whether a route that needs this is open to everybody, whatever credential comes along.
+    fn is_open(&self, need: Option<Need>) -> bool {
+        matches!(self.place, Place::Grpc(_)) && need == Some(Need::Nothing)
     }
 
-    /// Whether a caller has what the path needs.
-    fn admit(&self, caller: &Caller, path: &str) -> Result<(), Denied> {
-        match self.need(path) {
+    /// Whether a caller has what a path needs.
+    fn admit(caller: &Caller, need: Option<Need>) -> Result<(), Denied> {
+        match need {
             Some(Need::Nothing) => Ok(()),
             Some(Need::Some(action)) => caller.require_some(action),
             Some(Need::Voting) => caller.require_voting(),
@@ -186,15 +186,15 @@ impl CheckLayer {
     }
 
     /// Counts a call against the limit of its address. This comes before everything that costs more.
-    fn count<B>(&self, request: &Request<B>) -> Result<(), Exceeded> {
+    fn count<B>(&self, request: &Request<B>, need: Option<Need>) -> Result<(), Exceeded> {
         match request.extensions().get::<Peer>() {
-            Some(peer) if !self.is_open(request.uri().path()) => self.quotas.call_from(peer.address, request.headers()),
+            Some(peer) if !self.is_open(need) => self.quotas.call_from(peer.address, request.headers()),
             Some(_) | None => Ok(()),
         }
     }
 
     /// Finds out who calls, and puts that into the request.
-    fn mark<B>(&self, request: &mut Request<B>) -> Result<(), Halt> {
+    fn mark<B>(&self, request: &mut Request<B>, need: Option<Need>) -> Result<(), Halt> {
         let Some(inner) = &self.identity.0 else {
             if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
                 peer.caller = Caller::everybody();
@@ -202,7 +202,7 @@ impl CheckLayer {
             Attempt::by(request.extensions(), &Caller::everybody());
             return Ok(());
         };
-        if self.is_open(request.uri().path()) {
+        if self.is_open(need) {
             return Ok(());
         }
         let peer = request.extensions().get::<Peer>();
@@ -211,7 +211,7 @@ impl CheckLayer {
         let mut caller = verified.inspect_err(|not_yet| not_yet.note(peer))?;
         Attempt::by(request.extensions(), &caller);
         caller.call(&self.quotas)?;
-        self.admit(&caller, request.uri().path())?;
+        Self::admit(&caller, need)?;
         if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
             peer.caller = caller;
         }
@@ -266,7 +266,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<Q>) -> Self::Future {
-        let marked = self.layer.count(&request).map_err(Halt::from).and_then(|()| self.layer.mark(&mut request));
+        let need = self.layer.need(request.uri().path());
+        let counted = self.layer.count(&request, need).map_err(Halt::from);
+        let marked = counted.and_then(|()| self.layer.mark(&mut request, need));
         match marked {
             Ok(()) => Either::Left(self.service.call(request)),
             Err(Halt::Refused(refused)) => Either::Right(Either::Left(ready(Ok(self.layer.refuse(refused))))),
@@ -275,7 +277,7 @@ where
                 Either::Right(Either::Right(Box::pin(async move {
                     // If the keys do not come in time, the second look says so.
                     drop(tokio::time::timeout(KEYS_PATIENCE, answers.changed()).await);
-                    match layer.mark(&mut request) {
+                    match layer.mark(&mut request, need) {
                         Ok(()) => {
                             std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
                             service.call(request).await

@@ -196,11 +196,19 @@ impl Issuer {
     }
 
     /// Takes the answer of the URL. Returns whether a key that served before does not any more.
-    pub(super) fn answered(&self, answer: Result<Keys, String>) -> bool {
+    pub(super) fn answered(&self, answer: Result<(Keys, Vec<String>), String>) -> bool {
         let mut withdrawn = false;
         let failed = answer.is_err();
         match answer {
-            Ok(keys) => {
+            Ok((keys, wrong)) => {
+                // One bad key must not keep the issuer from changing the others, nor from withdrawing one.
+                if !wrong.is_empty() {
+                    tracing::warn!(
+                        issuer = self.rule.iss,
+                        wrong = wrong.join("; "),
+                        "keys of an issuer cannot be trusted and are left out"
+                    );
+                }
                 // That is how an issuer withdraws its only key.
                 if keys.is_empty() {
                     tracing::warn!(
@@ -245,23 +253,29 @@ impl Issuer {
 }
 
 impl Keys {
-    /// Reads a JWKS (RFC 7517, section 5). Keys for other purposes and of unknown kinds are left out.
-    pub(super) fn read(json: &[u8], algorithms: &[Algorithm]) -> Result<Self, String> {
+    /// Reads a JWKS (RFC 7517, section 5). Keys for other purposes and of unknown kinds are left out. So are those that
+    /// nobody may trust, and what is wrong with them is returned beside the others.
+    pub(super) fn read(json: &[u8], algorithms: &[Algorithm]) -> Result<(Self, Vec<String>), String> {
         // The error's own text would have a part of the file, which may be a secret.
         let wrong = |error: serde_json::Error| format!("not a JWKS: line {}, column {}", error.line(), error.column());
         let set: JwkSet = serde_json::from_slice(json).map_err(wrong)?;
         if set.keys.len() > KEYS_MAX {
             return Err(format!("it has {} keys, the limit is {KEYS_MAX}", set.keys.len()));
         }
-        let keys: Vec<Key> = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
-        for (at, key) in keys.iter().enumerate() {
+        let found: Vec<Key> = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
+        let kids: Vec<_> = found.iter().filter_map(|key| key.kid.clone()).collect();
+        let is_alone = |kid: &String| kids.iter().filter(|other| *other == kid).count() == 1;
+        let mut wrong = Vec::new();
+        let mut usable = |key: &Key| {
+            let check = key.check().and_then(|()| match key.kid.as_ref().is_none_or(is_alone) {
+                true => Ok(()),
+                false => Err("another key has the same kid".into()),
+            });
             let name = key.kid.as_deref().unwrap_or("without kid");
-            key.check().map_err(|what| format!("key {name}: {what}"))?;
-            if key.kid.is_some() && keys[..at].iter().any(|other| other.kid == key.kid) {
-                return Err(format!("key {name}: another key has the same kid"));
-            }
-        }
-        Ok(Self { keys, read_at: Some(Instant::now()) })
+            check.map_err(|what| wrong.push(format!("key {name}: {what}"))).is_ok()
+        };
+        let keys = found.into_iter().filter(&mut usable).collect();
+        Ok((Self { keys, read_at: Some(Instant::now()) }, wrong))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -329,5 +343,38 @@ fn fits(key: &AlgorithmParameters, algorithm: Algorithm) -> bool {
         Some(AlgorithmFamily::Hmac) => matches!(key, AlgorithmParameters::OctetKey(_)),
         Some(AlgorithmFamily::Rsa) => matches!(key, AlgorithmParameters::RSA(_)),
         Some(AlgorithmFamily::Ec | AlgorithmFamily::Ed) | None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(keys: Value) -> (Vec<Option<String>>, Vec<String>) {
+        let json = json!({ "keys": keys }).to_string();
+        let (keys, wrong) = Keys::read(json.as_bytes(), &[Algorithm::HS256, Algorithm::EdDSA]).unwrap();
+        (keys.keys.into_iter().map(|key| key.kid).collect(), wrong)
+    }
+
+    fn secret(kid: &str, letters: usize) -> Value {
+        json!({"kty": "oct", "kid": kid, "k": "A".repeat(letters)})
+    }
+
+    #[test]
+    fn keys_that_nobody_may_trust_are_left_out_and_named() {
+        let point = json!({"kty": "OKP", "crv": "Ed25519", "kid": "c", "x": "A".repeat(43)});
+        let others = json!({"kty": "RSA", "kid": "d", "n": "AQ", "e": "AQAB"});
+        let (kids, wrong) = read(json!([secret("a", 43), secret("b", 22), point, others]));
+        assert_eq!(kids, [Some("a".to_owned()), Some("c".to_owned())]);
+        assert_eq!(wrong, ["key b: its secret has 16 bytes, and needs 32"]);
+    }
+
+    #[test]
+    fn of_keys_with_the_same_name_none_is_taken() {
+        let (kids, wrong) = read(json!([secret("a", 43), secret("b", 43), secret("a", 44)]));
+        assert_eq!(kids, [Some("b".to_owned())]);
+        assert_eq!(wrong, ["key a: another key has the same kid"; 2]);
     }
 }

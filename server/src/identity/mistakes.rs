@@ -1,6 +1,7 @@
 //! Reads TOML tables and collects everything that is wrong with them.
 //!
-//! Owns the wording of such mistakes. Must never stop at the first one.
+//! Owns the wording of such mistakes. Must never stop at the first one, nor keep as many as a file has lines: a program that
+//! writes every entry wrong would fill the log.
 
 use toml::Table;
 
@@ -14,13 +15,31 @@ pub(super) fn table_of(text: &str) -> Result<Table, String> {
     })
 }
 
+/// Most mistakes of one file that are told. The others are counted.
+const MISTAKES_MAX: usize = 100;
+
 /// Mistakes of one file.
 #[derive(Debug, Default)]
-pub(super) struct Mistakes(pub(super) Vec<String>);
+pub(super) struct Mistakes {
+    told: Vec<String>,
+    more: usize,
+}
 
 impl Mistakes {
     pub(super) fn add(&mut self, at: &str, what: impl std::fmt::Display) {
-        self.0.push(if at.is_empty() { what.to_string() } else { format!("{at}: {what}") });
+        if self.told.len() == MISTAKES_MAX {
+            self.more += 1;
+            return;
+        }
+        self.told.push(if at.is_empty() { what.to_string() } else { format!("{at}: {what}") });
+    }
+
+    /// An error if there are any.
+    pub(super) fn end(mut self) -> Result<(), Vec<String>> {
+        if self.more > 0 {
+            self.told.push(format!("and {} more", self.more));
+        }
+        if self.told.is_empty() { Ok(()) } else { Err(self.told) }
     }
 }
 

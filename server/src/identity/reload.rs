@@ -1,10 +1,10 @@
 //! Follows the auth file, the revocations, and the keys of issuers.
 //!
-//! Owns when they are read again. Must never replace good rules by a file with a mistake, and never end a call whose
-//! credential still counts.
+//! Owns when they are read again. Must never replace good rules by a file with a mistake or by half a file, and never end a
+//! call whose credential still counts.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -19,9 +19,9 @@ use super::{
     revoked::Revoked,
     rules::Rules,
 };
-use crate::files::read_file;
+use crate::files::{Changes, read_file};
 
-/// How often the files are looked at. What was revoked ends within a few seconds.
+/// How often the files are looked at. A change counts at the second look, so what was revoked ends within a few seconds.
 const LOOK: Duration = Duration::from_secs(1);
 /// Largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 32 << 20;
@@ -29,16 +29,16 @@ const FILE_BYTES_MAX: u64 = 32 << 20;
 /// What stands before the name of a variable that holds a file's text: containers get their secrets by variables.
 const VARIABLE: &str = "env:";
 
-/// The files, and what they held last.
+/// The files.
 #[derive(Debug)]
 pub(super) struct Files {
     auth: PathBuf,
     revoked: Option<PathBuf>,
-    /// What was read last, good or bad.
-    seen: Mutex<Option<Result<Content, String>>>,
+    changes: Mutex<Changes>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the files hold at present.
+#[derive(Debug, Hash)]
 struct Content {
     auth: String,
     revoked: Option<String>,
@@ -47,19 +47,18 @@ struct Content {
 }
 
 impl Files {
-    pub(super) fn new(auth: PathBuf, revoked: Option<PathBuf>) -> Self {
-        Self { auth, revoked, seen: Mutex::default() }
+    /// Reads everything for the first time.
+    pub(super) fn open(auth: PathBuf, revoked: Option<PathBuf>) -> Result<(Self, Rules), Vec<String>> {
+        let content = Content::read(&auth, revoked.as_deref(), None);
+        let changes = Mutex::new(Changes::since(&content));
+        let files = Self { auth, revoked, changes };
+        let rules = files.rules(content, None)?;
+        Ok((files, rules))
     }
 
-    /// Reads everything.
-    pub(super) fn read(&self, before: Option<&Rules>) -> Result<Rules, Vec<String>> {
-        let content = self.content(before);
-        *self.seen.lock() = Some(content.clone());
-        self.rules(&content.map_err(|mistake| vec![mistake])?, before)
-    }
-
-    fn rules(&self, content: &Content, before: Option<&Rules>) -> Result<Rules, Vec<String>> {
-        let named = |path: &std::path::Path, mistakes: Vec<String>| -> Vec<String> {
+    fn rules(&self, content: Result<Content, String>, before: Option<&Rules>) -> Result<Rules, Vec<String>> {
+        let content = content.map_err(|mistake| vec![mistake])?;
+        let named = |path: &Path, mistakes: Vec<String>| -> Vec<String> {
             mistakes.into_iter().map(|mistake| format!("{}: {mistake}", path.display())).collect()
         };
         let revoked = match (&self.revoked, &content.revoked) {
@@ -82,23 +81,21 @@ impl Files {
 
     /// The rules of the files, if they have changed since they were last read and say something else. Blocks.
     fn changed(&self, before: &Rules) -> Option<Result<Rules, Vec<String>>> {
-        let content = self.content(Some(before));
-        let mut seen = self.seen.lock();
-        if seen.as_ref() == Some(&content) {
+        let content = Content::read(&self.auth, self.revoked.as_deref(), Some(before));
+        if !self.changes.lock().look(&content) {
             return None;
         }
-        *seen = Some(content.clone());
-        drop(seen);
-        let rules = content.map_err(|mistake| vec![mistake]).and_then(|content| self.rules(&content, Some(before)));
-        match rules {
+        match self.rules(content, Some(before)) {
             // A comment, or the first look at the files with keys.
             Ok(rules) if rules.is_like(before) => None,
             rules => Some(rules),
         }
     }
+}
 
-    fn content(&self, before: Option<&Rules>) -> Result<Content, String> {
-        let text = |path: &PathBuf| {
+impl Content {
+    fn read(auth: &Path, revoked: Option<&Path>, before: Option<&Rules>) -> Result<Self, String> {
+        let text = |path: &Path| {
             let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
             if let Some(variable) = path.to_str().and_then(|path| path.strip_prefix(VARIABLE)) {
                 return std::env::var(variable).map_err(|error| named(&error));
@@ -107,9 +104,9 @@ impl Files {
             String::from_utf8(bytes).map_err(|_| named(&"it is not UTF-8"))
         };
         let files = before.into_iter().flat_map(|rules| &rules.issuers).filter_map(|issuer| issuer.file());
-        Ok(Content {
-            auth: text(&self.auth)?,
-            revoked: self.revoked.as_ref().map(text).transpose()?,
+        Ok(Self {
+            auth: text(auth)?,
+            revoked: revoked.map(text).transpose()?,
             keys: files.map(|path| (path.clone(), read_file(path, JWKS_BYTES_MAX).ok())).collect(),
         })
     }
@@ -161,5 +158,47 @@ async fn look(inner: &Arc<Inner>) {
         }
         Ok(None) => {}
         Err(error) => tracing::error!(%error, "reading the auth files panicked"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: [&str; 2] = ["a", "b"];
+
+    /// An auth file with so many keys.
+    fn auth(count: usize) -> String {
+        let entry = |name: &&str| {
+            format!("[[key]]\nid = \"{name}\"\nsha256 = \"{}\"\nscopes = [\"read:*\"]\n", name.repeat(64))
+        };
+        KEYS[..count].iter().map(entry).collect()
+    }
+
+    #[test]
+    fn a_file_that_is_still_being_written_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth.toml");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write(&auth(2));
+        let (files, rules) = Files::open(path.clone(), None).unwrap();
+        assert!(files.changed(&rules).is_none());
+        // Half of it is a good file, and has one key less.
+        write(&auth(1));
+        assert!(files.changed(&rules).is_none());
+        write(&auth(2));
+        assert!((0..3).all(|_| files.changed(&rules).is_none()));
+        std::fs::remove_file(&path).unwrap();
+        assert!(files.changed(&rules).is_none());
+        write(&auth(1));
+        assert!(files.changed(&rules).is_none());
+        let changed = files.changed(&rules).unwrap().unwrap();
+        assert!(!changed.is_like(&rules));
+        assert!((0..3).all(|_| files.changed(&changed).is_none()));
+        // What stays wrong is said once.
+        write("nothing");
+        assert!(files.changed(&changed).is_none());
+        assert!(files.changed(&changed).unwrap().is_err());
+        assert!(files.changed(&changed).is_none());
     }
 }

@@ -61,7 +61,7 @@ impl Revoked {
             }
             entry.end();
         }
-        if mistakes.0.is_empty() { Ok(Self(Arc::new(lists))) } else { Err(mistakes.0) }
+        mistakes.end().map(|()| Self(Arc::new(lists)))
     }
 
     /// Whether a token is revoked. A token that does not say when it was issued counts as old.
@@ -103,6 +103,13 @@ mod tests {
         assert!(revoked.has("x", None, Some("ada"), Some(99)) && !revoked.has("x", None, Some("ada"), Some(100)));
         assert!(revoked.has("x", None, Some("ada"), None), "without a moment it counts as old");
         assert!(!revoked.has("x", Some("three"), Some("bob"), Some(1)));
+    }
+
+    #[test]
+    fn of_very_many_mistakes_the_first_are_named() {
+        let mistakes = Revoked::read(&"[[revoked]]\njti = 1\n".repeat(1_000)).unwrap_err();
+        assert_eq!((mistakes.len(), &*mistakes[100]), (101, "and 1900 more"));
+        assert!(mistakes[99].starts_with("revoked 50: "), "{}", mistakes[99]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use jsonwebtoken::Algorithm;
 use quick_cache::{Weighter, sync::Cache};
-use votestream_core::model::limits::USER_ID_BYTES_MAX;
+use votestream_core::model::{hex::from_hex, limits::USER_ID_BYTES_MAX};
 
 use super::{
     caller::{Credential, Source as From},
@@ -129,9 +129,7 @@ impl Rules {
         if let Some(before) = before {
             before.check_same_namespaces(&mut mistakes, &issuers, &keys, &certificates);
         }
-        if !mistakes.0.is_empty() {
-            return Err(mistakes.0);
-        }
+        mistakes.end()?;
         let mut new_keys = Vec::new();
         let same_issuer = |(rule, keys): (IssuerRule, Option<Keys>)| {
             let old = || before.into_iter().flat_map(|rules| &rules.issuers);
@@ -354,7 +352,10 @@ fn issuer(mut entry: Entry<'_>, folder: &Path, may_be_empty: bool) -> Option<(Is
 /// Reads the keys of a file.
 fn read_keys(path: &Path, algorithms: &[Algorithm], may_be_empty: bool) -> Result<Keys, String> {
     let json = read_file(path, JWKS_BYTES_MAX).map_err(|error| error.to_string())?;
-    let keys = Keys::read(&json, algorithms)?;
+    let (keys, wrong) = Keys::read(&json, algorithms)?;
+    if !wrong.is_empty() {
+        return Err(wrong.join("; "));
+    }
     if keys.is_empty() {
         let reason = "it has no key for any of the issuer's algorithms";
         if !may_be_empty {
@@ -397,7 +398,7 @@ fn source(entry: &mut Entry<'_>, folder: &Path) -> Option<Source> {
 fn key(mut entry: Entry<'_>) -> Option<KeyRule> {
     let id = entry.required("id");
     let sha256 = entry.required("sha256").and_then(|hex| {
-        let digest = digest_of(&hex);
+        let digest = from_hex(&hex.to_ascii_lowercase());
         if digest.is_none() {
             entry.wrong("sha256 must be the SHA-256 of the secret: 64 hex digits, not the secret itself");
         }
@@ -407,18 +408,6 @@ fn key(mut entry: Entry<'_>) -> Option<KeyRule> {
     let namespace = namespace(&mut entry);
     entry.end();
     Some(KeyRule { id: id?, sha256: sha256?, scopes: scopes?, namespace })
-}
-
-/// A digest in hex.
-fn digest_of(hex: &str) -> Option<Digest> {
-    if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut digest = [0; 32];
-    for (byte, digits) in digest.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(digest)
 }
 
 fn certificate(mut entry: Entry<'_>) -> Option<CertificateRule> {

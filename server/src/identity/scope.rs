@@ -2,7 +2,7 @@
 //!
 //! Owns their text form. Must never allow what is not written.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use votestream_core::PollId;
 
@@ -98,9 +98,9 @@ impl FromStr for Scope {
     }
 }
 
-/// The scopes of a caller.
+/// The scopes of a caller. Copies share them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scopes(Box<[Scope]>);
+pub struct Scopes(Arc<[Scope]>);
 
 impl Scopes {
     /// Reads a list of scopes.
@@ -115,7 +115,7 @@ impl Scopes {
     /// The scopes of a token's claim, a text with blanks between (RFC 8693, section 4.2). Scopes of other systems are
     /// left out. `None` if there are too many.
     pub(crate) fn of_claim(text: &str) -> Option<Self> {
-        let scopes: Box<[Scope]> = text.split_ascii_whitespace().filter_map(|scope| scope.parse().ok()).collect();
+        let scopes: Arc<[Scope]> = text.split_ascii_whitespace().filter_map(|scope| scope.parse().ok()).collect();
         (scopes.len() <= SCOPES_MAX).then_some(Self(scopes))
     }
 

@@ -3,10 +3,7 @@
 //! Owns what a token of ours says, and where randomness comes from. Must never sign for an issuer that the auth file does
 //! not name, nor with a key that would not check the token. Must never show a key in a text for people.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path, sync::Arc};
 
 use jsonwebtoken::{
     Algorithm, EncodingKey, Header, encode,
@@ -19,7 +16,7 @@ use ring::{
 };
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde_json::{Map, Value};
-use votestream_core::model::poll::check_user_id;
+use votestream_core::model::{hex::to_hex, poll::check_user_id, user_id::uuid_text};
 
 use super::{
     issuer::Issuer,
@@ -121,7 +118,7 @@ pub struct Claims<'a> {
 
 /// Signs tokens for one issuer of an auth file.
 pub struct Signer {
-    issuer: std::sync::Arc<Issuer>,
+    issuer: Arc<Issuer>,
     header: Header,
     key: EncodingKey,
 }
@@ -162,7 +159,7 @@ impl Signer {
     }
 
     /// The first secret of the issuer, or the one of this name.
-    fn of_secret(issuer: std::sync::Arc<Issuer>, kid: Option<&str>) -> Option<Self> {
+    fn of_secret(issuer: Arc<Issuer>, kid: Option<&str>) -> Option<Self> {
         let hmac = |algorithm: &&Algorithm| matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512);
         issuer.file()?;
         let found = issuer.keys_of_file().into_iter().find_map(|(name, algorithms, key)| {
@@ -211,12 +208,7 @@ impl Signer {
         }
     }
 
-    fn of_private_key(
-        issuer: std::sync::Arc<Issuer>,
-        der: &[u8],
-        public: &[u8],
-        kid: Option<&str>,
-    ) -> Result<Self, String> {
+    fn of_private_key(issuer: Arc<Issuer>, der: &[u8], public: &[u8], kid: Option<&str>) -> Result<Self, String> {
         let iss = &issuer.rule.iss;
         if !issuer.rule.algorithms.contains(&Algorithm::ES256) {
             return Err(format!("issuer {iss}: its algorithms do not have ES256"));
@@ -282,9 +274,9 @@ impl Signer {
 }
 
 /// The issuers of an auth file: all of them, or the one of this name.
-fn issuers(auth: &Path, iss: Option<&str>) -> Result<Vec<std::sync::Arc<Issuer>>, SignError> {
+fn issuers(auth: &Path, iss: Option<&str>) -> Result<Vec<Arc<Issuer>>, SignError> {
     install();
-    let rules = Files::new(PathBuf::from(auth), None).read(None).map_err(SignError::AuthFile)?;
+    let (_, rules) = Files::open(auth.to_path_buf(), None).map_err(SignError::AuthFile)?;
     let Some(iss) = iss else { return Ok(rules.issuers) };
     let (found, others): (Vec<_>, Vec<_>) = rules.issuers.into_iter().partition(|issuer| issuer.rule.iss == iss);
     if found.is_empty() {
@@ -311,11 +303,6 @@ fn random<const N: usize>() -> Result<[u8; N], SignError> {
     Ok(bytes)
 }
 
-/// Lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A file of keys (JWKS) with one new secret for HS256.
 ///
 /// # Errors
@@ -324,7 +311,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub fn new_key_set() -> Result<String, SignError> {
     let secret = EncodingKey::from_secret(&random::<SECRET_BYTES>()?);
     let mut key = Jwk::from_encoding_key(&secret, Algorithm::HS256)?;
-    key.common.key_id = Some(hex(&random::<4>()?));
+    key.common.key_id = Some(to_hex(&random::<4>()?));
     key.common.public_key_use = Some(PublicKeyUse::Signature);
     let set = JwkSet { keys: vec![key] };
     serde_json::to_string_pretty(&set).map_err(|error| SignError::Claims(error.to_string()))
@@ -339,8 +326,7 @@ pub fn random_user() -> Result<String, SignError> {
     let mut bytes = random::<16>()?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits = hex(&bytes);
-    Ok(format!("{}-{}-{}-{}-{}", &digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]))
+    Ok(uuid_text(bytes).map(char::from).iter().collect())
 }
 
 /// A bearer secret, for a `[[key]]`.
@@ -358,8 +344,8 @@ impl Secret {
     ///
     /// If the system has no random numbers.
     pub fn random() -> Result<Self, SignError> {
-        let text = format!("{SECRET_PREFIX}{}", hex(&random::<SECRET_BYTES>()?));
-        let sha256 = hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+        let text = format!("{SECRET_PREFIX}{}", to_hex(&random::<SECRET_BYTES>()?));
+        let sha256 = to_hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
         Ok(Self { text, sha256 })
     }
 }
@@ -373,6 +359,8 @@ impl fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use http::{HeaderMap, header};
+
+    use std::path::PathBuf;
 
     use super::*;
     use crate::{

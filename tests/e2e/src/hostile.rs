@@ -16,7 +16,7 @@ pub mod votes;
 pub mod wire;
 
 pub use attack::{Attack, Target};
-pub use call::{Answer, Call};
+pub use call::{Answer, Call, GRPC_TRANSPORTS, transports};
 pub use http2::Http2;
 pub use server::{Options, Server};
 

@@ -9,6 +9,7 @@ use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Request;
+use votestream_core::model::hex::to_hex;
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::v1::{ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, PollOption};
 use votestream_server::{Auth, CallLimits, Identity, Quotas};
@@ -46,9 +47,14 @@ pub fn issuer_entry(keys: &str) -> String {
     )
 }
 
+/// What an auth file says of a secret.
+pub fn sha256_of(secret: &str) -> String {
+    to_hex(digest(&SHA256, secret.as_bytes()).as_ref())
+}
+
 /// A `[[key]]` with this secret.
 pub fn key_entry(id: &str, secret: &str, scopes: &str) -> String {
-    let sha256: String = digest(&SHA256, secret.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = sha256_of(secret);
     format!("[[key]]\nid = \"{id}\"\nsha256 = \"{sha256}\"\nscopes = [{scopes}]\n")
 }
 

@@ -5,6 +5,7 @@
 
 pub mod aws;
 pub mod cluster;
+pub mod collector;
 pub mod crash;
 pub mod faults;
 pub mod hostile;

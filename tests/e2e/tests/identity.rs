@@ -10,7 +10,6 @@ use bytes::Bytes;
 use futures::StreamExt;
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use tonic::Code;
 use votestream_core::{
@@ -18,7 +17,8 @@ use votestream_core::{
     model::pseudonym::{KEY_BYTES, PseudonymKey},
 };
 use votestream_e2e::{
-    hostile::{Call, wire},
+    hostile::{Call, GRPC_TRANSPORTS, wire},
+    house::sha256_of,
     issuer::{Issuer, base64url, now, sign_by_hmac, unsigned},
     stack::{Stack, TEST_BOUNDS},
 };
@@ -111,7 +111,7 @@ fn credentials(issuer: &Issuer, stranger: &Issuer) -> Vec<Credential> {
         ("not a token", bearer("a.b.c")),
         ("too long", bearer(issuer.token(&claims(&json!({"note": "x".repeat(4_096)}))))),
         ("unknown key", bearer("a-secret-that-somebody-guessed")),
-        ("digest of a key", bearer(hex(RELAY))),
+        ("digest of a key", bearer(sha256_of(RELAY))),
         ("no secret", bearer("")),
         ("another scheme", vec![format!("Basic {RELAY}")]),
         ("two headers", vec![format!("Bearer {RELAY}"), format!("Bearer {RELAY}")]),
@@ -130,10 +130,6 @@ fn credentials(issuer: &Issuer, stranger: &Issuer) -> Vec<Credential> {
         ("right, a key", Kind::Right, vec![format!("bEaReR {RELAY}")]),
     ];
     bad.chain(others.map(|(name, kind, authorization)| Credential { name, kind, authorization })).collect()
-}
-
-fn hex(secret: &str) -> String {
-    digest(&SHA256, secret.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes the auth files.
@@ -164,7 +160,7 @@ fn auth(dir: &Path, issuer: &Issuer) -> Auth {
         scopes = ["relay:p", "read:p*", "manage:p", "manage:new"]
         namespace = "members"
         "#,
-        hex(RELAY)
+        sha256_of(RELAY)
     );
     std::fs::write(dir.join("auth.toml"), file).unwrap();
     let revoked =
@@ -271,14 +267,6 @@ fn expected(route: &Route, kind: Kind) -> (Code, &'static str) {
         (Kind::ForeignPoll | Kind::ForeignUser, _) => (Code::PermissionDenied, ""),
     }
 }
-
-/// The transports of a route: content type, and whether over HTTP/2.
-const TRANSPORTS: [(&str, bool); 4] = [
-    ("application/grpc", true),
-    ("application/grpc-web+proto", true),
-    ("application/grpc-web+proto", false),
-    ("application/grpc-web-text", false),
-];
 
 fn code_named(name: &str) -> Code {
     let codes = (0..17).map(Code::from);
@@ -408,7 +396,7 @@ async fn every_call_with_every_credential_over_every_transport() {
     for is_right in [false, true] {
         for route in &routes {
             for credential in credentials.iter().filter(|credential| (credential.kind == Kind::Right) == is_right) {
-                let transports = if route.is_json { &TRANSPORTS[..1] } else { &TRANSPORTS[..] };
+                let transports = if route.is_json { &GRPC_TRANSPORTS[..1] } else { &GRPC_TRANSPORTS[..] };
                 for transport in transports {
                     let (code, became) = expected(route, credential.kind);
                     let answer = send(house.addr(route), route, *transport, &credential.authorization).await;
@@ -427,7 +415,7 @@ async fn every_call_with_every_credential_over_every_transport() {
         }
     }
     assert!(wrong.is_empty(), "{} answers are wrong:\n{}", wrong.len(), wrong.join("\n"));
-    let calls = routes.iter().map(|route| if route.is_json { 1 } else { TRANSPORTS.len() }).sum::<usize>();
+    let calls = routes.iter().map(|route| if route.is_json { 1 } else { GRPC_TRANSPORTS.len() }).sum::<usize>();
     assert!(seen.values().all(|count| *count == calls) && seen.len() == credentials.len(), "{seen:?}");
     assert_ne!(stored(&house.engine).await, before);
     house.stack.stop().await;
@@ -452,7 +440,7 @@ async fn denials_say_why_and_never_what_was_sent() {
         (bearer(unsigned(&claims(&json!({"sub": "CANARY"})))), "the token cannot be read"),
     ];
     for (authorization, words) in rows {
-        let (_, message, _) = send(house.stack.results, &route, TRANSPORTS[0], &authorization).await;
+        let (_, message, _) = send(house.stack.results, &route, GRPC_TRANSPORTS[0], &authorization).await;
         assert!(message.starts_with(words) && !message.contains("CANARY"), "{message:?}, expected {words:?}");
     }
     house.stack.stop().await;
@@ -469,13 +457,13 @@ async fn a_voter_votes_as_the_token_says_and_nobody_else_does() {
         route
     };
     for (user, code) in [(None, Code::Ok), (Some("ada"), Code::Ok), (Some("Ada"), Code::PermissionDenied)] {
-        let answer = send(house.stack.ingest, &post(user), TRANSPORTS[0], &ada).await;
+        let answer = send(house.stack.ingest, &post(user), GRPC_TRANSPORTS[0], &ada).await;
         assert_eq!(answer.0, code, "{user:?}: {answer:?}");
     }
     // A relay without a user of its own must name one.
     let relay = bearer(RELAY);
-    assert_eq!(send(house.stack.ingest, &post(None), TRANSPORTS[0], &relay).await.0, Code::InvalidArgument);
-    assert_eq!(send(house.stack.ingest, &post(Some("ada")), TRANSPORTS[0], &relay).await.0, Code::Ok);
+    assert_eq!(send(house.stack.ingest, &post(None), GRPC_TRANSPORTS[0], &relay).await.0, Code::InvalidArgument);
+    assert_eq!(send(house.stack.ingest, &post(Some("ada")), GRPC_TRANSPORTS[0], &relay).await.0, Code::Ok);
     let ports = house.engine.ports();
     let poll = ports.polls.list(None, 1).await.unwrap().remove(0);
     let waiting = async {
@@ -507,7 +495,7 @@ async fn the_same_name_of_two_issuers_is_two_people_and_a_relay_of_one_speaks_fo
         (Some("ada"), relay.clone()),
         (Some("bob"), relay),
     ] {
-        let answer = send(house.stack.ingest, &post(user), TRANSPORTS[0], &authorization).await;
+        let answer = send(house.stack.ingest, &post(user), GRPC_TRANSPORTS[0], &authorization).await;
         assert_eq!(answer.0, Code::Ok, "{answer:?}");
     }
     // The member ada, whose relay has voted again for her; the guest ada; and bob.
@@ -555,7 +543,7 @@ async fn a_relay_that_forgets_a_name_and_a_body_that_contradicts_its_path_are_re
         (json!({"user_id": "bob", "option_id": "a", "poll_id": "q"}), Code::InvalidArgument),
         (json!({"user_id": "bob", "option_id": "a", "poll_id": "p"}), Code::Ok),
     ] {
-        let answer = send(house.stack.ingest, &post("p", &body), TRANSPORTS[0], &relay).await;
+        let answer = send(house.stack.ingest, &post("p", &body), GRPC_TRANSPORTS[0], &relay).await;
         assert_eq!(answer.0, code, "{body}: {answer:?}");
     }
     house.stack.stop().await;
@@ -571,7 +559,7 @@ async fn a_poll_with_plain_ids_takes_no_votes_of_users_with_a_namespace() {
     assert!(house.engine.ports().polls.create(&plain).await.is_ok());
     let ada = bearer(house.issuer.token(&claims(&json!({"scope": "vote:plain"}))));
     let (code, message, _) =
-        send(house.stack.ingest, &post("plain", &json!({"option_id": "a"})), TRANSPORTS[0], &ada).await;
+        send(house.stack.ingest, &post("plain", &json!({"option_id": "a"})), GRPC_TRANSPORTS[0], &ada).await;
     assert!(code == Code::PermissionDenied && message.contains("plain user ids"), "{message}");
     house.stack.stop().await;
 }

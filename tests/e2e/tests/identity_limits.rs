@@ -10,7 +10,7 @@ use tonic_types::StatusExt;
 use votestream_core::observe::metrics::{CALLS_LIMITED, CONNECTIONS_CLOSED, ConnectionClosed, Limit};
 use votestream_e2e::{
     cluster::eventually,
-    hostile::{Answer, Call, Http2, wire},
+    hostile::{Answer, Call, Http2, transports, wire},
     house::{House, MANAGER, OTHER_RELAY, RELAY, bearing},
     issuer::{Issuer, now},
 };
@@ -40,14 +40,7 @@ fn votes(poll: &str, users: &[&str]) -> VotesMessage {
 
 /// A vote over one of the transports: gRPC, gRPC-Web over both versions of HTTP and as text, and JSON.
 fn call(transport: usize, credential: &str, more: &[(&str, &str)]) -> Call {
-    let (content_type, http2) = [
-        ("application/grpc", true),
-        ("application/grpc-web+proto", true),
-        ("application/grpc-web+proto", false),
-        ("application/grpc-web-text", false),
-        ("application/json", false),
-        ("application/json", true),
-    ][transport];
+    let (content_type, http2) = transports().nth(transport).expect("there are six");
     let mut headers = vec![("content-type".to_owned(), content_type.to_owned())];
     headers.push(("authorization".into(), format!("Bearer {credential}")));
     headers.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));

@@ -8,39 +8,22 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::{
-    logs::v1::{
-        ExportLogsServiceRequest, ExportLogsServiceResponse,
-        logs_service_server::{LogsService, LogsServiceServer},
-    },
-    metrics::v1::{
-        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
-        metrics_service_server::{MetricsService, MetricsServiceServer},
-    },
-    trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-};
-use parking_lot::Mutex;
 use prost::Message;
 use serde_json::{Value, json};
 use tokio::{
-    net::TcpListener,
     process::{Child, Command},
     time::timeout,
 };
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use votestream_core::model::hex::to_hex;
 use votestream_e2e::{
     aws::{STREAM, dynamo_store, dynamodb, kinesis},
     cluster::eventually,
-    hostile::{Call, wire},
+    collector::Collector,
+    hostile::{Call, transports, wire},
     house::{ISS, issuer_entry, key_entry},
     issuer::{Issuer, base64url, now, sign_by_hmac, unsigned},
 };
@@ -52,26 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const MANAGER: &str = "canary-of-the-manager";
 const RELAY: &str = "canary-of-the-relay";
-
-/// What a collector gets, as text.
-#[derive(Clone, Default)]
-struct Collected(Arc<Mutex<Vec<String>>>);
-
-macro_rules! collects {
-    ($service:ident, $request:ident, $response:ident) => {
-        #[tonic::async_trait]
-        impl $service for Collected {
-            async fn export(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
-                self.0.lock().push(format!("{:?}", request.into_inner()));
-                Ok(Response::new(Default::default()))
-            }
-        }
-    };
-}
-
-collects!(TraceService, ExportTraceServiceRequest, ExportTraceServiceResponse);
-collects!(MetricsService, ExportMetricsServiceRequest, ExportMetricsServiceResponse);
-collects!(LogsService, ExportLogsServiceRequest, ExportLogsServiceResponse);
 
 /// A process whose log is kept whole.
 struct Process {
@@ -181,16 +144,6 @@ fn credentials(issuer: &Issuer) -> Credentials {
     Credentials { headers, parts }
 }
 
-/// The transports: content type, and whether over HTTP/2.
-const TRANSPORTS: [(&str, bool); 6] = [
-    ("application/grpc", true),
-    ("application/grpc-web+proto", true),
-    ("application/grpc-web+proto", false),
-    ("application/grpc-web-text", false),
-    ("application/json", false),
-    ("application/json", true),
-];
-
 /// Calls with every credential over every transport. Returns all answers.
 async fn call_everything(ingest: SocketAddr, results: SocketAddr, credentials: &Credentials) -> Vec<String> {
     let votes = |users: &[&str]| users.iter().flat_map(|user| wire::vote("p", user, "a")).collect::<Vec<u8>>();
@@ -212,7 +165,7 @@ async fn call_everything(ingest: SocketAddr, results: SocketAddr, credentials: &
     ];
     let mut answers = Vec::new();
     for headers in &credentials.headers {
-        for (content_type, http2) in TRANSPORTS {
+        for (content_type, http2) in transports() {
             let mut calls = Vec::new();
             if content_type == "application/json" {
                 calls.extend(
@@ -257,7 +210,7 @@ fn search(what: &str, text: &str, credentials: &Credentials) {
     }
     // As bytes, such as 99, 97, 110 or \x63\x61.
     let bytes: Vec<String> = CANARY.bytes().map(|byte| byte.to_string()).collect();
-    let hex: String = CANARY.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex = to_hex(CANARY.as_bytes());
     for encoded in [bytes.join(", "), bytes.join(","), hex] {
         assert!(
             !lower.contains(&encoded),
@@ -368,16 +321,7 @@ async fn nothing_that_the_services_write_export_or_answer_has_a_secret_or_a_vote
     let dir = tempfile::tempdir().unwrap();
     let issuer = Issuer::new("es1");
     let credentials = credentials(&issuer);
-    let collected = Collected::default();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let collector = Server::builder()
-        .add_service(TraceServiceServer::new(collected.clone()))
-        .add_service(MetricsServiceServer::new(collected.clone()))
-        .add_service(LogsServiceServer::new(collected.clone()))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    let collector = tokio::spawn(collector);
-
+    let collector = Collector::start().await;
     let ((kinesis, _kinesis), (dynamodb, _dynamodb)) = (kinesis(2).await, dynamodb().await);
     dynamo_store(&dynamodb, &Default::default()).await.create_tables().await.unwrap();
     let keys = dir.path().join("pseudonym-keys");
@@ -390,7 +334,7 @@ async fn nothing_that_the_services_write_export_or_answer_has_a_secret_or_a_vote
         ("AWS_REGION", "us-east-1"),
         ("AWS_ACCESS_KEY_ID", "dev"),
         ("AWS_SECRET_ACCESS_KEY", "dev"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint),
     ];
     let auth = auth(dir.path(), &issuer);
     let common = ["--stream", STREAM, "--log-format", "json", "--listen", "127.0.0.1:0"];
@@ -415,12 +359,11 @@ async fn nothing_that_the_services_write_export_or_answer_has_a_secret_or_a_vote
     change_files(dir.path(), &mut ingest).await;
     // Long enough for the groups to have seen votes: then their spans are there.
     eventually("votes are counted", PATIENCE, async || {
-        let counted = collected.0.lock().iter().any(|export| export.contains("apply window"));
+        let counted = format!("{:?}", collector.received().traces).contains("apply window");
         if counted || persist.logged().contains("apply window") { Ok(()) } else { Err(()) }
     })
     .await;
     let logs = [ingest.stop().await, tally.stop().await, persist.stop().await];
-    collector.abort();
     for answer in &answers {
         search("an answer", answer, &credentials);
     }
@@ -428,7 +371,7 @@ async fn nothing_that_the_services_write_export_or_answer_has_a_secret_or_a_vote
         assert!(log.contains("TRACE"), "{name} does not log everything");
         search(name, log, &credentials);
     }
-    let exports = collected.0.lock().join("\n");
+    let exports = format!("{:?}", collector.received());
     for expected in ["cast votes", "votestream.server.calls.denied", "put batch"] {
         assert!(exports.contains(expected), "nothing was exported of {expected}");
     }

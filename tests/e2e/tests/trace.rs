@@ -6,36 +6,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Stdio,
-    sync::Arc,
     time::Duration,
 };
 
 use opentelemetry_proto::tonic::{
-    collector::{
-        logs::v1::{
-            ExportLogsServiceRequest, ExportLogsServiceResponse,
-            logs_service_server::{LogsService, LogsServiceServer},
-        },
-        metrics::v1::{
-            ExportMetricsServiceRequest, ExportMetricsServiceResponse,
-            metrics_service_server::{MetricsService, MetricsServiceServer},
-        },
-        trace::v1::{
-            ExportTraceServiceRequest, ExportTraceServiceResponse,
-            trace_service_server::{TraceService, TraceServiceServer},
-        },
-    },
     common::v1::any_value::Value,
     logs::v1::LogRecord,
-    metrics::v1::{metric::Data, number_data_point},
+    metrics::v1::{NumberDataPoint, metric::Data, number_data_point},
     trace::v1::Span,
 };
-use parking_lot::Mutex;
-use tokio::{net::TcpListener, process::Command, time::timeout};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
-use votestream_core::observe::metrics;
-use votestream_e2e::stack::{Stack, TEST_BOUNDS};
+use tokio::{process::Command, time::timeout};
+use tonic::Request;
+use votestream_core::{model::hex::to_hex, observe::metrics};
+use votestream_e2e::{
+    collector::{self, Collector},
+    stack::{Stack, TEST_BOUNDS},
+};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_process::telemetry::{self, Exports, LogFormat};
 use votestream_proto::VotesMessage;
@@ -48,56 +34,35 @@ const VOTES: (usize, usize) = (300, 200);
 /// For a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-#[derive(Clone, Default)]
+/// What the collector has received, by what it is.
+#[derive(Default)]
 struct Received {
-    spans: Arc<Mutex<Vec<Span>>>,
-    logs: Arc<Mutex<Vec<LogRecord>>>,
+    spans: Vec<Span>,
+    logs: Vec<LogRecord>,
     /// The latest sums and counts, by name.
-    metrics: Arc<Mutex<BTreeMap<String, f64>>>,
-    services: Arc<Mutex<BTreeSet<String>>>,
+    metrics: BTreeMap<String, f64>,
+    services: BTreeSet<String>,
 }
 
-#[tonic::async_trait]
-impl TraceService for Received {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for resource in request.into_inner().resource_spans {
+impl Received {
+    fn of(received: &collector::Received) -> Self {
+        let mut these = Self::default();
+        for resource in received.traces.iter().flat_map(|request| &request.resource_spans) {
             for attribute in resource.resource.iter().flat_map(|resource| &resource.attributes) {
                 if let Some(Value::StringValue(name)) = attribute.value.as_ref().and_then(|value| value.value.as_ref())
                     && attribute.key == "service.name"
                 {
-                    self.services.lock().insert(name.clone());
+                    these.services.insert(name.clone());
                 }
             }
-            self.spans.lock().extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
+            these.spans.extend(resource.scope_spans.iter().flat_map(|scope| scope.spans.clone()));
         }
-        Ok(Response::new(Default::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl LogsService for Received {
-    async fn export(
-        &self,
-        request: Request<ExportLogsServiceRequest>,
-    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let scopes = request.into_inner().resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
-        self.logs.lock().extend(scopes.flat_map(|scope| scope.log_records));
-        Ok(Response::new(Default::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl MetricsService for Received {
-    async fn export(
-        &self,
-        request: Request<ExportMetricsServiceRequest>,
-    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        let scopes = request.into_inner().resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
-        for metric in scopes.flat_map(|scope| scope.metrics) {
-            let sum = |points: &[opentelemetry_proto::tonic::metrics::v1::NumberDataPoint]| {
+        let scopes = received.logs.iter().flat_map(|request| &request.resource_logs);
+        let scopes = scopes.flat_map(|resource| &resource.scope_logs);
+        these.logs.extend(scopes.flat_map(|scope| scope.log_records.clone()));
+        let scopes = received.metrics.iter().flat_map(|request| &request.resource_metrics);
+        for metric in scopes.flat_map(|resource| &resource.scope_metrics).flat_map(|scope| &scope.metrics) {
+            let sum = |points: &[NumberDataPoint]| {
                 points
                     .iter()
                     .map(|point| match point.value {
@@ -113,9 +78,9 @@ impl MetricsService for Received {
                 Some(Data::Histogram(data)) => data.data_points.iter().map(|point| point.count as f64).sum(),
                 Some(Data::ExponentialHistogram(_) | Data::Summary(_)) | None => f64::NAN,
             };
-            self.metrics.lock().insert(metric.name, value);
+            these.metrics.insert(metric.name.clone(), value);
         }
-        Ok(Response::new(Default::default()))
+        these
     }
 }
 
@@ -168,18 +133,10 @@ async fn a_vote_is_followed_from_its_client_to_its_conditional_write() {
         // The variables come from a shell that exports its own telemetry, not from the other test. So do nothing.
         return;
     }
-    let received = Received::default();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let collector = Server::builder()
-        .add_service(TraceServiceServer::new(received.clone()))
-        .add_service(MetricsServiceServer::new(received.clone()))
-        .add_service(LogsServiceServer::new(received.clone()))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    let collector = tokio::spawn(collector);
+    let collector = Collector::start().await;
     let traced = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_stack_that_is_traced", "--nocapture"])
-        .env(ENDPOINT, endpoint)
+        .env(ENDPOINT, &collector.endpoint)
         .env_remove("OTEL_SDK_DISABLED")
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -187,15 +144,14 @@ async fn a_vote_is_followed_from_its_client_to_its_conditional_write() {
     let traced = timeout(PATIENCE, traced).await.unwrap().unwrap();
     let errors = String::from_utf8_lossy(&traced.stderr);
     assert!(traced.status.success(), "{errors}\n{}", String::from_utf8_lossy(&traced.stdout));
-    collector.abort();
 
-    let spans = received.spans.lock().clone();
+    let Received { spans, logs, metrics: values, services } = Received::of(&collector.received());
     let named = |name: &str| spans.iter().filter(|span| span.name == name).collect::<Vec<_>>();
     // The stream without a trace and the stream with an unsampled trace must leave no span. The third span is the
     // test's own.
     let cast: Vec<_> = named("cast votes").into_iter().filter(|span| text(span, "rpc.method") != "Test").collect();
     let [cast] = cast[..] else { panic!("{cast:#?}") };
-    assert_eq!((hex(&cast.trace_id), hex(&cast.parent_span_id)), (TRACE.into(), CLIENT_SPAN.into()));
+    assert_eq!((to_hex(&cast.trace_id), to_hex(&cast.parent_span_id)), (TRACE.into(), CLIENT_SPAN.into()));
     let puts = named("put batch");
     assert!(!puts.is_empty());
     for put in &puts {
@@ -212,14 +168,12 @@ async fn a_vote_is_followed_from_its_client_to_its_conditional_write() {
             assert!(named(write).into_iter().any(|span| is_child(&span)), "{window:#?} has no {write}");
         }
     }
-    assert_eq!(*received.services.lock(), BTreeSet::from(["votestream-test".to_owned()]));
+    assert_eq!(services, BTreeSet::from(["votestream-test".to_owned()]));
 
-    let logs = received.logs.lock();
     let inside = logs.iter().find(|log| format!("{:?}", log.body).contains("a log within the trace")).unwrap();
-    assert_eq!(hex(&inside.trace_id), TRACE);
+    assert_eq!(to_hex(&inside.trace_id), TRACE);
     assert!(errors.lines().any(|line| line.starts_with('{') && line.contains(TRACE)), "{errors}");
 
-    let values = received.metrics.lock();
     let all = metrics::COUNTERS.iter().map(|counter| counter.info().name);
     let all = all.chain(metrics::GAUGES.iter().map(|gauge| gauge.info.name)).chain([metrics::DISCARDED.name]);
     for name in all {
@@ -242,10 +196,6 @@ async fn a_vote_is_followed_from_its_client_to_its_conditional_write() {
     for name in ["votestream.stream.put.duration", "votestream.lane.batch.votes", "votestream.group.flush.age"] {
         assert!(values.get(name).is_some_and(|count| *count >= 1.0), "{name} in {values:#?}");
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An attribute of a span.

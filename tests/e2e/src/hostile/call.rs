@@ -23,6 +23,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// First byte of the frame with the trailers of gRPC-Web.
 const TRAILERS: u8 = 0x80;
 
+/// The transports of every gRPC method: content type, and whether over HTTP/2.
+pub const GRPC_TRANSPORTS: [(&str, bool); 4] = [
+    ("application/grpc", true),
+    ("application/grpc-web+proto", true),
+    ("application/grpc-web+proto", false),
+    ("application/grpc-web-text", false),
+];
+
+/// All transports: [`GRPC_TRANSPORTS`], and JSON over both versions of HTTP.
+pub fn transports() -> impl Iterator<Item = (&'static str, bool)> {
+    GRPC_TRANSPORTS.into_iter().chain([("application/json", false), ("application/json", true)])
+}
+
 /// The request.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
