@@ -28,7 +28,7 @@ use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_ingest::IngestConfig;
 use votestream_persist::PersistConfig;
 use votestream_server::{Connections, Identity, Limits, Quotas, Tls, TlsIdentity, TlsSource};
-use votestream_stack::{Stack, StackConfig};
+use votestream_stack::{Listeners, Stack, StackConfig};
 use votestream_tally::TallyConfig;
 use votestream_testkit::stand_ins;
 
@@ -308,7 +308,7 @@ pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
                     tally: options.tally(),
                     persist_elsewhere: None,
                 };
-                Stack::start(&ports, config, ingest, results).run_until(shutdown).await?;
+                Stack::start(&ports, config, Listeners::Apart { ingest, results }).run_until(shutdown).await?;
                 Ok(())
             }
         }
@@ -379,7 +379,7 @@ async fn stack(
         persist_elsewhere: Some(|name, work| background(name, work).boxed()),
         ..StackConfig::one_machine()
     };
-    Stack::start(&ports, config, ingest, results).run_until(shutdown).await?;
+    Stack::start(&ports, config, Listeners::Apart { ingest, results }).run_until(shutdown).await?;
     engine.close();
     Ok(())
 }

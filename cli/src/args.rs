@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use votestream_client::Address;
 use votestream_process::config::socket_addr;
 use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, TrustedProxies};
+use votestream_stack::FrameAncestors;
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
 use self::time::{parse_duration, parse_time};
@@ -120,12 +121,24 @@ pub(crate) struct DevAwsArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct UpArgs {
-    /// Address of the ingest service, or a host name; port 0 picks a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", value_parser = socket_addr)]
-    pub(crate) ingest_addr: SocketAddr,
-    /// Address of the results and poll service, or a host name; port 0 picks a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052", value_parser = socket_addr)]
-    pub(crate) results_addr: SocketAddr,
+    /// Address of everything: the page, gRPC, gRPC-Web and JSON. May have a host name; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", alias = "ingest-addr", env = "VOTESTREAM_ADDR", default_value = "127.0.0.1:50051", value_parser = socket_addr)]
+    pub(crate) addr: SocketAddr,
+    /// Address of its own for polls, results and the page, so that --addr takes votes only [default: none]
+    #[arg(long, value_name = "ADDR", env = "VOTESTREAM_RESULTS_ADDR", value_parser = socket_addr)]
+    pub(crate) results_addr: Option<SocketAddr>,
+    /// Open the page in a browser.
+    #[arg(long)]
+    pub(crate) open: bool,
+    /// Pages that may show this one in a frame, with blanks between, such as https://show.example [default: none].
+    #[arg(
+        long,
+        value_name = "ORIGINS",
+        default_value = "",
+        hide_default_value = true,
+        env = "VOTESTREAM_FRAME_ANCESTORS"
+    )]
+    pub(crate) frame_ancestors: FrameAncestors,
     /// Where everything is stored [default: $XDG_DATA_HOME/votestream or ~/.local/share/votestream]
     #[arg(long, value_name = "DIR", conflicts_with = "ephemeral")]
     pub(crate) data_dir: Option<PathBuf>,
@@ -568,10 +581,10 @@ mod tests {
 
     #[test]
     fn hosts_have_names() {
-        let up = ["votestream", "up", "--ingest-addr", "localhost:5", "--results-addr", "[::1]:6"];
+        let up = ["votestream", "up", "--addr", "localhost:5", "--results-addr", "[::1]:6"];
         let Command::Up(args) = Cli::try_parse_from(up).unwrap().command else { panic!() };
-        assert_eq!((args.ingest_addr.port(), args.results_addr.port()), (5, 6));
-        assert!(args.ingest_addr.ip().is_loopback());
+        assert_eq!((args.addr.port(), args.results_addr.map(|addr| addr.port())), (5, Some(6)));
+        assert!(args.addr.ip().is_loopback());
         assert!(Cli::try_parse_from(["votestream", "up", "--ingest-addr", "localhost"]).is_err());
     }
 

@@ -13,7 +13,6 @@ mod connect;
 mod control;
 mod failure;
 mod generate;
-mod json;
 mod output;
 mod plan;
 mod pseudonyms;

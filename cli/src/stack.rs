@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use votestream_core::{KeyId, PollId};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_server::{AuditLog, Connections, CorsOrigins, Identity, Limits, Quotas, Tls, raise_descriptor_limit};
-use votestream_stack::{StackConfig, StackError};
+use votestream_stack::{FrameAncestors, Listeners, StackConfig, StackError};
 
 use crate::{
     control::Control,
@@ -36,35 +36,37 @@ pub(crate) enum Storage {
 pub(crate) struct StackOptions {
     pub(crate) storage: Storage,
     pub(crate) shards: u32,
-    pub(crate) ingest_addr: SocketAddr,
-    pub(crate) results_addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
+    /// Of polls, results and the page; `addr` if there is none.
+    pub(crate) results_addr: Option<SocketAddr>,
     pub(crate) identity: Identity,
     pub(crate) quotas: Quotas,
     pub(crate) audit: AuditLog,
     pub(crate) limits: Limits,
-    /// TLS of both addresses.
+    /// TLS of all addresses.
     pub(crate) tls: Option<Tls>,
     pub(crate) cors_allow_origins: CorsOrigins,
+    pub(crate) frame_ancestors: FrameAncestors,
     pub(crate) pseudonym_keys: Keys,
     /// See [`EmbeddedOptions::continue_from_log_time`].
     pub(crate) continue_from_log_time: bool,
 }
 
 impl StackOptions {
-    /// A temporary stack on free ports of the loopback interface.
+    /// A temporary stack on a free port of the loopback interface.
     pub(crate) fn ephemeral(shards: u32) -> Self {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             storage: Storage::Ephemeral,
             shards,
-            ingest_addr: any,
-            results_addr: any,
+            addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            results_addr: None,
             identity: Identity::default(),
             quotas: Quotas::default(),
             audit: AuditLog::default(),
             limits: Limits::default(),
             tls: None,
             cors_allow_origins: CorsOrigins::default(),
+            frame_ancestors: FrameAncestors::default(),
             pseudonym_keys: Keys::Directory,
             continue_from_log_time: false,
         }
@@ -73,9 +75,9 @@ impl StackOptions {
 
 /// The running stack.
 pub(crate) struct RunningStack {
-    /// Where the ingest service listens.
+    /// Where votes come in.
     pub(crate) ingest_addr: SocketAddr,
-    /// Where the results and poll service listens.
+    /// Where polls, results and the page are: the same address, unless they have one of their own.
     pub(crate) results_addr: SocketAddr,
     /// Where all data is stored.
     pub(crate) directory: PathBuf,
@@ -92,12 +94,15 @@ pub(crate) struct RunningStack {
 }
 
 impl RunningStack {
-    /// Opens the engines, binds both addresses and starts the services.
+    /// Opens the engines, binds the addresses and starts the services.
     pub(crate) async fn start(options: StackOptions) -> Result<Self, Failure> {
         // The addresses are bound first: a second `up` then fails there, before it touches the directory of the first
         // one.
-        let (ingest_listener, ingest_addr) = listen(options.ingest_addr)?;
-        let (results_listener, results_addr) = listen(options.results_addr)?;
+        let (ingest, ingest_addr) = listen(options.addr)?;
+        let (listeners, results_addr) = match options.results_addr.map(listen).transpose()? {
+            Some((results, results_addr)) => (Listeners::Apart { ingest, results }, results_addr),
+            None => (Listeners::One(ingest), ingest_addr),
+        };
         let (directory, temporary) = match options.storage {
             Storage::Directory(directory) => (directory, None),
             Storage::Ephemeral => {
@@ -127,9 +132,10 @@ impl RunningStack {
             .with_quotas(options.quotas)
             .with_pseudonyms(keys)
             .with_audit(options.audit)
-            .with_cors(options.cors_allow_origins);
+            .with_cors(options.cors_allow_origins)
+            .with_frame_ancestors(options.frame_ancestors);
         config.persist_elsewhere = Some(|name, work| background(name, work).boxed());
-        let services = votestream_stack::Stack::start(&ports, config, ingest_listener, results_listener);
+        let services = votestream_stack::Stack::start(&ports, config, listeners);
         Ok(Self {
             ingest_addr,
             results_addr,

@@ -194,18 +194,7 @@ fn a_second_process_and_a_foreign_file_are_refused() {
     let folder = Folder::new();
     let path = folder.path("audit.log");
     let _up = folder.up(&path);
-    let second = |path: &str| {
-        votestream(&[
-            "up",
-            "--ephemeral",
-            "--ingest-addr",
-            "127.0.0.1:0",
-            "--results-addr",
-            "127.0.0.1:0",
-            "--audit-log",
-            path,
-        ])
-    };
+    let second = |path: &str| votestream(&["up", "--ephemeral", "--addr", "127.0.0.1:0", "--audit-log", path]);
     let (code, _, error) = second(path.to_str().unwrap());
     assert!(code == 2 && error.contains("is in use by another process"), "{error}");
     let auth = folder.path("auth/auth.toml");

@@ -234,7 +234,7 @@ fn the_auth_file_may_come_by_a_variable_and_every_mistake_is_told() {
     assert_eq!(http(&up.results, "GET /v1/polls/lunch", None, "").0, 404, "anybody may look");
     let refused = |address: &str, auth: &[&str], text: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_votestream"));
-        command.args(["up", "--ephemeral", "--ingest-addr", address, "--results-addr", "127.0.0.1:0"]).args(auth);
+        command.args(["up", "--ephemeral", "--addr", address]).args(auth);
         let output = command.env("SHOW_AUTH", text).output().unwrap();
         assert_eq!(output.status.code(), Some(2));
         String::from_utf8(output.stderr).unwrap()

@@ -71,7 +71,7 @@ impl Up {
     fn start(change: impl FnOnce(&mut Command)) -> Self {
         let mut command = votestream();
         command
-            .args(["up", "--json", "--ingest-addr", "localhost:0", "--results-addr", "127.0.0.1:0", "--ephemeral"])
+            .args(["up", "--json", "--addr", "localhost:0", "--ephemeral"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         change(&mut command);
@@ -191,10 +191,7 @@ fn every_signal_ends_a_stack_in_an_orderly_way() {
 fn a_signal_that_is_to_be_ignored_is_ignored() {
     let directory = tempfile::tempdir().unwrap();
     let err = directory.path().join("err");
-    let shell = format!(
-        "trap '' HUP; exec '{}' up --ephemeral --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0",
-        env!("CARGO_BIN_EXE_votestream")
-    );
+    let shell = format!("trap '' HUP; exec '{}' up --ephemeral --addr 127.0.0.1:0", env!("CARGO_BIN_EXE_votestream"));
     let mut up = Command::new("sh").args(["-c", &shell]).stderr(File::create(&err).unwrap()).spawn().unwrap();
     let said = || std::fs::read_to_string(&err).unwrap();
     until("it runs", || said().contains("data "));
@@ -387,7 +384,7 @@ fn escape_codes_go_where_somebody_sees_them() {
     // On a terminal, logs have colours unless the user has turned them off.
     let log = |name: &str, value: &str| {
         let mut command = votestream();
-        command.args(["up", "--ephemeral", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0"]);
+        command.args(["up", "--ephemeral", "--addr", "127.0.0.1:0"]);
         command.env("RUST_LOG", "info").env(name, value);
         on_terminal(command, 80, |shown| shown.contains("INFO") && shown.contains("data "))
     };

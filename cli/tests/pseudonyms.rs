@@ -29,7 +29,7 @@ fn start(directory: &Path, more: &[&str]) -> Up {
 /// A start that must fail.
 fn refused(directory: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_votestream"));
-    command.args(["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--data-dir"]);
+    command.args(["up", "--json", "--addr", "127.0.0.1:0", "--data-dir"]);
     command.arg(directory).args(more).stdin(Stdio::null()).output().unwrap()
 }
 

@@ -39,6 +39,9 @@ pub use stream::{
 pub use token::{Token, TokenError};
 /// A message of votes.
 pub use votestream_proto::VotesMessage;
+/// The messages as JSON.
+#[cfg(feature = "json")]
+pub use votestream_proto::json;
 /// The generated messages of the API, for requests and answers.
 pub use votestream_proto::v1;
 pub use watch::Watch;

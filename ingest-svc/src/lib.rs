@@ -36,7 +36,7 @@ use votestream_core::{
 };
 use votestream_proto::v1::ingest_service_server;
 use votestream_server::{
-    Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError, Surface,
+    Connections, CorsOrigins, Drain, Identity, Part, Quotas, ServiceError, Surface,
     identity::{Need, Needs},
 };
 
@@ -110,34 +110,78 @@ const NEEDS: Needs = &[
     ("/votestream.v1.IngestService/StreamVotes", Need::Voting),
 ];
 
-/// Serves `IngestService` on the listener until shutdown. Then finishes the streams, flushes the lanes, and answers all
-/// clients.
+/// The service, before it is on a port.
+pub struct Ingest {
+    calls: Arc<calls::Calls>,
+    producer: Arc<Producer>,
+    connections: Connections,
+    drain: Duration,
+    shutdown: CancellationToken,
+}
+
+impl Ingest {
+    /// Makes the service ready. It ends its streams at `shutdown`.
+    ///
+    /// # Errors
+    ///
+    /// If the shard map cannot be read.
+    pub async fn start(
+        config: &IngestConfig,
+        ports: &Ports,
+        shutdown: CancellationToken,
+    ) -> Result<Self, ServiceError> {
+        tracing::info!(keys = %config.pseudonym_keys, "pseudonyms");
+        let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
+            .await
+            .map_err(|error| ServiceError::task("reading the shard map", error))?;
+        let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), config.bounds.poll_cache_life);
+        let admission = Arc::new(Admission::new(config, producer.clone(), polls, ports.clock.clone()));
+        let calls = Arc::new(calls::Calls::new(config, admission, shutdown.clone()));
+        Ok(Self { calls, producer, connections: config.connections.clone(), drain: config.drain, shutdown })
+    }
+
+    /// What it puts on a port.
+    pub fn part(&self) -> Part {
+        Part {
+            names: &[ingest_service_server::SERVICE_NAME],
+            grpc: tonic::service::Routes::new(edge::Edge(self.calls.clone())),
+            needs: NEEDS,
+            json: json::routes(self.calls.clone()),
+            ..Part::default()
+        }
+    }
+
+    /// Serves the surface, which has this service, on the listener until shutdown. Then finishes the streams, flushes the
+    /// lanes, and answers all clients.
+    ///
+    /// # Errors
+    ///
+    /// If the listener fails, or a task panicked.
+    pub async fn serve(self, surface: Surface, listener: TcpListener) -> Result<Drain, ServiceError> {
+        let Self { calls, producer, connections, drain, shutdown } = self;
+        let report =
+            votestream_server::serve(surface, edge::Edge(calls), listener, &connections, shutdown, drain).await?;
+        // Votes of calls that were cut off are still in the lanes. They are settled within D.
+        producer.drain().await;
+        Ok(report)
+    }
+}
+
+/// Serves `IngestService` alone on the listener until shutdown; see [`Ingest::serve`].
 ///
 /// # Errors
 ///
-/// If the shard map cannot be read, the listener fails, or a task panicked.
+/// As [`Ingest::start`] and [`Ingest::serve`].
 pub async fn run(
     config: IngestConfig,
     ports: Ports,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
-    tracing::info!(keys = %config.pseudonym_keys, "pseudonyms");
-    let producer = Producer::start(config.lanes, ports.stream.clone(), ports.clock.clone())
-        .await
-        .map_err(|error| ServiceError::task("reading the shard map", error))?;
-    let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), config.bounds.poll_cache_life);
-    let admission = Arc::new(Admission::new(&config, producer.clone(), polls, ports.clock.clone()));
-    let calls = Arc::new(calls::Calls::new(&config, admission, shutdown.clone()));
-    let edge = edge::Edge(calls.clone());
-    let surface =
-        Surface::new(tonic::service::Routes::new(edge.clone()), json::routes(calls), config.cors_allow_origins)
-            .behind(config.identity, NEEDS)
-            .limited(config.quotas);
-    let names = [ingest_service_server::SERVICE_NAME];
-    let report =
-        votestream_server::serve(&names, surface, edge, listener, &config.connections, shutdown, config.drain).await?;
-    // Votes of calls that were cut off are still in the lanes. They are settled within D.
-    producer.drain().await;
-    Ok(report)
+    let ingest = Ingest::start(&config, &ports, shutdown).await?;
+    let surface = Surface::new([ingest.part()])
+        .for_pages_of(config.cors_allow_origins)
+        .behind(config.identity)
+        .limited(config.quotas);
+    ingest.serve(surface, listener).await
 }

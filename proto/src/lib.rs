@@ -6,6 +6,8 @@
 
 mod codec;
 mod frames;
+#[cfg(feature = "json")]
+pub mod json;
 mod votes;
 
 pub use codec::SmallBufferCodec;

@@ -213,7 +213,7 @@ mod tests {
     use tower::{ServiceExt, service_fn};
 
     use super::*;
-    use crate::{CorsOrigins, Surface};
+    use crate::{Part, Surface};
 
     #[test]
     fn deadlines_are_read_as_the_protocol_has_them() {
@@ -313,7 +313,7 @@ mod tests {
                 "voted"
             }),
         );
-        Surface::new(grpc, json, CorsOrigins::default()).into_routes()
+        Surface::new([Part { grpc, json, ..Part::default() }]).into_routes()
     }
 
     async fn ask(path: &str, content_type: &str, timeout: &str) -> (u16, Bytes, Option<HeaderMap>) {

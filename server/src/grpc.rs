@@ -9,7 +9,7 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, server::NamedService, service::Routes};
+use tonic::{body::Body, server::NamedService};
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -46,7 +46,7 @@ pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(CONNECTIONS_WAITING_MAX)
 }
 
-/// Serves `surface`, whose gRPC services have these names, with health and reflection (v1 and v1alpha) until
+/// Serves `surface` with health and reflection (v1 and v1alpha) until
 /// `shutdown`. Then reports NOT_SERVING, accepts no new connection, and gives running calls the time `drain` to end.
 /// Handlers that wait must watch the same token and finish by themselves. `front` is the service that most calls are
 /// for. All listeners of a process share `connections`.
@@ -55,8 +55,7 @@ pub fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// If the port cannot be put together.
 pub async fn serve<F>(
-    service_names: &[&'static str],
-    surface: impl Into<Surface>,
+    surface: Surface,
     front: F,
     listener: TcpListener,
     connections: &Connections,
@@ -67,7 +66,7 @@ where
     F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
     F::Future: Send + 'static,
 {
-    serve_behind(service_names, surface.into(), |_| front, listener, connections, shutdown, drain).await
+    serve_behind(surface, |_| front, listener, connections, shutdown, drain).await
 }
 
 /// Like [`serve`], with only health and reflection.
@@ -81,12 +80,11 @@ pub async fn serve_health(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> Result<Drain, ServiceError> {
-    serve_behind(&[], Routes::default().into(), |health| health, listener, connections, shutdown, drain).await
+    serve_behind(Surface::default(), |health| health, listener, connections, shutdown, drain).await
 }
 
 /// Like [`serve`]. `front` makes the service that is tried first; it may return the health service that it gets.
 async fn serve_behind<F>(
-    service_names: &[&'static str],
     mut surface: Surface,
     front: impl FnOnce(HealthServer<HealthService>) -> F,
     listener: TcpListener,
@@ -101,7 +99,8 @@ where
     let health = HealthReporter::new();
     let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
     let front = front(health_service.clone());
-    for name in service_names {
+    let service_names = std::mem::take(&mut surface.names);
+    for name in &service_names {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
     let reflection = |version| {
@@ -118,7 +117,7 @@ where
     surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
     surface.identity.watch();
     surface.quotas.prune();
-    let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs);
+    let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs.clone());
     let audited = surface.audit.layer(check.layer(Deadline(front)));
     let services = Front { service: audited, routes: surface.into_routes().prepare() };
     let draining = async {
@@ -168,6 +167,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::http::Part;
 
     const NAMES: [&str; 2] = ["votestream.v1.PollService", "votestream.v1.ResultsService"];
     const HEALTH: &str = "grpc.health.v1.Health";
@@ -199,8 +199,7 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(serve_behind(
-            &NAMES,
-            Routes::default().into(),
+            Surface::new([Part { names: &NAMES, ..Part::default() }]),
             |health| health,
             listener,
             &CONNECTIONS,

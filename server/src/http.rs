@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     str::FromStr,
+    sync::Arc,
     task::{self, Context, Poll},
     time::Duration,
 };
@@ -32,7 +33,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use crate::{
     audit::{Acts, AuditLayer, AuditLog, Told},
     deadline::DeadlineLayer,
-    identity::{CheckLayer, Identity, Needs},
+    identity::{CheckLayer, Identity, Need, Needs},
     quotas::Quotas,
 };
 
@@ -45,44 +46,64 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a browser may remember that a page may call.
 const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 
+/// What a service puts on a port.
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    /// Full names of the gRPC services.
+    pub names: &'static [&'static str],
+    /// The gRPC services.
+    pub grpc: Routes,
+    /// What the callers of each gRPC method need. JSON routes check the rights by themselves.
+    pub needs: Needs,
+    /// Routes that are not gRPC, behind the check of who calls.
+    pub json: Router,
+    /// Routes that everybody may ask for, whatever their credential is worth. They must tell nothing about a poll.
+    pub open: Router,
+    /// Which requests administer.
+    pub acts: Option<Acts>,
+}
+
 /// What a port serves, and to whom.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Surface {
+    pub(crate) names: Vec<&'static str>,
     pub(crate) grpc: Routes,
     pub(crate) identity: Identity,
-    pub(crate) needs: Needs,
+    pub(crate) needs: Arc<[(&'static str, Need)]>,
     pub(crate) quotas: Quotas,
     pub(crate) audit: AuditLayer,
     json: Router,
+    open: Router,
     cors: CorsOrigins,
 }
 
-impl From<Routes> for Surface {
-    fn from(grpc: Routes) -> Self {
-        Self {
-            grpc,
-            identity: Identity::default(),
-            needs: &[],
-            quotas: Quotas::default(),
-            audit: AuditLayer::default(),
-            json: Router::new(),
-            cors: CorsOrigins::default(),
-        }
-    }
-}
-
 impl Surface {
-    /// Serves these gRPC services and these JSON routes.
-    pub fn new(grpc: Routes, json: Router, cors: CorsOrigins) -> Self {
-        Self { json, cors, ..grpc.into() }
+    /// Serves these parts, on the same paths as if each had a port of its own.
+    pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
+        let (mut surface, mut needs) = (Self::default(), Vec::new());
+        let mut grpc = Router::new();
+        for part in parts {
+            surface.names.extend(part.names);
+            needs.extend(part.needs);
+            // Each has an answer of its own to other paths, and only one can be there.
+            grpc = grpc.merge(part.grpc.into_axum_router().reset_fallback());
+            surface.json = surface.json.merge(part.json);
+            surface.open = surface.open.merge(part.open);
+            surface.audit.acts = part.acts.unwrap_or(surface.audit.acts);
+        }
+        Self { grpc: Routes::from(grpc), needs: needs.into(), ..surface }
     }
 
-    /// Serves only callers that `identity` lets in, and that have what `needs` says of the gRPC method. JSON routes check
-    /// the rights by themselves.
+    /// Lets pages of these origins call.
     #[must_use]
-    pub fn behind(mut self, identity: Identity, needs: Needs) -> Self {
-        (self.identity, self.needs) = (identity, needs);
-        self
+    pub fn for_pages_of(self, cors: CorsOrigins) -> Self {
+        Self { cors, ..self }
+    }
+
+    /// Serves only callers that `identity` lets in.
+    #[must_use]
+    pub fn behind(self, identity: Identity) -> Self {
+        Self { identity, ..self }
     }
 
     /// Counts calls against these limits.
@@ -92,11 +113,11 @@ impl Surface {
         self
     }
 
-    /// Notes in this log which of the requests that `acts` names are refused before a handler has them. Handlers note
-    /// everything else.
+    /// Notes in this log which requests that administer are refused before a handler has them. Handlers note everything
+    /// else.
     #[must_use]
-    pub fn audited(mut self, log: AuditLog, acts: Acts) -> Self {
-        self.audit = AuditLayer { log, acts };
+    pub fn audited(mut self, log: AuditLog) -> Self {
+        self.audit.log = log;
         self
     }
 
@@ -110,7 +131,7 @@ impl Surface {
             let message = "this path does not take this method";
             respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
         });
-        let mut router = grpc.merge(json).fallback(not_found);
+        let mut router = grpc.merge(json).merge(self.open).fallback(not_found);
         if let Some(cors) = self.cors.layer() {
             router = router.layer(cors);
         }
@@ -276,10 +297,19 @@ pub fn check_json(headers: &HeaderMap) -> Result<(), UnsupportedMedia> {
 ///
 /// The answer to send, if the body is too large, too slow, or ends too early.
 pub async fn read_body(body: Body) -> Result<Bytes, Response> {
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+    read_body_within(body, BODY_BYTES_MAX).await
+}
+
+/// Reads a request's body of at most this many bytes.
+///
+/// # Errors
+///
+/// As [`read_body`].
+pub async fn read_body_within(body: Body, bytes_max: usize) -> Result<Bytes, Response> {
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("the body is larger than {BODY_BYTES_MAX} bytes");
+            let message = format!("the body is larger than {bytes_max} bytes");
             Err(respond(StatusCode::PAYLOAD_TOO_LARGE, Code::InvalidArgument, &message, None))
         }
         Ok(Err(_)) => Err(respond(StatusCode::BAD_REQUEST, Code::InvalidArgument, "the body ends too early", None)),

@@ -23,7 +23,7 @@ pub use audit::{AuditLog, AuditTarget};
 pub use connections::{Connections, Peer, raise_descriptor_limit};
 pub use files::{open_file, read_file};
 pub use grpc::{listen, serve, serve_health};
-pub use http::{CorsOrigins, Surface};
+pub use http::{CorsOrigins, Part, Surface};
 pub use identity::{Auth, Caller, Identity};
 pub use limits::Limits;
 pub use quotas::{CallLimits, Quotas, Rate, TrustedProxies};

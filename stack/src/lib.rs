@@ -13,10 +13,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use votestream_core::{PseudonymKeys, port::Ports};
-use votestream_ingest::IngestConfig;
+use votestream_ingest::{Ingest, IngestConfig};
 use votestream_persist::PersistConfig;
 use votestream_server::{AuditLog, Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError};
-use votestream_tally::TallyConfig;
+use votestream_tally::{Tally, TallyConfig};
+
+pub use votestream_tally::FrameAncestors;
 
 /// How a service ended.
 pub type Ended = Result<Drain, ServiceError>;
@@ -26,6 +28,20 @@ pub type Work = Box<dyn FnOnce() -> BoxFuture<'static, Ended> + Send>;
 
 /// Runs a service on its own threads. The first argument is the service's name.
 pub type Elsewhere = fn(&'static str, Work) -> BoxFuture<'static, io::Result<Ended>>;
+
+/// Where the stack serves.
+#[derive(Debug)]
+pub enum Listeners {
+    /// Everything on one.
+    One(TcpListener),
+    /// Votes on one, polls and results on the other, as the services do that run as processes of their own.
+    Apart {
+        /// For votes.
+        ingest: TcpListener,
+        /// For polls and results.
+        results: TcpListener,
+    },
+}
 
 /// Settings of the three services.
 #[derive(Clone, Debug)]
@@ -47,12 +63,12 @@ impl StackConfig {
         Self {
             ingest: IngestConfig::one_machine(),
             persist: PersistConfig::one_machine(),
-            tally: TallyConfig::one_machine(),
+            tally: TallyConfig { takes_votes: true, ..TallyConfig::one_machine() },
             persist_elsewhere: None,
         }
     }
 
-    /// Counts the clients of both listeners together.
+    /// Counts the clients of all listeners together.
     #[must_use]
     pub fn with_connections(mut self, connections: Connections) -> Self {
         self.ingest.connections = connections.clone();
@@ -60,7 +76,7 @@ impl StackConfig {
         self
     }
 
-    /// Lets only those call both listeners whom `identity` lets in.
+    /// Lets only those call whom `identity` lets in.
     #[must_use]
     pub fn with_identity(mut self, identity: Identity) -> Self {
         self.ingest.identity = identity.clone();
@@ -68,7 +84,7 @@ impl StackConfig {
         self
     }
 
-    /// Counts the calls of both listeners together.
+    /// Counts the calls of all listeners together.
     #[must_use]
     pub fn with_quotas(mut self, quotas: Quotas) -> Self {
         self.ingest.quotas = quotas.clone();
@@ -91,7 +107,14 @@ impl StackConfig {
         self
     }
 
-    /// Allows web pages of these origins to call both listeners.
+    /// Lets these pages show the one of the stack in a frame.
+    #[must_use]
+    pub fn with_frame_ancestors(mut self, ancestors: FrameAncestors) -> Self {
+        self.tally.frame_ancestors = ancestors;
+        self
+    }
+
+    /// Allows web pages of these origins to call.
     #[must_use]
     pub fn with_cors(mut self, origins: CorsOrigins) -> Self {
         self.ingest.cors_allow_origins = origins.clone();
@@ -125,7 +148,13 @@ impl Service {
     where
         F: Future<Output = Ended> + Send + 'static,
     {
-        let shutdown = CancellationToken::new();
+        Self::spawn_until(CancellationToken::new(), name, run)
+    }
+
+    fn spawn_until<F>(shutdown: CancellationToken, name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = Ended> + Send + 'static,
+    {
         Self { name, task: tokio::spawn(run(shutdown.clone())), shutdown }
     }
 
@@ -145,12 +174,32 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts the services: ingest on the listener `ingest`, polls and results on the listener `results`.
-    pub fn start(ports: &Ports, config: StackConfig, ingest: TcpListener, results: TcpListener) -> Self {
+    /// Starts the services.
+    pub fn start(ports: &Ports, config: StackConfig, listeners: Listeners) -> Self {
         let StackConfig { ingest: ingest_config, persist: persist_config, tally: tally_config, persist_elsewhere } =
             config;
+        let (ingest, tally) = match listeners {
+            Listeners::One(listener) => {
+                // What is on the port ends when the port does, before persist and the counting of tally.
+                let (ports, serving) = (ports.clone(), CancellationToken::new());
+                let counts = Tally::new(&tally_config, ports.clone(), serving.clone());
+                let results = counts.part();
+                let ingest = Service::spawn_until(serving, "ingest", |shutdown| async move {
+                    let ingest = Ingest::start(&ingest_config, &ports, shutdown).await?;
+                    let surface = tally_config.surface([ingest.part(), results]);
+                    ingest.serve(surface, listener).await
+                });
+                (ingest, Service::spawn("tally", |shutdown| counts.work(shutdown)))
+            }
+            Listeners::Apart { ingest, results } => {
+                let run = votestream_ingest::run;
+                let ingest = Service::spawn("ingest", |stop| run(ingest_config, ports.clone(), ingest, stop));
+                let run = votestream_tally::run;
+                (ingest, Service::spawn("tally", |stop| run(tally_config, ports.clone(), results, stop)))
+            }
+        };
         let services = vec![
-            Service::spawn("ingest", |shutdown| votestream_ingest::run(ingest_config, ports.clone(), ingest, shutdown)),
+            ingest,
             Service::spawn("persist", |shutdown| {
                 let run = votestream_persist::run;
                 let ports = ports.clone();
@@ -166,7 +215,7 @@ impl Stack {
                     }
                 }
             }),
-            Service::spawn("tally", |shutdown| votestream_tally::run(tally_config, ports.clone(), results, shutdown)),
+            tally,
         ];
         Self { services }
     }

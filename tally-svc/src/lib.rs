@@ -10,6 +10,7 @@ mod applier;
 mod cache;
 mod convert;
 mod counters;
+mod events;
 mod finalizer;
 mod idle;
 mod json;
@@ -23,7 +24,11 @@ mod status;
 mod testing;
 mod viewer;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::{Future, ready},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -38,15 +43,16 @@ use votestream_proto::v1::{
     results_service_server::{self, ResultsServiceServer},
 };
 use votestream_server::{
-    AuditLog, Connections, CorsOrigins, Drain, Identity, Quotas, ServiceError, Surface,
+    AuditLog, Connections, CorsOrigins, Drain, Identity, Part, Quotas, ServiceError, Surface,
     identity::{Action, Need, Needs},
 };
 
 pub use applier::TallyAppliers;
 pub use finalizer::Finalizer;
 pub use polls::new_poll;
+pub use votestream_web::FrameAncestors;
 
-use crate::{polls::Polls, results::Results, snapshot::Snapshots};
+use crate::{events::Feeds, polls::Polls, results::Results, snapshot::Snapshots};
 
 /// How often an embedded deployment writes its sums.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
@@ -85,6 +91,10 @@ pub struct TallyConfig {
     pub cors_allow_origins: CorsOrigins,
     /// Connections of this process, over all its listeners.
     pub connections: Connections,
+    /// Pages that may show ours in a frame; none by default.
+    pub frame_ancestors: FrameAncestors,
+    /// Whether votes come in by this process, too.
+    pub takes_votes: bool,
 }
 
 impl TallyConfig {
@@ -102,6 +112,8 @@ impl TallyConfig {
             audit: AuditLog::default(),
             cors_allow_origins: CorsOrigins::default(),
             connections: Connections::default(),
+            frame_ancestors: FrameAncestors::default(),
+            takes_votes: false,
         }
     }
 
@@ -129,72 +141,139 @@ const NEEDS: Needs = &[
     ("/votestream.v1.ResultsService/ReleaseResults", Need::Some(Action::Manage)),
 ];
 
-/// Runs the `tally` group, the gRPC server and the finalizer until `shutdown`.
+/// The service, before it is on a port.
+pub struct Tally {
+    polls: Arc<Polls>,
+    results: Arc<Results>,
+    feeds: Arc<Feeds>,
+    frame_ancestors: FrameAncestors,
+    takes_votes: bool,
+    finalizer: Arc<Finalizer>,
+    ports: Ports,
+    group: GroupConfig,
+    idle_after: Duration,
+}
+
+impl Tally {
+    /// Makes the service ready. Calls that wait or watch end once `serving` is cancelled.
+    pub fn new(config: &TallyConfig, ports: Ports, serving: CancellationToken) -> Self {
+        match config.pseudonym_key {
+            Some(key) => tracing::info!(%key, "users of new polls are stored under pseudonyms"),
+            None => tracing::info!("user ids of new polls are stored as they are"),
+        }
+        let mut group = config.group.clone();
+        group.window.linger = config.flush_interval;
+        let bounds = group.bounds;
+
+        let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, config.cache_life));
+        let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
+        let polls = Polls::new(ports.clone(), bounds, config.pseudonym_key, finalizer.clone(), snapshots.clone());
+        let feeds = Feeds::new(snapshots.clone(), ports.clock.clone(), serving.clone());
+        let results = Results::new(ports.clone(), finalizer.clone(), snapshots, serving);
+        Self {
+            feeds,
+            frame_ancestors: config.frame_ancestors.clone(),
+            takes_votes: config.takes_votes,
+            polls: Arc::new(polls.audited(config.audit.clone())),
+            results: Arc::new(results.audited(config.audit.clone())),
+            finalizer,
+            ports,
+            group,
+            idle_after: config.idle_after,
+        }
+    }
+
+    fn results_server(&self) -> ResultsServiceServer<Results> {
+        ResultsServiceServer::from_arc(self.results.clone()).max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    /// What it puts on a port.
+    pub fn part(&self) -> Part {
+        let polls = PollServiceServer::from_arc(self.polls.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+        let api = json::Api {
+            polls: self.polls.clone(),
+            results: self.results.clone(),
+            feeds: self.feeds.clone(),
+            takes_votes: self.takes_votes,
+        };
+        Part {
+            names: &[poll_service_server::SERVICE_NAME, results_service_server::SERVICE_NAME],
+            grpc: Routes::new(polls).add_service(self.results_server()),
+            needs: NEEDS,
+            json: json::routes(Arc::new(api)),
+            open: votestream_web::routes(&self.frame_ancestors),
+            acts: Some(acts::of_request),
+        }
+    }
+
+    /// Counts, and makes results final, until `shutdown`.
+    ///
+    /// # Errors
+    ///
+    /// If one of its tasks ends by itself. The others are then stopped, too: a process that does half its work must not
+    /// look healthy.
+    pub async fn work(self, shutdown: CancellationToken) -> Result<Drain, ServiceError> {
+        self.work_beside(ready(Ok(Drain::Complete)), shutdown.child_token()).await
+    }
+
+    /// The same, with another essential task, which does not end before `stop` unless it fails.
+    async fn work_beside(
+        self,
+        served: impl Future<Output = Result<Drain, ServiceError>>,
+        stop: CancellationToken,
+    ) -> Result<Drain, ServiceError> {
+        let Self { finalizer, ports, group, idle_after, .. } = self;
+        let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
+        let idle_ports = ports.clone();
+        let (grouped, served, finalized, kept) = tokio::join!(
+            essential("the tally group", &stop, async {
+                group::run(group, ports, appliers, stop.clone())
+                    .await
+                    .map_err(|error| ServiceError::task("the tally group", error))
+            }),
+            served,
+            essential("the finalizer", &stop, async {
+                finalizer.run(stop.clone()).await;
+                Ok(Drain::Complete)
+            }),
+            essential("the care of idle shards", &stop, async {
+                idle::run(&idle_ports, idle_after, stop.clone()).await;
+                Ok(Drain::Complete)
+            }),
+        );
+        Ok(grouped?.and(served?).and(finalized?).and(kept?))
+    }
+}
+
+impl TallyConfig {
+    /// A port with these parts, to the callers whom these settings let in.
+    pub fn surface(&self, parts: impl IntoIterator<Item = Part>) -> Surface {
+        Surface::new(parts)
+            .for_pages_of(self.cors_allow_origins.clone())
+            .behind(self.identity.clone())
+            .limited(self.quotas.clone())
+            .audited(self.audit.clone())
+    }
+}
+
+/// Runs the `tally` group, a server of its own and the finalizer until `shutdown`.
 ///
 /// # Errors
 ///
-/// If one of them ends by itself. The others are then stopped, too: a process that does half its work must not look
-/// healthy.
+/// As [`Tally::work`], and if the server ends by itself.
 pub async fn run(
     config: TallyConfig,
     ports: Ports,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Drain, ServiceError> {
-    match config.pseudonym_key {
-        Some(key) => tracing::info!(%key, "users of new polls are stored under pseudonyms"),
-        None => tracing::info!("user ids of new polls are stored as they are"),
-    }
-    let mut group = config.group;
-    group.window.linger = config.flush_interval;
-    let bounds = group.bounds;
-
-    let snapshots = Arc::new(Snapshots::new(ports.clone(), bounds, config.cache_life));
-    let finalizer = Arc::new(Finalizer::new(ports.clone(), bounds));
     let stop = shutdown.child_token();
-    let polls = Polls::new(ports.clone(), bounds, config.pseudonym_key, finalizer.clone(), snapshots.clone());
-    let polls = Arc::new(polls.audited(config.audit.clone()));
-    let results = Results::new(ports.clone(), finalizer.clone(), snapshots, stop.clone());
-    let results = Arc::new(results.audited(config.audit.clone()));
-    let json = json::routes(polls.clone(), results.clone());
-    let results = ResultsServiceServer::from_arc(results).max_decoding_message_size(REQUEST_BYTES_MAX);
-    let routes = Routes::new(PollServiceServer::from_arc(polls).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(results.clone());
-    let surface =
-        Surface::new(routes, json, config.cors_allow_origins).behind(config.identity, NEEDS).limited(config.quotas);
-    let surface = surface.audited(config.audit, acts::of_request);
-
-    let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
-    let (idle_ports, idle_after) = (ports.clone(), config.idle_after);
-    let (grouped, served, finalized, kept) = tokio::join!(
-        essential("the tally group", &stop, async {
-            group::run(group, ports, appliers, stop.clone())
-                .await
-                .map_err(|error| ServiceError::task("the tally group", error))
-        }),
-        essential("the gRPC server", &stop, async {
-            let names = [poll_service_server::SERVICE_NAME, results_service_server::SERVICE_NAME];
-            votestream_server::serve(
-                &names,
-                surface,
-                results,
-                listener,
-                &config.connections,
-                stop.clone(),
-                config.drain,
-            )
-            .await
-        }),
-        essential("the finalizer", &stop, async {
-            finalizer.run(stop.clone()).await;
-            Ok(Drain::Complete)
-        }),
-        essential("the care of idle shards", &stop, async {
-            idle::run(&idle_ports, idle_after, stop.clone()).await;
-            Ok(Drain::Complete)
-        }),
-    );
-    Ok(grouped?.and(served?).and(finalized?).and(kept?))
+    let tally = Tally::new(&config, ports, stop.clone());
+    let (surface, front) = (config.surface([tally.part()]), tally.results_server());
+    let served = essential("the gRPC server", &stop, async {
+        votestream_server::serve(surface, front, listener, &config.connections, stop.clone(), config.drain).await
+    });
+    tally.work_beside(served, stop.clone()).await
 }
 
 /// Runs an essential task. When it ends, the other tasks are told to stop.

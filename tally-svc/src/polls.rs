@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::Extensions;
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
@@ -76,6 +77,12 @@ impl Polls {
     /// Waits in turn until this many polls may be read. The semaphore is never closed.
     async fn turn(&self, polls: u32) -> Result<SemaphorePermit<'_>, CallError> {
         self.reads.acquire_many(polls).await.map_err(|_| CallError::Internal)
+    }
+
+    /// Checks that whoever makes a request may create some poll. The log knows if not.
+    pub(crate) fn allow_creating(&self, extensions: &Extensions) -> Result<(), Status> {
+        let allowed = Caller::of(extensions).require_some(Action::Manage).map_err(Status::from);
+        allowed.inspect_err(|status| self.audit.refused(extensions, acts::CREATE, None, status))
     }
 
     async fn create(&self, request: v1::CreatePollRequest) -> Result<Poll, CallError> {
@@ -192,7 +199,7 @@ impl Polls {
         if self.ports.clock.is_trusted() { Ok(()) } else { Err(CallError::ClockNotTrusted) }
     }
 
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         self.ports.clock.now()
     }
 }

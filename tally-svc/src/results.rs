@@ -24,15 +24,15 @@ use crate::{
 };
 
 /// How often a watched or awaited poll is checked. The cache shares the reads.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Number of failed checks in a row after which a watching or waiting call ends with the failure.
-const FAILURES_MAX: u32 = 20;
+pub(crate) const FAILURES_MAX: u32 = 20;
 /// The service.
 pub(crate) struct Results {
     ports: Ports,
     snapshots: Arc<Snapshots>,
     recounts: Recounts,
-    audit: AuditLog,
+    pub(crate) audit: AuditLog,
     shutdown: CancellationToken,
 }
 
@@ -112,7 +112,7 @@ impl Results {
 }
 
 /// Whether a failure may be temporary, so that a waiting call goes on.
-fn may_pass(failure: &CallError) -> bool {
+pub(crate) fn may_pass(failure: &CallError) -> bool {
     matches!(failure, CallError::Unavailable)
 }
 
@@ -129,7 +129,7 @@ fn total(counts: &[u64]) -> u64 {
     counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
 }
 
-fn interim_response(snapshot: &Snapshot) -> v1::GetInterimResultsResponse {
+pub(crate) fn interim_response(snapshot: &Snapshot) -> v1::GetInterimResultsResponse {
     let counts = snapshot.submitted.iter().zip(&snapshot.counted);
     let options = snapshot.poll.options.iter().zip(counts);
     v1::GetInterimResultsResponse {
@@ -147,7 +147,7 @@ fn interim_response(snapshot: &Snapshot) -> v1::GetInterimResultsResponse {
     }
 }
 
-fn final_response(poll: &Poll, result: &FinalResult) -> v1::GetFinalResultsResponse {
+pub(crate) fn final_response(poll: &Poll, result: &FinalResult) -> v1::GetFinalResultsResponse {
     let options = poll.options.iter().zip(&result.votes);
     v1::GetFinalResultsResponse {
         poll_id: poll.id.to_string(),

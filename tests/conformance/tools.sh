@@ -70,7 +70,7 @@ end() {
 # start_stack VOTESTREAM [ARGUMENT ...]: a stack on free ports and a temporary directory. Leaves the URLs of its services in
 # `ingest` and `results`. Needs `work_in`.
 start_stack() {
-    "$1" up --ephemeral --json --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0 "${@:2}" \
+    "$1" up --ephemeral --json --addr 127.0.0.1:0 "${@:2}" \
         >"$work/addresses" 2>"$work/log" &
     started+=($!)
     for _ in $(seq 300); do

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use indicatif::HumanCount;
 
+use votestream_client::json;
+
 use crate::{
     args::{AuditArgs, Global},
     failure::{Answer, Failure, Outcome},
-    json, output,
+    output,
 };
 
 /// A recount reads every vote: 100 million of them at 100,000 a second take 17 minutes.

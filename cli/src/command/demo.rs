@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use votestream_client::{
     Address, Client, ClientBuilder, MessageBuilder, Observer, Outgoing, ResultsClient, SOURCE_MESSAGES_MAX,
-    StreamOptions, Vote,
+    StreamOptions, Vote, json,
     v1::{self, Rejection},
 };
 use votestream_process::terminal::Signals;
@@ -22,7 +22,7 @@ use crate::{
     bars::Canvas,
     failure::{Answer, Failure, Outcome},
     generate::{Plan, Votes},
-    json, output,
+    output,
     stack::{RunningStack, StackOptions},
 };
 

@@ -4,12 +4,12 @@
 //! client.
 
 use futures::TryStreamExt;
-use votestream_client::v1;
+use votestream_client::{json, v1};
 
 use crate::{
     args::{Global, PollCommand, PollCreateArgs, Source, Visibility},
     failure::{Answer, Failure, Outcome},
-    json, output,
+    output,
 };
 
 pub(super) async fn run(global: &Global, command: PollCommand) -> Outcome {
@@ -114,7 +114,7 @@ fn describe(poll: &json::Poll) -> Vec<String> {
 
 fn show_list(global: &Global, polls: Vec<json::Poll>) -> Outcome {
     if global.json {
-        output::json(&json::PollList { polls })?;
+        output::json(&json::PollList { polls, next_page_token: String::new() })?;
         return Ok(Answer::Yes);
     }
     if polls.is_empty() {

@@ -6,13 +6,13 @@ use std::collections::HashMap;
 
 use console::Term;
 use indicatif::HumanCount;
-use votestream_client::{ClientError, ResultsClient};
+use votestream_client::{ClientError, ResultsClient, json};
 
 use crate::{
     args::{Global, ResultsArgs},
     bars::{self, Canvas, Row, Size},
     failure::{Answer, Failure, Outcome},
-    json, output,
+    output,
 };
 
 /// Width when the output is not a terminal.

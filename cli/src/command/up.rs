@@ -24,9 +24,13 @@ use crate::{
 /// Most polls that a warning names.
 const POLLS_NAMED_MAX: usize = 10;
 
-/// The addresses of the services, printed for scripts.
+/// Where everything is, printed for scripts.
 #[derive(Serialize)]
 struct Addresses {
+    /// The page for people.
+    page: String,
+    /// What clients call; where polls and results have an address of their own, votes only.
+    server: String,
     ingest: String,
     results: String,
 }
@@ -53,20 +57,17 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         audit,
         storage,
         shards: args.shards,
-        ingest_addr: args.ingest_addr,
+        addr: args.addr,
         results_addr: args.results_addr,
         limits: args.limits.into(),
         tls,
         cors_allow_origins: args.cors_allow_origins,
+        frame_ancestors: args.frame_ancestors,
         pseudonym_keys: Keys::of(args.pseudonym_keys.as_deref())?,
         continue_from_log_time: args.continue_from_log_time,
     };
     let mut stack = start(options, &mut signals).await?;
-    match &auth_file {
-        None => output::note(OPEN),
-        Some(file) => output::note(&format!("identity  {file}")),
-    }
-    let announced = announce(global, &stack, scheme, ephemeral);
+    let announced = announce(global, &stack, scheme, ephemeral, auth_file.as_deref());
     let broken = match announced {
         // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
@@ -93,7 +94,8 @@ const OPEN: &str = "identity  off: whoever reaches these addresses may vote as a
 /// Who may call.
 fn identity(args: &UpArgs) -> Result<Identity, Failure> {
     let (auth, revoked) = (args.auth.auth.as_deref(), args.auth.auth_revoked.as_deref());
-    let auth = auth_of(auth, revoked, &[args.ingest_addr, args.results_addr]).map_err(Failure::usage)?;
+    let addresses: Vec<_> = [Some(args.addr), args.results_addr].into_iter().flatten().collect();
+    let auth = auth_of(auth, revoked, &addresses).map_err(Failure::usage)?;
     Identity::open(&auth)
         .map_err(|mistakes| Failure::usage(format!("the auth files are wrong:\n  {}", mistakes.join("\n  "))))
 }
@@ -124,13 +126,27 @@ fn tls(args: TlsArgs) -> Result<Option<Tls>, Failure> {
 }
 
 /// Prints where the services are.
-fn announce(global: &Global, stack: &RunningStack, scheme: &str, ephemeral: bool) -> Result<(), Failure> {
-    let addresses = Addresses {
-        ingest: format!("{scheme}://{}", stack.ingest_addr),
-        results: format!("{scheme}://{}", stack.results_addr),
-    };
-    output::note(&format!("ingest    {}", addresses.ingest));
-    output::note(&format!("results   {}", addresses.results));
+fn announce(
+    global: &Global,
+    stack: &RunningStack,
+    scheme: &str,
+    ephemeral: bool,
+    auth_file: Option<&str>,
+) -> Result<(), Failure> {
+    let ingest = format!("{scheme}://{}", stack.ingest_addr);
+    let results = format!("{scheme}://{}", stack.results_addr);
+    let addresses = Addresses { page: format!("{results}/"), server: ingest.clone(), ingest, results };
+    output::note(&format!("page      {}", addresses.page));
+    if addresses.ingest == addresses.results {
+        output::note(&format!("server    {}", addresses.server));
+    } else {
+        output::note(&format!("ingest    {}", addresses.ingest));
+        output::note(&format!("results   {}", addresses.results));
+    }
+    match auth_file {
+        None => output::note(OPEN),
+        Some(file) => output::note(&format!("identity  {file}")),
+    }
     let end = if ephemeral { " (removed at the end)" } else { "" };
     output::note(&format!("data      {}{end}", stack.directory.display()));
     match stack.pseudonym_key {

@@ -36,9 +36,9 @@ impl Up {
 
     /// Starts one with further arguments, and waits until it says where it listens. Its stderr is dropped, unless `change` says
     /// otherwise.
-    pub(crate) fn start_with(ingest_addr: &str, change: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start_with(addr: &str, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_votestream"));
-        command.args(["up", "--json", "--ingest-addr", ingest_addr, "--results-addr", "127.0.0.1:0"]);
+        command.args(["up", "--json", "--addr", addr]);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         change(&mut command);
         let mut child = command.spawn().unwrap();

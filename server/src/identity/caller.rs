@@ -278,6 +278,27 @@ impl Caller {
         matches!(self.kind, Kind::Everybody)
     }
 
+    /// Whether everybody sees what it sees: it shows no credential, or none are asked for.
+    pub fn is_anybody(&self) -> bool {
+        match &self.kind {
+            Kind::Nobody => false,
+            Kind::Everybody => true,
+            Kind::Known(credential, _) => credential.is_anonymous(),
+        }
+    }
+
+    /// Whether everybody may read this poll, and this caller sees no more of it than they do.
+    pub fn sees_what_all_see(&self, poll: &str) -> bool {
+        match &self.kind {
+            Kind::Nobody => false,
+            Kind::Everybody => true,
+            Kind::Known(_, inner) => {
+                let open = inner.anonymous().is_some_and(|all| all.allows(Action::Read, poll.as_bytes()));
+                open && !self.may(Action::Manage, poll.as_bytes())
+            }
+        }
+    }
+
     /// Whether it has shown a credential that counts.
     pub(crate) fn has_credential(&self) -> bool {
         matches!(&self.kind, Kind::Known(credential, _) if !credential.is_anonymous())

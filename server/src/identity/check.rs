@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     future::{Ready, ready},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -52,10 +53,10 @@ pub type Needs = &'static [(&'static str, Need)];
 const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
 /// Where the check stands.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Place {
     /// In front of gRPC, whose methods need these rights.
-    Grpc(Needs),
+    Grpc(Arc<[(&'static str, Need)]>),
     /// In front of JSON, whose handlers check the rights before they read a body.
     Json,
 }
@@ -69,7 +70,7 @@ pub(crate) struct CheckLayer {
 }
 
 impl CheckLayer {
-    pub(crate) fn grpc(identity: Identity, quotas: Quotas, needs: Needs) -> Self {
+    pub(crate) fn grpc(identity: Identity, quotas: Quotas, needs: Arc<[(&'static str, Need)]>) -> Self {
         Self { identity, quotas, place: Place::Grpc(needs) }
     }
 
@@ -162,7 +163,7 @@ impl Refusal for axum::body::Body {
 impl CheckLayer {
     /// What the caller of a path needs. `None` if the path is closed.
     fn need(&self, path: &str) -> Option<Need> {
-        match self.place {
+        match &self.place {
             Place::Json => Some(Need::Nothing),
             Place::Grpc(_) if OPEN.iter().any(|open| path.starts_with(open)) => Some(Need::Nothing),
             Place::Grpc(needs) => needs.iter().find(|(known, _)| *known == path).map(|(_, need)| *need),

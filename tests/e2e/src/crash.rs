@@ -137,7 +137,7 @@ pub(crate) struct Process {
 impl Slot {
     /// `votestream up` on a data directory. `before` is put before the command.
     pub(crate) fn up(votestream: &'static str, before: &[&str], directory: &Path) -> Self {
-        let up = ["up", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--shards"];
+        let up = ["up", "--json", "--addr", "127.0.0.1:0", "--shards"];
         let mut words: Vec<String> = before.iter().chain(&[votestream]).chain(&up).map(|&word| word.into()).collect();
         words.extend([SHARDS.to_string(), "--data-dir".into(), directory.display().to_string()]);
         let binary = words.remove(0);

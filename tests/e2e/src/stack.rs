@@ -18,7 +18,7 @@ use votestream_proto::{
         results_service_client::ResultsServiceClient,
     },
 };
-use votestream_stack::StackConfig;
+use votestream_stack::{Listeners, StackConfig};
 
 /// Short enough for tests, long enough for a busy machine.
 pub const TEST_BOUNDS: TimeBounds = TimeBounds {
@@ -45,15 +45,31 @@ impl Stack {
     /// Starts the services with other settings.
     pub async fn start_with(ports: Ports, bounds: TimeBounds, change: impl FnOnce(&mut StackConfig)) -> Self {
         let (ingest, results) = (listener().await, listener().await);
-        let (ingest_addr, results_addr) = (ingest.local_addr().unwrap(), results.local_addr().unwrap());
+        let addrs = (ingest.local_addr().unwrap(), results.local_addr().unwrap());
+        Self::start_on(Listeners::Apart { ingest, results }, addrs, &ports, bounds, change)
+    }
+
+    /// Starts the services with other settings, all on one address.
+    pub async fn start_as_one(ports: Ports, bounds: TimeBounds, change: impl FnOnce(&mut StackConfig)) -> Self {
+        let listener = listener().await;
+        let addr = listener.local_addr().unwrap();
+        Self::start_on(Listeners::One(listener), (addr, addr), &ports, bounds, change)
+    }
+
+    fn start_on(
+        listeners: Listeners,
+        (ingest, results): (SocketAddr, SocketAddr),
+        ports: &Ports,
+        bounds: TimeBounds,
+        change: impl FnOnce(&mut StackConfig),
+    ) -> Self {
         let mut config = StackConfig::one_machine();
         config.ingest.bounds = bounds;
         config.ingest.lanes.bounds = bounds;
         config.persist.group.bounds = bounds;
         config.tally.group.bounds = bounds;
         change(&mut config);
-        let services = votestream_stack::Stack::start(&ports, config, ingest, results);
-        Self { ingest: ingest_addr, results: results_addr, services }
+        Self { ingest, results, services: votestream_stack::Stack::start(ports, config, listeners) }
     }
 
     /// Checks that every service still runs.

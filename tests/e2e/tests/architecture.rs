@@ -19,7 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("process", &["core", "server"]),
     ("ingest", &["core", "process", "proto", "server"]),
     ("persist", &["core", "process", "server"]),
-    ("tally", &["core", "process", "proto", "server"]),
+    ("web", &["server"]),
+    ("tally", &["core", "process", "proto", "server", "web"]),
     ("stack", &["core", "ingest", "persist", "server", "tally"]),
     ("", &["client", "core", "embedded", "process", "server", "stack"]),
     ("testkit", &["core"]),
@@ -61,7 +62,7 @@ const ENGINES: &[(&str, &[&str])] = &[
     ("fjall", &["embedded"]),
     ("aws-sdk-kinesis", &["aws"]),
     ("aws-sdk-dynamodb", &["aws", "bench"]),
-    ("tonic", &["proto", "client", "server", "process", "ingest", "tally", "", "e2e", "bench"]),
+    ("tonic", &["proto", "client", "server", "process", "ingest", "tally", "web", "", "e2e", "bench"]),
 ];
 
 /// Normal dependencies of each crate of the workspace: either the optional ones, or the others.

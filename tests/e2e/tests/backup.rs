@@ -31,7 +31,7 @@ const POLL: &str = "p";
 /// Starts with a data directory. Returns the process and its addresses for votes and for results.
 async fn up(directory: &Path) -> Result<(Child, SocketAddr, SocketAddr), String> {
     let mut command = Command::new(VOTESTREAM);
-    command.args(["up", "--json", "--shards", "2", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0"]);
+    command.args(["up", "--json", "--shards", "2", "--addr", "127.0.0.1:0"]);
     command.arg("--data-dir").arg(directory).env_clear();
     let log = directory.with_extension("log");
     let errors = File::create(&log).map_err(|error| error.to_string())?;

@@ -92,16 +92,7 @@ impl Machine {
     /// Starts the process. If it does not start, returns its exit status.
     async fn start(&mut self, more: &[&str]) -> Result<(), Option<i32>> {
         let mut command = Command::new(VOTESTREAM);
-        command.args([
-            "up",
-            "--json",
-            "--shards",
-            "2",
-            "--ingest-addr",
-            "127.0.0.1:0",
-            "--results-addr",
-            "127.0.0.1:0",
-        ]);
+        command.args(["up", "--json", "--shards", "2", "--addr", "127.0.0.1:0"]);
         command.args(more).arg("--data-dir").arg(self.data()).env_clear();
         command.env("LD_PRELOAD", &self.library).env("FAKETIME_TIMESTAMP_FILE", self.file());
         command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");

@@ -25,7 +25,7 @@ const VOTESTREAM: &str = env!("CARGO_BIN_EXE_cluster-votestream");
 const FULL: &str = r#"
 mount -t tmpfs -o size=8m none "$1/disk" || exit 77
 up() {
-    "$0" up --json --shards 2 --data-dir "$1/disk/data" --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0
+    "$0" up --json --shards 2 --data-dir "$1/disk/data" --addr 127.0.0.1:0
 }
 (while [ ! -e "$1/full" ]; do sleep 0.1; done; dd if=/dev/zero of="$1/disk/ballast" bs=4k 2>/dev/null; echo '{"full": 1}') &
 up "$1"
@@ -38,7 +38,7 @@ up "$1"
 /// Runs `up` on a disk that cannot be written.
 const READ_ONLY: &str = r#"
 mount -t tmpfs -o ro none "$1/disk" || exit 77
-exec "$0" up --data-dir "$1/disk/data" --ingest-addr 127.0.0.1:0 --results-addr 127.0.0.1:0
+exec "$0" up --data-dir "$1/disk/data" --addr 127.0.0.1:0
 "#;
 
 /// The command that runs a script in its own namespaces. `None`, with a message, where that is not possible.
@@ -131,7 +131,7 @@ async fn what_is_no_data_directory_is_named() {
     std::fs::create_dir_all(damaged.join("format")).unwrap();
     for path in [file, damaged] {
         let mut command = Command::new(VOTESTREAM);
-        command.args(["up", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0", "--data-dir"]).arg(&path);
+        command.args(["up", "--addr", "127.0.0.1:0", "--data-dir"]).arg(&path);
         let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await.unwrap().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{said}");

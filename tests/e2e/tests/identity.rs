@@ -180,6 +180,8 @@ enum About {
     Poll,
     /// All polls that the caller may see.
     List,
+    /// No poll, but callers with a right for some poll.
+    Process,
 }
 
 /// A method, and how a right call ends.
@@ -191,6 +193,12 @@ struct Route {
     about: About,
     needs: &'static str,
     right: Code,
+}
+
+/// When the poll `new` closes, the same for all calls that create it.
+fn closing() -> prost_types::Timestamp {
+    static AT: std::sync::LazyLock<i64> = std::sync::LazyLock::new(|| now() + 3_600);
+    prost_types::Timestamp { seconds: *AT, nanos: 0 }
 }
 
 fn vote(user: &str) -> Vec<u8> {
@@ -217,6 +225,7 @@ fn routes() -> Vec<Route> {
         needs,
         right,
     };
+    let new = json!({"poll_id": "new", "options": [{"option_id": "a"}], "closes_at": closing().to_string()});
     let ada = json!({"user_id": "ada", "option_id": "a"});
     let sample = json!({"cognitoid": "ada", "voteid": "p", "option": "a"});
     routes.extend([
@@ -225,7 +234,13 @@ fn routes() -> Vec<Route> {
         json("GET", "/v1/polls/p", json!({}), About::Poll, "read", Code::Ok),
         json("GET", "/v1/polls/p/results/interim", json!({}), About::Poll, "read", Code::Ok),
         json("GET", "/v1/polls/p/results/final", json!({}), About::Poll, "read", Code::FailedPrecondition),
+        json("GET", "/v1/polls/p/results/events", json!({}), About::Poll, "read", Code::Ok),
+        json("GET", "/v1/polls", json!({}), About::List, "read", Code::Ok),
         json("POST", "/v1/polls/p/release", json!({}), About::Poll, "manage", Code::Ok),
+        json("POST", "/v1/polls/p/recount", json!({}), About::Poll, "manage", Code::Ok),
+        json("POST", "/v1/polls", new, About::Poll, "manage", Code::Ok),
+        json("POST", "/v1/polls/new/close", json!({}), About::Poll, "manage", Code::Ok),
+        json("GET", "/v1/status", json!({}), About::Process, "manage", Code::Ok),
     ]);
     routes
 }
@@ -235,7 +250,7 @@ fn grpc(path: &str, method: &str) -> Route {
     let later = v1::CreatePollRequest {
         poll_id: "new".into(),
         options: vec![v1::PollOption { option_id: "a".into(), title: String::new() }],
-        closes_at: Some(prost_types::Timestamp { seconds: now() + 3_600, nanos: 0 }),
+        closes_at: Some(closing()),
         ..Default::default()
     };
     let (content, about, needs, right) = match method {
@@ -264,6 +279,7 @@ fn expected(route: &Route, kind: Kind) -> (Code, &'static str) {
         // Rights are judged vote by vote.
         (Kind::ForeignPoll | Kind::ForeignUser, About::Stream) => (Code::Ok, "rejected"),
         (Kind::ForeignPoll, About::List) => (Code::Ok, "without p"),
+        (Kind::ForeignPoll, About::Process) => (Code::Ok, ""),
         (Kind::ForeignPoll | Kind::ForeignUser, _) => (Code::PermissionDenied, ""),
     }
 }
@@ -290,8 +306,12 @@ async fn send(
         headers.push(("grpc-timeout".to_owned(), "400m".to_owned()));
     }
     let body = if route.http == "GET" { vec![] } else { vec![Bytes::from(body)] };
-    let call = Call { http2, method: route.http, path: route.path.clone(), headers, body, ..Call::default() };
+    let until = Some("event: poll");
+    let call = Call { http2, method: route.http, path: route.path.clone(), headers, body, until, ..Call::default() };
     let answer = call.send(addr).await.unwrap();
+    if answer.headers.get("content-type").is_some_and(|content_type| content_type == "text/event-stream") {
+        return (Code::Ok, String::new(), "");
+    }
     if route.is_json {
         let json: Value = serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("{answer:?}"));
         let error = &json["error"];
@@ -300,7 +320,9 @@ async fn send(
             assert_eq!(answer.status, 401);
             assert!(answer.headers["www-authenticate"].starts_with("Bearer "), "{answer:?}");
         }
-        return (code, error["message"].as_str().unwrap_or_default().to_owned(), "");
+        let lists = |poll: &str| json["polls"].as_array().unwrap().iter().any(|listed| listed["poll_id"] == poll);
+        let became = if code == Code::Ok && route.about == About::List && !lists("p") { "without p" } else { "" };
+        return (code, error["message"].as_str().unwrap_or_default().to_owned(), became);
     }
     let outcome = answer.outcome();
     let (code, message) = outcome.status.clone().unwrap_or_else(|| panic!("{} {outcome:?}", route.path));

@@ -293,7 +293,7 @@ async fn nothing_that_up_writes_or_answers_has_a_secret_or_a_voter_in_it() {
     let credentials = credentials(&issuer);
     let audit = format!("--audit-log={}", dir.path().join("audit.jsonl").display());
     let data = format!("--data-dir={}", dir.path().join("data").display());
-    let mut arguments = vec!["up", "--json", "--ingest-addr=127.0.0.1:0", "--results-addr=127.0.0.1:0", &data, &audit];
+    let mut arguments = vec!["up", "--json", "--addr=127.0.0.1:0", &data, &audit];
     let auth = auth(dir.path(), &issuer);
     arguments.extend(auth.iter().map(String::as_str));
     let mut up = Process::start(dir.path(), env!("CARGO_BIN_EXE_cluster-votestream"), "up", &arguments, &[]);

@@ -13,7 +13,10 @@ use tonic::{
     codegen::http::uri::PathAndQuery,
 };
 use tonic_types::StatusExt;
-use votestream_e2e::stack::{Stack, TEST_BOUNDS, connect, http};
+use votestream_e2e::{
+    hostile::call::Call,
+    stack::{Stack, TEST_BOUNDS, connect, http},
+};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_proto::{
     FILE_DESCRIPTOR_SET,
@@ -152,13 +155,34 @@ async fn methods_that_show(stack: &Stack, poll: &str) -> Vec<String> {
     shown
 }
 
+/// Whether each route shows a count.
 async fn json_shows(stack: &Stack, poll: &str) -> Vec<bool> {
+    let about = |path: &str| format!("/v1/polls/{poll}{path}");
+    let csv = [("accept", "text/csv")];
     let mut shown = Vec::new();
-    for path in ["", "/results/interim", "/results/final"] {
-        let (_, body) = http(stack.results, "GET", &format!("/v1/polls/{poll}{path}"), &[], "").await;
-        shown.push(body.split(|letter: char| !letter.is_ascii_alphanumeric()).any(|word| word == VOTERS.to_string()));
+    for (path, headers) in [
+        ("/v1/polls".to_owned(), &[][..]),
+        ("/v1/status".to_owned(), &[]),
+        (about(""), &[]),
+        (about("/results/interim"), &[]),
+        (about("/results/interim"), &csv),
+        (about("/results/final"), &[]),
+        (about("/results/final"), &csv),
+    ] {
+        shown.push(has_count(&http(stack.results, "GET", &path, headers, "").await.1));
     }
+    // The stream of events does not end. Counts come right after the poll, if they come.
+    let call = Call { method: "GET", path: about("/results/events"), until: Some("total_"), ..Call::default() };
+    let events = Call { patience: Some(Duration::from_millis(600)), ..call }.send(stack.results).await.unwrap();
+    shown.push(has_count(&String::from_utf8(events.body).unwrap()));
     shown
+}
+
+/// No route shows a count.
+const NO_ROUTE: [bool; 8] = [false; 8];
+
+fn has_count(body: &str) -> bool {
+    body.split(|letter: char| !letter.is_ascii_alphanumeric()).any(|word| word == VOTERS.to_string())
 }
 
 async fn create(stack: &Stack, poll: &str, visibility: PollVisibility) {
@@ -199,7 +223,7 @@ async fn counted(stack: &Stack, poll: &str) {
 
 async fn hidden(stack: &Stack, poll: &str, sentence: &str) {
     assert_eq!(methods_that_show(stack, poll).await, ADMINISTRATION, "{poll}");
-    assert_eq!(json_shows(stack, poll).await, [false, false, false], "{poll}");
+    assert_eq!(json_shows(stack, poll).await, NO_ROUTE, "{poll}");
     let ask = GetFinalResultsRequest { poll_id: poll.into(), wait: false };
     let status = stack.results().await.get_final_results(ask).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
@@ -217,7 +241,8 @@ async fn shown(stack: &Stack, poll: &str, is_final: bool) {
     expected.extend(is_final.then_some("GetFinalResults"));
     expected.push("Recount");
     assert_eq!(methods_that_show(stack, poll).await, expected, "{poll}");
-    assert_eq!(json_shows(stack, poll).await, [false, true, is_final], "{poll}");
+    let expected = [false, false, false, true, true, is_final, is_final, true];
+    assert_eq!(json_shows(stack, poll).await, expected, "{poll}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,10 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
 
 use super::wire;
 
@@ -53,6 +56,8 @@ pub struct Call {
     pub open: bool,
     /// How long to wait for an answer; a minute if `None`.
     pub patience: Option<Duration>,
+    /// A text with which the part of the body ends that is read, for bodies that do not end.
+    pub until: Option<&'static str>,
 }
 
 /// The answer.
@@ -133,6 +138,7 @@ impl Call {
             request = request.header(name, value);
         }
         let request = request.body(body).map_err(io::Error::other)?;
+        let end = Instant::now() + self.patience.unwrap_or(PATIENCE);
         let answered = async {
             let response = if self.http2 {
                 let (mut sender, connection) =
@@ -140,29 +146,45 @@ impl Call {
                 tokio::spawn(connection);
                 // Kept until the answer is read; without it the connection would close.
                 let response = sender.send_request(request).await;
-                return Ok(received(response).await);
+                return Ok(received(response, self.until, end).await);
             } else {
                 let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
                 tokio::spawn(connection);
                 sender.send_request(request).await
             };
-            Ok(received(response).await)
+            Ok(received(response, self.until, end).await)
         };
         let nothing = || Ok(Answer { broken: Some("no answer".into()), ..Answer::default() });
-        timeout(self.patience.unwrap_or(PATIENCE), answered).await.unwrap_or_else(|_| nothing())
+        timeout_at(end, answered).await.unwrap_or_else(|_| nothing())
     }
 }
 
-async fn received(response: Result<http::Response<Incoming>, hyper::Error>) -> Answer {
+/// Reads an answer until it ends, the text has come, or the time is up. What has come by then is kept.
+async fn received(
+    response: Result<http::Response<Incoming>, hyper::Error>,
+    until: Option<&str>,
+    end: Instant,
+) -> Answer {
     let response = match response {
         Ok(response) => response,
         Err(error) => return Answer { broken: Some(causes(&error)), ..Answer::default() },
     };
     let (head, mut body) = response.into_parts();
     let mut answer = Answer { status: head.status.as_u16(), headers: map(&head.headers), ..Answer::default() };
-    while let Some(frame) = body.frame().await {
+    loop {
+        // A little earlier than the call is given up, which would lose what has come.
+        let Ok(frame) = timeout_at(end - Duration::from_millis(50), body.frame()).await else {
+            answer.broken = Some("the body does not end".into());
+            break;
+        };
+        let Some(frame) = frame else { break };
         match frame.map(Frame::into_data) {
-            Ok(Ok(data)) => answer.body.extend(data),
+            Ok(Ok(data)) => {
+                answer.body.extend(data);
+                if until.is_some_and(|end| String::from_utf8_lossy(&answer.body).contains(end)) {
+                    break;
+                }
+            }
             Ok(Err(frame)) => answer.trailers = frame.trailers_ref().map(map),
             Err(error) => {
                 answer.broken = Some(causes(&error));

@@ -81,7 +81,7 @@ impl Server {
             options.files.map_or_else(String::new, |(soft, hard)| format!("ulimit -Hn {hard}; ulimit -Sn {soft};"));
         let mut command = Command::new("bash");
         command.args(["-c", &format!("{limit} exec \"$@\""), "-", &binary]);
-        command.args(["up", "--ephemeral", "--json", "--ingest-addr", "127.0.0.1:0", "--results-addr", "127.0.0.1:0"]);
+        command.args(["up", "--ephemeral", "--json", "--addr", "127.0.0.1:0"]);
         command.args(&options.arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).spawn().unwrap();
         let output = Arc::<parking_lot::Mutex<Vec<String>>>::default();

@@ -1,109 +1,120 @@
 //! The API's messages as JSON: field names as in the .proto files, counts as numbers, times in RFC 3339, enums by name.
 //!
-//! Owns the JSON shapes that scripts rely on. Must never rename a field of the API or add one that the API does not
-//! have.
+//! Owns the JSON shapes that programs rely on, of the routes and of the command line. Must never rename a field of the
+//! API or add one that the API does not have.
+
+#![allow(missing_docs, reason = "the .proto files have the documentation of every field")]
 
 use jiff::Timestamp;
 use serde::Serialize;
-use votestream_client::v1;
+
+use crate::v1;
 
 /// `Poll`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Poll {
-    pub(crate) poll_id: String,
-    pub(crate) title: String,
-    pub(crate) options: Vec<PollOption>,
-    pub(crate) opens_at: Option<Timestamp>,
-    pub(crate) closes_at: Option<Timestamp>,
-    pub(crate) source: &'static str,
-    pub(crate) expected_peak: u64,
-    pub(crate) state: &'static str,
-    pub(crate) needs_recount: bool,
-    pub(crate) visibility: &'static str,
-    pub(crate) released_at: Option<Timestamp>,
-    pub(crate) pseudonym_key_id: String,
+pub struct Poll {
+    pub poll_id: String,
+    pub title: String,
+    pub options: Vec<PollOption>,
+    pub opens_at: Option<Timestamp>,
+    pub closes_at: Option<Timestamp>,
+    pub source: &'static str,
+    pub expected_peak: u64,
+    pub state: &'static str,
+    pub needs_recount: bool,
+    pub visibility: &'static str,
+    pub released_at: Option<Timestamp>,
+    pub pseudonym_key_id: String,
 }
 
 /// `PollOption`.
 #[derive(Debug, Serialize)]
-pub(crate) struct PollOption {
-    pub(crate) option_id: String,
-    pub(crate) title: String,
+pub struct PollOption {
+    pub option_id: String,
+    pub title: String,
 }
 
 /// `CreatePollResponse`, `GetPollResponse`, `ClosePollResponse` and `ReleaseResultsResponse`.
 #[derive(Debug, Serialize)]
-pub(crate) struct PollResponse {
-    pub(crate) poll: Poll,
+pub struct PollResponse {
+    pub poll: Poll,
 }
 
-/// `ListPollsResponse`; all pages are joined.
+/// `ListPollsResponse`.
 #[derive(Debug, Serialize)]
-pub(crate) struct PollList {
-    pub(crate) polls: Vec<Poll>,
+pub struct PollList {
+    pub polls: Vec<Poll>,
+    pub next_page_token: String,
 }
 
 /// `GetInterimResultsResponse` and `WatchInterimResultsResponse`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Interim {
-    pub(crate) poll_id: String,
-    pub(crate) options: Vec<InterimOption>,
-    pub(crate) total_submitted: u64,
-    pub(crate) total_counted: u64,
-    pub(crate) as_of: Option<Timestamp>,
+pub struct Interim {
+    pub poll_id: String,
+    pub options: Vec<InterimOption>,
+    pub total_submitted: u64,
+    pub total_counted: u64,
+    pub as_of: Option<Timestamp>,
 }
 
 /// `InterimOption`.
 #[derive(Debug, Serialize)]
-pub(crate) struct InterimOption {
-    pub(crate) option_id: String,
-    pub(crate) submitted: u64,
-    pub(crate) counted: u64,
+pub struct InterimOption {
+    pub option_id: String,
+    pub submitted: u64,
+    pub counted: u64,
 }
 
 /// `GetFinalResultsResponse`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Final {
-    pub(crate) poll_id: String,
-    pub(crate) options: Vec<FinalOption>,
-    pub(crate) total_votes: u64,
-    pub(crate) closed_at: Option<Timestamp>,
-    pub(crate) finalized_at: Option<Timestamp>,
+pub struct Final {
+    pub poll_id: String,
+    pub options: Vec<FinalOption>,
+    pub total_votes: u64,
+    pub closed_at: Option<Timestamp>,
+    pub finalized_at: Option<Timestamp>,
 }
 
 /// `FinalOption`.
 #[derive(Debug, Serialize)]
-pub(crate) struct FinalOption {
-    pub(crate) option_id: String,
-    pub(crate) votes: u64,
+pub struct FinalOption {
+    pub option_id: String,
+    pub votes: u64,
+}
+
+impl From<v1::ListPollsResponse> for PollList {
+    fn from(response: v1::ListPollsResponse) -> Self {
+        let polls = response.polls.into_iter().map(Poll::from).collect();
+        Self { polls, next_page_token: response.next_page_token }
+    }
 }
 
 /// `RecountResponse`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Recount {
-    pub(crate) poll_id: String,
-    pub(crate) options: Vec<RecountOption>,
-    pub(crate) matches: bool,
+pub struct Recount {
+    pub poll_id: String,
+    pub options: Vec<RecountOption>,
+    pub matches: bool,
     #[serde(rename = "final")]
-    pub(crate) is_final: bool,
-    pub(crate) progress: String,
+    pub is_final: bool,
+    pub progress: String,
 }
 
 /// `RecountOption`.
 #[derive(Debug, Serialize)]
-pub(crate) struct RecountOption {
-    pub(crate) option_id: String,
-    pub(crate) counted: u64,
-    pub(crate) recounted: u64,
+pub struct RecountOption {
+    pub option_id: String,
+    pub counted: u64,
+    pub recounted: u64,
 }
 
 /// A moment from the API; `None` if it is absent or out of range.
-pub(crate) fn moment(timestamp: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
+pub fn moment(timestamp: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     timestamp.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok())
 }
 
 /// A moment for the API.
-pub(crate) fn to_proto(timestamp: Timestamp) -> prost_types::Timestamp {
+pub fn to_proto(timestamp: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: timestamp.as_second(), nanos: timestamp.subsec_nanosecond() }
 }
 

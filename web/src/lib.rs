@@ -1,0 +1,178 @@
+//! What browsers get: the page, QR codes of its addresses, and the OpenAPI document.
+//!
+//! Owns the files in `assets` and the headers that protect whoever looks at them. Must never know a poll or a result: the
+//! page reads them through the same API as everybody else. Must never send anything that depends on who asks, since all
+//! of this is served without a credential.
+
+mod frame;
+mod qr;
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::Response,
+    routing::{MethodRouter, get},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+pub use frame::{FrameAncestors, NotAnOrigin};
+
+/// A file of the page.
+struct File {
+    name: &'static str,
+    content: &'static [u8],
+}
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        &[$(File { name: $name, content: include_bytes!(concat!("../assets/", $name)) }),*]
+    };
+}
+
+/// The files that the page loads from `/assets/`.
+const ASSETS: &[File] = files![
+    "api.js",
+    "bars.js",
+    "dom.js",
+    "events.js",
+    "format.js",
+    "icon.svg",
+    "identity.js",
+    "list.js",
+    "operate.js",
+    "poll.js",
+    "screen.js",
+    "style.css",
+    "watch.js",
+];
+
+/// The documents of the views, which are the same for every poll: scripts find out from the address which it is.
+const VIEWS: [(&str, &File); 4] = [
+    ("/", &files!["index.html"][0]),
+    ("/operate", &files!["operate.html"][0]),
+    ("/p/{poll}", &files!["poll.html"][0]),
+    ("/p/{poll}/screen", &files!["screen.html"][0]),
+];
+
+/// The description of the API over HTTP.
+const OPENAPI: File = File { name: "openapi.json", content: include_bytes!("../openapi.json") };
+
+/// How long a browser may keep a file without asking whether it has changed.
+const FRESH: HeaderValue = HeaderValue::from_static("public, max-age=60");
+
+/// Everything that this crate serves.
+pub fn routes(frame_ancestors: &FrameAncestors) -> Router {
+    let policy = frame_ancestors.policy();
+    let mut router =
+        Router::new().route("/p/{poll}/qr.svg", get(qr::code)).route("/openapi.json", file(&OPENAPI, None));
+    for (path, document) in VIEWS {
+        router = router.route(path, file(document, Some(&policy)));
+    }
+    for asset in ASSETS {
+        router = router.route(&format!("/assets/{}", asset.name), file(asset, None));
+    }
+    router
+}
+
+/// The route of a file, whose bytes and headers are made once. `policy` is the content security policy of a document.
+fn file(file: &'static File, policy: Option<&HeaderValue>) -> MethodRouter {
+    let mut headers = HeaderMap::new();
+    let kind = file.name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    let kind = match kind {
+        "html" => "text/html; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "js" => "text/javascript; charset=utf-8",
+        "json" => "application/json",
+        "svg" => "image/svg+xml",
+        _ => "application/octet-stream",
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, FRESH);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // The address of the page may say which poll somebody looks at.
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.extend(policy.map(|policy| (header::CONTENT_SECURITY_POLICY, policy.clone())));
+    // Nothing here asks for a camera or a place. A page that is shown in a frame cannot either.
+    headers.extend(policy.map(|_| {
+        let none = HeaderValue::from_static("camera=(), geolocation=(), microphone=(), payment=()");
+        (HeaderName::from_static("permissions-policy"), none)
+    }));
+    let tag = format!("\"{:016x}\"", fnv1a(file.content));
+    let tag = HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("\"\""));
+    headers.insert(header::ETAG, tag.clone());
+    get(async move |request: Request| {
+        let mut response = Response::new(Body::empty());
+        *response.headers_mut() = headers;
+        if request.headers().get(header::IF_NONE_MATCH) == Some(&tag) {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        } else {
+            *response.body_mut() = Body::from(Bytes::from_static(file.content));
+        }
+        response
+    })
+}
+
+/// A hash that tells two versions of a file apart: FNV-1a with 64 bits (RFC 9923). Nobody gains by a collision.
+const fn fnv1a(bytes: &[u8]) -> u64 {
+    let (mut hash, mut at) = (0xcbf2_9ce4_8422_2325, 0);
+    while at < bytes.len() {
+        hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
+        at += 1;
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, path::Path};
+
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// Most bytes of the page with all its files: a phone with a bad network loads them once.
+    const PAGE_BYTES_MAX: usize = 80_000;
+
+    async fn ask(path: &str, tag: Option<&HeaderValue>) -> Response {
+        let mut request = Request::get(path);
+        if let Some(tag) = tag {
+            request = request.header(header::IF_NONE_MATCH, tag);
+        }
+        routes(&FrameAncestors::default()).oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    #[test]
+    fn every_file_is_served_and_all_are_small() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let served: Vec<_> = ASSETS.iter().chain(VIEWS.map(|(_, document)| document)).collect();
+        assert_eq!(names.collect::<BTreeSet<_>>(), served.iter().map(|file| file.name.to_owned()).collect());
+        let bytes: usize = served.iter().map(|file| file.content.len()).sum();
+        assert!(bytes < PAGE_BYTES_MAX, "{bytes}");
+    }
+
+    #[tokio::test]
+    async fn documents_have_a_policy_and_files_a_type() {
+        for view in ["/", "/operate", "/p/lunch", "/p/lunch/screen"] {
+            let response = ask(view, None).await;
+            let header = |name: HeaderName| response.headers()[name].to_str().unwrap();
+            assert_eq!(response.status(), 200, "{view}");
+            assert_eq!(header(header::CONTENT_TYPE), "text/html; charset=utf-8");
+            let policy = header(header::CONTENT_SECURITY_POLICY);
+            assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
+            assert!(policy.ends_with("frame-ancestors 'none'") && !policy.contains("unsafe"), "{policy}");
+        }
+        for asset in ASSETS {
+            let response = ask(&format!("/assets/{}", asset.name), None).await;
+            let kind = response.headers()[header::CONTENT_TYPE].to_str().unwrap();
+            assert!(kind.starts_with("text/") || kind == "image/svg+xml", "{} {kind}", asset.name);
+            assert_eq!(response.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+            let again = ask(&format!("/assets/{}", asset.name), response.headers().get(header::ETAG)).await;
+            assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+        }
+        for missing in ["/assets/", "/assets/../Cargo.toml", "/assets/%2e%2e/Cargo.toml", "/p/", "/p/a/b"] {
+            assert_eq!(ask(missing, None).await.status(), StatusCode::NOT_FOUND, "{missing}");
+        }
+    }
+}

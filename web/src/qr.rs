@@ -1,0 +1,89 @@
+//! QR codes of the page of a poll, for screens and for print.
+
+use axum::{
+    extract::{
+        Path, Query,
+        rejection::{PathRejection, QueryRejection},
+    },
+    response::{IntoResponse, Response},
+};
+use http::header;
+use qrcode::{EcLevel, QrCode, render::svg};
+use serde::Deserialize;
+use tonic::Code;
+use votestream_server::http::{failure, status_of_field};
+
+use crate::frame::is_origin;
+
+/// Longest address. Codes of longer ones are hard to read from a screen.
+const ADDRESS_BYTES_MAX: usize = 512;
+/// A picture depends on its address only.
+const CACHE: &str = "public, max-age=86400";
+
+#[derive(Deserialize)]
+pub(crate) struct Asked {
+    /// Where voters reach the page. The server cannot know: it may stand behind others.
+    origin: String,
+}
+
+/// The code of `{origin}/p/{poll}`.
+pub(crate) async fn code(
+    poll: Result<Path<String>, PathRejection>,
+    asked: Result<Query<Asked>, QueryRejection>,
+) -> Response {
+    let asked = asked.ok().filter(|Query(asked)| is_origin(&asked.origin, false));
+    let Some(Query(asked)) = asked else {
+        return refuse("origin", "origin must be http(s)://HOST[:PORT]");
+    };
+    let poll = poll.map_or_else(|_| String::new(), |Path(poll)| poll);
+    // Only characters that an id may have, so that the address needs no escapes.
+    if poll.is_empty() || !poll.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)) {
+        return refuse("poll_id", "poll_id: this is not the id of a poll");
+    }
+    let address = format!("{}/p/{poll}", asked.origin);
+    if address.len() > ADDRESS_BYTES_MAX {
+        return refuse("origin", "origin: the address is longer than 512 bytes");
+    }
+    match QrCode::with_error_correction_level(&address, EcLevel::M) {
+        Ok(code) => {
+            let picture = code.render::<svg::Color<'_>>().min_dimensions(256, 256).build();
+            let headers = [
+                (header::CONTENT_TYPE, "image/svg+xml"),
+                (header::CACHE_CONTROL, CACHE),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                // Whoever opens the picture by itself gets a picture, and no script.
+                (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+            ];
+            (headers, picture).into_response()
+        }
+        Err(_) => refuse("origin", "origin: the address does not fit into a code"),
+    }
+}
+
+fn refuse(field: &str, message: &str) -> Response {
+    failure(&status_of_field(Code::InvalidArgument, field, message), &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(poll: &str, origin: &str) -> Response {
+        code(Ok(Path(poll.into())), Ok(Query(Asked { origin: origin.into() }))).await
+    }
+
+    #[tokio::test]
+    async fn codes_are_of_pages_only() {
+        let made = ask("lunch", "https://vote.example").await;
+        assert_eq!(made.headers()[header::CONTENT_TYPE], "image/svg+xml");
+        for (poll, origin) in [
+            ("lunch", "https://vote.example/elsewhere?"),
+            ("lunch", "javascript:alert(1)"),
+            ("a/b", "https://vote.example"),
+            ("", "https://vote.example"),
+            ("lunch", &format!("https://{}", "a".repeat(600))),
+        ] {
+            assert_eq!(ask(poll, origin).await.status(), 400, "{poll} {origin}");
+        }
+    }
+}
