@@ -130,6 +130,9 @@ pub(crate) struct UpArgs {
     /// Open the page in a browser.
     #[arg(long)]
     pub(crate) open: bool,
+    /// Play a show that votes, so that the page has something to show. Everything is stored in a temporary directory.
+    #[arg(long, conflicts_with_all = ["data_dir", "auth", "tls_cert", "tls_self_signed", "results_addr"])]
+    pub(crate) demo: bool,
     /// Pages that may show this one in a frame, with blanks between, such as https://show.example [default: none].
     #[arg(
         long,

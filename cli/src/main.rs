@@ -16,6 +16,7 @@ mod generate;
 mod output;
 mod plan;
 mod pseudonyms;
+mod show;
 mod stack;
 mod vote_file;
 

@@ -11,6 +11,7 @@ use std::{
 use futures::FutureExt;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use votestream_client::{Address, AddressError};
 use votestream_core::{KeyId, PollId};
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions, background};
 use votestream_server::{AuditLog, Connections, CorsOrigins, Identity, Limits, Quotas, Tls, raise_descriptor_limit};
@@ -147,6 +148,11 @@ impl RunningStack {
             engine,
             temporary,
         })
+    }
+
+    /// Where clients of this machine reach it, if it has one address.
+    pub(crate) fn address(&self) -> Result<Address, Failure> {
+        self.ingest_addr.to_string().parse().map_err(|error: AddressError| Failure::failed(error.to_string()))
     }
 
     /// Waits until a service ends by itself, or the disk takes no more data. Neither should happen.

@@ -318,3 +318,180 @@ impl Watcher {
         (beat != views.beat).then(|| Bytes::from_static(SILENCE))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::{StreamExt, future::join_all, stream::BoxStream};
+    use votestream_core::{
+        TimeBounds, Visibility,
+        model::poll::FinalResult,
+        port::{Group, PollStore},
+    };
+    use votestream_testkit::memory::Memory;
+
+    use super::*;
+    use crate::testing::{memory, poll};
+
+    struct House {
+        memory: Memory,
+        feeds: Arc<Feeds>,
+        serving: CancellationToken,
+    }
+
+    fn id() -> PollId {
+        PollId::new("p").unwrap()
+    }
+
+    impl House {
+        async fn open(visibility: Visibility) -> Self {
+            let memory = memory();
+            memory.set_now(5_000);
+            PollStore::create(&memory, &poll("p", 0, 10_000).with_visibility(visibility)).await.unwrap();
+            let ports = memory.ports();
+            let snapshots = Snapshots::new(ports.clone(), TimeBounds::ONE_MACHINE, Duration::from_millis(100));
+            let serving = CancellationToken::new();
+            let feeds = Feeds::new(Arc::new(snapshots), ports.clock, serving.clone());
+            Self { memory, feeds, serving }
+        }
+
+        fn count(&self, votes: i64) {
+            for group in [Group::Tally, Group::Persist] {
+                self.memory.add_to_tally("p", group, "s", &[("x", votes)]);
+            }
+        }
+
+        async fn watch(&self, viewer: Viewer) -> BoxStream<'static, Bytes> {
+            let watcher = self.feeds.watch(viewer, Caller::everybody(), id(), None).await.unwrap().unwrap();
+            watcher.into_frames().boxed()
+        }
+    }
+
+    fn text(frame: Option<Bytes>) -> String {
+        String::from_utf8(frame.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_watchers_share_one_reader_and_its_bytes() {
+        let house = House::open(Visibility::Live).await;
+        let mut watchers: Vec<_> = join_all((0..1_000).map(|_| house.watch(Viewer::Reader))).await;
+        assert_eq!(house.feeds.feeds.lock().len(), 1);
+        for expected in ["retry: ", "event: poll\n", "event: interim\n"] {
+            let frames: Vec<_> = join_all(watchers.iter_mut().map(StreamExt::next)).await;
+            let frames: Vec<Bytes> = frames.into_iter().map(Option::unwrap).collect();
+            assert!(text(Some(frames[0].clone())).starts_with(expected), "{:?}", frames[0]);
+            assert!(frames.iter().all(|frame| frame.as_ptr() == frames[0].as_ptr()), "{expected}");
+        }
+        house.count(7);
+        let frames: Vec<_> = join_all(watchers.iter_mut().map(StreamExt::next)).await;
+        assert!(frames.iter().all(|frame| text(frame.clone()).contains("\"total_counted\":7")), "{:?}", frames[0]);
+        // Whoever leaves costs nothing any more, and the last one takes the reader along.
+        drop(watchers);
+        let gone = async {
+            while !house.feeds.feeds.lock().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_watcher_gets_the_latest_state_only() {
+        let house = House::open(Visibility::Live).await;
+        let mut watcher = house.watch(Viewer::Reader).await;
+        for _ in 0..3 {
+            watcher.next().await.unwrap();
+        }
+        for _ in 0..5 {
+            house.count(1);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(text(watcher.next().await).contains("\"total_counted\":5"));
+        // Nothing happens, which is said now and then.
+        assert_eq!(text(watcher.next().await).as_bytes(), SILENCE);
+        house.serving.cancel();
+        assert_eq!(watcher.next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readers_get_no_count_before_its_time_and_managers_do() {
+        let house = House::open(Visibility::OnRelease).await;
+        house.count(31_337);
+        let (mut reader, mut manager) = (house.watch(Viewer::Reader).await, house.watch(Viewer::Manager).await);
+        for _ in 0..2 {
+            let frame = text(reader.next().await);
+            assert!(!frame.contains("31337"), "{frame}");
+            manager.next().await.unwrap();
+        }
+        assert!(text(manager.next().await).contains("\"total_counted\":31337"));
+        house
+            .memory
+            .finish(&id(), &FinalResult { votes: vec![31_337, 0], finalized_at: Timestamp(17_000) })
+            .await
+            .unwrap();
+        let state = text(reader.next().await);
+        assert!(state.contains("POLL_STATE_FINAL") && !state.contains("31337"), "{state}");
+        assert!(text(manager.next().await).contains("POLL_STATE_FINAL"));
+        assert!(text(manager.next().await).starts_with("event: final\n"));
+        assert_eq!(manager.next().await, None, "nothing is left to come");
+
+        assert_eq!(text(reader.next().await).as_bytes(), SILENCE);
+        house.memory.release(&id(), Timestamp(18_000)).await.unwrap();
+        assert!(text(reader.next().await).contains("\"hidden\":\"\""));
+        let last = text(reader.next().await);
+        assert!(last.starts_with("event: final\n") && last.contains("31337"), "{last}");
+        assert_eq!(reader.next().await, None);
+        // Whoever has seen it is told not to come back.
+        let seen = last.split("\nid: ").nth(1).unwrap().split('\n').next().unwrap();
+        let again = house.feeds.watch(Viewer::Reader, Caller::everybody(), id(), Some(seen)).await;
+        assert!(matches!(again, Ok(None)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_fails_ends_the_streams_and_a_new_one_begins() {
+        let house = House::open(Visibility::Live).await;
+        let mut watcher = house.watch(Viewer::Reader).await;
+        for _ in 0..3 {
+            watcher.next().await.unwrap();
+        }
+        house.memory.fail_next(3 * FAILURES_MAX);
+        let end = async { while watcher.next().await.is_some() {} };
+        tokio::time::timeout(Duration::from_secs(600), end).await.unwrap();
+        house.memory.fail_next(0);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut again = house.watch(Viewer::Reader).await;
+        assert!(text(again.next().await).starts_with("retry: "));
+        assert!(text(again.next().await).starts_with("event: poll\n"));
+        drop(watcher);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watched_polls_are_bounded() {
+        let house = House::open(Visibility::Live).await;
+        let mut watchers = Vec::new();
+        for at in 0..=FEEDS_MAX {
+            let id = format!("q{at}");
+            PollStore::create(&house.memory, &poll(&id, 0, 10_000)).await.unwrap();
+            let id = PollId::new(&id).unwrap();
+            let watcher = house.feeds.watch(Viewer::Reader, Caller::everybody(), id, None).await;
+            match watcher {
+                Ok(watcher) => watchers.push(watcher),
+                Err(error) => {
+                    assert_eq!((at, matches!(*error, CallError::Busy(_))), (FEEDS_MAX, true));
+                    watchers.clear();
+                    house.watch(Viewer::Reader).await;
+                    return;
+                }
+            }
+        }
+        panic!("more than {FEEDS_MAX} polls are watched");
+    }
+
+    #[test]
+    fn large_polls_with_many_watchers_come_less_often() {
+        assert_eq!(pause_for(200, 1), WATCH_INTERVAL);
+        assert_eq!(pause_for(200, 10_000), WATCH_INTERVAL);
+        assert_eq!(pause_for(60_000, 1_000), Duration::from_millis(1_788));
+        assert_eq!(pause_for(60_000, 10_000), PAUSE_MAX);
+        assert_eq!(pause_for(usize::MAX, usize::MAX), PAUSE_MAX);
+    }
+}

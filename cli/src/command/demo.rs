@@ -3,15 +3,15 @@
 //! Owns the comparison of four independent counts: the demo's own model, the interim tallies, the final result and a
 //! recount of the stored votes. Must never call a run exact that it has not checked completely.
 
-use std::{collections::BTreeMap, future::Future, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use console::Term;
 use indicatif::HumanCount;
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use votestream_client::{
-    Address, Client, ClientBuilder, MessageBuilder, Observer, Outgoing, ResultsClient, SOURCE_MESSAGES_MAX,
-    StreamOptions, Vote, json,
+    Client, ClientBuilder, MessageBuilder, Observer, Outgoing, ResultsClient, SOURCE_MESSAGES_MAX, StreamOptions, Vote,
+    json,
     v1::{self, Rejection},
 };
 use votestream_process::terminal::Signals;
@@ -98,10 +98,8 @@ impl Report {
 
 pub(super) async fn run(global: &Global, args: DemoArgs, mut signals: Signals) -> Outcome {
     let mut stack = RunningStack::start(StackOptions::ephemeral(args.shards)).await?;
-    let address =
-        |bound: SocketAddr| bound.to_string().parse::<Address>().map_err(|error| Failure::failed(error.to_string()));
-    let services =
-        Client::builder().ingest_address(address(stack.ingest_addr)?).results_address(address(stack.results_addr)?);
+    let address = stack.address()?;
+    let services = Client::builder().ingest_address(address.clone()).results_address(address);
     let ran = tokio::select! {
         ran = cast_and_prove(&args, &services) => ran,
         failure = stack.broken() => Err(failure),

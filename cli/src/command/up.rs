@@ -6,6 +6,7 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use serde::Serialize;
+use votestream_client::Address;
 use votestream_embedded::PSEUDONYM_KEYS;
 use votestream_process::{
     config::listener::{self, auth_of, quotas_of},
@@ -18,6 +19,7 @@ use crate::{
     failure::{Answer, Failure, Outcome},
     output,
     pseudonyms::Keys,
+    show,
     stack::{RunningStack, StackOptions, Storage},
 };
 
@@ -42,8 +44,8 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     let identity = identity(&args)?;
     let auth_file = args.auth.auth.clone().filter(|_| identity.is_on());
     let quotas = quotas_of(&args.calls.into(), &identity).map_err(Failure::usage)?;
-    let ephemeral = args.ephemeral;
-    let storage = match (args.ephemeral, args.data_dir) {
+    let (demo, ephemeral) = (args.demo, args.ephemeral || args.demo);
+    let storage = match (ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
         (false, directory) => Storage::Directory(data_directory(directory)?),
     };
@@ -71,10 +73,14 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     let broken = match announced {
         // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
-        Ok(()) => tokio::select! {
-            failure = stack.broken() => Some(failure),
-            _ = signals.next() => None,
-        },
+        Ok(()) => {
+            let show = if demo { Some(stack.address()?) } else { None };
+            tokio::select! {
+                failure = stack.broken() => Some(failure),
+                _ = signals.next() => None,
+                () = played(show) => None,
+            }
+        }
     };
     output::note("stopping: answering every vote in flight (a second signal stops at once)");
     let stopped = tokio::select! {
@@ -123,6 +129,14 @@ fn tls(args: TlsArgs) -> Result<Option<Tls>, Failure> {
     let source = listener::tls_source(tls_cert, tls_key, tls_client_ca, tls_self_signed).map_err(usage)?;
     let opened = source.map(Tls::open).transpose();
     opened.map_err(|errors| usage(errors.iter().map(listener::tls_mistake).collect()))
+}
+
+/// Plays the show, if there is one. Goes on for ever.
+async fn played(show: Option<Address>) {
+    if let Some(address) = show {
+        show::play(address).await;
+    }
+    std::future::pending().await
 }
 
 /// Prints where the services are.
