@@ -478,7 +478,7 @@ mod tests {
                 Err(error) => {
                     assert_eq!((at, matches!(*error, CallError::Busy(_))), (FEEDS_MAX, true));
                     watchers.clear();
-                    house.watch(Viewer::Reader).await;
+                    drop(house.watch(Viewer::Reader).await);
                     return;
                 }
             }
