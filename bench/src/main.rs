@@ -23,6 +23,7 @@ mod server;
 mod store;
 mod tls;
 mod votes;
+mod watchers;
 mod windows;
 
 use std::path::PathBuf;
@@ -90,6 +91,8 @@ enum Bench {
     Latency,
     /// From a vote's acknowledgement to interim results that show it
     Freshness,
+    /// What those cost who watch a poll while votes come in: none, one, 1,000 and 10,000
+    Watchers,
     /// How the cost of a vote depends on shards, connections, votes per message, voters, polls and re-votes
     Scaling {
         /// One of shards, connections, message, voters, polls, revotes [default: all]
@@ -106,7 +109,7 @@ enum Bench {
 }
 
 /// The benchmarks that `all` runs. Those that take long come last.
-const ALL: [Bench; 14] = [
+const ALL: [Bench; 15] = [
     Bench::Codec,
     Bench::Counters,
     Bench::Lanes,
@@ -119,6 +122,7 @@ const ALL: [Bench; 14] = [
     Bench::Pipeline,
     Bench::Latency,
     Bench::Freshness,
+    Bench::Watchers,
     Bench::Sample,
     Bench::Scaling { part: None },
 ];
@@ -149,6 +153,7 @@ fn run(bench: Bench, report: &mut Report) -> anyhow::Result<()> {
         Bench::Pipeline => report.part("pipeline", pipeline::run),
         Bench::Latency => report.part("latency", latency::run),
         Bench::Freshness => report.part("freshness", freshness::run),
+        Bench::Watchers => report.part("watchers", watchers::run),
         Bench::Scaling { part } => scaling::run(report, part),
         Bench::Serve { .. } => anyhow::bail!("a server is no measurement"),
     }

@@ -239,6 +239,7 @@ impl bare::ingest_service_server::IngestService for Bare {
 
 /// Runs a server until standard input ends. Prints the addresses of ingest and results on one line.
 pub(crate) fn run(kind: Kind, options: Options) -> anyhow::Result<()> {
+    votestream_server::raise_descriptor_limit();
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let loopback = "127.0.0.1:0".parse()?;
