@@ -40,24 +40,21 @@ pub(crate) struct Cli {
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
-    /// Ingest service, for casting votes.
+    /// Where the server is.
     #[arg(
         long,
         global = true,
         value_name = "URL",
-        env = "VOTESTREAM_INGEST",
+        env = "VOTESTREAM_SERVER",
         default_value = "http://127.0.0.1:50051"
     )]
-    pub(crate) ingest: Address,
-    /// Results and poll service.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "VOTESTREAM_RESULTS",
-        default_value = "http://127.0.0.1:50052"
-    )]
-    pub(crate) results: Address,
+    pub(crate) server: Address,
+    /// Where votes are cast, if the ingest service has an address of its own [default: that of --server]
+    #[arg(long, global = true, value_name = "URL", env = "VOTESTREAM_INGEST")]
+    pub(crate) ingest: Option<Address>,
+    /// Where polls and results are, if the results service has an address of its own [default: that of --server]
+    #[arg(long, global = true, value_name = "URL", env = "VOTESTREAM_RESULTS")]
+    pub(crate) results: Option<Address>,
     /// Certificates in PEM of those whom to trust with https://, and no others [default: those of the system]
     #[arg(long, global = true, value_name = "FILE", env = "VOTESTREAM_TLS_CA")]
     pub(crate) tls_ca: Option<PathBuf>,
@@ -591,8 +588,9 @@ mod tests {
 
     #[test]
     fn global_flags_may_follow_the_command() {
-        let cli = Cli::try_parse_from(["votestream", "results", "p", "--json", "--results", "host:1"]).unwrap();
-        assert!(cli.global.json);
-        assert_eq!(cli.global.results.url(), "http://host:1");
+        let given = ["votestream", "results", "p", "--json", "--server", "host:1", "--results", "host:2"];
+        let global = Cli::try_parse_from(given).unwrap().global;
+        assert!(global.json && global.ingest.is_none());
+        assert_eq!((global.server.url(), global.results.unwrap().url()), ("http://host:1", "http://host:2"));
     }
 }

@@ -26,8 +26,14 @@ pub use parse::{bytes, duration, one_of, socket_addr, switch, text, whole};
 pub const PREFIX: &str = "VOTESTREAM_";
 
 /// Variables of the project that the services do not read, but that may be set in the same shell.
-const OTHER_VARIABLES: [&str; 5] =
-    ["VOTESTREAM_INGEST", "VOTESTREAM_RESULTS", "VOTESTREAM_TLS_CA", "VOTESTREAM_TOKEN", "VOTESTREAM_TOKEN_FILE"];
+const OTHER_VARIABLES: [&str; 6] = [
+    "VOTESTREAM_SERVER",
+    "VOTESTREAM_INGEST",
+    "VOTESTREAM_RESULTS",
+    "VOTESTREAM_TLS_CA",
+    "VOTESTREAM_TOKEN",
+    "VOTESTREAM_TOKEN_FILE",
+];
 
 /// One setting.
 #[derive(Clone, Copy, Debug)]
