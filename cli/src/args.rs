@@ -14,7 +14,7 @@ use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, Trus
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
 use self::time::{parse_duration, parse_time};
-use crate::plan::Clients;
+use crate::{option_file::NewOption, plan::Clients};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -334,11 +334,23 @@ pub(crate) struct PollCreateArgs {
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) id: String,
     /// Title for people.
-    #[arg(long, default_value = "", allow_negative_numbers = true)]
+    #[arg(long, default_value = "", hide_default_value = true, allow_negative_numbers = true)]
     pub(crate) title: String,
-    /// Id of an option; give it once for each option. No two may look alike.
-    #[arg(long = "option", value_name = "ID", required = true, allow_negative_numbers = true)]
-    pub(crate) options: Vec<String>,
+    /// An option: its id, or its id and a title for people, such as pizza='Pizza Margherita'. Give it once for each option;
+    /// no two ids may look alike. The id ends at the first =; one that has a = in it can be given by --options-file.
+    #[arg(
+        long = "option",
+        value_name = "ID[=TITLE]",
+        required_unless_present = "options_file",
+        allow_negative_numbers = true,
+        value_parser = parse_option
+    )]
+    pub(crate) options: Vec<NewOption>,
+    /// Options from a file, which follow those of --option; - for stdin: CSV `option_id,title` in UTF-8, one option a line.
+    /// The title may be missing. The file may have a header, quotes, and tabs or semicolons instead of commas; blanks around
+    /// a field are ignored unless they are inside quotes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) options_file: Option<PathBuf>,
     /// When voting starts [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) opens_at: Option<jiff::Timestamp>,
@@ -416,6 +428,11 @@ pub(crate) struct ResultsArgs {
     /// Show the final result; exit code 1 if there is none yet, or if it is not shown yet.
     #[arg(long = "final", id = "is_final")]
     pub(crate) is_final: bool,
+    /// Print CSV with a header: option_id,title,submitted,counted or, with --final, option_id,title,votes. Ids and titles are
+    /// printed as they are. A spreadsheet takes those that begin with =, +, - or @ for formulas: import the first two
+    /// columns as text.
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub(crate) csv: bool,
     /// Wait until the result is final and shown.
     #[arg(long, requires = "is_final")]
     pub(crate) wait: bool,
@@ -489,6 +506,15 @@ pub(crate) struct PlanArgs {
     pub(crate) up_for: Duration,
 }
 
+/// An option: `ID` or `ID=TITLE`.
+fn parse_option(text: &str) -> Result<NewOption, String> {
+    let (option_id, title) = text.split_once('=').unwrap_or((text, ""));
+    if option_id.is_empty() {
+        return Err("expected ID or ID=TITLE".into());
+    }
+    Ok(NewOption { option_id: option_id.to_owned(), title: title.to_owned() })
+}
+
 /// Time-outs of connections, in the range that the services accept.
 fn parse_wait(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
@@ -546,6 +572,18 @@ mod tests {
     }
 
     #[test]
+    fn an_option_is_an_id_and_maybe_a_title() {
+        let option = |text: &str| parse_option(text).map(|option| (option.option_id, option.title));
+        let good = |id: &str, title: &str| Ok((id.to_owned(), title.to_owned()));
+        assert_eq!(option("pizza"), good("pizza", ""));
+        assert_eq!(option("pizza=Pizza Margherita"), good("pizza", "Pizza Margherita"));
+        assert_eq!(option("sum=1 + 1 = 2"), good("sum", "1 + 1 = 2"));
+        assert_eq!(option("-5="), good("-5", ""));
+        assert_eq!(option("🍕=🍕 & شاورما"), good("🍕", "🍕 & شاورما"));
+        assert!(option("=Pizza").is_err() && option("").is_err());
+    }
+
+    #[test]
     fn shares() {
         assert_eq!(parse_share("0.25"), Ok(0.25));
         assert!(parse_share("1.5").is_err());
@@ -578,7 +616,10 @@ mod tests {
             &["votestream", "cast", "--poll", "p", "--user", "u"][..],
             &["votestream", "cast", "--file", "-", "--poll", "p"],
             &["votestream", "poll", "create", "--id", "p", "--option", "a"],
+            &["votestream", "poll", "create", "--id", "p", "--closes-in", "1h"],
             &["votestream", "results", "p", "--wait"],
+            &["votestream", "results", "p", "--csv", "--json"],
+            &["votestream", "results", "p", "--csv", "--watch"],
             &["votestream", "up", "--ephemeral", "--data-dir", "d"],
             &["votestream", "load", "--poll", "p", "--voters", "5", "--revote-share", "0.5"],
         ] {

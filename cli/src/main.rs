@@ -14,6 +14,8 @@ mod control;
 mod failure;
 mod generate;
 mod json;
+mod lines;
+mod option_file;
 mod output;
 mod plan;
 mod pseudonyms;
