@@ -8,6 +8,7 @@ mod time;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use votestream_client::Address;
 use votestream_process::config::socket_addr;
 use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, TrustedProxies};
@@ -16,7 +17,8 @@ pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs,
 use self::time::{parse_duration, parse_time};
 use crate::{option_file::NewOption, plan::Clients};
 
-const EXIT_CODES: &str = "\
+/// What the help says after the commands. `command::manual` reads its form.
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done, and the answer is yes
   1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact, an audit log
@@ -39,6 +41,7 @@ pub(crate) struct Cli {
 
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// Where the server is.
     #[arg(
@@ -97,6 +100,18 @@ pub(crate) enum Command {
     Auth(AuthCommand),
     /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
     Plan(PlanArgs),
+    /// Print the script by which a shell completes these commands and their flags.
+    Completions {
+        /// The shell.
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page votestream(1), or write the pages of all commands.
+    Man {
+        /// Directory for the pages, such as ~/.local/share/man/man1; it is created if it does not exist.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
     /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build
     /// with `--features dev-aws`.
     DevAws(DevAwsArgs),
