@@ -10,7 +10,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use votestream_client::Address;
-use votestream_process::config::socket_addr;
+use votestream_process::{VERSION, config::socket_addr};
 use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, TrustedProxies};
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
@@ -31,7 +31,7 @@ command at once. If the reader of the output leaves, such as `head`, only the ou
 
 /// Counts votes: runs the stack on one machine, and sends commands to a running one.
 #[derive(Debug, Parser)]
-#[command(name = "votestream", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
+#[command(name = "votestream", version = VERSION, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
