@@ -8,6 +8,7 @@
 
 mod args;
 mod bars;
+mod browser;
 mod command;
 mod connect;
 mod control;
