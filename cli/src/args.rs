@@ -8,16 +8,18 @@ mod time;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use votestream_client::Address;
-use votestream_process::config::socket_addr;
+use votestream_process::{VERSION, config::socket_addr};
 use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, TrustedProxies};
 use votestream_stack::FrameAncestors;
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
 use self::time::{parse_duration, parse_time};
-use crate::plan::Clients;
+use crate::{option_file::NewOption, plan::Clients};
 
-const EXIT_CODES: &str = "\
+/// What the help says after the commands. `command::manual` reads its form.
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done, and the answer is yes
   1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact, an audit log
@@ -30,7 +32,7 @@ command at once. If the reader of the output leaves, such as `head`, only the ou
 
 /// Counts votes: runs the stack on one machine, and sends commands to a running one.
 #[derive(Debug, Parser)]
-#[command(name = "votestream", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
+#[command(name = "votestream", version = VERSION, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -40,25 +42,23 @@ pub(crate) struct Cli {
 
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
-    /// Ingest service, for casting votes.
+    /// Where the server is.
     #[arg(
         long,
         global = true,
         value_name = "URL",
-        env = "VOTESTREAM_INGEST",
+        env = "VOTESTREAM_SERVER",
         default_value = "http://127.0.0.1:50051"
     )]
-    pub(crate) ingest: Address,
-    /// Results and poll service.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "VOTESTREAM_RESULTS",
-        default_value = "http://127.0.0.1:50052"
-    )]
-    pub(crate) results: Address,
+    pub(crate) server: Address,
+    /// Where votes are cast, if the ingest service has an address of its own [default: that of --server]
+    #[arg(long, global = true, value_name = "URL", env = "VOTESTREAM_INGEST")]
+    pub(crate) ingest: Option<Address>,
+    /// Where polls and results are, if the results service has an address of its own [default: that of --server]
+    #[arg(long, global = true, value_name = "URL", env = "VOTESTREAM_RESULTS")]
+    pub(crate) results: Option<Address>,
     /// Certificates in PEM of those whom to trust with https://, and no others [default: those of the system]
     #[arg(long, global = true, value_name = "FILE", env = "VOTESTREAM_TLS_CA")]
     pub(crate) tls_ca: Option<PathBuf>,
@@ -101,6 +101,18 @@ pub(crate) enum Command {
     Auth(AuthCommand),
     /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
     Plan(PlanArgs),
+    /// Print the script by which a shell completes these commands and their flags.
+    Completions {
+        /// The shell.
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page votestream(1), or write the pages of all commands.
+    Man {
+        /// Directory for the pages, such as ~/.local/share/man/man1; it is created if it does not exist.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
     /// Run stand-ins for Kinesis and DynamoDB on this machine, in memory, for the services' own binaries. Needs a build
     /// with `--features dev-aws`.
     DevAws(DevAwsArgs),
@@ -353,11 +365,23 @@ pub(crate) struct PollCreateArgs {
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) id: String,
     /// Title for people.
-    #[arg(long, default_value = "", allow_negative_numbers = true)]
+    #[arg(long, default_value = "", hide_default_value = true, allow_negative_numbers = true)]
     pub(crate) title: String,
-    /// Id of an option; give it once for each option. No two may look alike.
-    #[arg(long = "option", value_name = "ID", required = true, allow_negative_numbers = true)]
-    pub(crate) options: Vec<String>,
+    /// An option: its id, or its id and a title for people, such as pizza='Pizza Margherita'. Give it once for each option;
+    /// no two ids may look alike. The id ends at the first =; one that has a = in it can be given by --options-file.
+    #[arg(
+        long = "option",
+        value_name = "ID[=TITLE]",
+        required_unless_present = "options_file",
+        allow_negative_numbers = true,
+        value_parser = parse_option
+    )]
+    pub(crate) options: Vec<NewOption>,
+    /// Options from a file, which follow those of --option; - for stdin: CSV `option_id,title` in UTF-8, one option a line.
+    /// The title may be missing. The file may have a header, quotes, and tabs or semicolons instead of commas; blanks around
+    /// a field are ignored unless they are inside quotes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) options_file: Option<PathBuf>,
     /// When voting starts [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) opens_at: Option<jiff::Timestamp>,
@@ -435,6 +459,11 @@ pub(crate) struct ResultsArgs {
     /// Show the final result; exit code 1 if there is none yet, or if it is not shown yet.
     #[arg(long = "final", id = "is_final")]
     pub(crate) is_final: bool,
+    /// Print CSV with a header: option_id,title,submitted,counted or, with --final, option_id,title,votes. Ids and titles are
+    /// printed as they are. A spreadsheet takes those that begin with =, +, - or @ for formulas: import the first two
+    /// columns as text.
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub(crate) csv: bool,
     /// Wait until the result is final and shown.
     #[arg(long, requires = "is_final")]
     pub(crate) wait: bool,
@@ -508,6 +537,15 @@ pub(crate) struct PlanArgs {
     pub(crate) up_for: Duration,
 }
 
+/// An option: `ID` or `ID=TITLE`.
+fn parse_option(text: &str) -> Result<NewOption, String> {
+    let (option_id, title) = text.split_once('=').unwrap_or((text, ""));
+    if option_id.is_empty() {
+        return Err("expected ID or ID=TITLE".into());
+    }
+    Ok(NewOption { option_id: option_id.to_owned(), title: title.to_owned() })
+}
+
 /// Time-outs of connections, in the range that the services accept.
 fn parse_wait(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
@@ -565,6 +603,18 @@ mod tests {
     }
 
     #[test]
+    fn an_option_is_an_id_and_maybe_a_title() {
+        let option = |text: &str| parse_option(text).map(|option| (option.option_id, option.title));
+        let good = |id: &str, title: &str| Ok((id.to_owned(), title.to_owned()));
+        assert_eq!(option("pizza"), good("pizza", ""));
+        assert_eq!(option("pizza=Pizza Margherita"), good("pizza", "Pizza Margherita"));
+        assert_eq!(option("sum=1 + 1 = 2"), good("sum", "1 + 1 = 2"));
+        assert_eq!(option("-5="), good("-5", ""));
+        assert_eq!(option("🍕=🍕 & شاورما"), good("🍕", "🍕 & شاورما"));
+        assert!(option("=Pizza").is_err() && option("").is_err());
+    }
+
+    #[test]
     fn shares() {
         assert_eq!(parse_share("0.25"), Ok(0.25));
         assert!(parse_share("1.5").is_err());
@@ -597,7 +647,10 @@ mod tests {
             &["votestream", "cast", "--poll", "p", "--user", "u"][..],
             &["votestream", "cast", "--file", "-", "--poll", "p"],
             &["votestream", "poll", "create", "--id", "p", "--option", "a"],
+            &["votestream", "poll", "create", "--id", "p", "--closes-in", "1h"],
             &["votestream", "results", "p", "--wait"],
+            &["votestream", "results", "p", "--csv", "--json"],
+            &["votestream", "results", "p", "--csv", "--watch"],
             &["votestream", "up", "--ephemeral", "--data-dir", "d"],
             &["votestream", "load", "--poll", "p", "--voters", "5", "--revote-share", "0.5"],
         ] {
@@ -607,8 +660,9 @@ mod tests {
 
     #[test]
     fn global_flags_may_follow_the_command() {
-        let cli = Cli::try_parse_from(["votestream", "results", "p", "--json", "--results", "host:1"]).unwrap();
-        assert!(cli.global.json);
-        assert_eq!(cli.global.results.url(), "http://host:1");
+        let given = ["votestream", "results", "p", "--json", "--server", "host:1", "--results", "host:2"];
+        let global = Cli::try_parse_from(given).unwrap().global;
+        assert!(global.json && global.ingest.is_none());
+        assert_eq!((global.server.url(), global.results.unwrap().url()), ("http://host:1", "http://host:2"));
     }
 }

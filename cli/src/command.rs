@@ -11,6 +11,7 @@ mod demo;
 #[cfg(feature = "dev-aws")]
 mod dev_aws;
 mod load;
+mod manual;
 mod plan;
 mod poll;
 mod results;
@@ -45,6 +46,8 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Auth(args) => unless_told_to_stop(&mut signals, auth::run(&global, args)).await,
         Command::Audit(args) => unless_told_to_stop(&mut signals, audit::run(&global, args)).await,
         Command::Plan(args) => plan::run(&global, args),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { directory } => manual::pages(directory.as_deref()),
     }
 }
 

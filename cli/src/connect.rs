@@ -20,10 +20,13 @@ impl Global {
 
     /// The settings of every connection.
     fn services(&self) -> Result<ClientBuilder, Failure> {
-        let mut services = Client::builder()
-            .ingest_address(self.ingest.clone())
-            .results_address(self.results.clone())
-            .retry(Retry::NEVER);
+        let mut services = Client::builder().server_address(self.server.clone()).retry(Retry::NEVER);
+        if let Some(address) = &self.ingest {
+            services = services.ingest_address(address.clone());
+        }
+        if let Some(address) = &self.results {
+            services = services.results_address(address.clone());
+        }
         if let Some(path) = &self.tls_ca {
             services = services.tls_ca(read("--tls-ca", path)?);
         }

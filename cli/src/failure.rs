@@ -113,6 +113,11 @@ impl Failure {
         if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
             return Self::Failed(format!("{what} is not allowed: {message} ({code})"));
         }
+        if status.code() == Code::Unimplemented {
+            return Self::Failed(format!(
+                "{what} failed: there is no such service at {url} ({code}); services apart have addresses apart: --ingest, --results"
+            ));
+        }
         Self::Failed(format!("{what} failed: {message} ({code})"))
     }
 }
@@ -156,6 +161,13 @@ mod tests {
         ] {
             assert_eq!(Failure::rpc("reading the poll", "http://x", &status, ""), Failure::Failed(message.into()));
         }
+    }
+
+    #[test]
+    fn a_service_that_is_elsewhere_can_be_named() {
+        let failure = Failure::rpc("listing polls", "http://x", &Status::unimplemented(""), "");
+        let Failure::Failed(message) = failure else { panic!() };
+        assert!(message.contains("no such service at http://x") && message.contains("--results"), "{message}");
     }
 
     #[tokio::test]

@@ -8,11 +8,14 @@
 
 mod args;
 mod bars;
+mod browser;
 mod command;
 mod connect;
 mod control;
 mod failure;
 mod generate;
+mod lines;
+mod option_file;
 mod output;
 mod plan;
 mod pseudonyms;

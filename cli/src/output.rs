@@ -44,8 +44,13 @@ pub(crate) fn log_to_stderr() {
 ///
 /// If it cannot be written. It is no error if nobody reads stdout any more.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Prints this on stdout, as it is.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    written(stdout.write_all(format!("{text}\n").as_bytes()).and_then(|()| stdout.flush()))
+    written(stdout.write_all(bytes).and_then(|()| stdout.flush()))
 }
 
 /// Prints lines on stdout.

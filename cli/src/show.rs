@@ -67,7 +67,7 @@ pub(crate) async fn play(address: Address) {
 }
 
 async fn rounds(address: Address) -> Result<(), ClientError> {
-    let client = Client::builder().ingest_address(address.clone()).results_address(address);
+    let client = Client::builder().server_address(address);
     let (results, ingest) = (client.connect_results().await?, client.connect_ingest().await?);
     let (to_stream, source) = mpsc::channel(SOURCE_MESSAGES_MAX);
     let rounds = async {

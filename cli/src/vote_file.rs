@@ -1,22 +1,17 @@
 //! Files of votes: CSV or JSON lines. The first line shows which.
 //!
-//! Owns the reading of lines and their numbers. One line is one vote, so a broken line (a stray quote, bytes that are
-//! not text) costs only itself. A file of another kind is refused as a whole, and the message says what to do. Must
-//! never judge an id: the service says which ids are valid.
+//! Owns how a line becomes a vote. One line is one vote, so a broken line (a stray quote, bytes that are not text) costs
+//! only itself. Must never judge an id: the service says which ids are valid.
 
 mod csv;
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 
 use serde::Deserialize;
 use votestream_core::record::foreign::JsonText;
 
 use self::csv::Format as Csv;
-
-/// Longest line that is read. Three ids of the greatest length are shorter, even escaped in JSON.
-const LINE_BYTES_MAX: usize = 16 << 10;
-/// Bytes that are read at a time.
-const READ_BYTES: usize = 1 << 16;
+use crate::lines::{BadLine, Lines, csv::delimiter_line};
 
 /// The fields in the order of a file without a header.
 const FIELDS: [&str; 3] = ["poll_id", "user_id", "option_id"];
@@ -29,19 +24,6 @@ pub(crate) struct Row {
     pub(crate) option_id: String,
 }
 
-/// A line that is not a vote.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BadLine {
-    /// The reason, in one sentence.
-    pub(crate) reason: String,
-}
-
-impl BadLine {
-    fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into() }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     Csv(Csv),
@@ -50,9 +32,7 @@ enum Format {
 
 /// The votes of a file with their line numbers, from 1.
 pub(crate) struct VoteFile<R> {
-    input: BufReader<R>,
-    buffer: Vec<u8>,
-    line: u64,
+    lines: Lines<R>,
     format: Option<Format>,
     /// The delimiter of a CSV file, if its first line names one.
     delimiter: Option<u8>,
@@ -61,38 +41,25 @@ pub(crate) struct VoteFile<R> {
 impl<R: Read> VoteFile<R> {
     /// Reads from here.
     pub(crate) fn new(input: R) -> Self {
-        let input = BufReader::with_capacity(READ_BYTES, input);
-        Self { input, buffer: Vec::new(), line: 0, format: None, delimiter: None }
+        Self { lines: Lines::new(input), format: None, delimiter: None }
     }
 
     /// Whether the next line has been read already, so that [`Self::next`] does not wait for the input.
     pub(crate) fn has_line(&self) -> bool {
-        self.input.buffer().contains(&b'\n')
+        self.lines.has_line()
     }
 
     /// The next line that is neither blank nor the header. An error ends the file.
     pub(crate) fn next(&mut self) -> io::Result<Option<(u64, Result<Row, BadLine>)>> {
-        while let Some(too_long) = read_line(&mut self.input, &mut self.buffer)? {
-            self.line += 1;
-            if self.line == 1 {
-                refuse_other_kinds(&self.buffer)?;
-                if self.buffer.starts_with(b"\xef\xbb\xbf") {
-                    self.buffer.drain(..3);
-                }
-            }
-            if too_long {
-                let reason = format!("the line is longer than {LINE_BYTES_MAX} bytes");
-                return Ok(Some((self.line, Err(BadLine::new(reason)))));
-            }
-            let text = match std::str::from_utf8(&self.buffer) {
-                Ok(text) if text.trim().is_empty() => continue,
+        while let Some((number, line)) = self.lines.next()? {
+            let text = match line {
                 Ok(text) => text,
-                Err(_) => return Ok(Some((self.line, Err(BadLine::new("the line is not valid UTF-8"))))),
+                Err(bad) => return Ok(Some((number, Err(bad)))),
             };
             let format = match self.format {
                 Some(format) => format,
                 None => {
-                    if let Some(delimiter) = csv::delimiter_line(text) {
+                    if let Some(delimiter) = delimiter_line(text) {
                         self.delimiter = Some(delimiter);
                         continue;
                     }
@@ -104,28 +71,10 @@ impl<R: Read> VoteFile<R> {
                     format
                 }
             };
-            return Ok(Some((self.line, parse(text, format))));
+            return Ok(Some((number, parse(text, format))));
         }
         Ok(None)
     }
-}
-
-/// Refuses files that are neither CSV nor JSON lines in UTF-8, by their first bytes. Otherwise each of their lines
-/// would be reported as a broken vote.
-fn refuse_other_kinds(start: &[u8]) -> io::Result<()> {
-    const UTF_8: &str = "save it as UTF-8, or convert it, for example with `iconv -f UTF-16 -t UTF-8`";
-    let kind = if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
-        format!("the file is UTF-16: {UTF_8}")
-    } else if start.starts_with(b"PK\x03\x04") {
-        "the file is a spreadsheet or a ZIP archive: save it as CSV in UTF-8, or unpack it".to_owned()
-    } else if start.starts_with(b"\x1f\x8b") {
-        "the file is compressed with gzip: cast what `gunzip -c` prints, with --file -".to_owned()
-    } else if start.contains(&0) {
-        format!("the file holds zero bytes, so it is not text or it is UTF-16: {UTF_8}")
-    } else {
-        return Ok(());
-    };
-    Err(io::Error::new(io::ErrorKind::InvalidData, kind))
 }
 
 /// The format of a file with this first line, and whether the line is a header.
@@ -181,40 +130,6 @@ fn parse_json(line: &str) -> Result<Row, BadLine> {
         user_id: text(fields.user_id, "user_id")?,
         option_id: text(fields.option_id, "option_id")?,
     })
-}
-
-/// Reads a line, without its line break. `None` at the end of the input; `Some(true)` if the line was too long and was
-/// skipped.
-fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<bool>> {
-    line.clear();
-    let (mut any, mut too_long) = (false, false);
-    loop {
-        let available = match input.fill_buf() {
-            Ok(available) => available,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        if available.is_empty() {
-            break;
-        }
-        any = true;
-        let end = available.iter().position(|&byte| byte == b'\n');
-        let part = &available[..end.unwrap_or(available.len())];
-        if line.len() + part.len() > LINE_BYTES_MAX {
-            too_long = true;
-        } else {
-            line.extend_from_slice(part);
-        }
-        let used = part.len() + usize::from(end.is_some());
-        input.consume(used);
-        if end.is_some() {
-            break;
-        }
-    }
-    if line.last() == Some(&b'\r') {
-        line.pop();
-    }
-    Ok(any.then_some(too_long))
 }
 
 #[cfg(test)]
@@ -277,16 +192,6 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_not_kept() {
-        let mut input = vec![b'x'; 10 * LINE_BYTES_MAX];
-        input.extend(b"\np,u,a\n");
-        let mut file = VoteFile::new(&input[..]);
-        assert!(matches!(file.next(), Ok(Some((1, Err(_))))));
-        assert!(matches!(file.next(), Ok(Some((2, Ok(_))))));
-        assert!(file.buffer.capacity() <= 2 * LINE_BYTES_MAX);
-    }
-
-    #[test]
     fn blanks_around_fields_are_not_part_of_them() {
         let expected = [good(2, "p|u1|New York")];
         assert_eq!(read(b"poll_id, user_id, option_id\np, u1, New York\n"), expected);
@@ -337,13 +242,5 @@ mod tests {
         assert_eq!(read[1].1, Err(expected.into()));
         assert_eq!(read[2].1, Err(expected.into()));
         assert_eq!(read[3].1, Err("user_id is missing".into()));
-    }
-
-    #[test]
-    fn it_knows_whether_it_would_wait() {
-        let mut file = VoteFile::new(&b"p,u1,a\np,u2,a\np,u3"[..]);
-        assert!(!file.has_line());
-        assert!(file.next().unwrap().is_some() && file.has_line());
-        assert!(file.next().unwrap().is_some() && !file.has_line());
     }
 }

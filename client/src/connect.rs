@@ -33,8 +33,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How much longer than its deadline a call is waited for: the service's own words come at the deadline.
 const DEADLINE_SLACK: Duration = Duration::from_secs(1);
 /// Where `votestream up` listens.
-const INGEST_PORT: u16 = 50_051;
-const RESULTS_PORT: u16 = 50_052;
+const SERVER_PORT: u16 = 50_051;
 
 /// A connection that says with every call who calls.
 pub(crate) type Identified = InterceptedService<Channel, Credentials>;
@@ -42,8 +41,11 @@ pub(crate) type Identified = InterceptedService<Channel, Credentials>;
 /// Settings of a client. By default it finds what `votestream up` has started on this machine.
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
-    ingest: Address,
-    results: Address,
+    server: Address,
+    /// If not that of the server.
+    ingest: Option<Address>,
+    /// If not that of the server.
+    results: Option<Address>,
     connect_timeout: Duration,
     keep_alive: Duration,
     call_timeout: Duration,
@@ -55,8 +57,9 @@ pub struct ClientBuilder {
 impl Default for ClientBuilder {
     fn default() -> Self {
         Self {
-            ingest: Address::local(INGEST_PORT),
-            results: Address::local(RESULTS_PORT),
+            server: Address::local(SERVER_PORT),
+            ingest: None,
+            results: None,
             connect_timeout: CONNECT_TIMEOUT,
             keep_alive: KEEP_ALIVE,
             call_timeout: CALL_TIMEOUT,
@@ -68,22 +71,21 @@ impl Default for ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// One address for both services, such as that of a proxy.
-    pub fn address(mut self, address: Address) -> Self {
-        self.ingest = address.clone();
-        self.results = address;
+    /// Where both services are, unless one of the next two says otherwise.
+    pub fn server_address(mut self, address: Address) -> Self {
+        self.server = address;
         self
     }
 
-    /// Where votes are cast.
+    /// Where votes are cast, if the ingest service has an address of its own.
     pub fn ingest_address(mut self, address: Address) -> Self {
-        self.ingest = address;
+        self.ingest = Some(address);
         self
     }
 
-    /// Where polls and results are.
+    /// Where polls and results are, if the results service has an address of its own.
     pub fn results_address(mut self, address: Address) -> Self {
-        self.results = address;
+        self.results = Some(address);
         self
     }
 
@@ -129,7 +131,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to both services.
+    /// Connects to both services. Each has its own connection, also at one address: streams of votes that fill one connection
+    /// hold up no results.
     ///
     /// # Errors
     ///
@@ -144,7 +147,7 @@ impl ClientBuilder {
     ///
     /// If it cannot be reached.
     pub async fn connect_ingest(&self) -> Result<IngestClient, ClientError> {
-        Ok(self.ingest_over(self.channel(Service::Ingest, &self.ingest).await?))
+        Ok(self.ingest_over(self.channel(Service::Ingest, self.ingest()).await?))
     }
 
     /// Connects to the results service alone.
@@ -153,20 +156,28 @@ impl ClientBuilder {
     ///
     /// If it cannot be reached.
     pub async fn connect_results(&self) -> Result<ResultsClient, ClientError> {
-        Ok(self.results_over(self.channel(Service::Results, &self.results).await?))
+        Ok(self.results_over(self.channel(Service::Results, self.results()).await?))
     }
 
     /// A client over a connection of the caller's, such as one with TLS. Its time-outs are the caller's, too.
     pub fn ingest_over(&self, channel: Channel) -> IngestClient {
         let grpc = IngestServiceClient::new(self.identified(channel));
-        IngestClient { grpc, wire: self.wire(&self.ingest) }
+        IngestClient { grpc, wire: self.wire(self.ingest()) }
     }
 
     /// A client over a connection of the caller's, such as one with TLS. Its time-outs are the caller's, too.
     pub fn results_over(&self, channel: Channel) -> ResultsClient {
         let channel = self.identified(channel);
         let results = ResultsServiceClient::new(channel.clone());
-        ResultsClient { results, polls: PollServiceClient::new(channel), wire: self.wire(&self.results) }
+        ResultsClient { results, polls: PollServiceClient::new(channel), wire: self.wire(self.results()) }
+    }
+
+    fn ingest(&self) -> &Address {
+        self.ingest.as_ref().unwrap_or(&self.server)
+    }
+
+    fn results(&self) -> &Address {
+        self.results.as_ref().unwrap_or(&self.server)
     }
 
     fn identified(&self, channel: Channel) -> Identified {
@@ -311,4 +322,24 @@ where
     // The library's own deadline ends with the headers of the answer; its message and its end may take for ever.
     let answer = tokio::time::timeout(timeout.saturating_add(DEADLINE_SLACK), call(request)).await;
     answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer came in time"))).map(Response::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_at_the_server_unless_it_has_its_own_address() {
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        let both = |builder: &ClientBuilder| (builder.ingest().url().to_owned(), builder.results().url().to_owned());
+        let urls = |ingest: &str, results: &str| (ingest.to_owned(), results.to_owned());
+        let builder = Client::builder();
+        assert_eq!(both(&builder), urls("http://127.0.0.1:50051", "http://127.0.0.1:50051"));
+        let builder = builder.results_address(address("r:1"));
+        assert_eq!(both(&builder), urls("http://127.0.0.1:50051", "http://r:1"));
+        // Whatever comes first.
+        let builder = builder.server_address(address("s:1"));
+        assert_eq!(both(&builder), urls("http://s:1", "http://r:1"));
+        assert_eq!(both(&builder.ingest_address(address("i:1"))), urls("http://i:1", "http://r:1"));
+    }
 }

@@ -20,14 +20,23 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+use crate::VERSION;
+
 pub use parse::{bytes, duration, one_of, socket_addr, switch, text, whole};
 
 /// Prefix of every variable of the project.
 pub const PREFIX: &str = "VOTESTREAM_";
 
-/// Variables of the project that the services do not read, but that may be set in the same shell.
-const OTHER_VARIABLES: [&str; 5] =
-    ["VOTESTREAM_INGEST", "VOTESTREAM_RESULTS", "VOTESTREAM_TLS_CA", "VOTESTREAM_TOKEN", "VOTESTREAM_TOKEN_FILE"];
+/// Variables of the project that the services do not read when they run, but that may be set in the same shell.
+const OTHER_VARIABLES: [&str; 7] = [
+    "VOTESTREAM_COMMIT",
+    "VOTESTREAM_SERVER",
+    "VOTESTREAM_INGEST",
+    "VOTESTREAM_RESULTS",
+    "VOTESTREAM_TLS_CA",
+    "VOTESTREAM_TOKEN",
+    "VOTESTREAM_TOKEN_FILE",
+];
 
 /// One setting.
 #[derive(Clone, Copy, Debug)]
@@ -144,11 +153,7 @@ impl Program {
                 None => argument.action(ArgAction::SetTrue),
             }
         });
-        Command::new(self.name)
-            .version(env!("CARGO_PKG_VERSION"))
-            .about(self.about)
-            .after_help(AFTER_HELP)
-            .args(arguments)
+        Command::new(self.name).version(VERSION).about(self.about).after_help(AFTER_HELP).args(arguments)
     }
 
     /// Reads flags (without the program's name) and variables.

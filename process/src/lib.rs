@@ -10,3 +10,6 @@ pub mod config;
 pub mod shell;
 pub mod telemetry;
 pub mod terminal;
+mod version;
+
+pub use version::VERSION;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use votestream_server::{Connections, Drain, ServiceError};
 
 use crate::{
+    VERSION,
     config::{Program, Refused, Values, one_of},
     telemetry::{self, Exports, LogFormat},
     terminal::{Signals, note},
@@ -165,7 +166,7 @@ where
     };
     drop(entered);
     votestream_server::raise_descriptor_limit();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = start.summary, "{} starts", program.name);
+    tracing::info!(version = VERSION, settings = start.summary, "{} starts", program.name);
     tracing::info!(exports = ?telemetry.exports(), ?config, "configured");
     let ended = runtime.block_on(async {
         let process = Process { shutdown: CancellationToken::new() };

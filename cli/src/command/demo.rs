@@ -98,8 +98,7 @@ impl Report {
 
 pub(super) async fn run(global: &Global, args: DemoArgs, mut signals: Signals) -> Outcome {
     let mut stack = RunningStack::start(StackOptions::ephemeral(args.shards)).await?;
-    let address = stack.address()?;
-    let services = Client::builder().ingest_address(address.clone()).results_address(address);
+    let services = Client::builder().server_address(stack.address()?);
     let ran = tokio::select! {
         ran = cast_and_prove(&args, &services) => ran,
         failure = stack.broken() => Err(failure),

@@ -169,11 +169,11 @@ fn first_votes(votes: u64, revote_share: f64) -> u64 {
 }
 
 async fn options_of(global: &Global, poll: &str) -> Result<Arc<[String]>, Failure> {
-    let poll = global.connect_results().await?.get_poll(poll).await;
-    let poll = poll.map_err(|error| Failure::client("reading the poll", error))?;
+    let results = global.connect_results().await?;
+    let poll = results.get_poll(poll).await.map_err(|error| Failure::client("reading the poll", error))?;
     let options: Arc<[String]> = poll.options.into_iter().map(|option| option.option_id).collect();
     if options.is_empty() {
-        return Err(Failure::failed(format!("{} answered with a poll without options", global.results)));
+        return Err(Failure::failed(format!("{} answered with a poll without options", results.address())));
     }
     Ok(options)
 }

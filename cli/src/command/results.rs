@@ -2,6 +2,8 @@
 //!
 //! Owns how results are shown, and how it is said that they are not. Must never show interim counts as final.
 
+mod table;
+
 use std::collections::HashMap;
 
 use console::Term;
@@ -33,6 +35,9 @@ pub(super) async fn run(global: &Global, args: ResultsArgs) -> Outcome {
     };
     if global.json {
         output::json(&interim)?;
+    } else if args.csv {
+        let rows = interim.options.iter().map(|option| (option.option_id.as_str(), [option.submitted, option.counted]));
+        table::print(&results, &interim.poll_id, ["submitted", "counted"], rows).await?;
     } else {
         let labels = Labels::read(&results, &interim.poll_id).await;
         output::lines(&labels.interim(&interim, room()))?;
@@ -58,6 +63,9 @@ async fn show_final(global: &Global, args: ResultsArgs, results: &ResultsClient)
     };
     if global.json {
         output::json(&response)?;
+    } else if args.csv {
+        let rows = response.options.iter().map(|option| (option.option_id.as_str(), [option.votes]));
+        table::print(results, &response.poll_id, ["votes"], rows).await?;
     } else {
         let labels = Labels::read(results, &response.poll_id).await;
         output::lines(&labels.last(&response, room()))?;

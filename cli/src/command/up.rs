@@ -16,6 +16,7 @@ use votestream_server::{AuditLog, AuditTarget, Identity, Tls};
 
 use crate::{
     args::{Global, TlsArgs, UpArgs},
+    browser::open_in_browser,
     failure::{Answer, Failure, Outcome},
     output,
     pseudonyms::Keys,
@@ -44,7 +45,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
     let identity = identity(&args)?;
     let auth_file = args.auth.auth.clone().filter(|_| identity.is_on());
     let quotas = quotas_of(&args.calls.into(), &identity).map_err(Failure::usage)?;
-    let (demo, ephemeral) = (args.demo, args.ephemeral || args.demo);
+    let (demo, open, ephemeral) = (args.demo, args.open, args.ephemeral || args.demo);
     let storage = match (ephemeral, args.data_dir) {
         (true, _) => Storage::Ephemeral,
         (false, directory) => Storage::Directory(data_directory(directory)?),
@@ -74,6 +75,9 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
         Ok(()) => {
+            if open {
+                open_in_browser(&page_of(&stack, scheme));
+            }
             let show = if demo { Some(stack.address()?) } else { None };
             tokio::select! {
                 failure = stack.broken() => Some(failure),
@@ -131,6 +135,11 @@ fn tls(args: TlsArgs) -> Result<Option<Tls>, Failure> {
     opened.map_err(|errors| usage(errors.iter().map(listener::tls_mistake).collect()))
 }
 
+/// The URL of the page.
+fn page_of(stack: &RunningStack, scheme: &str) -> String {
+    format!("{scheme}://{}/", stack.results_addr)
+}
+
 /// Plays the show, if there is one. Goes on for ever.
 async fn played(show: Option<Address>) {
     if let Some(address) = show {
@@ -149,7 +158,7 @@ fn announce(
 ) -> Result<(), Failure> {
     let ingest = format!("{scheme}://{}", stack.ingest_addr);
     let results = format!("{scheme}://{}", stack.results_addr);
-    let addresses = Addresses { page: format!("{results}/"), server: ingest.clone(), ingest, results };
+    let addresses = Addresses { page: page_of(stack, scheme), server: ingest.clone(), ingest, results };
     output::note(&format!("page      {}", addresses.page));
     if addresses.ingest == addresses.results {
         output::note(&format!("server    {}", addresses.server));

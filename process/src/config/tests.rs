@@ -108,7 +108,7 @@ fn flags_given_twice_or_without_a_value_are_mistakes() {
 
 #[test]
 fn variables_of_other_programs_of_the_project_are_no_mistakes() {
-    let variables = [("VOTESTREAM_INGEST", "http://x"), ("VOTESTREAM_FLUSH_INTERVAL", "?"), ("OTHER_SHARD", "1")];
+    let variables = [("VOTESTREAM_SERVER", "http://x"), ("VOTESTREAM_FLUSH_INTERVAL", "?"), ("OTHER_SHARD", "1")];
     assert!(read(&[], &variables).is_ok());
 }
 

@@ -18,7 +18,8 @@ use votestream_client::{MessageBuilder, Outgoing, Vote, v1::RejectionCode};
 use super::{Lines, Report, show};
 use crate::{
     failure::Failure,
-    vote_file::{BadLine, Row, VoteFile},
+    lines::BadLine,
+    vote_file::{Row, VoteFile},
 };
 
 /// Votes in a message.
