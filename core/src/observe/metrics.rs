@@ -600,6 +600,8 @@ pub static HISTOGRAMS: [&Histogram; 6] =
 /// Name and meaning of the discards.
 pub const DISCARDED: Info =
     info("votestream.group.votes.discarded", "{vote}", "Votes that do not count, and records that cannot be read");
+/// Name and meaning of the constant that says which version runs. It is always 1, with a label for the version.
+pub const BUILD: Info = info("votestream.build", "1", "Version of this process, in a label");
 /// Name and meaning of the shards' ages.
 pub const ITERATOR_AGE: Info = info(
     "votestream.group.iterator.age",
