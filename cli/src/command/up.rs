@@ -3,15 +3,16 @@
 //! Owns the default data directory. Must never end before every accepted vote is answered, unless a second signal
 //! comes. Must never end because nobody reads its output any more.
 
-use std::{env, ffi::OsString, path::PathBuf};
+use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use serde::Serialize;
 use votestream_embedded::PSEUDONYM_KEYS;
 use votestream_process::{
+    admin,
     config::listener::{self, auth_of, quotas_of},
     terminal::Signals,
 };
-use votestream_server::{AuditLog, AuditTarget, Identity, Tls};
+use votestream_server::{Admin, AuditLog, AuditTarget, Identity, Tls};
 
 use crate::{
     args::{Global, TlsArgs, UpArgs},
@@ -24,11 +25,16 @@ use crate::{
 /// Most polls that a warning names.
 const POLLS_NAMED_MAX: usize = 10;
 
+/// Number of listeners of the services: the stack is ready once all accept connections.
+const LISTENERS: usize = 2;
+
 /// The addresses of the services, printed for scripts.
 #[derive(Serialize)]
 struct Addresses {
     ingest: String,
     results: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    admin: Option<String>,
 }
 
 pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
@@ -61,12 +67,15 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         pseudonym_keys: Keys::of(args.pseudonym_keys.as_deref())?,
         continue_from_log_time: args.continue_from_log_time,
     };
+    // Before anything else: opening a large data directory takes a while, in which health and metrics are asked for.
+    let admin = args.admin_addr.map(open_admin).transpose()?;
     let mut stack = start(options, &mut signals).await?;
+    admin.iter().for_each(|admin| admin.serves_with(&stack.connections, LISTENERS));
     match &auth_file {
         None => output::note(OPEN),
         Some(file) => output::note(&format!("identity  {file}")),
     }
-    let announced = announce(global, &stack, scheme, ephemeral);
+    let announced = announce(global, &stack, admin.as_ref(), scheme, ephemeral);
     let broken = match announced {
         // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
@@ -75,6 +84,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
             _ = signals.next() => None,
         },
     };
+    admin.iter().for_each(|admin| if broken.is_some() { admin.breaks() } else { admin.drains() });
     output::note("stopping: answering every vote in flight (a second signal stops at once)");
     let stopped = tokio::select! {
         stopped = stack.stop() => stopped,
@@ -96,6 +106,15 @@ fn identity(args: &UpArgs) -> Result<Identity, Failure> {
     let auth = auth_of(auth, revoked, &[args.ingest_addr, args.results_addr]).map_err(Failure::usage)?;
     Identity::open(&auth)
         .map_err(|mistakes| Failure::usage(format!("the auth files are wrong:\n  {}", mistakes.join("\n  "))))
+}
+
+/// Answers at the admin address, where the start is not complete yet.
+fn open_admin(addr: SocketAddr) -> Result<Admin, Failure> {
+    let opened = admin::open(addr).map_err(|error| Failure::failed(format!("cannot listen on {addr}: {error}")))?;
+    if opened.is_exposed() {
+        output::note(&format!("WARNING   others can reach the admin address {}: {}", opened.address(), admin::EXPOSED));
+    }
+    Ok(opened)
 }
 
 /// Starts the stack. A first signal takes effect once the stack has started, a second one at once: that leaves a
@@ -124,13 +143,21 @@ fn tls(args: TlsArgs) -> Result<Option<Tls>, Failure> {
 }
 
 /// Prints where the services are.
-fn announce(global: &Global, stack: &RunningStack, scheme: &str, ephemeral: bool) -> Result<(), Failure> {
+fn announce(
+    global: &Global,
+    stack: &RunningStack,
+    admin: Option<&Admin>,
+    scheme: &str,
+    ephemeral: bool,
+) -> Result<(), Failure> {
     let addresses = Addresses {
         ingest: format!("{scheme}://{}", stack.ingest_addr),
         results: format!("{scheme}://{}", stack.results_addr),
+        admin: admin.map(|admin| format!("http://{}", admin.address())),
     };
     output::note(&format!("ingest    {}", addresses.ingest));
     output::note(&format!("results   {}", addresses.results));
+    addresses.admin.iter().for_each(|admin| output::note(&format!("admin     {admin}")));
     let end = if ephemeral { " (removed at the end)" } else { "" };
     output::note(&format!("data      {}{end}", stack.directory.display()));
     match stack.pseudonym_key {
