@@ -181,14 +181,12 @@ where
     votestream_server::raise_descriptor_limit();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = start.summary, "{} starts", program.name);
     tracing::info!(exports = ?telemetry.exports(), ?config, "configured");
+    let mut admin = None;
     let ended = runtime.block_on(async {
-        let admin = start.admin.map(open_admin).transpose()?;
+        admin = start.admin.map(open_admin).transpose()?;
         let process = Process { shutdown: CancellationToken::new(), admin: admin.clone() };
         listen_for_signals(process.shutdown())?;
-        let ended = serve(config, process).await;
-        // Here it stops to answer.
-        drop(admin);
-        ended
+        serve(config, process).await
     });
     let code = match ended {
         Ok(()) => {
@@ -201,6 +199,8 @@ where
         }
     };
     telemetry.shutdown();
+    // Operators were answered until here.
+    drop(admin);
     // Do not wait for workers: a call that was cut off may still block one.
     runtime.shutdown_background();
     code
