@@ -181,6 +181,10 @@ pub(crate) struct UpArgs {
     /// ones, as JSON lines that are chained by hashes; - for stdout. `votestream auth log` reads it [default: none]
     #[arg(long, value_name = "FILE|-", env = "VOTESTREAM_AUDIT_LOG", allow_hyphen_values = true)]
     pub(crate) audit_log: Option<AuditTarget>,
+    /// Address of its own for operators: GET /metrics for Prometheus, /healthz and /readyz, over HTTP without TLS; port 0
+    /// picks a free one. It asks for no credential, so nobody outside must be able to reach it [default: none]
+    #[arg(long, value_name = "ADDR", env = "VOTESTREAM_ADMIN_ADDR", value_parser = socket_addr)]
+    pub(crate) admin_addr: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) calls: CallArgs,
     #[command(flatten)]

@@ -86,6 +86,8 @@ pub(crate) struct RunningStack {
     pub(crate) pseudonym_key: Option<KeyId>,
     /// Polls whose votes are refused, and the key that they need.
     pub(crate) keys_missing: Vec<(PollId, KeyId)>,
+    /// Connections of clients, at both addresses.
+    pub(crate) connections: Connections,
     services: votestream_stack::Stack,
     /// Makes backups.
     control: Option<Control>,
@@ -127,8 +129,9 @@ impl RunningStack {
         let keys_missing = keys_missing.map_err(|error| Failure::failed(format!("cannot list the polls: {error}")))?;
         let pseudonym_key = keys.active();
         let control = Control::listen(&directory, engine.backups());
+        let connections = Connections::secured(options.limits, options.tls);
         let mut config = StackConfig::one_machine()
-            .with_connections(Connections::secured(options.limits, options.tls))
+            .with_connections(connections.clone())
             .with_identity(options.identity)
             .with_quotas(options.quotas)
             .with_pseudonyms(keys)
@@ -143,6 +146,7 @@ impl RunningStack {
             directory,
             pseudonym_key,
             keys_missing,
+            connections,
             services,
             control,
             engine,

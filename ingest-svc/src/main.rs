@@ -21,6 +21,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError>
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;
     let listener = process.bind(settings.listen)?;
+    process.serves_with(&settings.ingest.connections);
     let drain_max = settings.ingest.drain + SETTLE_MAX;
     process.run(drain_max, votestream_ingest::run(settings.ingest, ports, listener, process.shutdown())).await
 }

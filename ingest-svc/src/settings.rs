@@ -47,6 +47,7 @@ pub const PROGRAM: Program = Program {
             Setting::new("silence-timeout", "DURATION", "5m", "How long a stream may be silent after a message."),
             Setting::new("drain", "DURATION", "12s", "How long calls may take to end after a signal; at least 10s."),
         ],
+        &[listener::ADMIN_ADDR],
         engine::LOGS,
     ],
     others: engine::NAMES,

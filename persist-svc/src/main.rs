@@ -30,5 +30,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError>
         process.serve_health(addr, Connections::secured(limits, tls)).await?;
     }
     let config = PersistConfig { group: consumer.group };
+    // Nobody calls it: it is ready once it may read.
+    process.serves();
     process.run(drain, votestream_persist::run(config, ports, process.shutdown())).await
 }

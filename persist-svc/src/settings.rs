@@ -36,6 +36,7 @@ pub const PROGRAM: Program = Program {
                 "How long the process may take after a signal to store the windows it has begun.",
             ),
         ],
+        &[listener::ADMIN_ADDR],
         engine::LOGS,
     ],
     others: engine::NAMES,

@@ -5,6 +5,7 @@
 // `println!` and `eprintln!` panic once the reader of a pipe has left. `terminal` has functions that do not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod admin;
 pub mod config;
 #[cfg(feature = "otel")]
 pub mod shell;

@@ -17,11 +17,11 @@ use std::{
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use votestream_server::{Connections, Drain, ServiceError};
+use votestream_server::{Admin, Connections, Drain, ServiceError};
 
 use crate::{
-    VERSION,
-    config::{Program, Refused, Values, one_of},
+    VERSION, admin,
+    config::{Program, Refused, Values, listener, one_of},
     telemetry::{self, Exports, LogFormat},
     terminal::{Signals, note},
 };
@@ -70,6 +70,8 @@ const HEALTH_DRAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Process {
     shutdown: CancellationToken,
+    /// The admin address, if there is one.
+    admin: Option<Admin>,
 }
 
 impl Process {
@@ -110,6 +112,16 @@ impl Process {
         Ok(())
     }
 
+    /// Says at the admin address that the service is ready.
+    pub fn serves(&self) {
+        self.admin.iter().for_each(Admin::serves);
+    }
+
+    /// Says at the admin address that the service is ready, once it accepts connections.
+    pub fn serves_with(&self, connections: &Connections) {
+        self.admin.iter().for_each(|admin| admin.serves_with(connections, 1));
+    }
+
     /// Waits for the service to end. After a signal it has this much time.
     ///
     /// # Errors
@@ -122,6 +134,7 @@ impl Process {
     ) -> Result<(), ProcessError> {
         let overdue = async {
             self.shutdown.cancelled().await;
+            self.admin.iter().for_each(Admin::drains);
             tokio::time::sleep(drain_max).await;
         };
         tokio::select! {
@@ -168,8 +181,10 @@ where
     votestream_server::raise_descriptor_limit();
     tracing::info!(version = VERSION, settings = start.summary, "{} starts", program.name);
     tracing::info!(exports = ?telemetry.exports(), ?config, "configured");
+    let mut admin = None;
     let ended = runtime.block_on(async {
-        let process = Process { shutdown: CancellationToken::new() };
+        admin = start.admin.map(open_admin).transpose()?;
+        let process = Process { shutdown: CancellationToken::new(), admin: admin.clone() };
         listen_for_signals(process.shutdown())?;
         serve(config, process).await
     });
@@ -184,6 +199,8 @@ where
         }
     };
     telemetry.shutdown();
+    // Operators were answered until here.
+    drop(admin);
     // Do not wait for workers: a call that was cut off may still block one.
     runtime.shutdown_background();
     code
@@ -193,6 +210,7 @@ where
 struct Start {
     format: LogFormat,
     exports: Exports,
+    admin: Option<SocketAddr>,
     summary: String,
 }
 
@@ -204,10 +222,21 @@ fn read<C>(
     let mut values = program.read(arguments, std::env::vars_os())?;
     let format = values.get("log-format", one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
     let exports = values.merge(Exports::from_variables(|name| std::env::var(name).ok()));
+    let admin = listener::admin_addr(&mut values);
     let config = configure(&mut values);
     let summary = values.to_string();
-    let all = config.zip(format).zip(exports);
-    values.finish(all.map(|((config, format), exports)| (config, Start { format, exports, summary })))
+    let all = config.zip(format).zip(exports.zip(admin));
+    values.finish(all.map(|((config, format), (exports, admin))| (config, Start { format, exports, admin, summary })))
+}
+
+/// Answers at the admin address before anything else is there.
+fn open_admin(addr: SocketAddr) -> Result<Admin, ProcessError> {
+    let admin = admin::open(addr).map_err(|error| ProcessError::Start(format!("cannot listen on {addr}: {error}")))?;
+    tracing::info!(admin = %admin.address(), "metrics and health are answered");
+    if admin.is_exposed() {
+        tracing::warn!(admin = %admin.address(), "others can reach the admin address: {}", admin::EXPOSED);
+    }
+    Ok(admin)
 }
 
 fn answer(program: &Program, refused: Refused) -> ExitCode {
@@ -252,7 +281,7 @@ mod tests {
     use super::*;
 
     fn process() -> Process {
-        Process { shutdown: CancellationToken::new() }
+        Process { shutdown: CancellationToken::new(), admin: None }
     }
 
     const BUDGET: Duration = Duration::from_secs(5);

@@ -1,6 +1,6 @@
 //! Sets up logs, traces and metrics of a process, and their export by OpenTelemetry.
 //!
-//! Owns the subscribers of `tracing` and of the metrics of `core`. Logs go to stderr. Nothing else happens unless the
+//! Owns the subscribers of `tracing` and of the metrics of `core`. Logs go to stderr. Nothing is exported unless the
 //! standard variables ask for it: OTLP over gRPC is on for the signals that have an endpoint
 //! (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `OTEL_EXPORTER_OTLP_{TRACES,METRICS,LOGS}_ENDPOINT`), unless
 //! `OTEL_SDK_DISABLED=true` or `OTEL_{…}_EXPORTER=none`. The SDK reads the other `OTEL_*` variables (headers, time
@@ -16,8 +16,15 @@
 //!
 //! # Metrics
 //!
+//! OTLP exports them under the names in the table. `GET /metrics` of the admin address (see [`crate::admin`]) has all of
+//! them as well, by the conventions of Prometheus: dots become underscores; the unit stands last (`_seconds`, `_bytes`;
+//! `ms` become seconds; what is counted has no unit); counters end in `_total`, and the build in `_info`. So
+//! `votestream.lane.batch.size` is `votestream_lane_batch_size_bytes`, and `votestream.server.answer.bytes`, which ends in its
+//! unit already, is `votestream_server_answer_bytes`. `docs/operate.md` says what each tells when it goes wrong.
+//!
 //! | name | kind, unit | labels | what it says |
 //! |---|---|---|---|
+//! | `votestream.build` | info, 1 | `version` | which version runs; OTLP has it as `service.version` |
 //! | `votestream.ingest.votes.accepted` | counter, vote | | votes that passed validation |
 //! | `votestream.ingest.votes.rejected` | counter, vote | `reason` | votes rejected before they reached a lane |
 //! | `votestream.server.connections` | gauge, connection | | connections of clients that are open |
@@ -50,6 +57,7 @@
 mod export;
 #[cfg(feature = "otel")]
 mod hooks;
+pub(crate) mod prometheus;
 
 use http::HeaderMap;
 use tracing::Span;

@@ -127,11 +127,9 @@ impl Surface {
         let grpc =
             self.grpc.into_axum_router().layer(DeadlineLayer).layer(check).layer(self.audit.clone()).layer(WebLayer);
         let check = CheckLayer::json(self.identity, self.quotas);
-        let json = self.json.layer(check).layer(self.audit).method_not_allowed_fallback(async || {
-            let message = "this path does not take this method";
-            respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
-        });
-        let mut router = grpc.merge(json).merge(self.open).fallback(not_found);
+        let json = self.json.layer(check).layer(self.audit).method_not_allowed_fallback(wrong_method);
+        let open = self.open.method_not_allowed_fallback(wrong_method);
+        let mut router = grpc.merge(json).merge(open).fallback(not_found);
         if let Some(cors) = self.cors.layer() {
             router = router.layer(cors);
         }
@@ -197,7 +195,14 @@ where
     }
 }
 
-async fn not_found(headers: HeaderMap) -> Response {
+/// The answer to a method that a JSON route does not take.
+pub(crate) async fn wrong_method() -> Response {
+    let message = "this path does not take this method";
+    respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
+}
+
+/// The answer at a path where nothing is.
+pub(crate) async fn not_found(headers: HeaderMap) -> Response {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     if content_type.starts_with(b"application/grpc") {
         return Status::unimplemented("there is no such service").into_http();

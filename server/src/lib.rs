@@ -6,6 +6,7 @@
 // `println!` and `eprintln!` panic once the reader of a pipe has left. A process has other means to print.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod admin;
 pub mod audit;
 mod connections;
 mod deadline;
@@ -19,6 +20,7 @@ mod limits;
 mod quotas;
 mod tls;
 
+pub use admin::{Admin, Exposition};
 pub use audit::{AuditLog, AuditTarget};
 pub use connections::{Connections, Peer, raise_descriptor_limit};
 pub use files::{open_file, read_file};

@@ -24,5 +24,6 @@ async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError>
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;
     let listener = process.bind(listen)?;
+    process.serves_with(&tally.connections);
     process.run(drain, votestream_tally::run(tally, ports, listener, process.shutdown())).await
 }

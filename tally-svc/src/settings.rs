@@ -43,6 +43,7 @@ pub const PROGRAM: Program = Program {
                 "How long the process may take after a signal to end calls and write the last sums.",
             ),
         ],
+        &[listener::ADMIN_ADDR],
         engine::LOGS,
     ],
     others: engine::NAMES,

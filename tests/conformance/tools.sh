@@ -52,6 +52,18 @@ from_pypi() {
     rm -rf "$half"
 }
 
+# from_apt COMMAND PACKAGE: on Debian, as root. Nothing of it is started.
+from_apt() {
+    command -v "$1" >/dev/null && return 0
+    command -v apt-get >/dev/null || skipped "$1 is not installed, and there is no apt-get"
+    [ "$(id -u)" = 0 ] || skipped "$1 is not installed; only root may install $2"
+    if ! { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive timeout "$install_seconds" \
+        apt-get install --quiet=2 --no-install-recommends "$2"; } >/dev/null 2>&1; then
+        skipped "apt-get cannot install $2"
+    fi
+    command -v "$1" >/dev/null || skipped "$2 has no $1"
+}
+
 # work_in FOLDER: leaves the folder in `work`. When the script ends, the processes in `started` are ended, and then the folder is
 # removed.
 started=()

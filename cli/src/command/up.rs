@@ -3,16 +3,17 @@
 //! Owns the default data directory. Must never end before every accepted vote is answered, unless a second signal
 //! comes. Must never end because nobody reads its output any more.
 
-use std::{env, ffi::OsString, path::PathBuf};
+use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use serde::Serialize;
 use votestream_client::Address;
 use votestream_embedded::PSEUDONYM_KEYS;
 use votestream_process::{
+    admin,
     config::listener::{self, auth_of, quotas_of},
     terminal::Signals,
 };
-use votestream_server::{AuditLog, AuditTarget, Identity, Tls};
+use votestream_server::{Admin, AuditLog, AuditTarget, Identity, Tls};
 
 use crate::{
     args::{Global, TlsArgs, UpArgs},
@@ -36,6 +37,8 @@ struct Addresses {
     server: String,
     ingest: String,
     results: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    admin: Option<String>,
 }
 
 pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> Outcome {
@@ -50,6 +53,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         (true, _) => Storage::Ephemeral,
         (false, directory) => Storage::Directory(data_directory(directory)?),
     };
+    let listeners = 1 + usize::from(args.results_addr.is_some());
     let tls = tls(args.tls)?;
     let audit = args.audit_log.as_ref().map(AuditLog::open).transpose();
     let audit = audit.map_err(|error| Failure::usage(error.to_string()))?.unwrap_or_default();
@@ -69,8 +73,12 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
         pseudonym_keys: Keys::of(args.pseudonym_keys.as_deref())?,
         continue_from_log_time: args.continue_from_log_time,
     };
+    // Before anything else: opening a large data directory takes a while, in which health and metrics are asked for.
+    let admin = args.admin_addr.map(open_admin).transpose()?;
     let mut stack = start(options, &mut signals).await?;
-    let announced = announce(global, &stack, scheme, ephemeral, auth_file.as_deref());
+    // The stack is ready once all its listeners accept connections.
+    admin.iter().for_each(|admin| admin.serves_with(&stack.connections, listeners));
+    let announced = announce(global, &stack, admin.as_ref(), scheme, ephemeral, auth_file.as_deref());
     let broken = match announced {
         // If the addresses cannot be written, a script that waits for them would wait in vain.
         Err(failure) => Some(failure),
@@ -86,6 +94,7 @@ pub(super) async fn run(global: &Global, args: UpArgs, mut signals: Signals) -> 
             }
         }
     };
+    admin.iter().for_each(|admin| if broken.is_some() { admin.breaks() } else { admin.drains() });
     output::note("stopping: answering every vote in flight (a second signal stops at once)");
     let stopped = tokio::select! {
         stopped = stack.stop() => stopped,
@@ -108,6 +117,15 @@ fn identity(args: &UpArgs) -> Result<Identity, Failure> {
     let auth = auth_of(auth, revoked, &addresses).map_err(Failure::usage)?;
     Identity::open(&auth)
         .map_err(|mistakes| Failure::usage(format!("the auth files are wrong:\n  {}", mistakes.join("\n  "))))
+}
+
+/// Answers at the admin address, where the start is not complete yet.
+fn open_admin(addr: SocketAddr) -> Result<Admin, Failure> {
+    let opened = admin::open(addr).map_err(|error| Failure::failed(format!("cannot listen on {addr}: {error}")))?;
+    if opened.is_exposed() {
+        output::note(&format!("WARNING   others can reach the admin address {}: {}", opened.address(), admin::EXPOSED));
+    }
+    Ok(opened)
 }
 
 /// Starts the stack. A first signal takes effect once the stack has started, a second one at once: that leaves a
@@ -152,13 +170,15 @@ async fn played(show: Option<Address>) {
 fn announce(
     global: &Global,
     stack: &RunningStack,
+    admin: Option<&Admin>,
     scheme: &str,
     ephemeral: bool,
     auth_file: Option<&str>,
 ) -> Result<(), Failure> {
     let ingest = format!("{scheme}://{}", stack.ingest_addr);
     let results = format!("{scheme}://{}", stack.results_addr);
-    let addresses = Addresses { page: page_of(stack, scheme), server: ingest.clone(), ingest, results };
+    let admin = admin.map(|admin| format!("http://{}", admin.address()));
+    let addresses = Addresses { page: page_of(stack, scheme), server: ingest.clone(), ingest, results, admin };
     output::note(&format!("page      {}", addresses.page));
     if addresses.ingest == addresses.results {
         output::note(&format!("server    {}", addresses.server));
@@ -170,6 +190,7 @@ fn announce(
         None => output::note(OPEN),
         Some(file) => output::note(&format!("identity  {file}")),
     }
+    addresses.admin.iter().for_each(|admin| output::note(&format!("admin     {admin}")));
     let end = if ephemeral { " (removed at the end)" } else { "" };
     output::note(&format!("data      {}{end}", stack.directory.display()));
     match stack.pseudonym_key {

@@ -1,8 +1,9 @@
 //! What is counted and measured, by name.
 //!
 //! Owns the list of all metrics of the project, in [`COUNTERS`], [`GAUGES`], [`HISTOGRAMS`] and the ages of the shards.
-//! A counter is one atomic addition; a histogram does nothing until a sink is installed. Must never name an exporter:
-//! `process` exports them, and its `telemetry` module has the table for operators. Names and labels never change.
+//! A counter is one atomic addition; a histogram does nothing until a sink is installed, one for each exporter. Must never
+//! name an exporter: `process` exports them, and its `telemetry` module has the table for operators. Names and labels
+//! never change.
 
 use std::{
     collections::BTreeMap,
@@ -113,30 +114,40 @@ impl Gauge {
 /// Receives the values of a histogram.
 pub type Sink = Box<dyn Fn(f64, Labels) + Send + Sync>;
 
+/// Most sinks of a histogram: one for each exporter of a process.
+pub const SINKS_MAX: usize = 2;
+
 /// A distribution of values.
 pub struct Histogram {
     /// Its name and meaning.
     pub info: Info,
     /// Upper bounds of its buckets.
     pub bounds: &'static [f64],
-    sink: OnceLock<Sink>,
+    /// Filled from the front.
+    sinks: [OnceLock<Sink>; SINKS_MAX],
 }
 
 impl Histogram {
     const fn new(info: Info, bounds: &'static [f64]) -> Self {
-        Self { info, bounds, sink: OnceLock::new() }
+        Self { info, bounds, sinks: [const { OnceLock::new() }; SINKS_MAX] }
     }
 
-    /// Records a value.
+    /// Records a value. Looks at one place in memory if there is no sink.
     pub fn record(&self, value: f64, labels: Labels) {
-        if let Some(sink) = self.sink.get() {
+        for sink in self.sinks.iter().map_while(OnceLock::get) {
             sink(value, labels);
         }
     }
 
-    /// Sends all values to this sink from now on. Once a sink is installed, it stays.
-    pub fn install(&self, sink: Sink) {
-        self.sink.get_or_init(|| sink);
+    /// Sends all values to this sink as well, from now on. Once a sink is installed, it stays. There is room for
+    /// [`SINKS_MAX`]; one more gets nothing.
+    pub fn install(&self, mut sink: Sink) {
+        for place in &self.sinks {
+            match place.set(sink) {
+                Ok(()) => return,
+                Err(refused) => sink = refused,
+            }
+        }
     }
 }
 
@@ -589,6 +600,8 @@ pub static HISTOGRAMS: [&Histogram; 6] =
 /// Name and meaning of the discards.
 pub const DISCARDED: Info =
     info("votestream.group.votes.discarded", "{vote}", "Votes that do not count, and records that cannot be read");
+/// Name and meaning of the constant that says which version runs. It is always 1, with a label for the version.
+pub const BUILD: Info = info("votestream.build", "1", "Version of this process, in a label");
 /// Name and meaning of the shards' ages.
 pub const ITERATOR_AGE: Info = info(
     "votestream.group.iterator.age",
@@ -659,14 +672,23 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_without_a_sink_drops_its_values() {
+    fn a_value_reaches_every_sink_that_is_installed() {
         static HISTOGRAM: Histogram = Histogram::new(info("votestream.test", "s", ""), SECONDS);
-        HISTOGRAM.record(1.0, &[]);
         let recorded = Arc::new(Mutex::new(Vec::new()));
-        let sink = recorded.clone();
-        HISTOGRAM.install(Box::new(move |value, labels| sink.lock().push((value, labels.len()))));
+        let install = |name: &'static str| {
+            let recorded = recorded.clone();
+            HISTOGRAM.install(Box::new(move |value, labels| recorded.lock().push((name, value, labels.len()))));
+        };
+        HISTOGRAM.record(1.0, &[]);
+        install("first");
         HISTOGRAM.record(2.0, PUT_STORED);
-        assert_eq!(*recorded.lock(), [(2.0, 1)]);
+        install("second");
+        HISTOGRAM.record(3.0, &[]);
+        install("one too many");
+        HISTOGRAM.record(4.0, &[]);
+        let expected =
+            [("first", 2.0, 1), ("first", 3.0, 0), ("second", 3.0, 0), ("first", 4.0, 0), ("second", 4.0, 0)];
+        assert_eq!(*recorded.lock(), expected);
     }
 
     #[test]

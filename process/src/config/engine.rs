@@ -50,6 +50,7 @@ pub const LOGS: &[Setting] = &[Setting::new(
 /// Names of the settings of all services: they may share one environment.
 pub const NAMES: &[&str] = &[
     "listen",
+    "admin-addr",
     "cors-allow-origins",
     "connections-max",
     "connections-per-address-max",

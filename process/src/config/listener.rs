@@ -10,7 +10,7 @@ use votestream_server::{
     TlsSource,
 };
 
-use super::{Setting, Values, bytes, duration, switch, whole};
+use super::{Setting, Values, bytes, duration, socket_addr, switch, whole};
 
 /// Which web pages of other origins may call.
 pub const CORS_ALLOW_ORIGINS: Setting = Setting::optional(
@@ -129,6 +129,19 @@ pub fn quotas_of(limits: &CallLimits, identity: &Identity) -> Result<Quotas, Str
         );
     }
     Ok(Quotas::new(limits))
+}
+
+/// Where operators ask.
+pub const ADMIN_ADDR: Setting = Setting::optional(
+    "admin-addr",
+    "ADDR",
+    "Address of its own for operators: GET /metrics for Prometheus, /healthz and /readyz, over HTTP without TLS; port 0 picks a \
+     free one. It asks for no credential, so nobody outside must be able to reach it [default: none].",
+);
+
+/// Reads [`ADMIN_ADDR`].
+pub fn admin_addr(values: &mut Values) -> Option<Option<SocketAddr>> {
+    values.optional(ADMIN_ADDR.name, socket_addr)
 }
 
 /// Who administered what.

@@ -160,7 +160,7 @@ mod tests {
     async fn a_running_service_serves_until_it_is_told_to_stop() {
         let source = TlsSource { identity: TlsIdentity::SelfSigned, client_ca: None };
         for tls in [None, Some(Tls::open(source).unwrap())] {
-            let process = Process { shutdown: CancellationToken::new() };
+            let process = Process { shutdown: CancellationToken::new(), admin: None };
             let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             let is_secure = tls.is_some();
             assert!(ask(free, is_secure).await.unwrap_err().starts_with("no service listens there"));

@@ -17,8 +17,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
-use votestream_core::observe::metrics;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use votestream_core::observe::metrics::{self, ConnectionClosed, Gauge};
 
 use super::{
     descriptors,
@@ -60,9 +63,20 @@ impl Connections {
 
     /// Like [`new`](Self::new), with TLS on all of them.
     pub fn secured(limits: Limits, tls: Option<Tls>) -> Self {
+        Self::count(limits, tls, true)
+    }
+
+    /// Like [`new`](Self::new), for connections that are not of clients: no metric has them.
+    pub(crate) fn of_operators(limits: Limits) -> Self {
+        Self::count(limits, None, false)
+    }
+
+    fn count(limits: Limits, tls: Option<Tls>, of_clients: bool) -> Self {
         Self(Arc::new(Census {
             limits,
             tls,
+            of_clients,
+            served: watch::Sender::new(0),
             max: OnceLock::new(),
             origin: Instant::now(),
             places: Mutex::default(),
@@ -78,6 +92,13 @@ impl Connections {
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
+
+    /// Waits until connections of this many listeners are accepted.
+    pub async fn served(&self, listeners: usize) {
+        let mut served = self.0.served.subscribe();
+        // The sender lives as long as `self`.
+        drop(served.wait_for(|&served| served >= listeners).await);
+    }
 }
 
 #[derive(Debug)]
@@ -85,6 +106,10 @@ pub(crate) struct Census {
     pub(crate) limits: Limits,
     /// TLS of all connections; `None` if they have none.
     pub(crate) tls: Option<Tls>,
+    /// Whether metrics have these connections.
+    of_clients: bool,
+    /// Number of listeners whose connections are, or were, accepted.
+    served: watch::Sender<usize>,
     /// Most connections; computed when the first connection comes.
     max: OnceLock<usize>,
     origin: Instant,
@@ -157,6 +182,20 @@ impl Census {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX / 2) + 1
     }
 
+    /// Changes a gauge.
+    pub(crate) fn add(&self, gauge: &Gauge, change: i64) {
+        if self.of_clients {
+            gauge.add(change);
+        }
+    }
+
+    /// Counts a connection that the server closed.
+    pub(crate) fn closed(&self, reason: ConnectionClosed) {
+        if self.of_clients {
+            metrics::connection_closed(reason);
+        }
+    }
+
     /// Most connections at the same time.
     fn max(&self) -> usize {
         *self.max.get_or_init(|| {
@@ -221,7 +260,7 @@ impl Census {
         let quiet = Quiet { requested: false, since: link.accepted_at, id };
         places.quiet.insert(quiet);
         places.taken.insert(id, (link.clone(), Some(quiet)));
-        metrics::CONNECTIONS.add(1);
+        self.add(&metrics::CONNECTIONS, 1);
         Ok(Some(Place { link, id }))
     }
 
@@ -254,8 +293,9 @@ impl Census {
         }
     }
 
-    /// Returns a number for a new listener.
+    /// Returns a number for a new listener, which is served from now on.
     pub(crate) fn listener(&self) -> u64 {
+        self.served.send_modify(|served| *served += 1);
         let mut places = self.places.lock();
         places.next += 1;
         places.next - 1
@@ -292,7 +332,7 @@ impl Census {
         // The change wraps if there are fewer bytes than before; the sum does not.
         let change = now.wrapping_sub(before);
         let held = self.request_bytes.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
-        metrics::REQUEST_BYTES.add(change as i64);
+        self.add(&metrics::REQUEST_BYTES, change as i64);
         now > before && held > self.limits.request_bytes_max
     }
 
@@ -379,7 +419,7 @@ impl Drop for Place {
         if places.taken.len() < census.max() / 10 * 9 {
             census.say_full(false);
         }
-        metrics::CONNECTIONS.add(-1);
+        census.add(&metrics::CONNECTIONS, -1);
         census.freed.notify_one();
     }
 }

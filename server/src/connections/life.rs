@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::time::{Sleep, sleep_until};
-use votestream_core::observe::metrics::{self, ConnectionClosed};
+use votestream_core::observe::metrics::ConnectionClosed;
 
 use super::link::{Link, Order, State};
 use crate::Limits;
@@ -134,7 +134,7 @@ pub(crate) async fn live(http: impl Http, link: &Link) {
     })
     .await;
     if let Some((_, reason)) = timers.parted {
-        metrics::connection_closed(reason);
+        link.census.closed(reason);
     }
 }
 

@@ -391,7 +391,7 @@ impl Held {
         // Count under the lock, like everything that reverses it.
         let too_many = !written_off && link.census.hold_answers(len);
         drop(answers);
-        metrics::ANSWER_BYTES.add(len as i64);
+        link.census.add(&metrics::ANSWER_BYTES, len as i64);
         if written_off {
             held.rest.lock().take();
         } else if too_many {
@@ -424,6 +424,6 @@ impl Drop for Held {
         if !answers.written_off {
             self.link.census.release_answers(self.bytes);
         }
-        metrics::ANSWER_BYTES.add(-(self.bytes as i64));
+        self.link.census.add(&metrics::ANSWER_BYTES, -(self.bytes as i64));
     }
 }

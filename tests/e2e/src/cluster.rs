@@ -151,6 +151,20 @@ impl Process {
         }
     }
 
+    /// Where it answers operators. Its log says that.
+    ///
+    /// # Panics
+    ///
+    /// If it never says so.
+    pub async fn admin(&self) -> SocketAddr {
+        eventually(&format!("{} has an admin address", self.name), PATIENCE, async || {
+            let lines = self.log.lock();
+            let found = lines.iter().find_map(|line| field_in(line, "metrics and health are answered", "admin"));
+            found.ok_or("no line of it")
+        })
+        .await
+    }
+
     /// SIGKILL.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap_or_else(|error| panic!("{} cannot be killed: {error}", self.name));
@@ -202,9 +216,14 @@ impl Drop for Process {
 
 /// The address in the line that a service logs when it listens.
 fn address_in(line: &str) -> Option<SocketAddr> {
+    field_in(line, "listening", "address")
+}
+
+/// An address in a line with this message.
+fn field_in(line: &str, message: &str, name: &str) -> Option<SocketAddr> {
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
     let fields = line.get("fields").unwrap_or(&line);
-    (fields.get("message")? == "listening").then(|| fields.get("address")?.as_str()?.parse().ok())?
+    (fields.get("message")? == message).then(|| fields.get(name)?.as_str()?.parse().ok())?
 }
 
 /// Stream, tables and the settings of every process.

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,11 +18,13 @@ use axum::{
 };
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use parking_lot::Mutex;
 use votestream_core::port::Group;
 use votestream_e2e::{
     aws::{self, Server},
     cluster::{Binaries, Cluster, Load, LoadPlan, PATIENCE, eventually, shared_data},
+    collector::Collector,
 };
 use votestream_proto::{VotesMessage, v1::RejectionCode};
 
@@ -134,6 +137,79 @@ async fn cast(cluster: &Cluster, poll: &str, votes: &[(String, String)]) -> usiz
         eprintln!("{} votes are cast again", left.len());
     }
     panic!("{} votes were refused {ATTEMPTS_MAX} times", left.len());
+}
+
+/// Status and body of an answer at an admin address.
+async fn asked(admin: SocketAddr, path: &str) -> (u16, String) {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<axum::body::Bytes>>();
+    let answer = client.get(format!("http://{admin}{path}").parse().unwrap()).await.unwrap();
+    let status = answer.status().as_u16();
+    (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+}
+
+/// The value of a series at an admin address.
+async fn value(admin: SocketAddr, series: &str) -> f64 {
+    let (status, text) = asked(admin, "/metrics").await;
+    assert_eq!(status, 200);
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("{series} is not in {text}"))
+}
+
+/// Each service has its admin address. One of them exports by OTLP as well, and both get the values of histograms.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_tells_operators_how_it_is() {
+    const VOTES: usize = 300;
+    let cluster = Cluster::with_shards(BINARIES, 2).await;
+    let collector = Collector::start().await;
+    let arguments = ["--admin-addr", "127.0.0.1:0"];
+    let variables = [("VOTESTREAM_ADMIN_ADDR", "127.0.0.1:0"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint)];
+    let persist = cluster.start_persist("persist", &arguments);
+    let (tally, (ingest, address)) =
+        tokio::join!(cluster.start_tally("tally", &arguments), cluster.start_ingest_apart("ingest", &variables));
+    cluster.ingest.add(address);
+    for process in [&ingest, &persist, &tally] {
+        let admin = process.admin().await;
+        eventually(&format!("{} is ready", process.name()), PATIENCE, async || match asked(admin, "/readyz").await {
+            (200, _) => Ok(()),
+            not_yet => Err(not_yet),
+        })
+        .await;
+        assert_eq!(asked(admin, "/healthz").await, (200, "ok\n".into()));
+    }
+
+    cluster.create_poll("p", ["a"]).await;
+    let votes: Vec<_> = (0..VOTES).map(|user| (format!("user {user}"), "a".to_owned())).collect();
+    assert_eq!(cast(&cluster, "p", &votes).await, VOTES);
+    let admin = ingest.admin().await;
+    assert_eq!(value(admin, "votestream_lane_votes_settled_total{outcome=\"durable\"}").await, VOTES as f64);
+    for (process, group) in [(&persist, "persist"), (&tally, "tally")] {
+        let admin = process.admin().await;
+        let series = format!("votestream_group_votes_applied_total{{group=\"{group}\"}}");
+        eventually(&format!("{group} counts the votes"), PATIENCE, async || match value(admin, &series).await {
+            counted if counted == VOTES as f64 => Ok(()),
+            counted => Err(counted),
+        })
+        .await;
+        let lag = asked(admin, "/metrics").await.1;
+        assert!(lag.contains(&format!("votestream_group_iterator_age_seconds{{group=\"{group}\",shard=\"")), "{lag}");
+    }
+
+    // No vote is under way, so both exporters have the same.
+    let (batches, sum) = (
+        value(admin, "votestream_lane_batch_votes_count").await,
+        value(admin, "votestream_lane_batch_votes_sum").await,
+    );
+    assert!(batches >= 1.0 && sum >= VOTES as f64, "{batches} batches of {sum} votes");
+    for process in [ingest, persist, tally] {
+        process.stop(PATIENCE).await;
+    }
+    let received = collector.received();
+    let resources = received.metrics.iter().flat_map(|request| &request.resource_metrics);
+    let mut metrics = resources.flat_map(|resource| &resource.scope_metrics).flat_map(|scope| &scope.metrics);
+    let last = metrics.rfind(|metric| metric.name == "votestream.lane.batch.votes").expect("it was exported");
+    let Some(Data::Histogram(exported)) = &last.data else { panic!("no histogram: {last:?}") };
+    let [point] = &exported.data_points[..] else { panic!("{exported:?}") };
+    assert_eq!((point.count as f64, point.sum), (batches, Some(sum)));
 }
 
 /// Half of the processes are killed and started again. Then others are stopped in order.
