@@ -1,76 +1,56 @@
 // The list of polls: open ones first, then those to come, those being counted, and those that are final.
 
-import { advice, allPolls, repeat } from "./api.js";
-import { $, copy, write } from "./dom.js";
-import { clock, count, moment, nameOf, plural, sentence, stateOf, timing } from "./format.js";
-import { hasToken } from "./identity.js";
+import { allPolls, explain, repeat } from "./api.js";
+import { $, arrange, copy, write } from "./dom.js";
+import { clock, count, moment, nameOf, plural, stateOf, timing } from "./format.js";
 
 const EVERY_MS = 5000;
 
-/** The item of each poll by id, with what it shows. */
 const items = new Map();
-let answered;
-
-/** How a group of polls is sorted: what happens next is first, and so is what happened last. */
-const orders = {
-  OPEN: (one, other) => Date.parse(one.closes_at) - Date.parse(other.closes_at),
-  SCHEDULED: (one, other) => Date.parse(one.opens_at) - Date.parse(other.opens_at),
-  CLOSED: (one, other) => Date.parse(other.closes_at) - Date.parse(one.closes_at),
-  FINAL: (one, other) => Date.parse(other.closes_at) - Date.parse(one.closes_at),
-};
+let polls = [];
+let answeredAt;
 
 function itemOf(poll) {
-  let entry = items.get(poll.poll_id);
-  if (!entry) {
+  if (!items.has(poll.poll_id)) {
     const item = copy("poll");
-    item.querySelector("a").href = `/p/${encodeURIComponent(poll.poll_id)}`;
+    item.querySelector("a").href = `/p/${poll.poll_id}`;
     item.querySelector("bdi").textContent = nameOf(poll);
-    entry = { item };
-    items.set(poll.poll_id, entry);
+    items.set(poll.poll_id, item);
   }
-  entry.poll = poll;
-  return entry.item;
-}
-
-function about(poll) {
-  const when = timing(poll) || `closed ${moment(poll.closes_at)}`;
-  return `${when[0].toUpperCase()}${when.slice(1)} · ${plural(poll.options.length, "option", "options")}`;
+  return items.get(poll.poll_id);
 }
 
 function tick() {
-  for (const { item, poll } of items.values()) write(item.querySelector(".about"), about(poll));
+  for (const poll of polls) {
+    const when = timing(poll) || `closed ${moment(poll.closes_at)}`;
+    write(itemOf(poll).querySelector(".about"), `${when[0].toUpperCase()}${when.slice(1)} · ${plural(poll.options.length, "option")}`);
+  }
 }
 
-function show(polls) {
-  const ids = new Set(polls.map((poll) => poll.poll_id));
-  for (const id of items.keys()) if (!ids.has(id)) items.delete(id);
-  for (const [state, order] of Object.entries(orders)) {
-    const group = $(state);
-    const wanted = polls.filter((poll) => stateOf(poll) === state).sort(order).map(itemOf);
-    const list = group.querySelector("ul");
-    // Moving an item would take the focus from it.
-    if (wanted.length !== list.children.length || wanted.some((item, index) => list.children[index] !== item)) {
-      list.replaceChildren(...wanted);
-    }
-    group.hidden = !wanted.length;
+function show() {
+  for (const state of ["OPEN", "SCHEDULED", "CLOSED", "FINAL"]) {
+    const time = (poll) => Date.parse(state === "SCHEDULED" ? poll.opens_at : poll.closes_at);
+    // What happens next is first, and so is what happened last.
+    const sign = state === "OPEN" || state === "SCHEDULED" ? 1 : -1;
+    const group = polls.filter((poll) => stateOf(poll) === state).sort((one, other) => sign * (time(one) - time(other)));
+    arrange($(state).querySelector("ul"), group.map(itemOf));
+    $(state).hidden = !group.length;
   }
+  $("empty").hidden = polls.length > 0;
   tick();
 }
 
 async function refresh() {
-  const { polls, more, error } = await allPolls();
+  const { polls: all, more, error } = await allPolls();
   $("face").hidden = true;
   if (error) {
-    const first = answered === undefined || error.refused;
-    write($("problem"), first
-      ? `${sentence(error.message)} ${advice(error, hasToken())}`.trim()
-      : `Connection lost. The list is of ${clock(answered)}. Trying again…`);
+    write($("problem"), error.refused || !answeredAt ? explain(error) : `Connection lost. The list is of ${clock(answeredAt)}. Trying again…`);
     return;
   }
-  answered = new Date();
+  polls = all;
+  answeredAt = Date.now();
   write($("problem"), more ? `Only the first ${count(polls.length)} polls are shown.` : "");
-  show(polls);
-  $("empty").hidden = polls.length > 0;
+  show();
 }
 
 setInterval(tick, 1000);

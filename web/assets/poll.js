@@ -1,127 +1,159 @@
 // The vote page of a poll: its state, the vote of whoever looks, and the results as they come in.
 // Must never show a vote as stored before the server says that it is durable.
 
-import { advice, call, pause, pollOfAddress, pollPath } from "./api.js";
+import { call, explain, pause, pollOfAddress, pollPath } from "./api.js";
 import { Bars } from "./bars.js";
 import { $, write } from "./dom.js";
-import { follow } from "./events.js";
-import { clock, count, duration, nameOf, now, percent, plural, sentence, stateName, stateOf, timing } from "./format.js";
+import { clock, count, duration, isSoon, nameOf, percent, plural, sentence, stateName, stateOf, timing, until } from "./format.js";
 import { browserUser, hasToken, lastVote, rememberVote } from "./identity.js";
+import { isVotable, showBars, watch } from "./watch.js";
 
 const FILTER_FROM = 30;
+const LONG_TITLE = 90;
 const SAY_EVERY_MS = 10_000;
-// A vote that was certainly not stored because the server is busy is cast again, so many times.
+// A vote that was certainly not stored, because the server is busy, is cast again.
 const TRIES = 4;
-const TRY_AFTER_MAX_MS = 20_000;
+const WAIT_MAX_MS = 20_000;
 
-const id = pollOfAddress();
 let poll;
 let bars;
-let hidden = "";
-let results; // { counts, total, submitted, final }
-let live = true;
-let asOf;
 let casting = false;
 
 // --- What is said aloud: the state at once, the results now and then.
 
-let lastSaid = -Infinity;
-let later;
-let saidText = "";
+let saidAt = -Infinity;
+let sayLater;
 
 function say(text) {
-  lastSaid = Date.now();
-  saidText = text;
-  $("said").textContent = text;
+  clearTimeout(sayLater);
+  saidAt = Date.now();
+  if (text) $("said").textContent = text;
 }
 
-function sayResults() {
-  clearTimeout(later);
-  const wait = lastSaid + SAY_EVERY_MS - Date.now();
-  if (wait > 0) {
-    later = setTimeout(sayResults, wait);
-    return;
-  }
-  const text = summary();
-  if (text && text !== saidText) say(text);
+function sayResults({ total }) {
+  clearTimeout(sayLater);
+  sayLater = setTimeout(() => {
+    const [first, ...others] = bars.leaders();
+    const name = others.length ? plural(others.length + 1, "option") : first && nameOf(first.option);
+    const lead = first ? `${name} ${others.length ? "lead" : "leads"} with ${percent(first.level)}. ` : "";
+    say(`${lead}${plural(total, "person has", "people have")} voted.`);
+  }, saidAt + SAY_EVERY_MS - Date.now());
 }
 
-function summary() {
-  if (!results || results.final) return "";
-  const [first, ...others] = bars.leaders();
-  const voters = plural(results.total, "person has", "people have");
-  if (!first) return "Nobody's vote is counted yet.";
-  if (others.length) return `${count(others.length + 1)} options are level at ${percent(first.level)}. ${voters} voted.`;
-  return `${nameOf(first.option)} leads with ${percent(first.level)}. ${voters} voted.`;
-}
+// --- The poll.
 
-// --- The poll and its state.
-
-function showPoll() {
-  $("title").firstElementChild.textContent = nameOf(poll);
-  document.title = `${nameOf(poll)} – Votestream`;
+function note({ hidden, results }) {
   const state = stateOf(poll);
-  document.documentElement.dataset.state = state;
+  const elsewhere = state === "OPEN" && !isVotable(poll) ? "Votes are cast elsewhere." : "";
+  const checked = poll.needs_recount ? "The stored votes are checked before the result becomes final." : "The last votes are being counted.";
+  const own = { SCHEDULED: "Voting has not begun.", CLOSED: `Voting has ended. ${checked}` }[state] ?? elsewhere;
+  return results?.final ? "" : `${own} ${sentence(hidden)}`.trim();
+}
+
+function showPoll(known) {
+  const name = nameOf(poll);
+  $("title").firstElementChild.textContent = name;
+  $("title").classList.toggle("long", name.length > LONG_TITLE);
+  document.title = `${name} – Votestream`;
+  document.documentElement.dataset.state = stateOf(poll);
   write($("pill"), stateName(poll));
-  write($("note"), note(state));
-  const votable = state === "OPEN" && poll.source !== "POLL_SOURCE_STREAM";
-  for (const { pick } of bars.rows) pick.hidden = pick.disabled = !votable;
-  $("options").classList.toggle("votable", votable);
-  $("cast").hidden = !votable;
+  write($("note"), note(known));
+  $("options").classList.toggle("votable", isVotable(poll));
+  for (const { pick } of bars.rows) pick.hidden = pick.disabled = !isVotable(poll);
+  $("ballot").hidden = false;
   showChoice();
   tick();
-}
-
-function note(state) {
-  if (state === "SCHEDULED") return `Voting has not begun. These are the options.${hidden && ` ${sentence(hidden)}`}`;
-  if (poll.source === "POLL_SOURCE_STREAM" && state === "OPEN") return "Votes for this poll are cast elsewhere.";
-  if (hidden) return sentence(hidden);
-  if (poll.needs_recount) return "Voting has ended. The stored votes are being checked before the result becomes final.";
-  if (state === "CLOSED") return "Voting has ended. The last votes are being counted; the final result comes in a moment.";
-  return "";
 }
 
 function tick() {
   if (!poll) return;
   write($("when"), timing(poll));
-  const opens = Date.parse(poll.opens_at) - now();
-  write($("countdown"), stateOf(poll) === "SCHEDULED" && opens < 48 * 3_600_000 ? duration(opens) : "");
+  const counting = stateOf(poll) === "SCHEDULED" && isSoon(poll.opens_at);
+  write($("countdown"), counting ? duration(until(poll.opens_at)) : "");
 }
 
-function made() {
-  bars = new Bars($("options"), poll.options, (row) => {
+function makeRows() {
+  bars = new Bars($("options"), poll.options);
+  for (const row of bars.rows) {
     row.pick = row.item.querySelector("input");
-    row.badge = row.item.querySelector(".badge");
-    const [name, share, votes] = ["name", "share", "count"].map((part) => {
-      const element = row.item.querySelector(`.${part}`);
-      element.id = `${part}${row.index}`;
-      return element.id;
-    });
     row.pick.value = row.option.option_id;
-    row.pick.setAttribute("aria-labelledby", name);
-    row.pick.setAttribute("aria-describedby", `${share} ${votes}`);
-  });
+    for (const part of ["name", "share", "count"]) row[part].id = `${part}${row.index}`;
+    row.pick.setAttribute("aria-labelledby", row.name.id);
+    row.pick.setAttribute("aria-describedby", `${row.share.id} ${row.count.id}`);
+    row.pick.checked = row.option.option_id === lastVote(poll);
+  }
   $("tools").hidden = poll.options.length <= FILTER_FROM;
-  const mine = bars.row(lastVote(poll));
-  if (mine) mine.pick.checked = true;
+}
+
+function showResults(results) {
+  const { total, submitted, final, time } = results;
+  const came = `${plural(submitted, "vote")} came in, changed ones included.`;
+  write($("totals"), final ? `${plural(total, "person", "people")} voted. Final since ${clock(time)}.` : `${plural(total, "person has", "people have")} voted. ${came}`);
+  write($("scale"), bars.legend());
+  if (final) showVerdict(total);
+  else sayResults(results);
+}
+
+function showVerdict(total) {
+  const first = bars.leaders();
+  const [kicker, winner, figures] = $("verdict").children;
+  kicker.textContent = ["Nobody voted", "Winner"][first.length] ?? "It is a tie";
+  winner.replaceChildren(...first.slice(0, 3).flatMap((row) => [quoted(row), " · "]).slice(0, -1));
+  if (first.length > 3) winner.append(` and ${count(first.length - 3)} more`);
+  const each = first.length > 1 ? " each" : "";
+  write(figures, first.length ? `${percent(first[0].level)}${each}, ${plural(first[0].votes, "vote")} of ${count(total)}` : "");
+  $("verdict").hidden = false;
+  $("options").classList.add("final");
+  say(`The result is final. ${kicker.textContent}: ${winner.textContent}. ${figures.textContent}`);
+}
+
+function refuse(error) {
+  const missing = error.status === 404;
+  for (const part of document.querySelectorAll("main > :not(h1, #face, #said)")) part.hidden = true;
+  $("title").textContent = missing ? "There is no such poll" : "You cannot see this poll";
+  document.title = `${$("title").textContent} – Votestream`;
+  write($("face"), missing ? "A letter of its address may be wrong, or the poll is gone." : explain(error));
+}
+
+function draw(known, before) {
+  if (known.lost !== before.lost) {
+    write($("lost"), known.lost);
+    document.documentElement.classList.toggle("lost", Boolean(known.lost));
+    if (before.lost !== undefined) say(known.lost || "Connected again.");
+  }
+  if (known.error) return refuse(known.error);
+  if (!known.poll) return;
+  poll = known.poll;
+  $("face").hidden = true;
+  if (!bars) makeRows();
+  showBars(bars, known);
+  if (known.poll !== before.poll || known.results?.final) showPoll(known);
+  if (before.poll && stateOf(before.poll) !== stateOf(poll)) say(`${stateName(poll)}. ${$("note").textContent}`);
+  if (known.results !== before.results && stateOf(poll) !== "SCHEDULED") showResults(known.results);
 }
 
 // --- The vote.
 
 const chosen = () => bars.rows.find((row) => row.pick.checked);
 
+function quoted(row) {
+  const name = document.createElement("bdi");
+  name.textContent = nameOf(row.option);
+  return name;
+}
+
 function showChoice() {
   const mine = lastVote(poll);
   const row = chosen();
   for (const { option, item, badge } of bars.rows) {
-    const is = option.option_id === mine;
-    if (item.classList.toggle("mine", is) !== (badge.textContent !== "")) badge.textContent = is ? "Your vote" : "";
+    if (item.classList.toggle("mine", option.option_id === mine) || badge.textContent) badge.textContent = option.option_id === mine ? "Your vote" : "";
   }
-  const again = mine !== undefined && row?.option.option_id === mine;
-  $("cast").textContent = casting ? "Casting…" : again ? "Cast again" : mine === undefined ? "Cast vote" : "Change vote";
+  const again = row?.option.option_id === mine || $("outcome").className === "unknown" ? "Cast again" : "Change vote";
+  $("cast").textContent = casting ? "Casting…" : mine || $("outcome").className === "unknown" ? again : "Cast vote";
+  $("cast").hidden = !isVotable(poll);
+  $("outcome").parentElement.hidden = !isVotable(poll) && !$("outcome").textContent;
+  $("choice").hidden = !row || !isVotable(poll);
   $("choice").firstElementChild.textContent = row ? nameOf(row.option) : "";
-  $("choice").hidden = !row || $("cast").hidden;
-  $("ballot").classList.toggle("idle", $("cast").hidden && !$("outcome").textContent);
 }
 
 function outcome(kind, ...text) {
@@ -130,37 +162,31 @@ function outcome(kind, ...text) {
   showChoice();
 }
 
-function quoted(row) {
-  const name = document.createElement("bdi");
-  name.textContent = nameOf(row.option);
-  return name;
-}
-
-/** Casts once more without delay if the token names nobody, and later while the server is busy. */
+/** The error, or nothing if the vote is durable. */
 async function cast(row) {
-  const vote = { option_id: row.option.option_id, ...(!hasToken() && { user_id: browserUser() }) };
-  for (let left = TRIES - 1; ; left -= 1) {
-    const { error } = await call("POST", pollPath(id, "/votes"), vote);
-    if (error?.refused && error.status === 400 && /(^|\.)user_id$/.test(error.field) && !vote.user_id) {
+  const vote = { option_id: row.option.option_id, user_id: hasToken() ? undefined : browserUser() };
+  for (let tries = 1; ; tries += 1) {
+    const { error } = await call("POST", pollPath(pollOfAddress(), "/votes"), vote);
+    if (error?.status === 400 && error.field.endsWith("user_id") && !vote.user_id) {
       // The token votes for others, or nobody looks at it.
       vote.user_id = browserUser();
       continue;
     }
-    const busy = error?.refused && (error.status === 429 || error.status === 503);
-    if (!busy || left <= 0 || error.retryAfter > TRY_AFTER_MAX_MS) return error;
-    const wait = Math.max(error.retryAfter, 1000) * (1 + Math.random() / 2);
-    outcome("busy", `Your vote is not stored yet: the server is busy. Trying again in ${Math.ceil(wait / 1000)} s…`);
+    const busy = error?.refused && [429, 503].includes(error.status);
+    if (!busy || tries === TRIES || error.wait > WAIT_MAX_MS) return error;
+    const wait = Math.max(error.wait, 1000) * (1 + Math.random() / 2);
+    outcome("busy", `Not stored yet: the server is busy. Trying again in ${Math.ceil(wait / 1000)} s…`);
     await pause(wait);
   }
 }
 
 async function submit(event) {
   event.preventDefault();
-  if (casting) return;
   const row = chosen();
+  if (casting) return;
   if (!row) {
+    bars.rows.find(({ item }) => !item.hidden)?.pick.focus();
     outcome("bad", "Choose an option first.");
-    bars.rows[0]?.pick.focus();
     return;
   }
   casting = true;
@@ -170,124 +196,23 @@ async function submit(event) {
   if (!error) {
     rememberVote(poll, row.option.option_id);
     outcome("good", "Your vote for ", quoted(row), " is stored. You can change it until the poll closes.");
-  } else if (error.refused) {
-    outcome("bad", `Your vote was not stored. ${sentence(error.message)} ${advice(error, hasToken())}`.trim());
-  } else {
-    outcome("unknown", "Your vote for ", quoted(row), " may or may not count: no answer came back. Cast it again. This is safe, since only your last vote counts.");
-    $("cast").textContent = "Cast again";
-  }
+  } else if (error.refused) outcome("bad", `Your vote was not stored. ${explain(error)}`);
+  else outcome("unknown", "Your vote for ", quoted(row), " may or may not count: no answer came. Cast it again. That is safe, since only your last vote counts.");
 }
 
-// --- Results.
-
-function showResults() {
-  const { counts, total, submitted, final } = results;
-  bars.show(counts, total);
-  write($("totals"), final
-    ? `${plural(total, "person", "people")} voted. Final since ${clock(new Date(final))}.`
-    : `${plural(total, "person has", "people have")} voted. ${plural(submitted, "vote", "votes")} came in, changed ones included.`);
-  write($("scale"), bars.scale < 1000 ? `A full bar is ${percent(bars.scale)}.` : "");
-  if (final) showVerdict();
-  else sayResults();
-}
-
-function showVerdict() {
-  const first = bars.leaders();
-  const verdict = $("verdict");
-  const [kicker, name, figures] = verdict.children;
-  kicker.textContent = first.length > 1 ? "It is a tie" : "Winner";
-  name.replaceChildren();
-  first.slice(0, 3).forEach((row, index) => name.append(index ? " · " : "", quoted(row)));
-  if (first.length > 3) name.append(` and ${count(first.length - 3)} more`);
-  if (!first.length) kicker.textContent = "Nobody voted";
-  else figures.textContent = `${percent(first[0].level)}${first.length > 1 ? " each" : ""}, ${plural(first[0].votes, "vote", "votes")} of ${count(results.total)}`;
-  verdict.hidden = false;
-  $("options").classList.add("final");
-  clearTimeout(later);
-  say(`The result is final. ${[kicker, name, figures].map((part) => part.textContent).filter(Boolean).join(": ")}`);
-}
-
-// As often as the screen is drawn at most, however many events came.
-let drawing = false;
-
-function draw() {
-  if (drawing) return;
-  drawing = true;
-  requestAnimationFrame(() => {
-    drawing = false;
-    showResults();
-  });
-}
-
-// --- The stream.
-
-function takePoll(data) {
-  const before = poll && stateOf(poll);
-  poll = data.poll;
-  hidden = data.hidden;
-  if (!bars) made();
-  showPoll();
-  $("face").hidden = true;
-  $("ballot").hidden = false;
-  const state = stateOf(poll);
-  if (before && before !== state && state !== "FINAL") say(state === "OPEN" ? "Voting is open." : `${stateName(poll)}. ${$("note").textContent}`);
-}
-
-const votesOf = (list, field) => list.map((option) => [option.option_id, option[field]]);
-
-const handlers = {
-  poll: takePoll,
-  interim(data) {
-    asOf = new Date(data.as_of);
-    results = { counts: votesOf(data.options, "counted"), total: data.total_counted, submitted: data.total_submitted };
-    draw();
-  },
-  final(data) {
-    results = { counts: votesOf(data.options, "votes"), total: data.total_votes, final: data.finalized_at };
-    hidden = "";
-    poll = { ...poll, state: "POLL_STATE_FINAL" };
-    showPoll();
-    draw();
-  },
-};
-
-function connection(yes) {
-  if (yes === live) return;
-  live = yes;
-  document.documentElement.classList.toggle("lost", !live);
-  const old = results && !live ? ` The numbers are of ${clock(asOf)}.` : "";
-  write($("lost"), live ? "" : `Connection lost.${old} Trying again…`);
-  say(live ? "Connected again." : $("lost").textContent);
-}
-
-function refused(error) {
-  $("ballot").hidden = true;
-  const missing = error.status === 404;
-  $("title").firstElementChild.textContent = missing ? "There is no such poll" : "You cannot see this poll";
-  document.title = `${$("title").textContent} – Votestream`;
-  write($("face"), missing
-    ? "Look at its address again: a letter may be wrong, or the poll is gone."
-    : `${sentence(error.message)} ${advice(error, hasToken())}`.trim());
-  for (const part of ["pill", "when", "countdown", "note", "verdict", "totals"]) $(part).hidden = true;
-  document.documentElement.dataset.state = "NONE";
-}
-
-// --- What somebody does.
+// --- Many options.
 
 function filter() {
-  const fold = (text) => text.toLowerCase().normalize("NFKD");
+  const fold = (text) => text.normalize("NFKD").toLowerCase();
   const wanted = fold($("filter").value.trim());
-  let shown = 0;
-  for (const { option, item } of bars.rows) {
-    item.hidden = !fold(`${option.title}\n${option.option_id}`).includes(wanted);
-    shown += item.hidden ? 0 : 1;
-  }
-  write($("found"), wanted ? `${count(shown)} of ${plural(bars.rows.length, "option", "options")}` : "");
+  for (const { option, item } of bars.rows) item.hidden = !fold(`${option.title} ${option.option_id}`).includes(wanted);
+  const found = bars.rows.filter(({ item }) => !item.hidden).length;
+  write($("found"), wanted && `${count(found)} of ${plural(bars.rows.length, "option")}`);
 }
 
-function sort() {
-  const ranked = $("sort").getAttribute("aria-pressed") !== "true";
-  $("sort").setAttribute("aria-pressed", ranked);
+function sort({ target }) {
+  const ranked = target.getAttribute("aria-pressed") === "false";
+  target.setAttribute("aria-pressed", ranked);
   bars.arrange(ranked ? bars.ranked() : bars.rows);
 }
 
@@ -296,8 +221,4 @@ $("options").addEventListener("change", showChoice);
 $("filter").addEventListener("input", filter);
 $("sort").addEventListener("click", sort);
 setInterval(tick, 1000);
-follow(pollPath(id, "/results/events"), {
-  event: (type, data) => handlers[type]?.(data),
-  connected: connection,
-  refused,
-});
+watch(draw);
