@@ -46,4 +46,4 @@ if [ -z "$server" ]; then
     [ -n "$server" ] || { cat "$work/log" >&2; exit 1; }
 fi
 
-(cd "$work" && timeout 600 node run.mjs "$server" "$(command -v chromium)")
+(cd "$work" && timeout 1200 node run.mjs "$server" "$(command -v chromium)")

@@ -11,9 +11,9 @@ export const checks = {
       await tabTo(page, field);
       await page.keyboard.type(keys);
     };
-    await type("#poll_id", idOf("typed"));
+    await type("#id", idOf("typed"));
     await type("#title", "Typed by hand");
-    await tabTo(page, "#options");
+    await tabTo(page, "#lines");
     await page.keyboard.type("tea\ncoffee = Coffee, black\n");
     await tabTo(page, "#minutes");
     await page.keyboard.press("Control+A");
@@ -41,8 +41,8 @@ export const checks = {
     await page.getByLabel("Options").fill("tea");
     await page.getByRole("button", { name: "Create poll" }).click();
     await says(page, "#create-said.bad", /\w/);
-    equal("the field", await page.evaluate(() => [document.activeElement.id, document.activeElement.getAttribute("aria-invalid")]), ["poll_id", "true"]);
-    await page.getByLabel("Minutes").fill("");
+    equal("the field", await page.evaluate(() => [document.activeElement.id, document.activeElement.getAttribute("aria-invalid")]), ["id", "true"]);
+    await page.getByLabel("Closes after minutes").fill("");
     await page.getByRole("button", { name: "Create poll" }).click();
     await accessible(page, "a form with a mistake");
   },
