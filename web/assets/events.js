@@ -117,11 +117,15 @@ export function follow(poll, { event, connected, refused, always }) {
     }
   }
 
+  const leave = () => {
+    seen = false;
+    connection.abort();
+  };
   const look = () => {
     clearTimeout(leaving);
     seen = true;
     if (!document.hidden) wake?.();
-    else if (!always) leaving = setTimeout(() => connection.abort((seen = false)), UNSEEN_MS);
+    else if (!always) leaving = setTimeout(leave, UNSEEN_MS);
   };
   // The browser knows before the connection does.
   const gone = () => {

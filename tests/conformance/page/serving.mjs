@@ -28,20 +28,27 @@ export const checks = {
     }
   },
 
-  async "all files of the page together have less than 50 kB on the wire"() {
+  async "each view has less than 50 kB, and all files together have less than that on the wire"() {
     const id = await poll("size");
     const sizes = new Map();
     for (const path of ["/", `/p/${id}`, `/p/${id}/screen`, "/operate"]) {
       const context = await someone();
       const page = await context.newPage();
       const finished = [];
+      let whole = 0;
+      const measure = async (request, pathname) => {
+        sizes.set(pathname, (await request.sizes()).responseBodySize);
+        whole += (await (await request.response()).body()).length;
+      };
       page.on("requestfinished", (request) => {
         const { pathname } = new URL(request.url());
-        if (pathname === path || pathname.startsWith("/assets/")) finished.push(request.sizes().then((size) => sizes.set(pathname, size.responseBodySize)));
+        if (pathname === path || pathname.startsWith("/assets/")) finished.push(measure(request, pathname));
       });
       await page.goto(server + path, { waitUntil: "load" });
       await page.locator("h1").waitFor();
       await Promise.all(finished);
+      console.log(`    ${path}: ${whole} bytes`);
+      expect(`${path} is too large`, whole < SIZE_MAX, whole);
     }
     const total = [...sizes.values()].reduce((sum, size) => sum + size, 0);
     console.log(`    ${sizes.size} files, ${total} bytes`);

@@ -1,6 +1,7 @@
 // The server, Chromium, and what the checks expect of both. Every wait is for a condition.
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
+import { isDeepStrictEqual } from "node:util";
 import { chromium } from "playwright-core";
 
 /** Longest wait for a condition on a busy machine, in milliseconds. */
@@ -22,7 +23,7 @@ export function expect(what, good, seen) {
 }
 
 export function equal(what, seen, wanted) {
-  expect(`${what} is not ${JSON.stringify(wanted)}`, JSON.stringify(seen) === JSON.stringify(wanted), seen);
+  expect(`${what} is not ${JSON.stringify(wanted)}`, isDeepStrictEqual(seen, wanted), seen);
 }
 
 // --- The server.
