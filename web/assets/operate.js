@@ -88,7 +88,8 @@ class Card {
   }
 
   follow(yes) {
-    const event = (type, data) => type === "interim" && this.counted(data);
+    // The last votes before the end may not have had an event of their own.
+    const event = (type, data) => (type === "final" ? this.ask() : type === "interim" && this.counted(data));
     if (yes) this.unfollow ??= follow(this.id, { event, connected() {}, refused() {} });
     else if (this.unfollow) this.unfollow = this.unfollow();
   }
@@ -136,13 +137,11 @@ async function show(polls) {
   const rank = ({ poll }) => ORDER.indexOf(stateOf(poll));
   const sorted = [...cards.values()].sort((one, other) => rank(one) - rank(other) || (one.poll.opens_at < other.poll.opens_at ? 1 : -1));
   arrange($("cards"), sorted.map(({ item }) => item));
-  // Those that are followed stay so.
-  const running = sorted.filter((card) => rank(card) < 2).sort((one, other) => Boolean(other.unfollow) - Boolean(one.unfollow));
-  for (const card of sorted) card.follow(running.indexOf(card) >= 0 && running.indexOf(card) < FOLLOWED);
-  for (const card of sorted) {
-    const last = stateOf(card.poll) === "FINAL" && !card.isLast;
-    card.isLast ||= last;
-    if (last || running.indexOf(card) >= FOLLOWED) await card.ask();
+  const runs = ({ poll }) => ["OPEN", "CLOSED"].includes(stateOf(poll));
+  for (const [at, card] of sorted.entries()) {
+    const follows = at < FOLLOWED && runs(card);
+    card.follow(follows);
+    if (!follows && (runs(card) || !card.samples.length)) await card.ask();
   }
 }
 

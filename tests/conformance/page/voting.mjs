@@ -47,7 +47,7 @@ export const checks = {
     expect("a page was loaded again", (await same(first)) && (await same(second)));
     // One browser stays one voter.
     await first.reload();
-    await says(first, ".mine .badge", "Your vote");
+    await says(first, ".option:has-text('Cherry') .badge", "Your vote");
     await cast(first, "Banana");
     await stored(first, "Banana");
     await shows(second, "Banana", 1);
@@ -90,7 +90,7 @@ export const checks = {
       await cast(page, "Apple");
       await says(page, "#outcome.unknown", "may or may not count");
       await says(page, "#outcome.unknown", "only your last vote counts");
-      equal("what is taken for a vote", await page.locator(".mine").count(), 0);
+      equal("what is taken for a vote", await page.locator(".badge:visible").count(), 0);
       await cast(page, "Banana");
       await says(page, "#outcome.unknown", "Banana");
     }
@@ -147,7 +147,7 @@ export const checks = {
     await page.goto(`${server}/p/${id}#token=another.${token}`);
     await page.waitForFunction(() => location.hash === "");
     await settled(page);
-    equal("votes of the token before", await page.locator(".mine").count(), 0);
+    equal("votes of the token before", await page.locator(".badge:visible").count(), 0);
     const calls = requests.filter((request) => request.url().includes("/v1/"));
     const authorizations = new Set(await Promise.all(calls.map((request) => request.headerValue("authorization"))));
     equal("what calls are authorized by", [...authorizations].sort(), [`Bearer another.${token}`, `Bearer ${token}`]);
