@@ -1,7 +1,9 @@
 // Whoever runs polls: creating by keyboard alone, closing and releasing after a question, recounting, and what they see.
 import { accessible, api, equal, expect, idOf, open, overflow, NARROW, poll, same, says, shows, someone, tabTo, vote } from "./world.mjs";
 
-const card = (page, title) => page.locator(`.card:has-text("${title}")`);
+/** A part of a poll's card, which shows its id. */
+const part = (id, selector) => `.card:has-text("${id} ·") ${selector}`;
+const button = (page, id, name) => page.locator(part(id, "button")).filter({ hasText: name });
 
 export const checks = {
   async "a poll is created by keyboard alone, and the list shows it without loading again"() {
@@ -53,8 +55,8 @@ export const checks = {
     const voter = await open(await someone(), `/p/${id}`);
     await shows(voter, "Apple", 1);
     const page = await open(await someone(), "/operate");
-    const button = card(page, "Ended by hand").getByRole("button", { name: "Close" });
-    await button.focus();
+    const closing = button(page, id, "Close");
+    await closing.focus();
     await page.keyboard.press("Enter");
     await says(page, "dialog", "cannot be opened again");
     equal("what has the focus", await page.evaluate(() => document.activeElement.textContent), "Cancel");
@@ -62,14 +64,14 @@ export const checks = {
     await page.keyboard.press("Escape");
     await page.locator("dialog").waitFor({ state: "hidden" });
     equal("the state", (await api("GET", `/v1/polls/${id}`)).poll.state, "POLL_STATE_OPEN");
-    await button.focus();
+    await closing.focus();
     await page.keyboard.press("Enter");
     await tabTo(page, "#confirm-yes");
     await page.keyboard.press("Enter");
-    await says(page, ".card:has-text('Ended by hand') .said", "Closed.");
+    await says(page, part(id, ".said"), "Closed.");
     await says(voter, "#verdict", "Apple");
-    await card(page, "Ended by hand").getByRole("button", { name: "Recount" }).click();
-    await says(page, ".card:has-text('Ended by hand') .said.good", "The recount matches: 1 stored vote");
+    await button(page, id, "Recount").click();
+    await says(page, part(id, ".said.good"), "The recount matches: 1 stored vote");
     expect("a page was loaded again", (await same(page)) && (await same(voter)));
   },
 
@@ -78,8 +80,8 @@ export const checks = {
     const page = await open(await someone(), "/operate");
     const options = [{ option_id: "a", counted: 3, recounted: 4 }, { option_id: "b", counted: 1, recounted: 1 }];
     await page.route("**/recount", (route) => route.fulfill({ json: { poll_id: id, options, matches: false, final: true, progress: "" } }));
-    await card(page, "A wrong count").getByRole("button", { name: "Recount" }).click();
-    await says(page, ".said.bad", "“a” was counted 3 and recounted 4");
+    await button(page, id, "Recount").click();
+    await says(page, part(id, ".said.bad"), "“a” was counted 3 and recounted 4");
   },
 
   async "releasing asks first, and readers see the results"() {
@@ -87,11 +89,11 @@ export const checks = {
     await vote(id, "ada", "b");
     const reader = await open(await someone(), `/p/${id}`);
     const page = await open(await someone(), "/operate");
-    await card(page, "Released by hand").getByRole("button", { name: "Release" }).click();
+    await button(page, id, "Release").click();
     await page.getByRole("button", { name: "Release results" }).click();
-    await says(page, ".card:has-text('Released by hand') .said.good", "Released.");
+    await says(page, part(id, ".said.good"), "Released.");
     await shows(reader, "Banana", 1);
-    await card(page, "Released by hand").getByRole("button", { name: "Release" }).waitFor({ state: "hidden" });
+    await button(page, id, "Release").waitFor({ state: "hidden" });
   },
 
   async "the operator sees votes a second, how far the groups are, and what was refused"() {
@@ -99,15 +101,15 @@ export const checks = {
     const page = await open(await someone({ viewport: NARROW }), "/operate");
     await says(page, "#groups", "Votes are stored");
     await says(page, "#groups", "Votes are counted");
-    await says(page, ".card:has-text('Counted a second') .submitted-rate", "0.0/s");
+    await says(page, part(id, ".submitted-rate"), "0.0/s");
     let user = 0;
-    const moving = card(page, "Counted a second").locator(".counted-rate").filter({ hasText: /^(?!0\.0)[\d.,]+\/s$/ });
+    const moving = page.locator(part(id, ".counted-rate")).filter({ hasText: /^(?!0\.0)[\d.,]+\/s$/ });
     // Votes come in until their rate is seen.
     await expectSoon("a rate", async () => {
       await vote(id, `user-${(user += 1)}`, "a");
       return (await moving.count()) > 0;
     });
-    await says(page, ".card:has-text('Counted a second') .submitted", /^[1-9]/);
+    await says(page, part(id, ".submitted"), /^[1-9]/);
     await overflow(page, "the view to operate");
   },
 };

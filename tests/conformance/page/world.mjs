@@ -128,7 +128,7 @@ export const shows = (page, option, votes) => says(page, `.option:has-text("${op
 
 /** Presses Tab until the element has the focus. */
 export async function tabTo(page, selector) {
-  for (let presses = 0; presses < 60; presses += 1) {
+  for (let presses = 0; presses < 500; presses += 1) {
     await page.keyboard.press("Tab");
     if (await page.evaluate((selector) => document.activeElement.matches(selector), selector)) return;
   }
