@@ -5,22 +5,18 @@
 import { arrange, copy } from "./dom.js";
 import { level, nameOf, percent, plural } from "./format.js";
 
-// With many options even the first has a small share. Then a full bar is less than 100%: one of these, in tenths of a percent.
-const SCALES = [1000, 500, 250, 100, 50, 20, 10];
+// With more options even the first has a small share. Then its bar is the full one.
 const FULL_SCALE_OPTIONS = 8;
-// It shrinks to a scale only with room to spare, so that it does not flicker.
-const SPARE = 0.85;
 
 export class Bars {
   /** Makes a row for each option, of the template `row`. */
   constructor(list, options) {
     this.list = list;
-    this.scale = SCALES[0];
     this.rows = options.map((option, index) => {
-      const item = copy("row");
-      const part = (name) => item.querySelector(`.${name}`);
-      item.querySelector("bdi").textContent = nameOf(option);
-      return { option, index, item, name: part("name"), badge: part("badge"), share: part("share"), count: part("count"), fill: part("fill") };
+      const row = { option, index, item: copy("row") };
+      for (const part of ["name", "badge", "share", "count", "fill"]) row[part] = row.item.querySelector(`.${part}`);
+      row.item.querySelector("bdi").textContent = nameOf(option);
+      return row;
     });
     this.byId = new Map(this.rows.map((row) => [row.option.option_id, row]));
     list.classList.toggle("many", options.length > 50);
@@ -30,11 +26,15 @@ export class Bars {
   /** Shows votes: `[option_id, votes]` of each option, and their sum. */
   show(votes, total) {
     const most = Math.max(0, ...votes.map(([, number]) => number));
-    this.rescale(level(most, total), total);
+    const full = most && this.rows.length > FULL_SCALE_OPTIONS ? level(most, total) : 1000;
+    this.list.classList.add("counted");
+    this.list.style.setProperty("--full", full / 1000);
+    this.list.style.setProperty("--count", `${plural(most, "vote").length}ch`);
     for (const [option, number] of votes) {
       const row = this.byId.get(option);
       if (row) this.update(row, number, level(number, total), most > 0 && number === most);
     }
+    this.legend = full < 1000 ? `A full bar is ${percent(full)}.` : "";
   }
 
   update(row, votes, level, leads) {
@@ -45,21 +45,6 @@ export class Bars {
     }
     if (row.leads !== leads) row.item.classList.toggle("leads", leads);
     Object.assign(row, { votes, level, leads });
-  }
-
-  rescale(most, total) {
-    const fits = (scale) => most <= scale * (scale < this.scale ? SPARE : 1);
-    if (this.rows.length > FULL_SCALE_OPTIONS && most > 0) this.scale = SCALES.filter(fits).pop();
-    const { classList, style } = this.list;
-    const width = `${plural(total, "vote").length}ch`;
-    if (style.getPropertyValue("--scale") !== `${1000 / this.scale}`) style.setProperty("--scale", `${1000 / this.scale}`);
-    if (style.getPropertyValue("--count") !== width) style.setProperty("--count", width);
-    classList.add("counted");
-  }
-
-  /** What the length of a bar means, unless it is plain. */
-  legend() {
-    return this.scale < 1000 ? `A full bar is ${this.scale / 10}%.` : "";
   }
 
   /** The options with the most votes: more than one if it is a tie, none if nobody has voted. */

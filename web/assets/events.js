@@ -13,23 +13,20 @@ const SILENCE_MAX_MS = 40_000;
 const UNSEEN_MS = 20_000;
 const LINE_MAX = 4 << 20;
 
-/** Takes text in pieces. Gives `take` each event, and `{ retry }`. */
+/** Takes text in pieces, and gives `take` each event. */
 function parser(take) {
   let rest = "";
-  let event = { type: "message", data: "" };
+  let event = {};
   return (text) => {
     const lines = (rest + text).split(/\r\n|\n|\r(?!$)/);
     rest = lines.pop();
-    if (rest.length > LINE_MAX) throw new Error("a line of the stream is too long");
+    if (rest.length > LINE_MAX) throw new Error("too long a line");
     for (const line of lines) {
       const [, name, value] = /^([^:]*):? ?(.*)$/.exec(line);
-      if (name === "event") event.type = value;
-      if (name === "data") event.data += `${value}\n`;
-      if (name === "id") event.id = value;
-      if (name === "retry") take({ retry: Number(value) });
+      event[name] = name === "data" && event.data ? `${event.data}\n${value}` : value;
       if (line) continue;
-      if (event.data) take(event);
-      event = { type: "message", data: "" };
+      take(event);
+      event = {};
     }
   };
 }
@@ -38,29 +35,45 @@ function parser(take) {
  * Calls `event(type, data)` for each event, `connected(yes)` when the connection is there or cannot be made, and
  * `refused(error)` if there is nothing to follow. With `always` it goes on while nobody sees the page. Returns what ends it.
  */
-export function follow(poll, { event, connected, refused, always = false }) {
+export function follow(poll, { event, connected, refused, always }) {
   let lastId = "";
   let retry = 1000;
   let failures = 0;
   let seen = true;
+  let leaving;
+  let wake;
   let connection = new AbortController();
   const over = new AbortController();
   const { signal } = over;
-  let wake = () => {};
 
-  const stop = () => {
+  function stop() {
     over.abort();
     connection.abort();
-    wake();
-  };
+  }
 
   function take(received) {
     if (signal.aborted) return;
-    if (received.retry) retry = received.retry;
+    retry = Number(received.retry) || retry;
     if (!received.data) return;
     lastId = received.id ?? lastId;
-    event(received.type, JSON.parse(received.data));
-    if (received.type === "final") stop();
+    event(received.event, JSON.parse(received.data));
+    if (received.event === "final") stop();
+  }
+
+  async function read(response, heard) {
+    failures = 0;
+    connected(true);
+    learnTime(response.headers.get("Date"));
+    if (response.status === 204) return stop();
+    const reader = response.body.getReader();
+    const decoder = new TextDecoder();
+    const parse = parser(take);
+    for (;;) {
+      heard();
+      const { done, value } = await reader.read();
+      if (done) return 0;
+      parse(decoder.decode(value, { stream: true }));
+    }
   }
 
   /** One connection, to its end. For how long the server wants peace. */
@@ -75,34 +88,18 @@ export function follow(poll, { event, connected, refused, always = false }) {
     try {
       const headers = { ...credentials(), Accept: "text/event-stream", ...(lastId && { "Last-Event-ID": lastId }) };
       const response = await fetch(pollPath(poll, "/results/events"), { headers, cache: "no-store", signal: connection.signal });
-      if (!response.ok) {
-        failures += 1;
-        const error = await errorOf(response);
-        if (!error.refused || error.wait || error.status === 503) return error.wait;
-        stop();
-        refused(error);
-        return 0;
-      }
-      failures = 0;
-      connected(true);
-      if (response.status === 204) stop();
-      learnTime(response.headers.get("Date"));
-      const reader = response.body.getReader();
-      const decoder = new TextDecoder();
-      const parse = parser(take);
-      for (;;) {
-        const { done, value } = await reader.read();
-        if (done) return 0;
-        heard();
-        parse(decoder.decode(value, { stream: true }));
-      }
+      if (response.ok) return await read(response, heard);
+      failures += 1;
+      const error = await errorOf(response);
+      if (!error.refused || error.wait || error.status === 503) return error.wait;
+      stop();
+      return refused(error);
     } catch {
       // Broken before the head of the answer has come, or since: then the next attempt tells.
       failures += 1;
       return 0;
     } finally {
       clearTimeout(silence);
-      connection.abort();
     }
   }
 
@@ -120,25 +117,23 @@ export function follow(poll, { event, connected, refused, always = false }) {
     }
   }
 
-  let leaving;
+  const leave = () => {
+    seen = false;
+    connection.abort();
+  };
   const look = () => {
     clearTimeout(leaving);
     seen = true;
-    if (document.visibilityState === "visible") wake();
-    else if (!always) {
-      leaving = setTimeout(() => {
-        seen = false;
-        connection.abort();
-      }, UNSEEN_MS);
-    }
+    if (!document.hidden) wake?.();
+    else if (!always) leaving = setTimeout(leave, UNSEEN_MS);
   };
-  document.addEventListener("visibilitychange", look, { signal });
-  addEventListener("online", () => wake(), { signal });
   // The browser knows before the connection does.
   const gone = () => {
     connection.abort();
     connected(false);
   };
+  document.addEventListener("visibilitychange", look, { signal });
+  addEventListener("online", look, { signal });
   addEventListener("offline", gone, { signal });
   run();
   return stop;

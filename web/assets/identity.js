@@ -46,11 +46,8 @@ export const credentials = () => (hasToken() ? { Authorization: `Bearer ${ofTab.
 
 /** A random id that makes this browser one voter where nobody asks for a token. */
 export function browserUser() {
-  if (!ofBrowser.get("user")) {
-    // `randomUUID` is missing on plain http.
-    const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
-    ofBrowser.set("user", crypto.randomUUID?.() ?? bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(""));
-  }
+  // `randomUUID` is missing on plain http.
+  if (!ofBrowser.get("user")) ofBrowser.set("user", [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("-"));
   return ofBrowser.get("user");
 }
 

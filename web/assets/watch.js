@@ -1,39 +1,44 @@
 // What is known of one poll, for the vote page and for the screen: kept up to date by its events, and drawn at most once a frame.
-// Must never keep an older number than it was given, nor make one up.
+// Must never make a number up.
 
 import { pollOfAddress } from "./api.js";
+import { root } from "./dom.js";
 import { follow } from "./events.js";
-import { clock, stateOf } from "./format.js";
+import { clock, nameOf, stateOf } from "./format.js";
 
 /**
  * Calls `draw(known, before)` after changes. `known` has the `poll`, `hidden` (until when results are hidden, or empty),
- * `results` (`votes` of each option by id, `total`, `submitted`, `final`), `lost` (what to say about a lost connection) and `error`.
+ * `results` (`votes` of each option by id, `total`, `submitted`, `final`), `lost` (what to say about the connection) and `error`.
  */
 export function watch(draw, always) {
-  const known = { hidden: "", lost: "" };
+  let known = { hidden: "", lost: "" };
   let drawn = {};
   let asked = false;
-  const change = (news) => {
-    Object.assign(known, news);
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      const before = drawn;
-      drawn = { ...known };
-      draw(known, before);
-    });
+  const show = () => {
+    const before = drawn;
+    asked = false;
+    drawn = known;
+    root.classList.toggle("lost", Boolean(known.lost));
+    if (known.poll) {
+      root.dataset.state = stateOf(known.poll);
+      document.title = `${nameOf(known.poll)} – Votestream`;
+    }
+    draw(known, before);
   };
-  const votes = (options, field) => options.map((option) => [option.option_id, option[field]]);
+  const change = (news) => {
+    known = { ...known, ...news };
+    if (!asked) requestAnimationFrame(show);
+    asked = true;
+  };
   const take = {
     poll: (data) => data,
-    interim: (data) => ({
-      results: { votes: votes(data.options, "counted"), total: data.total_counted, submitted: data.total_submitted, time: data.as_of },
+    interim: ({ options, total_counted: total, total_submitted: submitted, as_of: time }) => ({
+      results: { votes: options.map((option) => [option.option_id, option.counted]), total, submitted, time },
     }),
-    final: (data) => ({
+    final: ({ options, total_votes: total, finalized_at: time }) => ({
       poll: { ...known.poll, state: "POLL_STATE_FINAL" },
       hidden: "",
-      results: { votes: votes(data.options, "votes"), total: data.total_votes, time: data.finalized_at, final: true },
+      results: { votes: options.map((option) => [option.option_id, option.votes]), total, time, final: true },
     }),
   };
   follow(pollOfAddress(), {
@@ -49,8 +54,3 @@ export function watch(draw, always) {
 
 /** Whether votes for it can be cast here. */
 export const isVotable = (poll) => stateOf(poll) === "OPEN" && poll.source !== "POLL_SOURCE_STREAM";
-
-/** Shows results in bars, without those of a poll that has not begun. */
-export function showBars(bars, { poll, results }) {
-  if (results && stateOf(poll) !== "SCHEDULED") bars.show(results.votes, results.total);
-}
