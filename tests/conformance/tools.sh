@@ -17,7 +17,7 @@ needs() {
     done
 }
 
-# Both functions install into a temporary folder and then rename it, so that nobody finds half of a tool. They set `tool` to the
+# These functions install into a temporary folder and then rename it, so that nobody finds half of a tool. They set `tool` to the
 # place.
 
 # from_npm PACKAGE@VERSION
@@ -31,6 +31,22 @@ from_npm() {
         --fetch-retries 1 --fetch-timeout 15000 "$1"; then
         rm -rf "$half"
         skipped "npm cannot install $1 from its registry"
+    fi
+    mv -T "$half" "$tool"
+}
+
+# from_lock NAME FOLDER: what package-lock.json in the folder has.
+from_lock() {
+    tool="$tools/$1-$(cat "$2/package.json" "$2/package-lock.json" | cksum | cut -d ' ' -f 1)"
+    [ ! -d "$tool" ] || return 0
+    local half
+    mkdir -p "$tools"
+    half="$(mktemp -d "$tools/half.XXXXXX")"
+    cp "$2"/package.json "$2"/package-lock.json "$half"
+    if ! timeout "$install_seconds" npm ci --prefix "$half" --silent --no-audit --no-fund --fetch-retries 1 \
+        --fetch-timeout 15000; then
+        rm -rf "$half"
+        skipped "npm cannot install the packages of $1 from its registry"
     fi
     mv -T "$half" "$tool"
 }
@@ -62,6 +78,11 @@ from_apt() {
         skipped "apt-get cannot install $2"
     fi
     command -v "$1" >/dev/null || skipped "$2 has no $1"
+}
+
+# free_port: prints a port that nobody listens on.
+free_port() {
+    node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close(); })'
 }
 
 # work_in FOLDER: leaves the folder in `work`. When the script ends, the processes in `started` are ended, and then the folder is

@@ -8,19 +8,7 @@ here="$(cd "$(dirname "$0")" && pwd)"
 source "$here/tools.sh"
 needs npm node
 
-# The packages of the lock file, installed outside the checkout.
-tool="$tools/web-$(cat "$here/web/package.json" "$here/web/package-lock.json" | cksum | cut -d ' ' -f 1)"
-if [ ! -d "$tool" ]; then
-    mkdir -p "$tools"
-    half="$(mktemp -d "$tools/half.XXXXXX")"
-    cp "$here"/web/package*.json "$half"
-    if ! timeout "$install_seconds" npm ci --prefix "$half" --silent --no-audit --no-fund --fetch-retries 1 \
-        --fetch-timeout 15000; then
-        rm -rf "$half"
-        skipped 'npm cannot install connect-web from its registry'
-    fi
-    mv -T "$half" "$tool"
-fi
+from_lock web "$here/web"
 
 # The work folder is beside the packages, where Node looks for them.
 work_in "$(mktemp -d "$tool/run.XXXXXX")"
@@ -34,17 +22,13 @@ done
 cors=()
 port=
 if "$votestream" up --help | grep -q -- --cors-allow-origins; then
-    port="$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close(); })')"
+    port="$(free_port)"
     cors=(--cors-allow-origins "http://127.0.0.1:$port")
 fi
 start_stack "$votestream" "${cors[@]}"
 
 (cd "$work" && timeout 120 node node.mjs "$ingest" "$results")
 
-if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive timeout "$install_seconds" apt-get install --quiet=2 \
-        --no-install-recommends chromium; } >/dev/null 2>&1 || true
-fi
-command -v chromium >/dev/null || skipped 'chromium cannot be installed'
+from_apt chromium chromium
 (cd "$work" && "$tool/node_modules/.bin/esbuild" calls.mjs --bundle --format=esm --log-level=warning --outfile=page.js)
 (cd "$work" && timeout 180 node chromium.mjs "$ingest" "$results" "$(command -v chromium)" "$work/page.js" "$port")
