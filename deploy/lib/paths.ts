@@ -1,8 +1,9 @@
 /**
- * Every call that there is, and which of them the public load balancer lets through: votes and reading. The internal one has all.
+ * Every call and every route that there is, and which of them the public load balancer lets through: votes, reading and the page.
+ * The internal one has all. With both, one URL serves everything, so the page calls the API under its own name.
  *
- * A call that is in no list is reached from outside by nobody; test/contract.test.ts compares the lists with proto/, with the
- * JSON routes, and with the rights that the services ask for. Must never have a wildcard in a public path.
+ * What is in no list is reached from outside by nobody; test/contract.test.ts compares the lists with proto/, the routes of
+ * the services, and with the rights that they ask for. Must never have a `*` in a public path.
  */
 import { CfnListenerRule, ListenerCondition } from 'aws-cdk-lib/aws-elasticloadbalancingv2';
 
@@ -28,19 +29,46 @@ export const MANAGE_RPCS = [
   '/votestream.v1.ResultsService/Recount',
 ];
 
-/** JSON routes with votes, as the services write them. */
-export const VOTE_ROUTES = ['/vote', '/v1/polls/{poll}/votes'];
-/** JSON routes that read. */
-export const READ_ROUTES = ['/v1/polls/{poll}', '/v1/polls/{poll}/results/interim', '/v1/polls/{poll}/results/final'];
-/** JSON routes of administrators. */
-export const MANAGE_ROUTES = ['/v1/polls/{poll}/release'];
+/** A route over HTTP: its method, and its path as the services write it. */
+export type Route = `${'GET' | 'POST'} /${string}`;
+
+/** JSON routes with votes. */
+export const VOTE_ROUTES: readonly Route[] = ['POST /vote', 'POST /v1/polls/{poll}/votes'];
+/** Routes that read, as JSON, CSV and events. */
+export const READ_ROUTES: readonly Route[] = [
+  'GET /v1/polls',
+  'GET /v1/polls/{poll}',
+  'GET /v1/polls/{poll}/results/interim',
+  'GET /v1/polls/{poll}/results/final',
+  'GET /v1/polls/{poll}/results/events',
+];
+/** The page for audiences, with its files and codes, and the description of the API. None of it depends on who asks. */
+export const PAGE_ROUTES: readonly Route[] = [
+  'GET /',
+  'GET /p/{poll}',
+  'GET /p/{poll}/screen',
+  'GET /p/{poll}/qr.svg',
+  'GET /assets/{file}',
+  'GET /openapi.json',
+];
+/** Routes of administrators, and their page: through the internal load balancer only. */
+export const MANAGE_ROUTES: readonly Route[] = [
+  'POST /v1/polls',
+  'POST /v1/polls/{poll}/close',
+  'POST /v1/polls/{poll}/release',
+  'POST /v1/polls/{poll}/recount',
+  'GET /v1/status',
+  'GET /operate',
+];
 
 /** What the internal load balancer lets through: whatever the services have, be it in a list above or not. */
 export const ALL_INGEST = '/votestream.v1.IngestService/*';
 export const ALL_TALLY = ['/votestream.v1.PollService/*', '/votestream.v1.ResultsService/*'];
 /** Asked by tools for the names of calls. */
 export const REFLECTION = '/grpc.reflection.*';
-export const ALL_POLLS_JSON = ['/v1/polls', '/v1/polls/*'];
+/** JSON of tally. Votes are below `/v1/` too, so their rule comes first. */
+export const ALL_JSON = '/v1/*';
+export const ALL_PAGE = ['/', '/operate', '/openapi.json', '/p/*', '/assets/*'];
 
 /** Most values of one condition of a listener rule, and of all its conditions together. */
 export const CONDITION_VALUES_MAX = 3;
@@ -58,8 +86,9 @@ export class Paths extends ListenerCondition {
   }
 
   /** Exactly the paths of these routes. In a pattern `*` would stand for slashes, too: `/v1/polls/*` is every route below. */
-  static ofRoutes(...routes: readonly string[]): Paths {
-    return new Paths('regexValues', routes.map((route) => `^${route.replaceAll(/\{\w+\}/g, '[^/]+')}$`));
+  static ofRoutes(...routes: readonly Route[]): Paths {
+    const paths = routes.map((route) => route.slice(route.indexOf('/')).replaceAll('.', '\\.'));
+    return new Paths('regexValues', paths.map((path) => `^${path.replaceAll(/\{\w+\}/g, '[^/]+')}$`));
   }
 
   /** The same paths in parts that fit into a rule with so many other values. */

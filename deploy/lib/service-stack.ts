@@ -1,7 +1,7 @@
 /**
  * Network, load balancers, cluster and the three services. Everything here can be deleted and made again without losing a vote.
  *
- * Two load balancers: the public one lets votes and reading through (paths.ts), the internal one all calls. Who may do what is
+ * Two load balancers: the public one lets votes, reading and the page through (paths.ts), the internal one everything. Who may do what is
  * decided by the services; the balancers let nobody in unless `clientCidrs` and `adminCidrs` say so. Tasks reach AWS by VPC
  * endpoints. Only ingest and tally have a way to the internet, for the keys of issuers, and none with `natGateways` 0.
  */
@@ -25,7 +25,9 @@ import { Config } from './config';
 import { DataStack } from './data-stack';
 import { Monitoring } from './monitoring';
 import { groupAge } from './metrics';
-import { ALL_INGEST, ALL_POLLS_JSON, ALL_TALLY, Paths, READ_ROUTES, READ_RPCS, REFLECTION, VOTE_ROUTES, VOTE_RPCS } from './paths';
+import {
+  ALL_INGEST, ALL_JSON, ALL_PAGE, ALL_TALLY, PAGE_ROUTES, Paths, READ_ROUTES, READ_RPCS, REFLECTION, VOTE_ROUTES, VOTE_RPCS,
+} from './paths';
 import { ServiceName } from './permissions';
 import { RegistryStack } from './registry-stack';
 import { ASKING, SECRETS } from './secrets';
@@ -38,7 +40,7 @@ const INGEST_CPU_PERCENT = 40;
 /** Requests and streams a minute and task at which ingest gets more tasks. */
 const INGEST_REQUESTS_PER_TARGET = 60_000;
 
-/** The services that are called, and how: gRPC by HTTP/2, gRPC-Web and JSON by HTTP/1.1. */
+/** The services that are called, and how: gRPC by HTTP/2; gRPC-Web, JSON, events and the page by HTTP/1.1. */
 type Targets = Readonly<Record<'ingestGrpc' | 'ingestWeb' | 'tallyGrpc' | 'tallyWeb', ApplicationTargetGroup>>;
 type Services = Readonly<Record<ServiceName, VoteService>>;
 
@@ -273,7 +275,7 @@ export class ServiceStack extends Stack {
   }
 
   /**
-   * Where a load balancer sends calls: gRPC to the tasks by HTTP/2, and gRPC-Web and JSON by HTTP/1.1, all of it with TLS, health
+   * Where a load balancer sends calls: gRPC to the tasks by HTTP/2, and everything else by HTTP/1.1, all of it with TLS, health
    * checks, too. The same ports speak all of them. No load balancer checks the certificates of its targets.
    */
   private targets(id: string, services: Services, name?: (kind: string) => string): Targets {
@@ -313,23 +315,26 @@ export class ServiceStack extends Stack {
     };
   }
 
-  /** Votes and reading, path by path. Everything else is answered by the listener itself, with 404. */
+  /** Votes, reading and the page, path by path. Everything else is answered by the listener itself, with 404. */
   private routePublic(listener: ApplicationListener, targets: Targets): void {
     const rules = new Rules(listener);
     rules.rpcs('Ingest', Paths.of(...VOTE_RPCS), targets.ingestWeb, targets.ingestGrpc);
     rules.rpcs('Read', Paths.of(...READ_RPCS), targets.tallyWeb, targets.tallyGrpc);
     rules.add('VotesJson', targets.ingestWeb, Paths.ofRoutes(...VOTE_ROUTES), 'POST', 'OPTIONS');
+    // A path may have another method that administers: POST /v1/polls creates a poll.
     rules.add('ResultsJson', targets.tallyWeb, Paths.ofRoutes(...READ_ROUTES), 'GET', 'HEAD', 'OPTIONS');
+    rules.add('Page', targets.tallyWeb, Paths.ofRoutes(...PAGE_ROUTES), 'GET', 'HEAD');
   }
 
-  /** All calls of both services. */
+  /** Everything that both services have. */
   private routeAll(listener: ApplicationListener, targets: Targets): void {
     const rules = new Rules(listener);
     rules.rpcs('Ingest', Paths.of(ALL_INGEST), targets.ingestWeb, targets.ingestGrpc);
     rules.rpcs('Tally', Paths.of(...ALL_TALLY), targets.tallyWeb, targets.tallyGrpc);
     rules.add('Reflection', targets.tallyGrpc, Paths.of(REFLECTION));
     rules.add('VotesJson', targets.ingestWeb, Paths.ofRoutes(...VOTE_ROUTES));
-    rules.add('PollsJson', targets.tallyWeb, Paths.of(...ALL_POLLS_JSON));
+    rules.add('PollsJson', targets.tallyWeb, Paths.of(ALL_JSON));
+    rules.add('Page', targets.tallyWeb, Paths.of(...ALL_PAGE));
   }
 }
 

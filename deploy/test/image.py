@@ -1,6 +1,7 @@
 """Builds the images of the three services as the Dockerfile says, and runs them as ECS would: another user than root, root file
 system read-only, no capabilities. Asks their health, and stops each by SIGTERM under load; no acknowledged vote may be lost. The
-image of the command is built, too, and makes an auth file.
+image of the command is built, too: it makes an auth file, and runs the whole stack on a volume, with every vote there after a
+restart.
 
 No registry is asked: the binaries are those that cargo builds here, and a base with this machine's C library stands in for the
 one that the Dockerfile names. Needs root, buildah, runc and cargo. Must never leave an image or a container behind.
@@ -13,13 +14,15 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.error
+import urllib.request
 
-from rig import ROOT, SERVICES, Command, Failed, build, environment, expect, free_ports, main, say, tail, wait_for
+from rig import ROOT, SERVICES, Command, Failed, build, environment, expect, free_ports, listening, main, say, tail, wait_for
 
 BASE = "gcr.io/distroless/cc-debian12:nonroot"
 USER, GROUP = 65532, 65532
-# Longest drain and what comes after it, as in deploy/lib/service.ts.
-STOP_SECONDS = {"ingest": 36, "persist": 39, "tally": 39}
+# Longest drain and what comes after it, as in deploy/lib/service.ts; and as README.md tells Docker for the stack in one.
+STOP_SECONDS = {"ingest": 36, "persist": 39, "tally": 39, "up": 30}
 # Votes of the load during which ingest is stopped, votes of the load during which persist and tally are, and votes a second. Each
 # is the only vote of its user.
 INTERRUPTED, WHOLE, RATE = 2_000_000, 100_000, 2_000
@@ -85,9 +88,12 @@ class Images:
         return pathlib.Path(self.buildah("mount", container)), made
 
     def command(self, binary):
-        """Builds the image of the `votestream` command, and lets it write its first auth file, as compose.yaml does."""
+        """Builds the image of the `votestream` command, and lets it write its first auth file, as compose.yaml does. Returns its
+        root, where that file is, and its configuration.
+        """
         stage = self.work / "binaries-command"
-        (stage / "out/auth").mkdir(parents=True)
+        for folder in ("auth", "data"):
+            (stage / "out" / folder).mkdir(parents=True)
         subprocess.run(["strip", "--strip-debug", "-o", stage / "out/votestream", binary], check=True)
         self.from_folder(stage, "localhost/binaries:command")
         shutil.rmtree(stage)
@@ -98,21 +104,20 @@ class Images:
         )
         made = json.loads(self.buildah("inspect", "--type", "image", "localhost/votestream:command"))["Docker"]["config"]
         expect("user of the command's image", made["User"], f"{USER}:{GROUP}")
+        expect("signal that stops it", made["StopSignal"], "SIGTERM")
         container = self.buildah("from", "--pull-never", "localhost/votestream:command")
         root = pathlib.Path(self.buildah("mount", container))
         # A volume takes the owner of the folder that it is mounted on.
-        owner = (root / "auth").stat()
-        expect("owner of its folder for keys", (owner.st_uid, owner.st_gid), (USER, GROUP))
+        for folder in ("auth", "data"):
+            owner = (root / folder).stat()
+            expect(f"owner of its folder /{folder}", (owner.st_uid, owner.st_gid), (USER, GROUP))
         compose = (ROOT / "compose.yaml").read_text()
         words = re.search(r"command: \[(auth, init, .*)\]", compose)[1].split(", ")
         for _ in ("the first start", "a later one"):
-            ran = subprocess.run(
-                [shutil.which("chroot"), "--userspec", f"{USER}:{GROUP}", root, *made["Entrypoint"], *words],
-                env={}, text=True, capture_output=True, check=False,
-            )
+            ran = in_image(root, made, *words)
             expect("what makes an auth file ends with", (ran.returncode, ran.stderr if ran.returncode else ""), (0, ""))
         expect("what it has made", sorted(file.name for file in (root / "auth").iterdir()), ["auth.toml", "keys.json"])
-        self.buildah("rm", container)
+        return root, made
 
     def context(self):
         """What the build stage gets is enough for cargo: the ignore file lets every member of the workspace through."""
@@ -132,11 +137,21 @@ class Images:
         self.buildah("rm", container)
 
 
-class Container:
-    """One service under runc: only what its image holds, nothing of it writable, nothing allowed that root could do."""
+def in_image(root, image, *arguments, **variables):
+    """Runs what an image holds, as its user, until it ends."""
+    env = {**dict(one.split("=", 1) for one in image["Env"] or []), **variables}
+    command = [shutil.which("chroot"), "--userspec", f"{USER}:{GROUP}", root, *image["Entrypoint"], *arguments]
+    return subprocess.run(command, env=env, text=True, capture_output=True, check=False, timeout=60)
 
-    def __init__(self, rig, service, root, image):
+
+class Container:
+    """One service under runc: only what its image holds, nothing of it writable, nothing allowed that root could do. `volumes` are
+    folders of this machine by their place in the container. Without a health check in the image, `healthy` asks.
+    """
+
+    def __init__(self, rig, service, root, image, volumes=None, healthy=None):
         self.rig, self.service, self.root, self.image = rig, service, root, image
+        self.volumes, self.asked = volumes or {}, healthy or self.by_the_image
         self.starts = 0
         self.state = rig.work / "runc"
 
@@ -150,13 +165,14 @@ class Container:
         bundle = self.rig.work / self.id
         bundle.mkdir()
         self.rig.leftovers.append(lambda id=self.id: self.delete(id))
-        variables = {"PATH": "/", "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt", **variables}
+        given = dict(one.split("=", 1) for one in self.image["Env"] or [])
+        variables = {"PATH": "/", "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt", **given, **variables}
         (bundle / "config.json").write_text(json.dumps({
             "ociVersion": "1.0.2",
             "root": {"path": str(self.root), "readonly": True},
             "process": {
                 "user": {"uid": USER, "gid": GROUP},
-                "args": self.image["Entrypoint"],
+                "args": [*self.image["Entrypoint"], *(self.image["Cmd"] or [])],
                 "env": [f"{name}={value}" for name, value in variables.items()],
                 "cwd": "/",
                 "noNewPrivileges": True,
@@ -165,12 +181,14 @@ class Container:
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+                *({"destination": place, "type": "bind", "source": str(folder), "options": ["rbind", "rw"]}
+                  for place, folder in self.volumes.items()),
             ],
             # The network is this machine's loopback.
             "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]},
         }))
         self.rig.start(self.id, ["runc", "--root", self.state, "run", "--bundle", bundle, self.id], None)
-        self.rig.ready(self.id, self.healthy)
+        self.rig.ready(self.id, self.asked)
         self.is_locked_up()
 
     def delete(self, id):
@@ -185,7 +203,7 @@ class Container:
                 return
             time.sleep(0.1)
 
-    def healthy(self):
+    def by_the_image(self):
         test = self.image["Healthcheck"]["Test"]
         assert test[0] == "CMD", test
         return self.runc("exec", self.id, *test[1:]).returncode == 0
@@ -220,12 +238,83 @@ class Container:
         return seconds
 
 
+class Page:
+    """The HTTP side of a running stack, as browsers and curl see it."""
+
+    def __init__(self, port, token):
+        self.address, self.token = f"http://127.0.0.1:{port}", token
+
+    def __call__(self, path, body=None):
+        """Status, content type and body of an answer. With a body, or an empty one, it is a POST."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data=data, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.headers["Content-Type"], answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers["Content-Type"], error.read().decode()
+
+    def json(self, path, body=None):
+        status, _, text = self(path, body)
+        if status != 200:
+            raise Failed(f"{path}: {status}: {text}")
+        return json.loads(text)
+
+    def counted(self, poll):
+        return self.json(f"/v1/polls/{poll}/results/interim")["total_counted"]
+
+
+def up(rig, root, image):
+    """The whole stack in one container, as README.md runs it: closed until somebody says who may call, and with every vote after
+    a restart on the same volume.
+    """
+    ran = in_image(root, image, *image["Cmd"])
+    expect("exit code of `up` before anybody has said who may call", ran.returncode, 2)
+    expect("the message names the flag", "--auth" in ran.stderr, True)
+    expect("what it has written", list((root / "data").iterdir()), [])
+
+    auth = {"VOTESTREAM_AUTH": "/auth/auth.toml"}
+    rights = ["--user", "ops", "--scope", "manage:*", "--scope", "relay:*", "--expires-in", "1h"]
+    ran = in_image(root, image, "auth", "token", *rights, **auth)
+    expect("exit code of `auth token`", (ran.returncode, ran.stderr if ran.returncode else ""), (0, ""))
+    # A new volume belongs to the owner of the folder that it is mounted on.
+    volume = rig.work / "volume"
+    volume.mkdir()
+    shutil.chown(volume, USER, GROUP)
+    (port,) = free_ports(1)
+    page = Page(port, ran.stdout.strip())
+    container = Container(rig, "up", root, image, {"/data": volume}, lambda: listening(port))
+    # Here, nothing listens but on loopback.
+    variables = {**auth, "VOTESTREAM_ADDR": f"127.0.0.1:{port}"}
+
+    container.start(variables)
+    for path in ("/", "/p/hall", "/p/hall/screen"):
+        status, kind, text = page(path)
+        expect(f"the page at {path}", (status, kind, "<script" in text), (200, "text/html; charset=utf-8", True))
+    closes_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 7200))
+    options = [{"option_id": one, "title": one} for one in ("yes", "no")]
+    page.json("/v1/polls", {"poll_id": "hall", "title": "In the hall", "options": options, "closes_at": closes_at})
+    expect("answer to a vote", page.json("/v1/polls/hall/votes", {"user_id": "ada", "option_id": "yes"}), {})
+    container.stop()
+
+    container.start(variables)
+    wait_for("the vote of before is counted", lambda: page.counted("hall") == 1)
+    expect("answer to a vote of somebody else", page.json("/v1/polls/hall/votes", {"user_id": "bob", "option_id": "no"}), {})
+    page.json("/v1/polls/hall/close", {})
+    wait_for("the result is final", lambda: page("/v1/polls/hall/results/final")[0] == 200)
+    expect("votes in it", page.json("/v1/polls/hall/results/final")["total_votes"], 2)
+    container.stop()
+
+
 def check(rig):
     binaries = build()
     images = Images(rig.work)
     images.context()
     images.base(binaries / "ingest-svc")
-    images.command(binaries / "votestream")
+    up(rig, *images.command(binaries / "votestream"))
     containers = {}
     for service in SERVICES:
         root, image = images.service(service, binaries / f"{service}-svc")
