@@ -127,11 +127,9 @@ impl Surface {
         let grpc =
             self.grpc.into_axum_router().layer(DeadlineLayer).layer(check).layer(self.audit.clone()).layer(WebLayer);
         let check = CheckLayer::json(self.identity, self.quotas);
-        let json = self.json.layer(check).layer(self.audit).method_not_allowed_fallback(async || {
-            let message = "this path does not take this method";
-            respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
-        });
-        let mut router = grpc.merge(json).merge(self.open).fallback(not_found);
+        let json = self.json.layer(check).layer(self.audit).method_not_allowed_fallback(method_not_allowed);
+        let open = self.open.method_not_allowed_fallback(method_not_allowed);
+        let mut router = grpc.merge(json).merge(open).fallback(not_found);
         if let Some(cors) = self.cors.layer() {
             router = router.layer(cors);
         }
@@ -195,6 +193,11 @@ where
             Either::Right(Either::Left(self.web.call(request).map_ok(IntoResponse::into_response)))
         }
     }
+}
+
+async fn method_not_allowed() -> Response {
+    let message = "this path does not take this method";
+    respond(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message, None)
 }
 
 async fn not_found(headers: HeaderMap) -> Response {

@@ -17,7 +17,7 @@ needs() {
     done
 }
 
-# Both functions install into a temporary folder and then rename it, so that nobody finds half of a tool. They set `tool` to the
+# These functions install into a temporary folder and then rename it, so that nobody finds half of a tool. They set `tool` to the
 # place.
 
 # from_npm PACKAGE@VERSION
@@ -31,6 +31,22 @@ from_npm() {
         --fetch-retries 1 --fetch-timeout 15000 "$1"; then
         rm -rf "$half"
         skipped "npm cannot install $1 from its registry"
+    fi
+    mv -T "$half" "$tool"
+}
+
+# from_lock FOLDER: the packages of its lock file.
+from_lock() {
+    tool="$tools/$(basename "$1")-$(cat "$1/package.json" "$1/package-lock.json" | cksum | cut -d ' ' -f 1)"
+    [ ! -d "$tool" ] || return 0
+    local half
+    mkdir -p "$tools"
+    half="$(mktemp -d "$tools/half.XXXXXX")"
+    cp "$1"/package*.json "$half"
+    if ! timeout "$install_seconds" npm ci --prefix "$half" --silent --no-audit --no-fund --fetch-retries 1 \
+        --fetch-timeout 15000; then
+        rm -rf "$half"
+        skipped "npm cannot install the packages of $1 from its registry"
     fi
     mv -T "$half" "$tool"
 }
@@ -70,6 +86,8 @@ end() {
 # start_stack VOTESTREAM [ARGUMENT ...]: a stack on free ports and a temporary directory. Leaves the URLs of its services in
 # `ingest` and `results`. Needs `work_in`.
 start_stack() {
+    # Those of a stack before.
+    rm -f "$work/addresses"
     "$1" up --ephemeral --json --addr 127.0.0.1:0 "${@:2}" \
         >"$work/addresses" 2>"$work/log" &
     started+=($!)

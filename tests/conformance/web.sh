@@ -8,19 +8,7 @@ here="$(cd "$(dirname "$0")" && pwd)"
 source "$here/tools.sh"
 needs npm node
 
-# The packages of the lock file, installed outside the checkout.
-tool="$tools/web-$(cat "$here/web/package.json" "$here/web/package-lock.json" | cksum | cut -d ' ' -f 1)"
-if [ ! -d "$tool" ]; then
-    mkdir -p "$tools"
-    half="$(mktemp -d "$tools/half.XXXXXX")"
-    cp "$here"/web/package*.json "$half"
-    if ! timeout "$install_seconds" npm ci --prefix "$half" --silent --no-audit --no-fund --fetch-retries 1 \
-        --fetch-timeout 15000; then
-        rm -rf "$half"
-        skipped 'npm cannot install connect-web from its registry'
-    fi
-    mv -T "$half" "$tool"
-fi
+from_lock "$here/web"
 
 # The work folder is beside the packages, where Node looks for them.
 work_in "$(mktemp -d "$tool/run.XXXXXX")"
