@@ -5,6 +5,7 @@ import { call, explain, pollPath, refreshPolls, repeat } from "./api.js";
 import { $, arrange, copy, write } from "./dom.js";
 import { follow } from "./events.js";
 import { count, decimal, moment, nameOf, plural, sentence, stateName, stateOf, timing } from "./format.js";
+import { hasToken } from "./identity.js";
 
 const POLLS_EVERY_MS = 3000;
 const STATUS_EVERY_MS = 2000;
@@ -51,13 +52,13 @@ class Card {
     this.poll = poll;
     const state = stateOf(poll);
     const onRelease = poll.visibility === "POLL_VISIBILITY_ON_RELEASE" && !poll.released_at;
-    const hidden = onRelease || (poll.visibility === "POLL_VISIBILITY_WHEN_FINAL" && state !== "FINAL");
+    this.hidden = onRelease || (poll.visibility === "POLL_VISIBILITY_WHEN_FINAL" && state !== "FINAL");
     this.item.dataset.state = state;
     write(this.part("name").firstElementChild, nameOf(poll));
     write(this.part("pill"), stateName(poll));
     this.part("close").hidden = state !== "OPEN" && state !== "SCHEDULED";
     this.part("release").hidden = !onRelease;
-    const facts = [poll.poll_id, plural(poll.options.length, "option"), hidden && "results are hidden", poll.needs_recount && "needs a recount"];
+    const facts = [poll.poll_id, plural(poll.options.length, "option"), this.hidden && "results are hidden", poll.needs_recount && "needs a recount"];
     write(this.part("facts"), facts.filter(Boolean).join(" · "));
     this.tick();
   }
@@ -83,6 +84,8 @@ class Card {
   }
 
   async ask() {
+    // Without a token nobody is told, not even whoever runs the polls.
+    if (this.hidden && !hasToken()) return;
     const { value } = await call("GET", pollPath(this.id, "/results/interim"));
     if (value) this.counted(value);
   }

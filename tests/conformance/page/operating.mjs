@@ -28,7 +28,7 @@ export const checks = {
     await says(list, "#OPEN li", "Typed by hand");
     expect("the list was loaded again", await same(list));
     const { poll: stored } = await api("GET", `/v1/polls/${idOf("typed")}`);
-    equal("the options", stored.options, [{ option_id: "tea", title: "" }, { option_id: "coffee", title: "Coffee, black" }]);
+    equal("the options", stored.options, [{ option_id: "tea", title: "tea" }, { option_id: "coffee", title: "Coffee, black" }]);
     equal("the visibility", stored.visibility, "POLL_VISIBILITY_ON_RELEASE");
     const minutes = (Date.parse(stored.closes_at) - Date.now()) / 60_000;
     expect("it does not close in 20 minutes", minutes > 18 && minutes <= 20.1, minutes);
