@@ -22,6 +22,12 @@ fn feed(program: &str, arguments: &[&str], input: &[u8]) -> Option<Output> {
 }
 
 #[test]
+fn the_version_is_that_of_every_binary() {
+    let version = votestream(&["--version"]).stdout;
+    assert_eq!(String::from_utf8(version).unwrap(), format!("votestream {}\n", votestream_process::VERSION));
+}
+
+#[test]
 fn scripts_of_shells_parse() {
     for (shell, check) in [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")] {
         let script = votestream(&["completions", shell]);

@@ -113,6 +113,13 @@ fn variables_of_other_programs_of_the_project_are_no_mistakes() {
 }
 
 #[test]
+fn the_version_is_that_of_every_binary() {
+    let Err(Refused::Answered(version)) = read(&["--version"], &[]) else { panic!("no version") };
+    assert_eq!(version, format!("{} {}\n", PROGRAM.name, crate::VERSION));
+    assert!(crate::VERSION.starts_with(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
 fn help_names_every_flag_its_variable_and_its_default() {
     let Err(Refused::Answered(help)) = read(&["--help"], &[("VOTESTREAM_SHARDS", "many")]) else { panic!("no help") };
     for setting in PROGRAM.all() {
