@@ -43,6 +43,8 @@ pub const BODY_BYTES_MAX: usize = 64 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// When a refused client may try again, if the service does not say it.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// What a caller without a credential is told to bring.
+const CHALLENGE: &str = "Bearer realm=\"votestream\"";
 /// How long a browser may remember that a page may call.
 const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 
@@ -363,6 +365,10 @@ pub fn failure(status: &Status, names: &[(&str, &str)]) -> Response {
         let seconds = pause.as_millis().div_ceil(1_000).clamp(1, 3_600) as u64;
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if status.code() == Code::Unauthenticated {
+        // Every 401 has it (RFC 9110, section 15.5.2). The check of credentials says more than this.
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
+    }
     response
 }
 
@@ -470,6 +476,7 @@ mod tests {
             assert_eq!(status, http, "{code:?}");
             assert_eq!(body, serde_json::json!({"error": {"code": name, "message": "why"}}));
             assert_eq!(headers.contains_key(header::RETRY_AFTER), code == Code::ResourceExhausted, "{code:?}");
+            assert_eq!(headers.contains_key(header::WWW_AUTHENTICATE), code == Code::Unauthenticated, "{code:?}");
         }
     }
 

@@ -18,6 +18,8 @@ use axum::{
 };
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use tonic::Status;
+use votestream_server::http::failure;
 
 pub use frame::{FrameAncestors, NotAnOrigin};
 
@@ -108,6 +110,9 @@ fn file(file: &'static File, policy: Option<&HeaderValue>) -> MethodRouter {
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     let packed = packed(file.content);
     get(async move |request: Request| {
+        if !is_plain(request.uri().path()) {
+            return failure(&Status::not_found("there is nothing at this path"), &[]);
+        }
         let mut response = Response::new(Body::empty());
         *response.headers_mut() = headers;
         if request.headers().get(header::IF_NONE_MATCH) == Some(&tag) {
@@ -139,6 +144,17 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
         let refused = |part: &str| part.strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0_f32));
         is_gzip && !parts.any(refused)
     })
+}
+
+/// Whether everybody takes this path for the same: it has no escapes, and nothing to resolve. Neither ids nor files need
+/// them. A cache that resolves them, and keeps what it gets under the result, would keep a document in the place of a poll.
+fn is_plain(path: &str) -> bool {
+    path.split('/').all(|part| part != "." && part != ".." && part.bytes().all(is_of_id))
+}
+
+/// Whether ids of polls may have this character.
+const fn is_of_id(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~')
 }
 
 /// A hash that tells two versions of a file apart: FNV-1a with 64 bits (RFC 9923). Nobody gains by a collision.
@@ -212,7 +228,9 @@ mod tests {
             let again = ask(&format!("/assets/{}", asset.name), response.headers().get(header::ETAG)).await;
             assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
         }
-        for missing in ["/assets/", "/assets/../Cargo.toml", "/assets/%2e%2e/Cargo.toml", "/p/", "/p/a/b"] {
+        let files = ["/assets/", "/assets/../Cargo.toml", "/assets/%2e%2e/Cargo.toml", "/p/", "/p/a/b"];
+        let resolved = ["/p/..", "/p/..%2fv1%2fpolls%2fa", "/p/%2e%2e/screen", "/p/..\\v1"];
+        for missing in files.into_iter().chain(resolved) {
             assert_eq!(ask(missing, None).await.status(), StatusCode::NOT_FOUND, "{missing}");
         }
     }

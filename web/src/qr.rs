@@ -37,7 +37,7 @@ pub(crate) async fn code(
     };
     let poll = poll.map_or_else(|_| String::new(), |Path(poll)| poll);
     // Only characters that an id may have, so that the address needs no escapes.
-    if poll.is_empty() || !poll.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)) {
+    if poll.is_empty() || !poll.bytes().all(crate::is_of_id) {
         return refuse("poll_id", "poll_id: this is not the id of a poll");
     }
     let address = format!("{}/p/{poll}", asked.origin);
