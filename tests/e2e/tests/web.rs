@@ -471,3 +471,51 @@ async fn the_document_says_what_is_served() {
     }
     site.close().await;
 }
+
+/// As many as a process watches at a time.
+const WATCHED_POLLS_MAX: usize = 1_000;
+
+/// A stream of events that stays open until it is dropped; its HTTP status.
+async fn open_events(addr: std::net::SocketAddr, poll: &str) -> (u16, tokio::net::TcpStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let request = format!("GET /v1/polls/{poll}/results/events HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    (std::str::from_utf8(&head[9..]).unwrap().parse().unwrap(), stream)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_polls_than_a_process_watches_are_refused_until_others_leave() {
+    let site = Site::open().await;
+    let option = votestream_proto::v1::PollOption { option_id: "a".into(), title: String::new() };
+    let closes_at = Some((std::time::SystemTime::now() + Duration::from_secs(3_600)).into());
+    let polls = site.stack.polls().await;
+    let created = (0..=WATCHED_POLLS_MAX).map(|at| {
+        let (mut polls, options) = (polls.clone(), vec![option.clone()]);
+        async move {
+            let poll_id = format!("p{at}");
+            let request = votestream_proto::v1::CreatePollRequest { poll_id, options, closes_at, ..Default::default() };
+            polls.create_poll(request).await.unwrap();
+        }
+    });
+    futures::StreamExt::collect::<Vec<_>>(futures::StreamExt::buffer_unordered(futures::stream::iter(created), 32))
+        .await;
+    let mut watching = Vec::new();
+    for at in 0..WATCHED_POLLS_MAX {
+        let (status, stream) = open_events(site.stack.results, &format!("p{at}")).await;
+        assert_eq!(status, 200, "{at}");
+        watching.push(stream);
+    }
+    let last = format!("p{WATCHED_POLLS_MAX}");
+    assert_eq!(open_events(site.stack.results, &last).await.0, 429);
+    // Another watcher of a poll that is watched costs no reader.
+    assert_eq!(open_events(site.stack.results, "p0").await.0, 200);
+    // Whoever leaves makes room.
+    watching.truncate(WATCHED_POLLS_MAX / 2);
+    until("room", async || (open_events(site.stack.results, &last).await.0 == 200).then_some(())).await;
+    drop(watching);
+    site.close().await;
+}
