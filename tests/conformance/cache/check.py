@@ -305,6 +305,9 @@ def stopped():
             connect(service).connect()
         except ConnectionRefusedError:
             return True
+        except ConnectionError:
+            # It took the connection, and ends.
+            return False
     until("the end of the service", is_down)
     for address in [path, path + "?x=1"]:
         copy = ask(address)

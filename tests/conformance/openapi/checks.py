@@ -56,6 +56,9 @@ def before_call(context, case, kwargs):
     parameters, body = case.path_parameters or {}, case.body
     seed = number(operation, parameters, case.query, body)
     poll = parameters.get("poll")
+    if operation == "watchResults" and isinstance(poll, str):
+        # A poll that createPoll has made may have this id, and would have a stream without an end.
+        parameters["poll"] = f"missing-{poll}"[:64]
     # Most valid ids are those of polls that exist.
     if isinstance(poll, str) and POLL_ID.fullmatch(poll) and seed % 8:
         polls = [id for kind in KINDS.get(operation, POLLS) for id in POLLS[kind]]
