@@ -35,7 +35,7 @@ fn main() {
             return;
         }
     };
-    println!("cargo::rustc-env=VOTESTREAM_VERSION={version}");
+    println!("cargo::rustc-env=BUILD_VERSION={version}");
 }
 
 /// What is built.

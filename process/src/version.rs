@@ -1,7 +1,7 @@
 //! Which version this is, and of which commit: one text for every binary.
 
 /// Such as `0.1.0 (93371ba0c1d2, 2026-11-26)`. Without the commit in a debug build, and where it was not known.
-pub const VERSION: &str = env!("VOTESTREAM_VERSION");
+pub const VERSION: &str = env!("BUILD_VERSION");
 
 #[cfg(test)]
 #[expect(dead_code, clippy::print_stdout, reason = "a build script has a main, and talks to cargo on stdout")]
