@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,6 +38,13 @@ const FEEDS_MAX: usize = 1_000;
 const BYTES_PER_SECOND: u64 = 32 << 20;
 /// Longest pause between two looks at a poll, however many watch it.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Time that each watcher gets for itself after a change. All at once they would take the processor from votes until the
+/// last of them is served.
+const TURN: Duration = Duration::from_micros(20);
+/// A shorter wait is none: timers have whole milliseconds.
+const TURN_MIN: Duration = Duration::from_millis(1);
+/// Longest time over which the watchers of a poll take turns: shorter than the pause between two looks.
+const TURNS_MAX: Duration = Duration::from_millis(200);
 /// How often something is sent even if nothing changes. Load balancers close what is silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How soon a client that was cut off should come back; the first line of each stream.
@@ -74,6 +84,8 @@ struct View {
 struct Views {
     reader: View,
     manager: View,
+    /// Over how long the watchers take turns.
+    turns: Duration,
     /// Counts the moments at which something is sent in any case.
     beat: u64,
     /// Whether the reader has given up. Clients come back.
@@ -124,12 +136,14 @@ pub(crate) struct Feeds {
     clock: Arc<dyn Clock>,
     /// The newest views of each watched poll. A feed lives as long as somebody watches.
     feeds: Mutex<HashMap<PollId, Weak<watch::Receiver<Arc<Views>>>>>,
+    /// Number of the next watcher.
+    number: AtomicU32,
     serving: CancellationToken,
 }
 
 impl Feeds {
     pub(crate) fn new(snapshots: Arc<Snapshots>, clock: Arc<dyn Clock>, serving: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { snapshots, clock, feeds: Mutex::default(), serving })
+        Arc::new(Self { snapshots, clock, feeds: Mutex::default(), number: AtomicU32::new(0), serving })
     }
 
     /// Watches a poll. `seen` is the id of the last event that the client has got. `None` if that was the final result,
@@ -152,6 +166,7 @@ impl Feeds {
         }
         let mut newest = watch::Receiver::clone(&feed);
         newest.mark_changed();
+        let turn = turn_of(self.number.fetch_add(1, Ordering::Relaxed));
         let serving = self.serving.clone();
         Ok(Some(Watcher {
             _feed: feed,
@@ -162,6 +177,7 @@ impl Feeds {
             poll: None,
             results: seen,
             beat: views.beat,
+            turn,
             is_new: true,
         }))
     }
@@ -197,7 +213,7 @@ impl Feeds {
         // Nothing is hidden from readers: all see the same bytes.
         let same = reader.results.is_some();
         let manager = if same { reader.clone() } else { view_of(snapshot, Viewer::Manager, now) };
-        Views { reader, manager, beat, failed: false }
+        Views { reader, manager, turns: Duration::ZERO, beat, failed: false }
     }
 
     /// Reads a poll until nobody watches it any more.
@@ -218,7 +234,8 @@ impl Feeds {
                     failures = 0;
                     let after = self.views(&snapshot, beat);
                     if after.differs(&before) {
-                        views.send_replace(Arc::new(after));
+                        let turns = turns_of(views.receiver_count());
+                        views.send_replace(Arc::new(Views { turns, ..after }));
                     }
                 }
                 Err(failure) => {
@@ -253,6 +270,16 @@ impl Views {
     }
 }
 
+/// The turn of a watcher: multiples of the golden ratio are spread evenly, however many there are.
+fn turn_of(number: u32) -> f64 {
+    (f64::from(number) * 0.618_033_988_749_894_9).fract()
+}
+
+/// Over how long so many watchers take turns.
+fn turns_of(watchers: usize) -> Duration {
+    TURN.saturating_mul(u32::try_from(watchers).unwrap_or(u32::MAX)).min(TURNS_MAX)
+}
+
 /// How long to wait before the next look, with so many bytes for each of so many watchers.
 fn pause_for(bytes: usize, watchers: usize) -> Duration {
     let bytes = (bytes as u64).saturating_mul(watchers as u64);
@@ -271,6 +298,8 @@ pub(crate) struct Watcher {
     poll: Option<u64>,
     results: Option<u64>,
     beat: u64,
+    /// When its turn comes, from 0 to 1.
+    turn: f64,
     is_new: bool,
 }
 
@@ -299,6 +328,10 @@ impl Watcher {
                 changed = self.newest.changed() => changed.ok()?,
                 () = self.serving.cancelled() => return None,
                 _ = self.caller.ended() => return None,
+            }
+            let wait = self.newest.borrow().turns.mul_f64(self.turn);
+            if wait >= TURN_MIN {
+                tokio::time::sleep(wait).await;
             }
         }
     }
@@ -484,6 +517,18 @@ mod tests {
             }
         }
         panic!("more than {FEEDS_MAX} polls are watched");
+    }
+
+    #[test]
+    fn many_watchers_take_turns() {
+        assert_eq!(turns_of(1), TURN);
+        assert_eq!(turns_of(1_000), Duration::from_millis(20));
+        assert_eq!(turns_of(usize::MAX), TURNS_MAX);
+        assert!(TURNS_MAX < WATCH_INTERVAL);
+        // However many come, their turns are spread evenly.
+        let mut turns: Vec<f64> = (0..1_000).map(turn_of).collect();
+        turns.sort_by(f64::total_cmp);
+        assert!(turns.windows(2).all(|pair| pair[1] - pair[0] < 0.004) && turns[999] < 1.0, "{turns:?}");
     }
 
     #[test]

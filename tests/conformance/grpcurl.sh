@@ -13,7 +13,8 @@ if ! command -v grpcurl >/dev/null; then
     PATH="$work/venv/bin:$PATH"
 fi
 
-start_stack "$votestream"
+# Apart, so that each address shows what is its own.
+start_stack "$votestream" --results-addr 127.0.0.1:0
 ingest="${ingest#http://}"
 results="${results#http://}"
 
