@@ -28,8 +28,10 @@ pub use parse::{bytes, duration, one_of, socket_addr, switch, text, whole};
 pub const PREFIX: &str = "VOTESTREAM_";
 
 /// Variables of the project that the services do not read when they run, but that may be set in the same shell.
-const OTHER_VARIABLES: [&str; 7] = [
+const OTHER_VARIABLES: [&str; 9] = [
     "VOTESTREAM_COMMIT",
+    "VOTESTREAM_ADDR",
+    "VOTESTREAM_RESULTS_ADDR",
     "VOTESTREAM_SERVER",
     "VOTESTREAM_INGEST",
     "VOTESTREAM_RESULTS",

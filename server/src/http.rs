@@ -3,6 +3,8 @@
 //! Owns the only map from gRPC status codes to HTTP. Must never decide anything about a vote or a result: handlers call
 //! the same code as the gRPC services, and pass its status on.
 
+mod values;
+
 use std::{
     convert::Infallible,
     str::FromStr,
@@ -36,6 +38,8 @@ use crate::{
     identity::{CheckLayer, Identity, Need, Needs},
     quotas::Quotas,
 };
+
+pub use values::{has_version, is_origin, weighted};
 
 /// Largest JSON body. A vote with the longest ids, with every character escaped, takes about 3 KiB.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
@@ -224,9 +228,8 @@ impl FromStr for CorsOrigins {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let origins: Vec<&str> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
         let check = |origin: &&str| {
-            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-            let valid = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ', '*']));
-            let value = HeaderValue::from_str(origin).ok().filter(|_| valid || *origin == "*");
+            let is_valid = *origin == "*" || is_origin(origin, false);
+            let value = HeaderValue::from_str(origin).ok().filter(|_| is_valid);
             value.ok_or_else(|| format!("{origin:?} is not an origin: expected http(s)://HOST[:PORT] or *"))
         };
         origins.iter().map(check).collect::<Result<_, _>>().map(Self)

@@ -27,7 +27,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     convert,
     results::{FAILURES_MAX, WATCH_INTERVAL, final_response, interim_response, may_pass},
-    snapshot::{Snapshot, Snapshots},
+    snapshot::{Snapshot, Snapshots, tag_of},
     status::CallError,
     viewer::Viewer,
 };
@@ -61,12 +61,16 @@ struct Event {
 
 impl Event {
     /// An event of this kind. With an id, a client that was cut off says whether it has seen it.
-    fn new(kind: &str, tag: u64, with_id: bool, data: &impl Serialize) -> Self {
-        // JSON has no line breaks, so one data line takes it. The messages always can be written.
-        let data = serde_json::to_string(data).unwrap_or_default();
+    fn new(kind: &str, tag: u64, with_id: bool, data: &str) -> Self {
         let id = if with_id { format!("id: {tag:016x}\n") } else { String::new() };
+        // JSON has no line breaks, so one data line takes it.
         Self { bytes: format!("event: {kind}\n{id}data: {data}\n\n").into(), tag }
     }
+}
+
+/// The data of an event. These messages always can be written.
+fn text_of(data: &impl Serialize) -> String {
+    serde_json::to_string(data).unwrap_or_default()
 }
 
 /// What one kind of viewer sees.
@@ -112,22 +116,29 @@ struct PollData {
     hidden: String,
 }
 
-fn view_of(snapshot: &Snapshot, viewer: Viewer, now: Timestamp) -> View {
+/// What a viewer sees now. Counts that have not changed since `before` keep their bytes.
+fn view_of(snapshot: &Snapshot, viewer: Viewer, now: Timestamp, before: &View) -> View {
     let hidden = viewer.check(&snapshot.poll).err().map(|hidden| hidden.to_string());
     let shown = hidden.is_none();
     let data = PollData { poll: convert::poll(&snapshot.poll, now).into(), hidden: hidden.unwrap_or_default() };
-    let tag = xxh3_64(&serde_json::to_vec(&data).unwrap_or_default());
-    let poll = Event::new("poll", tag, false, &data);
+    let data = text_of(&data);
+    let poll = Event::new("poll", xxh3_64(data.as_bytes()), false, &data);
+    let last = snapshot.poll.final_result.as_ref();
     let results = shown.then(|| {
-        let last = snapshot.poll.final_result.as_ref();
         let counts = snapshot.submitted.iter().chain(&snapshot.counted).copied();
-        let tag = xxh3_64(&counts.chain([u64::from(last.is_some())]).flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+        let tag = tag_of(counts.chain([u64::from(last.is_some())]));
+        if let Some(same) = before.results.as_ref().filter(|results| results.tag == tag) {
+            return same.clone();
+        }
         match last {
-            Some(result) => Event::new("final", tag, true, &json::Final::from(final_response(&snapshot.poll, result))),
-            None => Event::new("interim", tag, true, &json::Interim::from(interim_response(snapshot))),
+            Some(result) => {
+                let last = json::Final::from(final_response(&snapshot.poll, result));
+                Event::new("final", tag, true, &text_of(&last))
+            }
+            None => Event::new("interim", tag, true, &text_of(&json::Interim::from(interim_response(snapshot)))),
         }
     });
-    View { poll, results, is_final: shown && snapshot.poll.final_result.is_some() }
+    View { poll, results, is_final: shown && last.is_some() }
 }
 
 /// The polls that are watched.
@@ -200,19 +211,19 @@ impl Feeds {
                 return Err(Arc::new(CallError::Busy("streams of events for different polls")));
             }
         }
-        let (views, feed) = watch::channel(Arc::new(self.views(snapshot, 0)));
+        let (views, feed) = watch::channel(Arc::new(self.views(snapshot, &Views::default(), 0)));
         let feed = Arc::new(feed);
         feeds.insert(id.clone(), Arc::downgrade(&feed));
         tokio::spawn(self.clone().read(id.clone(), views));
         Ok(feed)
     }
 
-    fn views(&self, snapshot: &Snapshot, beat: u64) -> Views {
+    fn views(&self, snapshot: &Snapshot, before: &Views, beat: u64) -> Views {
         let now = self.clock.now();
-        let reader = view_of(snapshot, Viewer::Reader, now);
+        let reader = view_of(snapshot, Viewer::Reader, now, &before.reader);
         // Nothing is hidden from readers: all see the same bytes.
         let same = reader.results.is_some();
-        let manager = if same { reader.clone() } else { view_of(snapshot, Viewer::Manager, now) };
+        let manager = if same { reader.clone() } else { view_of(snapshot, Viewer::Manager, now, &before.manager) };
         Views { reader, manager, turns: Duration::ZERO, beat, failed: false }
     }
 
@@ -232,7 +243,7 @@ impl Feeds {
             match self.snapshots.get(Viewer::Manager, &id).await {
                 Ok(snapshot) => {
                     failures = 0;
-                    let after = self.views(&snapshot, beat);
+                    let after = self.views(&snapshot, &before, beat);
                     if after.differs(&before) {
                         let turns = turns_of(views.receiver_count());
                         views.send_replace(Arc::new(Views { turns, ..after }));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Query, State, rejection::PathRejection, rejection::QueryRejection},
+    extract::{self, Path, Query, State, rejection::PathRejection, rejection::QueryRejection},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -40,6 +40,7 @@ use crate::{
     events::Feeds,
     polls::Polls,
     results::Results,
+    snapshot::tag_of,
     status::{CallError, shared},
     viewer::{Act, viewer_of},
 };
@@ -143,66 +144,52 @@ async fn poll(State(api): Shared, path: PollPath, headers: HeaderMap, extensions
 
 /// Administers a poll: the rights come first, then the body, which must be empty or `{}`. A body of another content type
 /// is refused, so that a page of another origin cannot act without being asked.
-async fn administer<F: Future<Output = Result<Answer, Status>>>(
+async fn administer(
     api: &Api,
     act: &'static str,
     path: PollPath,
-    headers: HeaderMap,
-    extensions: &Extensions,
-    body: Body,
-    work: impl FnOnce(String) -> F,
+    request: extract::Request,
+    work: impl AsyncFnOnce(String, &Extensions) -> Result<Answer, Status>,
 ) -> Response {
+    let (head, body) = request.into_parts();
     let poll_id = match poll_id_of(path) {
         Ok(poll_id) => poll_id,
         Err(status) => return failure(&status, &[]),
     };
-    if let Err(status) = acts::allow(&api.results.audit, extensions, act, &poll_id) {
+    if let Err(status) = acts::allow(&api.results.audit, &head.extensions, act, &poll_id) {
         return failure(&status, &[]);
     }
-    if let Err(unsupported) = check_json(&headers) {
+    if let Err(unsupported) = check_json(&head.headers) {
         return unsupported.into();
     }
     match read_body(body).await {
-        Ok(body) if read::is_nothing(&body) => answer::send(work(poll_id).await, &headers),
+        Ok(body) if read::is_nothing(&body) => answer::send(work(poll_id, &head.extensions).await, &head.headers),
         Ok(_) => failure(&Status::invalid_argument("the body must be empty, or {}"), &[]),
         Err(response) => response,
     }
 }
 
-async fn close(State(api): Shared, path: PollPath, headers: HeaderMap, extensions: Extensions, body: Body) -> Response {
-    let work = async |poll_id| {
-        let request = call(v1::ClosePollRequest { poll_id }, &extensions);
-        poll_answer(api.polls.close_poll(request).await?.into_inner().poll)
+async fn close(State(api): Shared, path: PollPath, request: extract::Request) -> Response {
+    let work = async |poll_id, by: &Extensions| {
+        poll_answer(api.polls.close_poll(call(v1::ClosePollRequest { poll_id }, by)).await?.into_inner().poll)
     };
-    administer(&api, acts::CLOSE, path, headers, &extensions, body, work).await
+    administer(&api, acts::CLOSE, path, request, work).await
 }
 
-async fn release(
-    State(api): Shared,
-    path: PollPath,
-    headers: HeaderMap,
-    extensions: Extensions,
-    body: Body,
-) -> Response {
-    let work = async |poll_id| {
-        let request = call(v1::ReleaseResultsRequest { poll_id }, &extensions);
+async fn release(State(api): Shared, path: PollPath, request: extract::Request) -> Response {
+    let work = async |poll_id, by: &Extensions| {
+        let request = call(v1::ReleaseResultsRequest { poll_id }, by);
         poll_answer(api.results.release_results(request).await?.into_inner().poll)
     };
-    administer(&api, acts::RELEASE, path, headers, &extensions, body, work).await
+    administer(&api, acts::RELEASE, path, request, work).await
 }
 
-async fn recount(
-    State(api): Shared,
-    path: PollPath,
-    headers: HeaderMap,
-    extensions: Extensions,
-    body: Body,
-) -> Response {
-    let work = async |poll_id| {
-        let request = call(v1::RecountRequest { poll_id }, &extensions);
-        Ok(Answer::json(&json::Recount::from(api.results.recount(request).await?.into_inner())))
+async fn recount(State(api): Shared, path: PollPath, request: extract::Request) -> Response {
+    let work = async |poll_id, by: &Extensions| {
+        let recount = api.results.recount(call(v1::RecountRequest { poll_id }, by)).await?.into_inner();
+        Ok(Answer::json(&json::Recount::from(recount)))
     };
-    administer(&api, acts::RECOUNT, path, headers, &extensions, body, work).await
+    administer(&api, acts::RECOUNT, path, request, work).await
 }
 
 /// The titles of a poll's options, for answers that people read.
@@ -217,7 +204,7 @@ async fn interim(State(api): Shared, path: PollPath, headers: HeaderMap, extensi
         let request = v1::GetInterimResultsRequest { poll_id: poll_id_of(path)? };
         let kept = kept(&extensions, &request.poll_id, Kept::Second);
         let interim = api.results.get_interim_results(call(request, &extensions)).await?.into_inner();
-        let tag = answer::tag_of(interim.options.iter().flat_map(|option| [option.submitted, option.counted]));
+        let tag = tag_of(interim.options.iter().flat_map(|option| [option.submitted, option.counted]));
         let answer = if answer::wants_csv(&headers) {
             let titles = titles(&api, &interim.poll_id, &extensions).await?;
             let rows = interim.options.iter().zip(&titles);
@@ -242,7 +229,7 @@ async fn final_results(State(api): Shared, path: PollPath, headers: HeaderMap, e
         let request = v1::GetFinalResultsRequest { poll_id: poll_id_of(path)?, wait: false };
         let kept = kept(&extensions, &request.poll_id, Kept::ForEver);
         let last = api.results.get_final_results(call(request, &extensions)).await?.into_inner();
-        let tag = answer::tag_of(last.options.iter().map(|option| option.votes));
+        let tag = tag_of(last.options.iter().map(|option| option.votes));
         let answer = if answer::wants_csv(&headers) {
             let titles = titles(&api, &last.poll_id, &extensions).await?;
             let rows = last.options.iter().zip(&titles);
@@ -312,11 +299,7 @@ async fn status(State(api): Shared, caller: Caller) -> Response {
     let group = |group: Group| {
         let ages: Vec<_> = ages.iter().filter(|(of, _, _)| *of == group).map(|(_, _, age)| age.as_millis()).collect();
         let behind_ms = ages.iter().max().map(|age| u64::try_from(*age).unwrap_or(u64::MAX));
-        let name = match group {
-            Group::Persist => "persist",
-            Group::Tally => "tally",
-        };
-        GroupStatus { group: name, shards: ages.len(), behind_ms }
+        GroupStatus { group: group.as_str(), shards: ages.len(), behind_ms }
     };
     let groups = [Group::Persist, Group::Tally].map(group).into();
     let rejected = api.takes_votes.then(|| {

@@ -20,6 +20,11 @@ pub const PROGRAM: Program = Program {
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
             listener::CORS_ALLOW_ORIGINS,
+            Setting::optional(
+                "frame-ancestors",
+                "ORIGINS",
+                "Pages that may show this one in a frame, with commas between, such as https://show.example.",
+            ),
             pseudonyms::PSEUDONYM_KEYS,
             listener::AUDIT_LOG,
         ],
@@ -72,6 +77,7 @@ impl Settings {
         let listen = values.get("listen", socket_addr);
         let identity = listener::identity(values, listen);
         let origins = listener::cors_allow_origins(values);
+        let ancestors = values.optional("frame-ancestors", str::parse);
         let quotas = listener::quotas(values, identity.as_ref());
         let limits = listener::limits(values);
         let tls = listener::tls(values);
@@ -89,6 +95,7 @@ impl Settings {
             identity: identity?,
             quotas: quotas?,
             cors_allow_origins: origins?,
+            frame_ancestors: ancestors?.unwrap_or_default(),
             pseudonym_key: keys?.active(),
             connections: Connections::secured(limits?, tls?),
             ..TallyConfig::distributed()

@@ -11,6 +11,7 @@ use votestream_core::{
     consume::tally::sums,
     port::{Group, Ports, ShardRow},
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{cache::Cache, finalizer, status::CallError, viewer::Viewer};
 
@@ -33,6 +34,11 @@ fn at_least(mut submitted: Vec<u64>, counted: &[u64], shown: &[u64]) -> Vec<u64>
         *submitted = (*submitted).max(known.copied().unwrap_or(0));
     }
     submitted
+}
+
+/// A number that changes with the counts. It is the same in every process.
+pub(crate) fn tag_of(counts: impl Iterator<Item = u64>) -> u64 {
+    xxh3_64(&counts.flat_map(u64::to_le_bytes).collect::<Vec<_>>())
 }
 
 /// Reads polls with their sums.

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use http::HeaderValue;
+use votestream_server::http::is_origin;
 
 /// Everything that the page needs, and nothing else: its own files, its own API.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -13,48 +14,18 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FrameAncestors(Vec<String>);
 
-/// A text that names no origin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotAnOrigin(String);
-
-impl std::fmt::Display for NotAnOrigin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} is not an origin: expected http(s)://HOST[:PORT], self or *", self.0)
-    }
-}
-
-impl std::error::Error for NotAnOrigin {}
-
-/// Whether a text is an origin, such as `https://vote.example` or `http://[::1]:8080`. The host may begin with `*.` if
-/// `wildcards` says so.
-pub(crate) fn is_origin(text: &str, wildcards: bool) -> bool {
-    let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) else { return false };
-    let (host, port) = match rest.rsplit_once(':') {
-        // The colons of an IPv6 address are within brackets.
-        Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        Some(_) | None => (rest, None),
-    };
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let named = || {
-        let host = host.strip_prefix("*.").filter(|_| wildcards).unwrap_or(host);
-        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-    };
-    address.map_or_else(named, |address| address.parse::<std::net::Ipv6Addr>().is_ok())
-        && port.is_none_or(|port| port.parse::<u16>().is_ok())
-}
-
 impl FromStr for FrameAncestors {
-    type Err = NotAnOrigin;
+    type Err = String;
 
     /// Reads origins with blanks or commas between, such as `https://show.example https://*.example`. `self` stands for
     /// the page's own origin, and `*` for all.
-    fn from_str(text: &str) -> Result<Self, NotAnOrigin> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let origins = text.split([' ', ',']).filter(|origin| !origin.is_empty());
         let source = |origin: &str| match origin {
             "*" => Ok("*".to_owned()),
             "self" | "'self'" => Ok("'self'".to_owned()),
             _ if is_origin(origin, true) => Ok(origin.to_owned()),
-            _ => Err(NotAnOrigin(origin.to_owned())),
+            _ => Err(format!("{origin:?} is not an origin: expected http(s)://HOST[:PORT], self or *")),
         };
         origins.map(source).collect::<Result<_, _>>().map(Self)
     }

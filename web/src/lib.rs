@@ -19,9 +19,10 @@ use axum::{
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tonic::Status;
-use votestream_server::http::failure;
+use votestream_server::http::{failure, has_version, weighted};
+use xxhash_rust::xxh3::xxh3_64;
 
-pub use frame::{FrameAncestors, NotAnOrigin};
+pub use frame::FrameAncestors;
 
 /// A file of the page.
 struct File {
@@ -104,7 +105,7 @@ fn file(file: &'static File, policy: Option<&HeaderValue>) -> MethodRouter {
         (HeaderName::from_static("permissions-policy"), none)
     }));
     // Weak: packed or not, it is the same file.
-    let tag = format!("W/\"{:016x}\"", fnv1a(file.content));
+    let tag = format!("W/\"{:016x}\"", xxh3_64(file.content));
     let tag = HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("W/\"\""));
     headers.insert(header::ETAG, tag.clone());
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
@@ -115,7 +116,7 @@ fn file(file: &'static File, policy: Option<&HeaderValue>) -> MethodRouter {
         }
         let mut response = Response::new(Body::empty());
         *response.headers_mut() = headers;
-        if request.headers().get(header::IF_NONE_MATCH) == Some(&tag) {
+        if has_version(request.headers(), &tag) {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
         } else if takes_gzip(request.headers()) {
             response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -137,13 +138,7 @@ fn packed(content: &[u8]) -> Bytes {
 
 /// Whether a client takes gzip (RFC 9110, section 12.5.3). Every browser does.
 fn takes_gzip(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|accepted| accepted.to_str().ok());
-    accepted.flat_map(|accepted| accepted.split(',')).any(|coding| {
-        let mut parts = coding.split(';').map(str::trim);
-        let is_gzip = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
-        let refused = |part: &str| part.strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0_f32));
-        is_gzip && !parts.any(refused)
-    })
+    weighted(headers, header::ACCEPT_ENCODING).any(|(coding, weight)| coding == "gzip" && weight > 0.0)
 }
 
 /// Whether everybody takes this path for the same: it has no escapes, and nothing to resolve. Neither ids nor files need
@@ -155,16 +150,6 @@ fn is_plain(path: &str) -> bool {
 /// Whether ids of polls may have this character.
 const fn is_of_id(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~')
-}
-
-/// A hash that tells two versions of a file apart: FNV-1a with 64 bits (RFC 9923). Nobody gains by a collision.
-const fn fnv1a(bytes: &[u8]) -> u64 {
-    let (mut hash, mut at) = (0xcbf2_9ce4_8422_2325, 0);
-    while at < bytes.len() {
-        hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
-        at += 1;
-    }
-    hash
 }
 
 #[cfg(test)]

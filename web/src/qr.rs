@@ -7,13 +7,11 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use fast_qr::{ECL, QRBuilder, convert::svg::SvgBuilder};
 use http::header;
-use qrcode::{EcLevel, QrCode, render::svg};
 use serde::Deserialize;
 use tonic::Code;
-use votestream_server::http::{failure, status_of_field};
-
-use crate::frame::is_origin;
+use votestream_server::http::{failure, is_origin, status_of_field};
 
 /// Longest address. Codes of longer ones are hard to read from a screen.
 const ADDRESS_BYTES_MAX: usize = 512;
@@ -44,9 +42,9 @@ pub(crate) async fn code(
     if address.len() > ADDRESS_BYTES_MAX {
         return refuse("origin", "origin: the address is longer than 512 bytes");
     }
-    match QrCode::with_error_correction_level(&address, EcLevel::M) {
+    match QRBuilder::new(address).ecl(ECL::M).build() {
         Ok(code) => {
-            let picture = code.render::<svg::Color<'_>>().min_dimensions(256, 256).build();
+            let picture = SvgBuilder::default().to_str(&code);
             let headers = [
                 (header::CONTENT_TYPE, "image/svg+xml"),
                 (header::CACHE_CONTROL, CACHE),

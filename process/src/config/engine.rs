@@ -52,6 +52,7 @@ pub const NAMES: &[&str] = &[
     "listen",
     "admin-addr",
     "cors-allow-origins",
+    "frame-ancestors",
     "connections-max",
     "connections-per-address-max",
     "auth",

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tonic::Status;
-use votestream_server::http::failure;
+use votestream_server::http::{failure, has_version, weighted};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// How long an answer may be kept.
@@ -90,9 +90,9 @@ impl Answer {
             headers.insert(header::VARY, HeaderValue::from_static("accept"));
             // Weak, since times differ between answers with the same counts.
             let tag = format!("W/\"{:016x}\"", tag.unwrap_or_else(|| xxh3_64(&body)));
-            let known = has_tag(asked, &tag);
-            headers.extend(HeaderValue::from_str(&tag).ok().map(|tag| (header::ETAG, tag)));
-            if known {
+            let tag = HeaderValue::from_str(&tag).unwrap_or(HeaderValue::from_static("W/\"\""));
+            headers.insert(header::ETAG, tag.clone());
+            if has_version(asked, &tag) {
                 *response.status_mut() = StatusCode::NOT_MODIFIED;
                 return response;
             }
@@ -103,44 +103,23 @@ impl Answer {
     }
 }
 
-/// Whether the client has this version (RFC 9110, section 13.1.2; comparison is weak).
-fn has_tag(asked: &HeaderMap, tag: &str) -> bool {
-    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    let known = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|known| known.to_str().ok());
-    known.flat_map(|known| known.split(',')).any(|known| known.trim() == "*" || opaque(known) == opaque(tag))
-}
-
-/// A number that changes with the counts.
-pub(super) fn tag_of(counts: impl Iterator<Item = u64>) -> u64 {
-    xxh3_64(&counts.flat_map(u64::to_le_bytes).collect::<Vec<_>>())
-}
-
 /// Whether a client prefers CSV to JSON (RFC 9110, section 12.5.1). JSON wins where both are as good.
 pub(super) fn wants_csv(asked: &HeaderMap) -> bool {
-    // How specific the best range for a type is, and its quality.
+    // The quality of the most specific range that fits.
     let quality = |kind: &str, group: &str| {
-        let mut best = (0, 0.0);
-        for accepted in asked.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()) {
-            for range in accepted.split(',') {
-                let mut parts = range.split(';').map(str::trim);
-                let name = parts.next().unwrap_or_default().to_ascii_lowercase();
-                let rank = if name == kind {
-                    3
-                } else if name == group {
-                    2
-                } else if name == "*/*" {
-                    1
-                } else {
-                    continue;
-                };
-                let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-                let weight = weight.and_then(|weight| weight.trim().parse().ok()).unwrap_or(1.0_f32);
-                if rank > best.0 {
-                    best = (rank, weight);
-                }
+        let (mut best, mut quality) = (0, 0.0);
+        for (range, weight) in weighted(asked, header::ACCEPT) {
+            let specific = match range {
+                range if range == kind => 3,
+                range if range == group => 2,
+                range if range == "*/*" => 1,
+                _ => 0,
+            };
+            if specific > best {
+                (best, quality) = (specific, weight);
             }
         }
-        best.1
+        quality
     };
     quality("text/csv", "text/*") > quality("application/json", "application/*")
 }
