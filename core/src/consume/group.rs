@@ -10,6 +10,7 @@ mod prefetch;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -167,11 +168,13 @@ pub enum GroupError {
 ///
 /// If an engine refuses and a retry would not help, or if a task panicked. The other shards were handed over as after
 /// `shutdown`.
-pub async fn run(
+///
+/// Boxed, so that it is compiled here and not again in each crate that awaits it.
+pub fn run(
     config: GroupConfig,
     ports: Ports,
     factory: Arc<dyn ApplierFactory>,
     shutdown: CancellationToken,
-) -> Result<Drain, GroupError> {
-    manager::Manager::new(config, ports, factory).run(shutdown).await
+) -> BoxFuture<'static, Result<Drain, GroupError>> {
+    Box::pin(async move { manager::Manager::new(config, ports, factory).run(shutdown).await })
 }
