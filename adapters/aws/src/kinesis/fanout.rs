@@ -19,11 +19,15 @@ use tokio::{
 };
 use votestream_core::{
     ShardId,
+    observe::metrics,
     port::{Group, PortError, ReadOutcome, RecordReader},
 };
 
 use super::{Attempts, cursor::Cursor};
-use crate::client::{describe, judge, port_error};
+use crate::{
+    client::{describe, judge, port_error},
+    connections::HttpClients,
+};
 
 /// How long a reader waits for an event before it returns nothing.
 const EVENT_WAIT: Duration = Duration::from_millis(500);
@@ -101,6 +105,7 @@ struct Subscription {
 /// Reads one shard.
 pub(super) struct FanOutReader {
     client: Client,
+    http_clients: HttpClients,
     /// Each reader has its own pool. On a shared connection, records that nobody has taken yet would fill the
     /// connection's window and block all other calls.
     http_client: SharedHttpClient,
@@ -118,7 +123,7 @@ pub(super) struct FanOutReader {
 impl FanOutReader {
     pub(super) fn new(
         client: Client,
-        http_client: SharedHttpClient,
+        http_clients: HttpClients,
         consumer: Arc<RegisteredConsumer>,
         shard: ShardId,
         cursor: Cursor,
@@ -127,7 +132,8 @@ impl FanOutReader {
         let now = Instant::now();
         Self {
             client,
-            http_client,
+            http_client: http_clients.one(),
+            http_clients,
             consumer,
             shard,
             cursor,
@@ -224,6 +230,9 @@ impl RecordReader for FanOutReader {
             if subscription.last_event.elapsed() > SILENCE_MAX {
                 tracing::warn!(shard = %self.shard, "a subscription sent no events for too long; subscribing again");
                 self.subscription = None;
+                // Its connection is likely to have stalled, and must not take the next subscription.
+                self.http_client = self.http_clients.one();
+                metrics::engine_timed_out();
             }
             return Ok(NOTHING);
         };

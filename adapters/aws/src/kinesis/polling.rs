@@ -3,7 +3,7 @@
 //! Owns the iterator and the pauses between reads: one shard allows only five reads and 2 MiB per second, and both
 //! groups share them. Must never assume that an iterator skipped nothing: [`Cursor`] checks that.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::{Client, types::ShardIteratorType};
@@ -15,6 +15,7 @@ use votestream_core::{
 };
 
 use super::{
+    address::StreamAddress,
     cursor::Cursor,
     limits::{GET_RECORDS_MAX, SHARD_READ_BYTES_PER_SECOND},
 };
@@ -26,7 +27,7 @@ const THROTTLED_PAUSES: u32 = 3;
 /// Reads one shard.
 pub(super) struct PollingReader {
     client: Client,
-    stream: Arc<str>,
+    stream: StreamAddress,
     shard: ShardId,
     cursor: Cursor,
     pause: Duration,
@@ -42,14 +43,15 @@ enum Iterator {
 }
 
 impl PollingReader {
-    pub(super) fn new(client: Client, stream: Arc<str>, shard: ShardId, cursor: Cursor, pause: Duration) -> Self {
+    pub(super) fn new(client: Client, stream: StreamAddress, shard: ShardId, cursor: Cursor, pause: Duration) -> Self {
         Self { client, stream, shard, cursor, pause, next_read: Instant::now(), iterator: Iterator::None }
     }
 
     /// Gets a new iterator; `None` if Kinesis does not know the starting point.
     async fn get_iterator(&mut self) -> Result<Option<String>, PortError> {
         self.cursor.restart();
-        let request = self.client.get_shard_iterator().stream_name(&*self.stream).shard_id(self.shard.as_str());
+        let request = self.client.get_shard_iterator().shard_id(self.shard.as_str());
+        let request = request.set_stream_name(self.stream.name()).set_stream_arn(self.stream.arn());
         let request = match self.cursor.start_at() {
             None => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
             Some(sequence) => {
@@ -86,7 +88,8 @@ impl RecordReader for PollingReader {
         };
         sleep_until(self.next_read).await;
         self.next_read = Instant::now() + self.pause;
-        let read = self.client.get_records().shard_iterator(iterator).limit(GET_RECORDS_MAX).send().await;
+        let read = self.client.get_records().shard_iterator(iterator).limit(GET_RECORDS_MAX);
+        let read = read.set_stream_arn(self.stream.arn()).send().await;
         let output = match read {
             Ok(output) => output,
             Err(error) => {

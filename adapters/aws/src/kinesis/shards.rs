@@ -5,13 +5,10 @@
 use std::time::Duration;
 
 use aws_sdk_kinesis::{Client, types::Shard as KinesisShard};
-use votestream_core::{
-    HashRange, ShardId,
-    port::{PortError, Shard},
-};
+use votestream_core::{HashRange, ShardId, port::Shard};
 
-use super::{Attempts, limits::LIST_SHARDS_PAGE};
-use crate::client::port_error;
+use super::{Attempts, address::StreamAddress, limits::LIST_SHARDS_PAGE};
+use crate::client::{Failure, Verdict};
 
 /// Most pages. No account may have nearly as many shards.
 const PAGES_MAX: usize = 100;
@@ -19,19 +16,20 @@ const PAGES_MAX: usize = 100;
 pub(super) const MISSING_SHARD_READS: Attempts = Attempts { times: 10, pause: Duration::from_millis(200) };
 
 /// All shards, in the order of their creation.
-pub(super) async fn list(client: &Client, stream: &str) -> Result<Vec<Shard>, PortError> {
+pub(super) async fn list(client: &Client, stream: &StreamAddress) -> Result<Vec<Shard>, Failure> {
+    let failed = |text| Failure::new(Verdict::Permanent, text);
     let what = format!("ListShards of {stream}");
     let mut shards = Vec::new();
     let mut token: Option<String> = None;
     for _ in 0..PAGES_MAX {
         let request = client.list_shards().max_results(LIST_SHARDS_PAGE);
         let request = match token {
-            None => request.stream_name(stream),
+            None => request.set_stream_name(stream.name()).set_stream_arn(stream.arn()),
             Some(token) => request.next_token(token),
         };
-        let output = request.send().await.map_err(|error| port_error(&what, &error))?;
+        let output = request.send().await.map_err(|error| Failure::of(&what, &error))?;
         for shard in output.shards() {
-            shards.push(convert(shard).ok_or_else(|| PortError::permanent(format!("{what}: {shard:?}")))?);
+            shards.push(convert(shard).ok_or_else(|| failed(format!("{what}: {shard:?}")))?);
         }
         token = output.next_token;
         if token.is_none() {
@@ -40,7 +38,7 @@ pub(super) async fn list(client: &Client, stream: &str) -> Result<Vec<Shard>, Po
             return Ok(shards);
         }
     }
-    Err(PortError::permanent(format!("{what}: more than {PAGES_MAX} pages")))
+    Err(failed(format!("{what}: more than {PAGES_MAX} pages")))
 }
 
 fn convert(shard: &KinesisShard) -> Option<Shard> {
