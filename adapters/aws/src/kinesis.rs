@@ -238,7 +238,14 @@ impl VoteStream for Kinesis {
                 };
                 let http_client = self.custom_http_client.clone().unwrap_or_else(http_client);
                 let consumer = consumer.clone();
-                Box::new(FanOutReader::new(client, http_client, consumer, shard.clone(), cursor, *resubscribe_after))
+                Box::new(FanOutReader::new(
+                    (client, self.stream.clone()),
+                    http_client,
+                    consumer,
+                    shard.clone(),
+                    cursor,
+                    *resubscribe_after,
+                ))
             }
         })
     }
