@@ -12,6 +12,7 @@ mod convert;
 mod counters;
 mod events;
 mod finalizer;
+pub mod give_up;
 mod idle;
 mod json;
 mod polls;

@@ -33,6 +33,7 @@ pub const PROGRAM: Program = Program {
         listener::TLS,
         listener::CALLS,
         engine::ENGINE,
+        engine::READING,
         engine::CONSUMER,
         &[
             Setting::new(

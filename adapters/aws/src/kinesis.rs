@@ -258,7 +258,8 @@ impl VoteStream for Kinesis {
                     Group::Tally => &self.consumers[1],
                 };
                 let (http, consumer) = (self.http_clients.clone(), consumer.clone());
-                Box::new(FanOutReader::new(client, http, consumer, shard.clone(), cursor, *resubscribe_after))
+                let calls = (client, self.stream.clone());
+                Box::new(FanOutReader::new(calls, http, consumer, shard.clone(), cursor, *resubscribe_after))
             }
         })
     }

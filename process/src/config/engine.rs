@@ -16,14 +16,16 @@ pub const ENGINE: &[Setting] = &[
     Setting::new("shards", "N", "4", "Number of shards of the stream, if --create-tables creates it."),
 ];
 
-/// Settings of services that read the stream.
+/// Setting of everything that reads the stream.
+pub const READING: &[Setting] = &[Setting::new(
+    "consumer",
+    "KIND",
+    "polling",
+    "How the stream is read: polling, or fan-out (faster, and AWS bills it).",
+)];
+
+/// Settings of services that read the stream as a group, besides [`READING`].
 pub const CONSUMER: &[Setting] = &[
-    Setting::new(
-        "consumer",
-        "KIND",
-        "polling",
-        "How the stream is read: polling, or fan-out (faster, and AWS bills it).",
-    ),
     Setting::optional(
         "worker-id",
         "ID",
@@ -140,13 +142,18 @@ pub struct ConsumerConfig {
     pub group: GroupConfig,
 }
 
+/// Reads [`READING`]: whether the stream is read by enhanced fan-out.
+pub fn reads_by_fan_out(values: &mut Values) -> Option<bool> {
+    values.get("consumer", one_of(&[("polling", false), ("fan-out", true)]))
+}
+
 /// Bounds of lease times.
 const LEASES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(300);
 
 impl ConsumerConfig {
-    /// Reads [`CONSUMER`].
+    /// Reads [`READING`] and [`CONSUMER`].
     pub fn read(values: &mut Values, group: Group) -> Option<Self> {
-        let fan_out = values.get("consumer", one_of(&[("polling", false), ("fan-out", true)]));
+        let fan_out = reads_by_fan_out(values);
         let worker_id = values.optional("worker-id", text);
         let (failover, renew_every) =
             (values.get("failover", duration(LEASES)), values.get("renew-every", duration(LEASES)));

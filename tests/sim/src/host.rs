@@ -28,9 +28,9 @@ use votestream_core::{
     model::poll::FinalResult,
     mutation::{self, Mutation},
     port::{
-        Created, Group, Lease, LeaseStore, PollStore, PortError, Ports, Progress, ReadOutcome, Record, RecordReader,
-        Shard, ShardRow, Span, Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteStream, VoteWrite,
-        WriteOutcome,
+        Created, Group, Lease, LeaseStore, LostTime, PollStore, PortError, Ports, Progress, ReadOutcome, Record,
+        RecordReader, Shard, ShardRow, Span, Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore,
+        VoteStream, VoteWrite, WriteOutcome,
     },
 };
 
@@ -533,6 +533,34 @@ impl LeaseStore for Host {
                 });
             }
             outcome
+        })
+        .await
+    }
+
+    async fn note_end(&self, group: Group, shard: &ShardId, ends_at: SequenceNumber) -> Result<(), PortError> {
+        let key = (group, shard.clone());
+        self.call("note_end", move |state| {
+            state.rows.get_mut(&key).into_iter().for_each(|row| row.note_end(ends_at));
+        })
+        .await
+    }
+
+    async fn note_lost(&self, group: Group, shard: &ShardId, lost: LostTime) -> Result<(), PortError> {
+        let (key, world) = ((group, shard.clone()), self.world.clone());
+        self.call("note_lost", move |state| {
+            world.note(|| format!("{} of {} has lost records", key.1, group.as_str()));
+            state.rows.get_mut(&key).into_iter().for_each(|row| row.note_lost(lost));
+        })
+        .await
+    }
+
+    async fn delete(&self, group: Group, shard: &ShardId) -> Result<(), PortError> {
+        let (key, world) = ((group, shard.clone()), self.world.clone());
+        self.call("delete_row", move |state| {
+            if state.rows.get(&key).is_some_and(ShardRow::is_deletable) {
+                world.note(|| format!("the row of {} of {} is deleted", key.1, group.as_str()));
+                state.rows.remove(&key);
+            }
         })
         .await
     }

@@ -227,7 +227,8 @@ const VISIBLE_MS_MAX: u64 = 300;
 impl World {
     pub(super) fn new(seed: u64, shards: u32, faults: Arc<Faults>, keep_trace: bool) -> Arc<Self> {
         let ranges = HashRange::split_evenly(shards).into_iter().enumerate();
-        let shards = ranges.map(|(at, range)| (Shard { id: id(at), range, parents: vec![], open: true }, Vec::new()));
+        let shards = ranges
+            .map(|(at, range)| (Shard { id: id(at), range, parents: vec![], open: true, ends_at: None }, Vec::new()));
         Arc::new(Self {
             state: Mutex::new(State { shards: shards.collect(), ..State::default() }),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
@@ -501,7 +502,7 @@ impl World {
         let names: Vec<ShardId> = parents.iter().map(|&at| state.shards[at].0.id.clone()).collect();
         parents.iter().for_each(|&at| state.shards[at].0.open = false);
         for &range in ranges {
-            let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true };
+            let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true, ends_at: None };
             self.note(|| format!("{} takes over from {names:?}", shard.id));
             state.shards.push((shard, Vec::new()));
         }

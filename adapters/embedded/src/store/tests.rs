@@ -84,6 +84,8 @@ async fn progress_never_outlives_what_it_speaks_of() {
         started: true,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     let taken = store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
@@ -221,6 +223,8 @@ async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
         started: true,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
@@ -270,6 +274,8 @@ async fn a_copy_of_several_moments_is_right_or_refused() {
         started: true,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
