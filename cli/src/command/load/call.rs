@@ -358,13 +358,11 @@ fn undialled(error: &DialError) -> Reason {
 
     let kind = match error {
         DialError::Name(_) => "name_not_resolved",
-        DialError::Connect(error) => match error.kind() {
-            ErrorKind::ConnectionRefused => "connect_refused",
-            // All ports of this machine towards that address are in use, or were until a minute ago.
-            ErrorKind::AddrNotAvailable => "no_local_port",
-            _ if error.raw_os_error() == Some(TOO_MANY_FILES) => "too_many_files",
-            _ => "connect_failed",
-        },
+        DialError::Connect(error) if error.kind() == ErrorKind::ConnectionRefused => "connect_refused",
+        // All ports of this machine towards that address are in use, or were until a minute ago.
+        DialError::Connect(error) if error.kind() == ErrorKind::AddrNotAvailable => "no_local_port",
+        DialError::Connect(error) if error.raw_os_error() == Some(TOO_MANY_FILES) => "too_many_files",
+        DialError::Connect(_) => "connect_failed",
         DialError::ConnectTimeout(_) => "connect_timeout",
         DialError::Tls(_) | DialError::Protocol(_) => "tls_failed",
         DialError::TlsTimeout(_) => "tls_timeout",

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -140,10 +140,7 @@ impl Pacer {
             }
         }
         let due = due.map(|after| self.start + after);
-        let free = match room.clone().try_acquire_owned() {
-            Ok(permit) => Some(permit),
-            Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => None,
-        };
+        let free = room.clone().try_acquire_owned().ok();
         let has_waited = free.is_none() || due.is_some_and(|due| due < self.held_until);
         let permit = match free {
             Some(permit) => permit,
