@@ -5,10 +5,13 @@
  * when the services change; termination protection and RETAIN keep acknowledged votes when somebody deletes a stack.
  */
 import { Duration, RemovalPolicy, Stack, StackProps } from 'aws-cdk-lib';
-import { AttributeType, BillingMode, Table } from 'aws-cdk-lib/aws-dynamodb';
+import { AttributeType, BillingMode, Table, TableEncryption } from 'aws-cdk-lib/aws-dynamodb';
 import { CfnStreamConsumer, Stream, StreamEncryption, StreamMode } from 'aws-cdk-lib/aws-kinesis';
+import { IKey } from 'aws-cdk-lib/aws-kms';
 import { Construct } from 'constructs';
+import { budget } from './budget';
 import { Config } from './config';
+import { dataKey } from './keys';
 import { TableName } from './permissions';
 
 /** Partition key, then the sort key. All are texts. */
@@ -29,6 +32,8 @@ export type Group = 'persist' | 'tally';
 
 export class DataStack extends Stack {
   readonly stream: Stream;
+  /** The key of stream and tables, if it is one of this account. */
+  readonly key: IKey | undefined;
   readonly tablePrefix: string;
   readonly tables: Readonly<Record<TableName, Table>>;
   /** ARNs of the registered consumers; none if the stream is polled. */
@@ -37,6 +42,9 @@ export class DataStack extends Stack {
   constructor(scope: Construct, id: string, props: StackProps & { readonly config: Config }) {
     super(scope, id, { ...props, terminationProtection: true });
     const { config } = props;
+    this.key = config.customerKeys ? dataKey(this, config.name) : undefined;
+    // What costs money outlives the services, so what tells of it does, too.
+    budget(this, config);
 
     this.stream = new Stream(this, 'Stream', {
       streamName: config.name,
@@ -44,7 +52,9 @@ export class DataStack extends Stack {
         ? { streamMode: StreamMode.PROVISIONED, shardCount: config.shards }
         : { streamMode: StreamMode.ON_DEMAND }),
       retentionPeriod: Duration.hours(config.retentionHours),
-      encryption: StreamEncryption.MANAGED,
+      ...(this.key === undefined
+        ? { encryption: StreamEncryption.MANAGED }
+        : { encryption: StreamEncryption.KMS, encryptionKey: this.key }),
       removalPolicy: RemovalPolicy.RETAIN,
     });
 
@@ -63,6 +73,7 @@ export class DataStack extends Stack {
         partitionKey: { name: partition, type: AttributeType.STRING },
         ...(sort && { sortKey: { name: sort, type: AttributeType.STRING } }),
         billingMode: BillingMode.PAY_PER_REQUEST,
+        ...(this.key !== undefined && { encryption: TableEncryption.CUSTOMER_MANAGED, encryptionKey: this.key }),
         pointInTimeRecoverySpecification: { pointInTimeRecoveryEnabled: true },
         deletionProtection: true,
         removalPolicy: RemovalPolicy.RETAIN,

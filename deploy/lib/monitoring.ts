@@ -7,8 +7,10 @@ import {
   TreatMissingData, YAxisProps,
 } from 'aws-cdk-lib/aws-cloudwatch';
 import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
-import { ApplicationLoadBalancer, ApplicationTargetGroup, HttpCodeElb } from 'aws-cdk-lib/aws-elasticloadbalancingv2';
+import { FargateService } from 'aws-cdk-lib/aws-ecs';
+import { HttpCodeElb, IApplicationLoadBalancerMetrics } from 'aws-cdk-lib/aws-elasticloadbalancingv2';
 import { PolicyStatement, ServicePrincipal } from 'aws-cdk-lib/aws-iam';
+import { IKey } from 'aws-cdk-lib/aws-kms';
 import { FilterPattern, MetricFilter } from 'aws-cdk-lib/aws-logs';
 import { Topic } from 'aws-cdk-lib/aws-sns';
 import { EmailSubscription } from 'aws-cdk-lib/aws-sns-subscriptions';
@@ -16,6 +18,7 @@ import { Construct } from 'constructs';
 import { NAMESPACE } from './collector';
 import { Config } from './config';
 import { DataStack, Group } from './data-stack';
+import { Edge, Front } from './edge';
 import { groupAge, own, stream, table } from './metrics';
 import { ServiceName, SERVICES, TABLES } from './permissions';
 import { VoteService } from './service';
@@ -24,8 +27,9 @@ export interface MonitoringProps {
   readonly config: Config;
   readonly data: DataStack;
   readonly services: Readonly<Record<ServiceName, VoteService>>;
-  readonly balancer: ApplicationLoadBalancer;
-  readonly targets: Readonly<Record<'ingestGrpc' | 'tallyGrpc', ApplicationTargetGroup>>;
+  readonly edge: Edge;
+  /** The key of the topic, if it is one of this account. */
+  readonly logKey: IKey | undefined;
 }
 
 /** How far a group may be behind. Interim results are live; storing may take the minutes that the plan says. */
@@ -65,6 +69,28 @@ export const DENIALS = {
     description: 'Very many calls have no credential, or one that does not allow what they ask for.',
   },
 } as const;
+/** Answers of load balancers with errors of their own, a minute. */
+const EDGE_ERRORS_MAX = 50;
+/** Of 100 new connections, handshakes that may fail: strangers look around, and some phones are old. */
+const TLS_ERRORS_PERCENT = 5;
+/** Of the reserved capacity units, what a peak may use: a load balancer that needs more grows within minutes, not at once. */
+const RESERVE_PERCENT = 80;
+/** The slowest answer of a hundred. A vote is acknowledged within half a second as a rule, and within D = 10 s in any case. */
+const SLOW_SECONDS = 2;
+/** Votes that were turned away in a minute, for no fault of theirs, that need not mean anything. */
+const TURNED_AWAY_MAX = 100;
+/** Of 100 votes, those that may be refused for what is in them. */
+const REFUSED_PERCENT = 10;
+
+/** Why votes are refused: because of us, or because of what they are. Every reason of the metric is in one of the lists. */
+export const REFUSALS = {
+  /** Ours: the vote was good, and its client must send it again. */
+  'turned-away': ['unavailable', 'overloaded', 'key_missing'],
+  /** Theirs: a wrong client, a wrong link, a poll that was created wrongly. */
+  refused: ['malformed', 'poll_not_found', 'option_not_found', 'poll_not_open', 'wrong_source', 'not_allowed', 'other'],
+  /** Nobody's: after the end, people go on voting. */
+  expected: ['poll_closed'],
+} as const;
 /** Services that deny calls. */
 const ASKED = ['ingest', 'tally'] as const;
 /** Begins the line that a service logs when it cannot read the keys of an issuer. The old keys serve for a day. */
@@ -95,8 +121,10 @@ export class Monitoring extends Construct {
   }
 
   private alarmTopic(): Topic {
-    const { config } = this.props;
-    const topic = new Topic(this, 'Alarms', { topicName: `${config.name}-alarms`, enforceSSL: true });
+    const { config, logKey } = this.props;
+    const topic = new Topic(this, 'Alarms', {
+      topicName: `${config.name}-alarms`, enforceSSL: true, ...(logKey && { masterKey: logKey }),
+    });
     topic.addToResourcePolicy(
       new PolicyStatement({
         principals: [new ServicePrincipal('cloudwatch.amazonaws.com')],
@@ -110,10 +138,10 @@ export class Monitoring extends Construct {
     return topic;
   }
 
-  /** Makes one alarm, which also says when it is over. */
-  private alarm(name: string, rule: Rule): void {
-    const alarm = new Alarm(this, name, {
-      alarmName: `${this.prefix}-${name}`,
+  /** Makes one alarm, which also says when it is over. Those of further load balancers have a suffix, and the same runbook. */
+  private alarm(name: string, rule: Rule, suffix = ''): void {
+    const alarm = new Alarm(this, `${name}${suffix}`, {
+      alarmName: `${this.prefix}-${name}${suffix}`,
       alarmDescription: `${rule.description} Runbook: deploy/RUNBOOK.md, "${name}".`,
       metric: rule.metric,
       threshold: rule.threshold,
@@ -130,7 +158,7 @@ export class Monitoring extends Construct {
   }
 
   private alarms(): void {
-    const { config, services, balancer, targets } = this.props;
+    const { config, services } = this.props;
 
     for (const group of ['persist', 'tally'] as const) {
       this.alarm(`${group}-behind`, {
@@ -175,45 +203,25 @@ export class Monitoring extends Construct {
       of: 3,
     });
 
-    for (const [service, target] of [['ingest', targets.ingestGrpc], ['tally', targets.tallyGrpc]] as const) {
-      this.alarm(`${service}-unhealthy`, {
-        description: `Tasks of ${service}-svc do not answer gRPC health checks.`,
-        metric: target.metrics.unhealthyHostCount({ statistic: 'Maximum', period: MINUTE }),
-        threshold: 1,
-        minutes: 3,
-      });
-      this.alarm(`${service}-down`, {
-        description: `No task of ${service}-svc takes calls.`,
-        metric: target.metrics.healthyHostCount({ statistic: 'Maximum', period: MINUTE }),
-        threshold: 1,
-        minutes: 2,
-        below: true,
-        missing: TreatMissingData.BREACHING,
-      });
-    }
+    this.edge();
     for (const service of SERVICES) {
+      const { parts, tasks } = services[service];
       this.alarm(`${service}-tasks-missing`, {
         description: `Fewer tasks of ${service}-svc run than the least number.`,
-        metric: this.running(service),
-        threshold: services[service].tasks.min,
+        metric: combined('SUM', parts.map(({ fargate }) => this.running(fargate, service)), `${service} tasks`),
+        threshold: tasks.min,
         minutes: 5,
         below: true,
         missing: TreatMissingData.BREACHING,
       });
     }
-    this.alarm('edge-errors', {
-      description: 'The load balancer answers with errors of its own.',
-      metric: balancer.metrics.httpCodeElb(HttpCodeElb.ELB_5XX_COUNT, { period: MINUTE }),
-      threshold: 50,
-      minutes: 2,
-      of: 3,
-    });
     this.alarm('ingest-saturated', {
-      description: 'ingest-svc uses all of its CPU although it scales.',
-      metric: services.ingest.fargate.metricCpuUtilization({ period: MINUTE }),
+      description: 'ingest-svc uses all of its CPU.',
+      metric: combined('MAX', services.ingest.parts.map(({ fargate }) => fargate.metricCpuUtilization({ period: MINUTE })), 'CPU (%)'),
       threshold: 85,
       minutes: 3,
     });
+    this.refusals();
 
     const counted = (group: Group): Metric =>
       own(group, 'votestream.group.votes.applied', { group }, { period: QUARTER });
@@ -300,23 +308,123 @@ export class Monitoring extends Construct {
     return new Metric({ namespace: NAMESPACE, metricName, statistic: 'Sum', period: MINUTE, label: service });
   }
 
-  private running(service: ServiceName): Metric {
-    const { services } = this.props;
+  /**
+   * What load balancers say: about those who cannot reach us, and about tasks that do not answer. One alarm for all public ones,
+   * where a formula allows it: the dashboard says which it is, and a stack holds 500 resources.
+   */
+  private edge(): void {
+    const { config, edge } = this.props;
+    const balancers = edge.fronts.map((front) => front.balancer.metrics);
+    for (const service of ASKED) {
+      const groups = edge.fronts.map(({ targets }) => targets[`${service}Grpc`].metrics);
+      const hosts = { statistic: 'Maximum', period: MINUTE };
+      this.alarm(`${service}-unhealthy`, {
+        description: `Tasks of ${service}-svc do not answer gRPC health checks.`,
+        metric: combined('MAX', groups.map((one) => one.unhealthyHostCount(hosts)), 'unhealthy tasks'),
+        threshold: 1,
+        minutes: 3,
+      });
+      this.alarm(`${service}-down`, {
+        description: `No task of ${service}-svc takes calls, behind one of the load balancers at least.`,
+        metric: combined('MIN', groups.map((one) => one.healthyHostCount(hosts)), 'healthy tasks'),
+        threshold: 1,
+        minutes: 2,
+        below: true,
+        missing: TreatMissingData.BREACHING,
+      });
+    }
+    // Relays' streams are answered when their first votes are, which may be long after they were opened: not theirs.
+    this.alarm('edge-slow', {
+      description: `One answer of a hundred takes longer than ${SLOW_SECONDS} s.`,
+      metric: combined('MAX', balancers.map((one) => one.targetResponseTime({ statistic: 'p99', period: MINUTE })), 'p99 (s)'),
+      threshold: SLOW_SECONDS,
+      minutes: 3,
+    });
+    if (config.reservedLcus > 0) {
+      this.alarm('edge-reserve', {
+        description: `A load balancer uses more than ${RESERVE_PERCENT} % of the capacity units that are reserved for it.`,
+        metric: combined('MAX', balancers.map((one) => peakUnits(one)), 'peak units'),
+        threshold: Math.floor((config.reservedLcus * RESERVE_PERCENT) / 100),
+      });
+    }
+    const all = [['', balancers], ...(edge.relays === undefined ? [] : [[edge.relays.suffix, [edge.relays.balancer.metrics]]])] as
+      [string, IApplicationLoadBalancerMetrics[]][];
+    for (const [suffix, metrics] of all) {
+      this.alarm('edge-errors', {
+        description: 'Load balancers answer with errors of their own.',
+        metric: combined('SUM', metrics.map((one) => one.httpCodeElb(HttpCodeElb.ELB_5XX_COUNT, { period: MINUTE })), 'errors'),
+        threshold: EDGE_ERRORS_MAX,
+        minutes: 2,
+        of: 3,
+      }, suffix);
+      this.alarm('edge-rejected', {
+        description: 'A load balancer has rejected connections, because it has as many as it can have.',
+        metric: combined('SUM', metrics.map((one) => one.rejectedConnectionCount({ period: MINUTE })), 'rejected'),
+        threshold: 1,
+      }, suffix);
+    }
+    for (const { suffix, balancer } of [...edge.fronts, ...(edge.relays === undefined ? [] : [edge.relays])]) {
+      this.alarm('edge-tls-errors', {
+        description: 'Many clients do not get through the TLS handshake with a load balancer.',
+        metric: new MathExpression({
+          expression: '100 * FILL(e, 0) / (FILL(n, 0) + 1000)',
+          usingMetrics: {
+            e: balancer.metrics.clientTlsNegotiationErrorCount({ period: MINUTE }),
+            n: balancer.metrics.newConnectionCount({ period: MINUTE }),
+          },
+          period: MINUTE,
+          label: 'failed handshakes (%)',
+        }),
+        threshold: TLS_ERRORS_PERCENT,
+        minutes: 2,
+        of: 3,
+      }, suffix);
+    }
+  }
+
+  /** Votes that are not taken, before they have reached a lane. */
+  private refusals(): void {
+    const rejected = (reasons: readonly string[]): [string, Metric][] => reasons.map((reason) =>
+      [`r_${reason}`, own('ingest', 'votestream.ingest.votes.rejected', { reason })]);
+    this.alarm('votes-turned-away', {
+      description: 'Good votes are not taken, because ingest-svc or what it needs does not keep up. Clients send them again.',
+      metric: sum(Object.fromEntries(rejected(REFUSALS['turned-away'])), 'votes turned away'),
+      threshold: TURNED_AWAY_MAX,
+      minutes: 2,
+      of: 3,
+    });
+    const refused = rejected(REFUSALS.refused);
+    const all = refused.map(([name]) => `FILL(${name}, 0)`).join(' + ');
+    this.alarm('votes-refused', {
+      description: `More than ${REFUSED_PERCENT} % of the votes are refused for what is in them: a wrong client, link or poll.`,
+      metric: new MathExpression({
+        expression: `100 * (${all}) / (${all} + FILL(accepted, 0) + 1000)`,
+        usingMetrics: { ...Object.fromEntries(refused), accepted: own('ingest', 'votestream.ingest.votes.accepted', {}) },
+        period: MINUTE,
+        label: 'refused votes (%)',
+      }),
+      threshold: REFUSED_PERCENT,
+      minutes: 2,
+      of: 3,
+    });
+  }
+
+  private running(service: FargateService, label: string): Metric {
     return new Metric({
       namespace: 'ECS/ContainerInsights',
       metricName: 'RunningTaskCount',
-      dimensionsMap: {
-        ClusterName: services[service].fargate.cluster.clusterName,
-        ServiceName: services[service].fargate.serviceName,
-      },
+      dimensionsMap: { ClusterName: service.cluster.clusterName, ServiceName: service.serviceName },
       statistic: 'Minimum',
       period: MINUTE,
-      label: `${service} tasks`,
+      label: `${label} tasks`,
     });
   }
 
   private dashboard(): void {
-    const { config, services, balancer, targets } = this.props;
+    const { config, services, edge } = this.props;
+    const { fronts } = edge;
+    const all: Front[] = [...fronts, ...(edge.relays === undefined ? [] : [edge.relays])];
+    const label = (front: Front, what: string): string => `${what}${front.suffix}`;
     const dashboard = new Dashboard(this, 'Dashboard', {
       dashboardName: config.name,
       defaultInterval: Duration.hours(1),
@@ -345,19 +453,33 @@ export class Monitoring extends Construct {
     dashboard.addWidgets(
       graph('Votes a minute', [settled('durable'), ...perGroup(applied)]),
       graph('Not durable', [settled('not_stored'), settled('unknown')], reasons.map(rejected)),
-      graph('Load balancer', [balancer.metrics.newConnectionCount({ period: MINUTE })], [
-        balancer.metrics.httpCodeElb(HttpCodeElb.ELB_5XX_COUNT, { period: MINUTE }),
-        targets.ingestGrpc.metrics.unhealthyHostCount({ period: MINUTE, label: 'unhealthy ingest' }),
-        targets.tallyGrpc.metrics.unhealthyHostCount({ period: MINUTE, label: 'unhealthy tally' }),
-      ]),
+      graph('Unhealthy tasks', fronts.flatMap((front) => [
+        front.targets.ingestGrpc.metrics.unhealthyHostCount({ period: MINUTE, label: label(front, 'ingest') }),
+        front.targets.tallyGrpc.metrics.unhealthyHostCount({ period: MINUTE, label: label(front, 'tally') }),
+      ])),
     );
     dashboard.addWidgets(
-      graph('Tasks', SERVICES.map((service) => this.running(service))),
-      graph('CPU (%)', SERVICES.map((service) =>
-        services[service].fargate.metricCpuUtilization({ period: MINUTE, label: service }))),
+      graph('Tasks', SERVICES.flatMap((service) => services[service].parts.map(({ fargate }, index) =>
+        this.running(fargate, index === 0 ? service : `${service}-${index + 1}`)))),
+      graph('CPU (%)', SERVICES.flatMap((service) => services[service].parts.map(({ fargate }, index) =>
+        fargate.metricCpuUtilization({ period: MINUTE, label: index === 0 ? service : `${service}-${index + 1}` })))),
       graph('Waiting in ingest', [
         own('ingest', 'votestream.lane.votes.unsettled', {}, { label: 'votes' }),
       ], [own('ingest', 'votestream.lane.bytes', {}, { statistic: 'Maximum', label: 'bytes of the fullest task' })]),
+    );
+    dashboard.addWidgets(heading('## Load balancers'));
+    dashboard.addWidgets(
+      graph('Connections', all.map((front) =>
+        front.balancer.metrics.newConnectionCount({ period: MINUTE, label: label(front, 'new') })), all.map((front) =>
+        front.balancer.metrics.activeConnectionCount({ period: MINUTE, label: label(front, 'active') }))),
+      graph('Not let in', all.flatMap((front) => [
+        front.balancer.metrics.rejectedConnectionCount({ period: MINUTE, label: label(front, 'rejected') }),
+        front.balancer.metrics.clientTlsNegotiationErrorCount({ period: MINUTE, label: label(front, 'TLS') }),
+      ]), all.map((front) =>
+        front.balancer.metrics.httpCodeElb(HttpCodeElb.ELB_5XX_COUNT, { period: MINUTE, label: label(front, '5xx') }))),
+      graph('Answers (s)', fronts.flatMap((front) => ['p50', 'p99'].map((statistic) =>
+        front.balancer.metrics.targetResponseTime({ statistic, period: MINUTE, label: label(front, statistic) }))),
+      config.reservedLcus === 0 ? [] : fronts.map((front) => peakUnits(front.balancer.metrics, label(front, 'peak units')))),
     );
     dashboard.addWidgets(heading('## Callers'));
     dashboard.addWidgets(
@@ -409,4 +531,21 @@ export class Monitoring extends Construct {
 function sum(usingMetrics: Record<string, IMetric>, label: string): MathExpression {
   const expression = Object.keys(usingMetrics).map((name) => `FILL(${name}, 0)`).join(' + ');
   return new MathExpression({ expression, usingMetrics, period: MINUTE, label });
+}
+
+/**
+ * Capacity units that a load balancer used at the peak of each minute. It is what a reservation is compared with ("Capacity
+ * reservations for your Application Load Balancer"), which `ConsumedLCUs`, the price, is not.
+ */
+function peakUnits(metrics: IApplicationLoadBalancerMetrics, label = 'peak units'): Metric {
+  return metrics.custom('PeakLCUs', { statistic: 'Sum', period: MINUTE, label });
+}
+
+/** One metric of the same metrics of several load balancers or ECS services: an alarm takes ten. A missing one counts as 0. */
+function combined(by: 'SUM' | 'MAX' | 'MIN', metrics: readonly Metric[], label: string): IMetric {
+  const [first] = metrics as [Metric];
+  if (metrics.length === 1) return first;
+  const usingMetrics = Object.fromEntries(metrics.map((one, index) => [`m${index + 1}`, one]));
+  const all = Object.keys(usingMetrics).map((name) => `FILL(${name}, 0)`).join(', ');
+  return new MathExpression({ expression: `${by}([${all}])`, usingMetrics, period: MINUTE, label });
 }

@@ -12,10 +12,14 @@ export const WILDCARD_ACTIONS: Readonly<Record<string, string>> = {
   'xray:PutTraceSegments': 'X-Ray has no resource to name',
 };
 
+export function acknowledgeData(data: Stack): void {
+  NagSuppressions.addResourceSuppressionsByPath(data, `/${data.stackName}/Stream/Resource`, [
+    { id: 'AwsSolutions-KDS3', reason: 'customerKeys: the key is one of this account, because its owner wants it to be.' },
+  ]);
+}
+
 export function acknowledge(service: Stack): void {
   const root = `/${service.stackName}`;
-  const wildcard = (...actions: string[]): string =>
-    actions.map((action) => `${action}: ${WILDCARD_ACTIONS[action]}`).join('; ');
   NagSuppressions.addResourceSuppressionsByPath(service, `${root}/AccessLogs/Resource`, [
     { id: 'AwsSolutions-S1', reason: 'This bucket holds access logs; logging the access to them would log itself.' },
   ]);
@@ -37,4 +41,18 @@ export function acknowledge(service: Stack): void {
       { id: 'AwsSolutions-IAM5', reason: wildcard('ecr:GetAuthorizationToken'), appliesTo: ['Resource::*'] },
     ]);
   }
+}
+
+export function acknowledgeLoad(load: Stack): void {
+  const root = `/${load.stackName}/Task`;
+  NagSuppressions.addResourceSuppressionsByPath(load, `${root}/Resource`, [
+    { id: 'AwsSolutions-ECS2', reason: 'The address of the public load balancers. The token is a secret.' },
+  ]);
+  NagSuppressions.addResourceSuppressionsByPath(load, `${root}/ExecutionRole/DefaultPolicy/Resource`, [
+    { id: 'AwsSolutions-IAM5', reason: wildcard('ecr:GetAuthorizationToken'), appliesTo: ['Resource::*'] },
+  ]);
+}
+
+function wildcard(...actions: string[]): string {
+  return actions.map((action) => `${action}: ${WILDCARD_ACTIONS[action]}`).join('; ');
 }

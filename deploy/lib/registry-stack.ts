@@ -12,7 +12,8 @@ import { SERVICES, ServiceName } from './permissions';
 /** Untagged and older images than these are deleted. */
 const IMAGES_KEPT = 20;
 
-export type ImageName = ServiceName | 'collector';
+/** `load` is the fleet that casts votes in a rehearsal. */
+export type ImageName = ServiceName | 'collector' | 'load';
 
 export class RegistryStack extends Stack {
   readonly repositories: Readonly<Record<ImageName, Repository>>;
@@ -29,6 +30,6 @@ export class RegistryStack extends Stack {
         removalPolicy: RemovalPolicy.RETAIN,
       });
     const [ingest, persist, tally] = SERVICES.map(repository) as [Repository, Repository, Repository];
-    this.repositories = { ingest, persist, tally, collector: repository('collector') };
+    this.repositories = { ingest, persist, tally, collector: repository('collector'), load: repository('load') };
   }
 }

@@ -15,11 +15,13 @@ import {
   OperatingSystemFamily, PropagatedTagSource, ScalableTaskCount, UlimitName,
 } from 'aws-cdk-lib/aws-ecs';
 import { PolicyStatement, Role, ServicePrincipal } from 'aws-cdk-lib/aws-iam';
+import { IKey } from 'aws-cdk-lib/aws-kms';
 import { LogGroup, RetentionDays } from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 import { collectorConfig, EXPORT_INTERVAL_MS, OTLP_ENDPOINT } from './collector';
 import { Config, Size, Tasks } from './config';
 import { DataStack } from './data-stack';
+import { KEY_USES } from './keys';
 import { FAN_OUT, PERMISSIONS, POLLING, ServiceName, TABLES } from './permissions';
 import { tell, Told } from './secrets';
 
@@ -29,10 +31,13 @@ export const DRAIN_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 12
 export const SETTLE_SECONDS: Readonly<Record<ServiceName, number>> = { ingest: 10, persist: 0, tally: 0 };
 /** The last metrics, traces and logs are sent within three seconds each. */
 export const TELEMETRY_SECONDS = 9;
-/** Longest silence of a connection through the load balancer. Relays' streams are silent while nobody votes. */
-export const BALANCER_IDLE_SECONDS = 600;
-/** The services close later than the load balancer, which would otherwise send a call into a connection that is being closed. */
-export const IDLE_SECONDS = BALANCER_IDLE_SECONDS + 15;
+/**
+ * Longest silence of a connection through each load balancer. A phone that says nothing for a minute is gone, and its connection
+ * costs a part of a capacity unit. Relays' streams are silent while nobody votes, and so are the calls of operators who wait.
+ */
+export const BALANCER_IDLE_SECONDS = { public: 60, relays: 600, internal: 600 } as const;
+/** The services close later than any load balancer, which would otherwise send a call into a connection that is being closed. */
+export const IDLE_SECONDS = Math.max(...Object.values(BALANCER_IDLE_SECONDS)) + 15;
 /** Seconds that are left between the end of a drain and the kill. */
 const STOP_MARGIN_SECONDS = 5;
 
@@ -53,7 +58,7 @@ export const USER = '65532:65532';
 /** The collector's part of the task's memory. */
 const COLLECTOR_MEMORY_MIB = 256;
 /** Every client connection is a file; this is the most that Fargate gives. */
-const FILES_MAX = 65_535;
+export const FILES_MAX = 65_535;
 
 export interface VoteServiceProps {
   readonly service: ServiceName;
@@ -67,11 +72,30 @@ export interface VoteServiceProps {
   readonly imageTag: string;
   readonly collectorRepository: IRepository;
   readonly collectorTag: string;
+  /** Among how many ECS services the tasks are divided. */
+  readonly parts: number;
+  /** The key of the logs, if it is one of this account. */
+  readonly logKey: IKey | undefined;
+}
+
+/**
+ * An ECS service with its share of the tasks. There is one behind each public load balancer, because an ECS service takes five
+ * target groups at most ("Amazon ECS service quotas"), and a target group belongs to one load balancer.
+ */
+export interface Part {
+  readonly fargate: FargateService;
+  readonly scaling: ScalableTaskCount;
+  readonly tasks: Tasks;
+}
+
+/** The share of the part with this index: all shares together are the whole, and no two differ by more than one. */
+export function share(whole: number, parts: number, index: number): number {
+  return Math.floor(whole / parts) + (index < whole % parts ? 1 : 0);
 }
 
 export class VoteService extends Construct {
-  readonly fargate: FargateService;
-  readonly scaling: ScalableTaskCount;
+  readonly parts: readonly Part[];
+  /** Of all parts together. */
   readonly tasks: Tasks & Size;
   readonly logs: LogGroup;
   readonly metricsLogGroup: LogGroup;
@@ -139,17 +163,25 @@ export class VoteService extends Construct {
     // Started before and stopped after the service, so that its last metrics arrive.
     main.addContainerDependencies({ container: collector, condition: ContainerDependencyCondition.START });
 
-    this.fargate = new FargateService(this, 'Service', {
-      serviceName: `${config.name}-${service}`,
+    this.parts = Array.from({ length: props.parts }, (_, index) => this.part(task, index));
+  }
+
+  private part(taskDefinition: FargateTaskDefinition, index: number): Part {
+    const { service, config, ...props } = this.props;
+    const suffix = index === 0 ? '' : `${index + 1}`;
+    const min = share(this.tasks.min, props.parts, index);
+    const max = share(this.tasks.max, props.parts, index);
+    const fargate = new FargateService(this, `Service${suffix}`, {
+      serviceName: [config.name, service, ...(index === 0 ? [] : [suffix])].join('-'),
       cluster: props.cluster,
-      taskDefinition: task,
-      desiredCount: this.tasks.min,
+      taskDefinition,
+      desiredCount: min,
       // New tasks first: ingest keeps its capacity, and the groups hand their shards over to tasks that run.
       minHealthyPercent: 100,
       maxHealthyPercent: 200,
       circuitBreaker: { rollback: true },
       availabilityZoneRebalancing: AvailabilityZoneRebalancing.ENABLED,
-      ...(port !== undefined && { healthCheckGracePeriod: Duration.seconds(60) }),
+      ...(PORTS[service] !== undefined && { healthCheckGracePeriod: Duration.seconds(60) }),
       platformVersion: FargatePlatformVersion.LATEST,
       vpcSubnets: props.subnets,
       securityGroups: [props.securityGroup],
@@ -158,12 +190,13 @@ export class VoteService extends Construct {
       enableECSManagedTags: true,
       propagateTags: PropagatedTagSource.SERVICE,
     });
-    this.scaling = this.fargate.autoScaleTaskCount({ minCapacity: this.tasks.min, maxCapacity: this.tasks.max });
+    return { fargate, scaling: fargate.autoScaleTaskCount({ minCapacity: min, maxCapacity: max }), tasks: { min, max } };
   }
 
   /** Follows how far the group is behind: fast up, slowly down. */
   scaleByAge(age: Metric): void {
-    this.scaling.scaleOnMetric('Age', {
+    const [{ scaling }] = this.parts as [Part];
+    scaling.scaleOnMetric('Age', {
       metric: age,
       adjustmentType: AdjustmentType.PERCENT_CHANGE_IN_CAPACITY,
       minAdjustmentMagnitude: 1,
@@ -235,6 +268,16 @@ export class VoteService extends Construct {
     allow('kinesis', [...permissions.stream, ...reads], data.stream.streamArn);
     if (consumer !== undefined) allow('kinesis', FAN_OUT.consumer, consumer);
     for (const table of TABLES) allow('dynamodb', permissions.tables[table], data.tables[table].tableArn);
+    // The key of stream and tables, if it is ours: for calls that these two make in the name of the task, and for nothing else.
+    if (data.key !== undefined) {
+      for (const [by, uses] of Object.entries(KEY_USES)) {
+        role.addToPolicy(new PolicyStatement({
+          actions: uses.map((one) => `kms:${one}`),
+          resources: [data.key.keyArn],
+          conditions: { StringEquals: { 'kms:ViaService': `${by}.${stack.region}.amazonaws.com` } },
+        }));
+      }
+    }
     // The collector: metrics as log events of one log group, and traces.
     allow('logs', ['CreateLogStream', 'DescribeLogStreams', 'PutLogEvents'], this.metricsLogGroup.logGroupArn);
     allow('xray', ['PutTelemetryRecords', 'PutTraceSegments'], '*');
@@ -248,7 +291,10 @@ export class VoteService extends Construct {
   }
 
   private logGroup(id: string, logGroupName: string): LogGroup {
-    const retention: RetentionDays = this.props.config.logRetentionDays;
-    return new LogGroup(this, id, { logGroupName, retention, removalPolicy: RemovalPolicy.DESTROY });
+    const { config, logKey } = this.props;
+    const retention: RetentionDays = config.logRetentionDays;
+    return new LogGroup(this, id, {
+      logGroupName, retention, removalPolicy: RemovalPolicy.DESTROY, ...(logKey && { encryptionKey: logKey }),
+    });
   }
 }

@@ -11,9 +11,9 @@ import {
   DRAIN_SECONDS, HEALTH_COMMAND, SETTLE_SECONDS, stopTimeoutSeconds, TELEMETRY_SECONDS, USER,
 } from '../lib/service';
 import { MANAGE_ROUTES, MANAGE_RPCS, PAGE_ROUTES, READ_ROUTES, READ_RPCS, VOTE_ROUTES, VOTE_RPCS } from '../lib/paths';
-import { DENIALS, KEYS_NOT_READ } from '../lib/monitoring';
+import { DENIALS, KEYS_NOT_READ, REFUSALS } from '../lib/monitoring';
 import { SECRETS } from '../lib/secrets';
-import { DEREGISTRATION_DELAY } from '../lib/service-stack';
+import { DEREGISTRATION_DELAY } from '../lib/edge';
 import { AUTH, DEPLOY, Made, resources, ROOT } from './stacks';
 
 const source = (path: string): string => readFileSync(join(ROOT, path), 'utf8');
@@ -136,6 +136,16 @@ test('metrics are those that the services export', () => {
   }
 });
 
+test('every reason why a vote is refused is ours, theirs or expected', () => {
+  const metrics = source('core/src/observe/metrics.rs');
+  const rejected = /"votestream\.ingest\.votes\.rejected".*?\n\);/s.exec(metrics)?.[0] ?? assert.fail();
+  const reasons = all(rejected, /\("reason", "(\w+)"\)/g);
+  assert.ok(reasons.length >= 11);
+  assert.deepEqual(Object.values(REFUSALS).flat().sort(), reasons.sort());
+  // With the accepted votes, the metrics of an expression.
+  for (const reasons of Object.values(REFUSALS)) assert.ok(reasons.length < 10);
+});
+
 test('every reason why a call is denied wakes somebody by one alarm', () => {
   const metrics = source('core/src/observe/metrics.rs');
   const denied = /"votestream\.server\.calls\.denied".*?\n\);/s.exec(metrics)?.[0] ?? assert.fail();
@@ -189,7 +199,7 @@ test('every route is in one list', () => {
 });
 
 test('what `votestream plan` prints to paste are settings', () => {
-  const plan = source('cli/src/plan.rs');
+  const plan = source('cli/src/plan.rs') + sources('cli/src/plan');
   const pairs = /fn pairs\(.*?\n    }\n/s.exec(plan)?.[0] ?? assert.fail();
   const names = all(pairs, /\("([A-Za-z]+)", /g);
   assert.deepEqual(names.filter((name) => !(SETTINGS as readonly string[]).includes(name)), []);
@@ -241,9 +251,13 @@ test('the README has every setting, and the runbook an entry with meaning, check
     assert.ok(readme.includes(`\`${name}\``), setting);
   }
   const runbook = readFileSync(join(DEPLOY, 'RUNBOOK.md'), 'utf8');
-  const alarms = resources(new Made().service, 'AWS::CloudWatch::Alarm')
+  // All alarms that there can be. Those of further load balancers have a suffix, and share the entry of the first.
+  const everything = new Made({ loadBalancers: 2, pinTasks: 'true', reservedLcus: 100, relayCidrs: '198.51.100.0/24' });
+  const names = resources(everything.service, 'AWS::CloudWatch::Alarm')
     .flatMap(([, { Properties }]) => (Properties.AlarmName as string | undefined)?.replace(/^votestream-/, '') ?? []);
-  assert.ok(alarms.length > 0);
+  const alarms = [...new Set(names.map((name) => name.replace(/-(2|relays)$/, '')))];
+  assert.ok(alarms.length > 0 && alarms.length < names.length);
+  for (const name of alarms) assert.ok(names.includes(name), `${name}: the first has no suffix`);
   for (const name of alarms) {
     const entry = runbook.split(/^#{2,3} /m).find((one) => one.split('\n', 1)[0]?.includes(`\`${name}\``));
     assert.ok(entry, `${name} has an entry`);

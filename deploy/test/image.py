@@ -1,7 +1,7 @@
 """Builds the images of the three services as the Dockerfile says, and runs them as ECS would: another user than root, root file
 system read-only, no capabilities. Asks their health, and stops each by SIGTERM under load; no acknowledged vote may be lost. The
 image of the command is built, too: it makes an auth file, and runs the whole stack on a volume, with every vote there after a
-restart.
+restart. That of the fleet votes in it.
 
 No registry is asked: the binaries are those that cargo builds here, and a base with this machine's C library stands in for the
 one that the Dockerfile names. Needs root, buildah, runc and cargo. Must never leave an image or a container behind.
@@ -26,6 +26,8 @@ STOP_SECONDS = {"ingest": 36, "persist": 39, "tally": 39, "up": 30}
 # Votes of the load during which ingest is stopped, votes of the load during which persist and tally are, and votes a second. Each
 # is the only vote of its user.
 INTERRUPTED, WHOLE, RATE = 2_000_000, 100_000, 2_000
+# Votes of the image of the fleet.
+FLEET = 2_000
 # The stop comes in the middle of the load: when this many votes are counted.
 STARTED = 4_000
 
@@ -117,6 +119,21 @@ class Images:
             ran = in_image(root, made, *words)
             expect("what makes an auth file ends with", (ran.returncode, ran.stderr if ran.returncode else ""), (0, ""))
         expect("what it has made", sorted(file.name for file in (root / "auth").iterdir()), ["auth.toml", "keys.json"])
+        return root, made
+
+    def fleet(self):
+        """Builds the image of the fleet, with the same binary as that of the command; returns its root and its configuration."""
+        self.buildah(
+            "build", "--quiet", "--format", "docker", "--pull-never", "--file", ROOT / "deploy/Dockerfile", "--target", "load",
+            "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", "--build-arg", "COMMAND=localhost/binaries:command",
+            "--tag", "localhost/votestream:load", ROOT,
+        )
+        made = json.loads(self.buildah("inspect", "--type", "image", "localhost/votestream:load"))["Docker"]["config"]
+        expect("user of the image of the fleet", made["User"], f"{USER}:{GROUP}")
+        container = self.buildah("from", "--pull-never", "localhost/votestream:load")
+        root = pathlib.Path(self.buildah("mount", container))
+        ran = in_image(root, made, *made["Cmd"])
+        expect("what it does without an order", (ran.returncode, "--poll" in ran.stdout), (0, True))
         return root, made
 
     def context(self):
@@ -267,9 +284,9 @@ class Page:
         return self.json(f"/v1/polls/{poll}/results/interim")["total_counted"]
 
 
-def up(rig, root, image):
+def up(rig, root, image, fleet):
     """The whole stack in one container, as README.md runs it: closed until somebody says who may call, and with every vote after
-    a restart on the same volume.
+    a restart on the same volume. The image of the fleet votes there.
     """
     ran = in_image(root, image, *image["Cmd"])
     expect("exit code of `up` before anybody has said who may call", ran.returncode, 2)
@@ -306,6 +323,14 @@ def up(rig, root, image):
     page.json("/v1/polls/hall/close", {})
     wait_for("the result is final", lambda: page("/v1/polls/hall/results/final")[0] == 200)
     expect("votes in it", page.json("/v1/polls/hall/results/final")["total_votes"], 2)
+
+    page.json("/v1/polls", {"poll_id": "rehearsal", "title": "Rehearsal", "options": options, "closes_at": closes_at})
+    # As a task of the fleet is told: where by a variable, the token by another, and how on its command line.
+    told = {"VOTESTREAM_SERVER": f"http://127.0.0.1:{port}", "VOTESTREAM_TOKEN": page.token}
+    ran = in_image(*fleet, "load", "--json", "--poll", "rehearsal", "--votes", str(FLEET), "--seed", "7", **told)
+    expect("exit code of the fleet", (ran.returncode, ran.stderr if ran.returncode else ""), (0, ""))
+    expect("votes of the fleet that were accepted", json.loads(ran.stdout)["accepted"], FLEET)
+    wait_for("they are counted", lambda: page.counted("rehearsal") == FLEET)
     container.stop()
 
 
@@ -314,7 +339,8 @@ def check(rig):
     images = Images(rig.work)
     images.context()
     images.base(binaries / "ingest-svc")
-    up(rig, *images.command(binaries / "votestream"))
+    command = images.command(binaries / "votestream")
+    up(rig, *command, images.fleet())
     containers = {}
     for service in SERVICES:
         root, image = images.service(service, binaries / f"{service}-svc")

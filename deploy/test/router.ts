@@ -67,14 +67,15 @@ function condition(found: Record<string, any>): (request: Request) => boolean {
 export class Router {
   readonly rules: readonly Rule[];
 
-  constructor(template: Template, prefix: 'Balancer' | 'Internal') {
+  constructor(template: Template, prefix: 'Balancer' | `Balancer${number}` | 'RelayBalancer' | 'Internal') {
     const of = (type: string): [string, Resource][] => resources(template, `AWS::ElasticLoadBalancingV2::${type}`);
-    const listeners = of('Listener').filter(([id]) => id.startsWith(prefix));
+    const listeners = of('Listener').filter(([id]) => id.startsWith(`${prefix}Https`));
     assert.equal(listeners.length, 1);
     const [listener, { Properties }] = listeners[0] ?? assert.fail();
     assert.deepEqual(Properties.DefaultActions.map((one: any) => one.FixedResponseConfig?.StatusCode), ['404']);
     // A target group belongs to one load balancer.
-    const name = new RegExp(`^${prefix === 'Balancer' ? '' : prefix}Target(ingest|tally)(grpc|web)[0-9A-F]{8}$`);
+    const ids = prefix === 'Internal' ? 'InternalTarget' : prefix.replace('Balancer', 'Target');
+    const name = new RegExp(`^${ids}(ingest|tally)(grpc|web)[0-9A-F]{8}$`);
     const targets = new Map(of('TargetGroup').flatMap(([id]) => {
       const [, service, kind] = name.exec(id) ?? [];
       return service === undefined ? [] : [[id, `${service} ${kind}`]];

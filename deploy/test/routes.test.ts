@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { BALANCER_IDLE_SECONDS } from '../lib/service';
+import { BALANCER_IDLE_SECONDS, IDLE_SECONDS } from '../lib/service';
 import { Router } from './router';
 import { Made, resources, ROOT } from './stacks';
 
@@ -47,8 +47,9 @@ const TABLE: readonly (readonly [string, 'ingest' | 'tally' | '404', 'ingest' | 
 /** Ids of polls that are hard on rules: like parts of routes, and with every character that an id may have. */
 const POLLS = ['lunch', 'show-1.final~2_b', 'votes', 'close', 'results', 'status', 'vote'];
 
-const made = new Made();
+const made = new Made({ loadBalancers: 2, pinTasks: 'true', relayCidrs: '198.51.100.0/24' });
 const [open, internal] = [new Router(made.service, 'Balancer'), new Router(made.service, 'Internal')];
+const [second, relays] = [new Router(made.service, 'Balancer2'), new Router(made.service, 'RelayBalancer')];
 const examples = (path: string): string[] => [...new Set(POLLS.map((poll) => path.replace('{poll}', poll).replace('{file}', 'poll.js')))];
 
 test('every call of the API, every route of the OpenAPI document and every file of the page is in the table', () => {
@@ -136,13 +137,55 @@ test('the internal load balancer has the names of calls for tools, and no admin 
   }
 });
 
-test('no load balancer closes a stream of events between two signs of life', () => {
-  const seconds = /const KEEP_ALIVE: Duration = Duration::from_secs\((\d+)\)/.exec(source('tally-svc/src/events.rs'))?.[1];
-  assert.ok(Number(seconds) > 0 && BALANCER_IDLE_SECONDS > 2 * Number(seconds), `${seconds}`);
-  const balancers = resources(made.service, 'AWS::ElasticLoadBalancingV2::LoadBalancer');
-  assert.equal(balancers.length, 2);
-  for (const [id, { Properties }] of balancers) {
+test('the load balancer of relays has gRPC calls with votes and those that read, and nothing else', () => {
+  for (const [what, outside] of TABLE) {
+    const [kind = '', path = ''] = what.split(' ');
+    const expected = kind === 'rpc' && outside !== '404' ? `${outside} grpc` : '404';
+    for (const method of ['GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'OPTIONS']) {
+      for (const example of examples(path)) {
+        assert.equal(relays.route({ method, path: example }), method === 'POST' ? expected : '404', `${method} ${what}`);
+      }
+    }
+  }
+  for (const path of ['/grpc.reflection.v1.ServerReflection/ServerReflectionInfo', '/v1/status', '/metrics', '/x']) {
+    assert.equal(relays.route({ method: 'POST', path, contentType: 'application/grpc' }), '404', path);
+  }
+});
+
+test('all public load balancers have the same rules', () => {
+  assert.equal(second.rules.length, open.rules.length);
+  const methods = ['GET', 'HEAD', 'POST', 'OPTIONS'];
+  for (const [what] of TABLE) {
+    for (const path of examples(what.split(' ')[1] ?? '')) {
+      for (const method of methods) {
+        for (const contentType of ['application/grpc', 'application/grpc-web', undefined]) {
+          const request = { method, path, contentType };
+          assert.equal(second.route(request), open.route(request), `${method} ${path} ${contentType}`);
+        }
+      }
+    }
+  }
+});
+
+test('no load balancer closes a stream of events between two signs of life, and the services close after all of them', () => {
+  const seconds = Number(/const KEEP_ALIVE: Duration = Duration::from_secs\((\d+)\)/.exec(source('tally-svc/src/events.rs'))?.[1]);
+  const idle = resources(made.service, 'AWS::ElasticLoadBalancingV2::LoadBalancer').map(([id, { Properties }]) => {
     const attributes = Properties.LoadBalancerAttributes as { Key: string; Value: string }[];
-    assert.equal(attributes.find(({ Key }) => Key === 'idle_timeout.timeout_seconds')?.Value, `${BALANCER_IDLE_SECONDS}`, id);
+    return [id.replace(/[0-9A-F]{8}$/, ''), Number(attributes.find(({ Key }) => Key === 'idle_timeout.timeout_seconds')?.Value)] as const;
+  });
+  assert.deepEqual(Object.fromEntries(idle), {
+    Balancer: BALANCER_IDLE_SECONDS.public, Balancer2: BALANCER_IDLE_SECONDS.public,
+    RelayBalancer: BALANCER_IDLE_SECONDS.relays, Internal: BALANCER_IDLE_SECONDS.internal,
+  });
+  for (const [id, longest] of idle) {
+    assert.ok(seconds > 0 && longest > 2 * seconds, `${id}: ${longest} s, a sign every ${seconds} s`);
+    assert.ok(IDLE_SECONDS > longest, `${id}: the load balancer closes first`);
+  }
+  // Ours is what the tasks are told.
+  for (const [id, { Properties }] of resources(made.service, 'AWS::ECS::TaskDefinition')) {
+    if (id.startsWith('persist')) continue;
+    const [{ Environment }] = Properties.ContainerDefinitions;
+    const told = (Environment as { Name: string; Value: string }[]).find(({ Name }) => Name === 'VOTESTREAM_IDLE_TIMEOUT');
+    assert.equal(told?.Value, `${IDLE_SECONDS}s`, id);
   }
 });

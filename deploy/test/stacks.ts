@@ -33,12 +33,14 @@ export class Made {
   readonly data: Template;
   readonly registry: Template;
   readonly service: Template;
+  readonly load: Template | undefined;
 
   constructor(context: Record<string, unknown> = {}) {
     this.stacks = stacks(context);
     this.data = Template.fromStack(this.stacks.data);
     this.registry = Template.fromStack(this.stacks.registry);
     this.service = Template.fromStack(this.stacks.service);
+    this.load = this.stacks.load && Template.fromStack(this.stacks.load);
   }
 }
 
