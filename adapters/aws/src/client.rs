@@ -22,7 +22,7 @@ use votestream_core::{
 
 use crate::{
     answers::RefuseEmpty,
-    connections::{AbandonStalled, HttpClients},
+    connections::{AbandonStalled, Connections, HttpClients},
     date::ReadDate,
 };
 
@@ -88,20 +88,22 @@ impl Clients {
     pub async fn new(config: &AwsConfig) -> Self {
         let http_clients = HttpClients::new(config.http_client.clone(), config.ca_certificates.as_deref());
         let shared = sdk_config(config, &http_clients).await;
+        let (to_kinesis, to_dynamodb) =
+            (Connections::new(http_clients.clone()), Connections::new(http_clients.clone()));
         let clock = Arc::new(WatchedClock::new(Arc::new(SystemClock::new()), TimeBounds::DISTRIBUTED.clock_skew_max));
         let mut kinesis = aws_sdk_kinesis::config::Builder::from(&shared)
-            .http_client(http_clients.several())
+            .http_client(to_kinesis.client())
             .interceptor(ReadDate(clock.clone()))
             .interceptor(RefuseEmpty)
-            .interceptor(AbandonStalled);
+            .interceptor(AbandonStalled(to_kinesis));
         if let Some(endpoint) = &config.kinesis_endpoint {
             kinesis = kinesis.endpoint_url(endpoint);
         }
         let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&shared)
-            .http_client(http_clients.several())
+            .http_client(to_dynamodb.client())
             .interceptor(ReadDate(clock.clone()))
             .interceptor(RefuseEmpty)
-            .interceptor(AbandonStalled);
+            .interceptor(AbandonStalled(to_dynamodb));
         if let Some(endpoint) = &config.dynamodb_endpoint {
             dynamodb = dynamodb.endpoint_url(endpoint);
         }

@@ -180,3 +180,38 @@ impl Repeats {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often a check is made that always fails so, and for how long.
+    async fn tries(verdicts: &[Verdict]) -> (u32, Duration) {
+        let (mut repeats, mut tries, start) = (Repeats::new(), 1, Instant::now());
+        let failures = || verdicts.iter().map(|verdict| Failure::new(*verdict, "no")).collect();
+        while repeats.pause_after(failures()).await.is_ok() {
+            tries += 1;
+        }
+        (tries, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn checks_are_repeated_as_long_as_that_may_help() {
+        for verdict in [Verdict::Refused, Verdict::Unknown] {
+            let (tries, time) = tries(&[verdict]).await;
+            assert!((10..200).contains(&tries), "{tries}");
+            assert!(time > CONNECT_MAX - PAUSE_LONGEST && time < CONNECT_MAX, "{time:?}");
+        }
+        let (tries_denied, time) = tries(&[Verdict::Refused, Verdict::Unauthorized]).await;
+        assert!(tries_denied > 3, "{tries_denied}");
+        assert!(time > CREDENTIALS_DOUBTED_FOR && time < CREDENTIALS_DOUBTED_FOR + PAUSE_LONGEST, "{time:?}");
+        assert_eq!(tries(&[Verdict::Unknown, Verdict::Permanent]).await, (1, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_has_an_end() {
+        let never = std::future::pending::<Result<(), Failure>>();
+        let failure = Repeats::new().in_time(never).await.unwrap_err();
+        assert_eq!(failure.verdict, Verdict::Permanent);
+    }
+}

@@ -27,21 +27,21 @@ use votestream_aws::{
     kinesis::{Kinesis, KinesisConfig, Reading},
 };
 use votestream_core::{
-    Poll, PollId, PollOption, PollSource, Position, SequenceNumber, Timestamp,
+    Poll, PollId, PollOption, PollSource, Position, SequenceNumber, TimeBounds, Timestamp,
     port::{Effect, Group, RecordReader, VoteOutcome, VoteStore, VoteStream, VoteWrite},
 };
 use votestream_e2e::{
     aws::{self, STREAM, Server},
     aws_edge::{AwsEdge, EdgeFault},
     reshard::read,
-    stack::{Stack, TEST_BOUNDS},
+    stack::Stack,
     tls::Authority,
     voters::{Election, PATIENCE, Voters},
 };
 use votestream_testkit::stand_ins;
 
-/// Longer than a call takes on a busy machine, shorter than a test may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longer than a call takes on a busy machine. A batch of statements is repeated within eight seconds, so twice this is shorter.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Kinesis behind an edge, with the stream [`STREAM`].
 async fn kinesis_edge(shards: u32) -> (AwsEdge, AwsConfig, Server) {
@@ -128,7 +128,8 @@ async fn a_stalled_connection_takes_no_more_puts_and_reads() {
     assert!(stalled >= 4, "{stalled} connections stalled");
     let opened = edge.opened();
     let failed = put_numbers(&stream, 16..48).await;
-    assert!((1..=stalled).contains(&failed), "{stalled} stalled connections took {failed} puts");
+    // When nothing at all is answered, one call is enough to leave all connections. A put has time for two.
+    assert!((1..=2).contains(&failed), "{stalled} stalled connections took {failed} puts");
     assert!(edge.opened() > opened, "others were opened");
 
     let mut reader = first_reader(&stream).await;
@@ -173,7 +174,7 @@ async fn votes_are_stored_although_every_connection_stalls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_batch_of_statements_is_repeated_alone() {
-    const BATCHES: u64 = 40;
+    const BATCHES: u64 = 8;
     for fault in [
         EdgeFault::Refuse(500, "InternalServerError"),
         EdgeFault::FailAfter(500, "InternalServerError"),
@@ -444,14 +445,20 @@ const DYNAMODB_FAULTS: [(u64, Option<&str>, EdgeFault); 6] = [
     (17, Some("BatchExecuteStatement"), EdgeFault::FailAfter(500, "InternalServerError")),
     (19, Some("BatchExecuteStatement"), EdgeFault::Late(300)),
     (23, Some("BatchGetItem"), EdgeFault::Empty),
-    (29, Some("TransactWriteItems"), EdgeFault::Cut),
+    (29, Some("UpdateItem"), EdgeFault::Refuse(400, "InvalidSignatureException")),
 ];
+/// Long enough for a busy machine.
+const BOUNDS: TimeBounds = TimeBounds {
+    answer_deadline: Duration::from_secs(6),
+    clock_skew_max: Duration::ZERO,
+    poll_cache_life: Duration::from_secs(1),
+};
 /// Number of votes after which the faults may end, if each has struck.
-const VOTES: usize = 1_500;
+const VOTES: usize = 600;
 /// Number of polls after which this must have happened.
 const POLLS_MAX: usize = 12;
-/// Within this time a lease is renewed several times, and calls take at most a second.
-const FAILOVER: Duration = Duration::from_secs(3);
+/// Within this time a lease is renewed several times, and calls take at most three seconds.
+const FAILOVER: Duration = Duration::from_secs(9);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_election_is_exact_behind_a_bad_edge() {
@@ -465,12 +472,12 @@ async fn an_election_is_exact_behind_a_bad_edge() {
         kinesis_endpoint: Some(kinesis.url.clone()),
         dynamodb_endpoint: Some(dynamodb.url.clone()),
         ca_certificates: Some(authority.pem),
-        call_timeout: TEST_BOUNDS.answer_deadline / 2,
+        call_timeout: BOUNDS.answer_deadline / 2,
         ..AwsConfig::stand_in()
     };
     let deployment = Deployment { create_with_shards: Some(2), ..Deployment::new(STREAM, "edge-") };
     let ports = connect(&config, deployment).await.unwrap();
-    let mut stack = Stack::start_with(ports, TEST_BOUNDS, |config| {
+    let mut stack = Stack::start_with(ports, BOUNDS, |config| {
         for group in [&mut config.persist.group, &mut config.tally.group] {
             (group.failover, group.renew_every) = (FAILOVER, FAILOVER / 6);
         }
@@ -485,8 +492,8 @@ async fn an_election_is_exact_behind_a_bad_edge() {
             edge.every(*every, *operation, *fault);
         }
     }
-    kinesis.share_bucket("PutRecords", 30, "ProvisionedThroughputExceededException");
-    dynamodb.share_bucket("BatchExecuteStatement", 30, "ThrottlingException");
+    kinesis.share_bucket("PutRecords", 15, "ProvisionedThroughputExceededException");
+    dynamodb.share_bucket("BatchExecuteStatement", 15, "ThrottlingException");
     election.open("poll-0").await.unwrap();
     let voters = Voters::start(&election, 8, 1);
     let (mut poll, mut start, mut stalled) = (0, Instant::now(), [0, 0]);
