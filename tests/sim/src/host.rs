@@ -171,7 +171,11 @@ impl Clock for Host {
 #[async_trait]
 impl VoteStream for Host {
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
-        self.call("list_shards", |state| state.shards.iter().map(|(shard, _)| shard.clone()).collect()).await
+        self.call("list_shards", |state| {
+            let known = state.shards.iter().map(|(shard, _)| shard).filter(|shard| !state.vanished.contains(&shard.id));
+            known.cloned().collect()
+        })
+        .await
     }
 
     async fn put(&self, hash: u128, data: Bytes) -> Result<Stored, PortError> {
@@ -216,11 +220,14 @@ impl RecordReader for Reader {
             if !slowness.is_zero() {
                 sleep_until(Instant::now() + slowness).await;
             }
-            let (found, closed, next_visible) = self
+            let read = self
                 .host
                 .call("read", move |state| {
+                    if state.vanished.contains(&shard) {
+                        return None;
+                    }
                     let Some((shard, records)) = state.shards.iter().find(|(known, _)| known.id == shard) else {
-                        return (Vec::new(), false, None);
+                        return Some((Vec::new(), false, None));
                     };
                     let now = Instant::now();
                     let mut rest = records.iter().filter(|stored| stored.record.sequence > after).peekable();
@@ -232,9 +239,10 @@ impl RecordReader for Reader {
                         }
                     }
                     let next = rest.peek().map(|stored| stored.visible_at);
-                    (found, !shard.open && next.is_none(), next)
+                    Some((found, !shard.open && next.is_none(), next))
                 })
                 .await?;
+            let Some((found, closed, next_visible)) = read else { return Ok(ReadOutcome::Expired) };
             if let Some(last) = found.last() {
                 self.after = last.sequence;
                 return Ok(ReadOutcome::Records(found));

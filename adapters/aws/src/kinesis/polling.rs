@@ -29,6 +29,9 @@ const THROTTLED_PAUSES: u32 = 3;
 /// Most bytes that a read should bring: what the shard gives in a second. GetRecords brings up to 10 MiB, and after that
 /// Kinesis refuses all readers of the shard for five seconds (GetRecords in the API reference), the other group's too.
 const READ_BYTES_WANTED: usize = SHARD_READ_BYTES_PER_SECOND;
+/// What the first read asks for. Nobody knows yet how large the records are, and they have 1 MiB at most. Small records
+/// double it with every read.
+const READ_RECORDS_FIRST: i32 = 4;
 /// The least that a read asks for. Two of the largest records are as much as [`READ_BYTES_WANTED`].
 const READ_RECORDS_LEAST: i32 = 2;
 
@@ -42,7 +45,7 @@ struct ReadSize(i32);
 
 impl ReadSize {
     const fn new() -> Self {
-        Self(GET_RECORDS_MAX)
+        Self(READ_RECORDS_FIRST)
     }
 
     /// A read was refused because too much was read: the next one is half as large.
@@ -213,6 +216,8 @@ mod tests {
     fn reads_become_smaller_and_grow_again() {
         const MIB: usize = 1 << 20;
         let mut size = ReadSize::new();
+        (0..20).for_each(|_| size.brought(1_000, MIB / 4));
+        assert_eq!(size, ReadSize(GET_RECORDS_MAX), "small records are read in large numbers");
         size.brought(100, 10 * MIB);
         assert_eq!(size, ReadSize(20), "as many of this size as are wanted");
         size.brought(20, 2 * MIB);

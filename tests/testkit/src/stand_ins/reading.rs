@@ -43,7 +43,7 @@ struct State {
     refused: AtomicU32,
     not_found: AtomicU32,
     still: AtomicU32,
-    largest: AtomicU32,
+    sizes: Mutex<Vec<usize>>,
 }
 
 impl Reading {
@@ -77,9 +77,9 @@ impl Reading {
         self.0.still.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the largest answer to a read, in base64.
-    pub fn largest(&self) -> u32 {
-        self.0.largest.load(Ordering::Relaxed)
+    /// The bytes of records in each answer that had some, so far.
+    pub fn sizes(&self) -> Vec<usize> {
+        self.0.sizes.lock().clone()
     }
 
     /// Puts this in front of a stand-in.
@@ -131,10 +131,12 @@ impl Reading {
         let records = answer["Records"].as_array();
         // Four characters of base64 are three bytes.
         let sizes = records.into_iter().flatten().filter_map(|record| record["Data"].as_str().map(str::len));
-        let bytes = sizes.sum::<usize>();
-        self.0.largest.fetch_max(u32::try_from(bytes).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let bytes = sizes.sum::<usize>() / 4 * 3;
+        if bytes > 0 {
+            self.0.sizes.lock().push(bytes);
+        }
         if let Some(free_at) = &mut *self.0.bucket.lock() {
-            *free_at = Instant::now() + Duration::from_secs_f64(bytes as f64 * 0.75 / READ_BYTES_PER_SECOND);
+            *free_at = Instant::now() + Duration::from_secs_f64(bytes as f64 / READ_BYTES_PER_SECOND);
         }
         success(&answer)
     }
