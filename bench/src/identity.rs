@@ -45,8 +45,12 @@ const PAIR: &str = "308187020100301306072a8648ce3d020106082a8648ce3d030107046d30
 const POINT: (&str, &str) =
     ("pzNrK7qy46cbHIC2Y1QyuL89VrE1279j-KOVFsOw898", "7bEkz6WWYKq0Wo1fzMMzXoXVzqEaaFTDj5_Ni6YlGeM");
 /// A relay's key, and its SHA-256.
-pub(crate) const RELAY: &str = "a key for measurements";
+const RELAY: &str = "a key for measurements";
 const RELAY_SHA256: &str = "eda4c41f72e984eeb4a5a3abc63b144bdb68033017c4aa293caa0b93d320047d";
+
+/// A manager's key, and its SHA-256.
+pub(crate) const MANAGER: &str = "manager-for-measurements";
+const MANAGER_SHA256: &str = "3043e47170f5ae0cc501b06f2442609896d0122a6d0301ede6baebc6b129c31f";
 
 /// How callers say who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,13 +90,13 @@ impl With {
 
 /// Identity for a server under test.
 pub(crate) fn identity(folder: &Path) -> anyhow::Result<Identity> {
-    write(folder, "relay:*", "relay:*")?;
+    write(folder, "relay:*", (RELAY_SHA256, "relay:*"))?;
     let auth = Auth::File { file: folder.join("auth.toml"), revoked: None };
     Identity::open(&auth).map_err(|mistakes| anyhow::anyhow!(mistakes.join("; ")))
 }
 
-/// Writes the files of an issuer whose tokens, and of a key that, have these scopes.
-fn write(folder: &Path, of_issuer: &str, of_key: &str) -> anyhow::Result<()> {
+/// Writes the files of an issuer whose tokens have this scope, and of a key, by its SHA-256, and its scope.
+fn write(folder: &Path, of_issuer: &str, (key, of_key): (&str, &str)) -> anyhow::Result<()> {
     let (x, y) = POINT;
     let jwks = serde_json::json!({"keys": [
         {"kty": "oct", "alg": "HS256", "kid": "h", "k": SECRET_TEXT},
@@ -100,16 +104,16 @@ fn write(folder: &Path, of_issuer: &str, of_key: &str) -> anyhow::Result<()> {
     ]});
     let file = format!(
         "[[issuer]]\niss = \"bench\"\naud = \"votestream\"\nkeys = \"keys.json\"\nalgorithms = [\"HS256\", \"ES256\"]\n\
-         scopes = [\"{of_issuer}\"]\n[[key]]\nid = \"relay\"\nsha256 = \"{RELAY_SHA256}\"\nscopes = [\"{of_key}\"]\n"
+         scopes = [\"{of_issuer}\"]\n[[key]]\nid = \"key\"\nsha256 = \"{key}\"\nscopes = [\"{of_key}\"]\n"
     );
     std::fs::write(folder.join("keys.json"), jwks.to_string())?;
     std::fs::write(folder.join("auth.toml"), file)?;
     Ok(())
 }
 
-/// Writes the files for voters with tokens, and a manager whose key is [`RELAY`]: `auth.toml`, and `es256.pem`, which signs.
+/// Writes the files for voters with tokens, and a manager whose key is [`MANAGER`]: `auth.toml`, and `es256.pem`, which signs.
 pub(crate) fn write_phones(folder: &Path) -> anyhow::Result<()> {
-    write(folder, "vote:*", "manage:*")?;
+    write(folder, "vote:*", (MANAGER_SHA256, "manage:*"))?;
     let pair = rcgen::KeyPair::try_from(pair()?)?;
     std::fs::write(folder.join("es256.pem"), pair.serialize_pem())?;
     Ok(())
