@@ -6,7 +6,7 @@ use std::sync::Arc;
 use votestream_core::mutation::{self, Mutation};
 use votestream_sim::{Settings, run};
 
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 16;
 
 // Only one test in this process, because the active mutation applies to the whole process.
 #[test]
