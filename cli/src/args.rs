@@ -3,6 +3,7 @@
 //! Owns the public contract of the command line. Must never do anything except parse and check single values.
 
 mod auth;
+mod plan;
 mod time;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -15,8 +16,9 @@ use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, Trus
 use votestream_stack::FrameAncestors;
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
+pub(crate) use self::plan::PlanArgs;
 use self::time::{parse_duration, parse_time};
-use crate::{option_file::NewOption, plan::Clients};
+use crate::option_file::NewOption;
 
 /// What the help says after the commands. `command::manual` reads its form.
 pub(crate) const EXIT_CODES: &str = "\
@@ -515,31 +517,6 @@ pub(crate) struct LoadArgs {
 const CONNECTIONS_MAX: i64 = 1_024;
 /// Keeps a message of 36-character user ids well below the largest message that the service takes.
 const VOTES_PER_MESSAGE_MAX: i64 = 10_000;
-
-#[derive(Args, Debug)]
-pub(crate) struct PlanArgs {
-    /// Votes per second at the peak.
-    #[arg(long, value_name = "VOTES_PER_SECOND")]
-    pub(crate) peak: u64,
-    /// Users who vote.
-    #[arg(long, value_name = "M")]
-    pub(crate) voters: u64,
-    /// How long votes come in, such as 30s, 10m or 2h.
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) duration: Duration,
-    /// Share of the votes that replace an earlier vote of the same user, from 0 to 0.99.
-    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_share)]
-    pub(crate) revote_share: f64,
-    /// Most write units per second that may be spent on votes, over all persist tasks [default: no limit]
-    #[arg(long, value_name = "N")]
-    pub(crate) write_units_per_second: Option<u32>,
-    /// How votes reach the ingest service.
-    #[arg(long, value_enum, default_value_t = Clients::Direct)]
-    pub(crate) clients: Clients,
-    /// How long the stack runs and is paid for.
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
-    pub(crate) up_for: Duration,
-}
 
 /// An option: `ID` or `ID=TITLE`.
 fn parse_option(text: &str) -> Result<NewOption, String> {
