@@ -16,7 +16,7 @@ use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, Trus
 use votestream_stack::FrameAncestors;
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
-pub(crate) use self::plan::PlanArgs;
+pub(crate) use self::plan::{PlanArgs, PreflightArgs};
 use self::time::{parse_duration, parse_time};
 use crate::option_file::NewOption;
 
@@ -25,7 +25,7 @@ pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done, and the answer is yes
   1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact, an audit log
-     was changed
+     was changed, a preflight is no-go
   2  usage: wrong arguments, or a file that cannot be read
   3  a service cannot be reached, or a call failed
   128 + N  signal N ended the command before it was done: 130 ctrl-c, 143 SIGTERM, 129 SIGHUP
@@ -103,6 +103,9 @@ pub(crate) enum Command {
     Auth(AuthCommand),
     /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
     Plan(PlanArgs),
+    /// Compare an AWS account with a plan before a show: go or no-go, line by line. Only reads. Needs a build with
+    /// `--features aws`.
+    Preflight(PreflightArgs),
     /// Print the script by which a shell completes these commands and their flags.
     Completions {
         /// The shell.

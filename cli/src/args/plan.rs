@@ -1,8 +1,8 @@
-//! The arguments of `plan`.
+//! The arguments of `plan` and `preflight`.
 //!
 //! Owns their names and defaults. Must never plan.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
@@ -66,4 +66,17 @@ impl PlanArgs {
             reserved_for: self.reserved_for.unwrap_or_else(|| RESERVED_FOR.min(self.up_for).max(self.duration)),
         }
     }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PreflightArgs {
+    /// The plan: what `votestream plan --json` has printed, or `-` for standard input.
+    #[arg(value_name = "PLAN.json")]
+    pub(crate) plan: PathBuf,
+    /// Name of the deployment: the setting `name` of the CDK app.
+    #[arg(long, value_name = "NAME", default_value = "votestream")]
+    pub(crate) name: String,
+    /// Region of the deployment [default: that of the environment or the profile]
+    #[arg(long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
 }
