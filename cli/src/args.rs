@@ -4,6 +4,7 @@
 
 mod auth;
 mod load;
+mod plan;
 mod time;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -17,15 +18,16 @@ use votestream_stack::FrameAncestors;
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
 pub(crate) use self::load::{Arrivals, LoadArgs, LoadTokenArgs, Protocol};
+pub(crate) use self::plan::{PlanArgs, PreflightArgs};
 use self::time::{parse_duration, parse_time};
-use crate::{option_file::NewOption, plan::Clients};
+use crate::option_file::NewOption;
 
 /// What the help says after the commands. `command::manual` reads its form.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done, and the answer is yes
   1  the answer is no: votes were rejected, an audit differs, a result is not final, a demo was not exact, an audit log
-     was changed
+     was changed, a preflight is no-go
   2  usage: wrong arguments, or a file that cannot be read
   3  a service cannot be reached, or a call failed
   128 + N  signal N ended the command before it was done: 130 ctrl-c, 143 SIGTERM, 129 SIGHUP
@@ -103,6 +105,9 @@ pub(crate) enum Command {
     Auth(AuthCommand),
     /// Estimate what an event needs on AWS: shards, tasks, write units, time and price. Makes no calls.
     Plan(PlanArgs),
+    /// Compare an AWS account with a plan before a show: go or no-go, line by line. Only reads. Needs a build with
+    /// `--features aws`.
+    Preflight(PreflightArgs),
     /// Print the script by which a shell completes these commands and their flags.
     Completions {
         /// The shell.
@@ -486,30 +491,6 @@ pub(crate) struct AuditArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct PlanArgs {
-    /// Votes per second at the peak.
-    #[arg(long, value_name = "VOTES_PER_SECOND")]
-    pub(crate) peak: u64,
-    /// Users who vote.
-    #[arg(long, value_name = "M")]
-    pub(crate) voters: u64,
-    /// How long votes come in, such as 30s, 10m or 2h.
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) duration: Duration,
-    /// Share of the votes that replace an earlier vote of the same user, from 0 to 0.99.
-    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_share)]
-    pub(crate) revote_share: f64,
-    /// Most write units per second that may be spent on votes, over all persist tasks [default: no limit]
-    #[arg(long, value_name = "N")]
-    pub(crate) write_units_per_second: Option<u32>,
-    /// How votes reach the ingest service.
-    #[arg(long, value_enum, default_value_t = Clients::Direct)]
-    pub(crate) clients: Clients,
-    /// How long the stack runs and is paid for.
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
-    pub(crate) up_for: Duration,
-}
-
 /// An option: `ID` or `ID=TITLE`.
 fn parse_option(text: &str) -> Result<NewOption, String> {
     let (option_id, title) = text.split_once('=').unwrap_or((text, ""));

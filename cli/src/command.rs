@@ -14,6 +14,8 @@ mod load;
 mod manual;
 mod plan;
 mod poll;
+#[cfg(feature = "aws")]
+mod preflight;
 mod results;
 mod up;
 
@@ -46,6 +48,12 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Auth(args) => unless_told_to_stop(&mut signals, auth::run(&global, args)).await,
         Command::Audit(args) => unless_told_to_stop(&mut signals, audit::run(&global, args)).await,
         Command::Plan(args) => plan::run(&global, args),
+        #[cfg(feature = "aws")]
+        Command::Preflight(args) => unless_told_to_stop(&mut signals, preflight::run(&global, args)).await,
+        #[cfg(not(feature = "aws"))]
+        Command::Preflight(_) => Err(Failure::usage(
+            "this build cannot ask AWS: build it with --features aws, as in `cargo run --release --features aws -- preflight`",
+        )),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { directory } => manual::pages(directory.as_deref()),
     }

@@ -82,7 +82,10 @@ mod tests {
         for code in ["0", "1", "2", "3", "128 + N"] {
             assert!(section.contains(&format!("\n.TP\n\\fB{code}\\fR\n")), "{section}");
         }
-        assert!(section.contains("\nwas changed\n.TP\n") && section.contains("\n.PP\n`up` is done"), "{section}");
+        assert!(
+            section.contains("\nwas changed, a preflight is no\\-go\n.TP\n") && section.contains("\n.PP\n`up` is done"),
+            "{section}"
+        );
         let page = String::from_utf8(first_page().unwrap()).unwrap();
         assert!(page.contains("votestream\\-poll(1)") && !page.contains("votestream\\-help"), "{page}");
     }

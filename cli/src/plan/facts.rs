@@ -1,6 +1,6 @@
 //! What was measured, what AWS promises, and what is assumed: every number that a plan uses, with its source.
 //!
-//! Must never compute a plan. For a better measurement, only the number here has to change.
+//! Must never compute a plan. Quotas of accounts are in `plan/quotas.rs`. For a better measurement, only the number here has to change.
 
 /// Votes a second that a shard of 1 MiB/s carries: 16 bytes a vote and 250 a record (bench/report/report.md, "The
 /// stored batch": 18.5, 16.1 and 16.0 bytes a vote at 100, 1,000 and 10,000 votes), even with 1,000 records a second,
@@ -17,8 +17,8 @@ pub(super) const SHARDS_MIN: u64 = 2;
 pub(super) const STREAM_BYTES_PER_VOTE: f64 = 20.0;
 /// Records a second that a shard takes (Amazon Kinesis Data Streams Developer Guide, "Quotas and limits").
 pub(super) const SHARD_RECORDS_PER_SECOND: u64 = 1_000;
-/// Shards of an account in us-east-1 unless it asks for more (the same page).
-pub(super) const SHARDS_QUOTA: u64 = 20_000;
+/// Calls of UpdateShardCount for a stream in 24 hours (Amazon Kinesis Data Streams API reference, "UpdateShardCount").
+pub(super) const RESHARDINGS_A_DAY: u64 = 10;
 /// Records a second of one lane: a batch waits 20 ms (the ingest service's `lane-linger`), and a put is assumed to take
 /// 10 ms.
 pub(super) const LANE_RECORDS_PER_SECOND: u64 = 33;
@@ -32,13 +32,19 @@ pub(super) const UNITS_PER_NEW_VOTE: u64 = 1;
 /// Most write units of a changed vote: an INSERT whose condition fails, and the write that replaces. A process that
 /// remembers the voter needs only one, and several changes within a window count as one.
 pub(super) const UNITS_PER_CHANGED_VOTE_MAX: u64 = 2;
-/// Write units a second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for
-/// partition keys").
-pub(super) const PARTITION_UNITS_PER_SECOND: u64 = 1_000;
-/// Most buckets that a poll gets, as in `core/src/model/poll.rs`.
-pub(super) const BUCKETS_MAX: u64 = 4_096;
+/// Write units a second that one DynamoDB partition takes.
+pub(super) const PARTITION_UNITS_PER_SECOND: u64 = votestream_core::model::poll::PARTITION_WRITES_PER_SECOND;
+/// Most buckets that a poll gets.
+pub(super) const BUCKETS_MAX: u64 = votestream_core::model::poll::BUCKETS_MAX as u64;
+/// Warm write units for each that the votes need. With twice as many partitions as even buckets would fill, and sixteen
+/// buckets for each of them, the hottest partition is done within seconds of the others (`plan/spread.rs`).
+pub(super) const WARM_FACTOR: u64 = 2;
+/// How sure the figures of the hottest partition are: in 19 of 20 cases it is no worse.
+pub(super) const SURE_SHARE: f64 = 0.95;
 /// Write units a second that a new on-demand table takes at once (Amazon DynamoDB Developer Guide, "Warm throughput").
 pub(super) const TABLE_WARM_UNITS_PER_SECOND: u64 = 4_000;
+/// Read units a second that it takes at once (the same page).
+pub(super) const TABLE_WARM_READ_UNITS_PER_SECOND: f64 = 12_000.0;
 /// Write units a second of a table unless the account asks for more (Amazon DynamoDB Developer Guide, "Quotas").
 pub(super) const TABLE_QUOTA_UNITS_PER_SECOND: u64 = 40_000;
 /// Bytes of a stored vote with a 36-character user id: keys, option, position, times (estimated from the item's
@@ -48,6 +54,18 @@ pub(super) const VOTE_ITEM_BYTES: f64 = 200.0;
 pub(super) const ITEM_OVERHEAD_BYTES: f64 = 100.0;
 /// Bytes of one read unit (the same guide).
 pub(super) const READ_UNIT_BYTES: f64 = 4_096.0;
+/// Read units of a changed vote: the stored vote is read before it is replaced.
+pub(super) const READ_UNITS_PER_CHANGED_VOTE: u64 = 1;
+/// Most bytes of items that one query reads (Amazon DynamoDB Developer Guide, "Querying tables").
+pub(super) const QUERY_PAGE_BYTES: f64 = 1_048_576.0;
+/// Queries of a recount in flight (`BUCKETS_IN_FLIGHT` in `adapters/aws`).
+pub(super) const QUERIES_IN_FLIGHT: f64 = 16.0;
+/// How long a query takes besides its items. Assumed.
+pub(super) const QUERY_SECONDS: f64 = 0.005;
+/// Bytes of items a second that one query reads. Assumed.
+pub(super) const QUERY_BYTES_PER_SECOND: f64 = 10e6;
+/// CPU seconds of a million items of a recount in the AWS SDK. Assumed: a quarter of what it takes to write them.
+pub(super) const RECOUNT_CPU_SECONDS_PER_MILLION: f64 = 1.5;
 
 /// vCPUs of an ingest and of a persist task, as the CDK app has them by default.
 pub(super) const TASK_VCPUS: u64 = 2;
@@ -69,6 +87,24 @@ pub(super) const INGEST_TASKS_MAX: u64 = 3_000;
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_CALLS: f64 = 19.0;
 /// CPU seconds of a million votes in streams of 100 a message (the same table).
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.17;
+/// CPU seconds of a million calls for their bytes over TLS between load balancer and task: two small records each way.
+/// Assumed.
+pub(super) const TLS_CPU_SECONDS_PER_MILLION_CALLS: f64 = 1.0;
+/// The same for a million votes in streams, 80 bytes each. Assumed: AES in hardware, a gigabyte a second.
+pub(super) const TLS_CPU_SECONDS_PER_MILLION_STREAMED: f64 = 0.1;
+/// CPU seconds of a million handshakes (measured on one core with rustls and P-256; 152 with a client certificate).
+pub(super) const TLS_CPU_SECONDS_PER_MILLION_HANDSHAKES: f64 = 78.0;
+/// Calls that a load balancer sends over one of its connections to a task. Assumed.
+pub(super) const CALLS_PER_TASK_CONNECTION: f64 = 100.0;
+/// CPU seconds of a million tokens that are checked for the first time, by their algorithm (measured on one core with
+/// ring). Each voter brings another one.
+pub(super) const TOKEN_CPU_SECONDS_PER_MILLION_HS256: f64 = 2.0;
+/// The same for RS256.
+pub(super) const TOKEN_CPU_SECONDS_PER_MILLION_RS256: f64 = 15.5;
+/// The same for EdDSA.
+pub(super) const TOKEN_CPU_SECONDS_PER_MILLION_EDDSA: f64 = 24.0;
+/// The same for ES256.
+pub(super) const TOKEN_CPU_SECONDS_PER_MILLION_ES256: f64 = 35.0;
 /// CPU seconds of the puts of a million votes: the AWS SDK takes 1.7 µs for a small record of some 25 votes, 91 µs for
 /// 50 kB.
 pub(super) const INGEST_CPU_SECONDS_PER_MILLION_PUT: f64 = 0.1;
@@ -96,17 +132,43 @@ pub(super) const PERSIST_WINDOWS_PER_SECOND: f64 = 5.0;
 pub(super) const TALLY_FLUSHES_PER_SECOND: f64 = 1.0;
 /// Lease renewals a second of a shard and group (`renew-every` of 3 s).
 pub(super) const RENEWALS_PER_SECOND: f64 = 1.0 / 3.0;
-/// Write units of a tally row: up to 1 KB, which holds some thirty options.
-pub(super) const UNITS_PER_TALLY_ROW: u64 = 1;
+/// Bytes of a tally row besides its options: keys, position and epoch, with their names. Estimated.
+pub(super) const TALLY_ROW_BYTES: u64 = 200;
+/// Bytes of an option in it: its id of some 16 bytes, the prefix of its attribute, its count. Estimated.
+pub(super) const TALLY_OPTION_BYTES: u64 = 26;
+/// Options that one write adds to. With more, the row is read and written again (`ADDED_BY_EXPRESSION_MAX` in
+/// `adapters/aws`).
+pub(super) const TALLY_OPTIONS_ADDED_MAX: u64 = 250;
 /// Bytes of a shard row without its dedup table. Estimated.
 pub(super) const SHARD_ROW_BYTES: u64 = 500;
 /// Bytes of one producer in it (`ENTRY_BYTES` in `adapters/aws`).
 pub(super) const PRODUCER_BYTES: u64 = 36;
-/// Bytes of a write unit.
+/// Bytes of a write unit. One is counted for every 1 KB of the whole item, even if one attribute changes (Amazon DynamoDB
+/// Developer Guide, "Read and write operations").
 pub(super) const WRITE_UNIT_BYTES: u64 = 1_024;
 
 /// New connections a second of one load balancer capacity unit (Elastic Load Balancing pricing).
-pub(super) const LCU_CONNECTIONS_PER_SECOND: f64 = 25.0;
+pub(super) const LCU_CONNECTIONS_PER_SECOND: u64 = 25;
+/// Connections that are open in a minute, of one unit (the same page).
+pub(super) const LCU_OPEN_CONNECTIONS: u64 = 3_000;
+/// Most units that one Application Load Balancer may have reserved (Quotas for your Application Load Balancers).
+pub(super) const LCU_RESERVED_MAX: u64 = 15_000;
+/// Fewest units that can be reserved (aws-cdk-lib refuses less). A new load balancer is assumed to take a load below it.
+pub(super) const LCU_RESERVED_MIN: u64 = 100;
+/// Most public load balancers that the CDK app makes (`LOAD_BALANCERS_MAX` in `deploy/lib/config.ts`).
+pub(super) const LOAD_BALANCERS_MAX: u64 = 10;
+/// The load balancers of operators and of relays.
+pub(super) const LOAD_BALANCERS_APART: u64 = 2;
+/// After so many seconds a load balancer closes a connection without a call, by default (Application Load Balancers,
+/// "Connection idle timeout").
+pub(super) const BALANCER_IDLE_SECONDS: u64 = 60;
+/// From a vote's arrival at the load balancer to its answer: the linger of a lane, a put, and a queue. Assumed.
+pub(super) const CALL_SECONDS: f64 = 0.1;
+/// Votes a second of one relay's connection. Assumed.
+pub(super) const RELAY_VOTES_PER_SECOND: u64 = 10_000;
+/// Requests a second of a CloudFront distribution unless the account asks for more (Amazon CloudFront Developer Guide,
+/// "Quotas").
+pub(super) const CLOUDFRONT_REQUESTS_PER_SECOND: u64 = 250_000;
 /// Bytes an hour of one load balancer capacity unit (the same page).
 pub(super) const LCU_BYTES_PER_HOUR: f64 = 1e9;
 /// Bytes of a vote in a unary call of its own over TLS, with its answer. Assumed; the handshake is not included, since

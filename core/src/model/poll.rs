@@ -291,9 +291,13 @@ pub struct FinalResult {
 
 /// Writes per second that one DynamoDB partition takes (Amazon DynamoDB Developer Guide, "Best practices for partition
 /// keys").
-const PARTITION_WRITES_PER_SECOND: u64 = 1_000;
-/// Most buckets of a poll: a recount needs a query for each.
-const BUCKETS_MAX: u32 = 4_096;
+pub const PARTITION_WRITES_PER_SECOND: u64 = 1_000;
+/// Buckets for each of these partitions. Buckets fall on partitions by their hash. With one for each, some partition
+/// gets five or six and takes as many times as long as the others; with sixteen, the hottest gets little more than
+/// twice its share (`votestream plan` has the model).
+pub const BUCKETS_PER_PARTITION: u64 = 16;
+/// Most buckets of a poll: a recount needs a query for each, and the key of a vote has five digits for its bucket.
+pub const BUCKETS_MAX: u32 = 65_536;
 
 impl Poll {
     /// Checks the definition of a new poll, and derives its buckets from the expected peak.
@@ -313,6 +317,12 @@ impl Poll {
         let poll = Self::defined(id, title, options, opens_at, closes_at, source, expected_peak)?;
         poll.check_shown()?;
         Ok(poll)
+    }
+
+    /// Over how many partition keys the votes of a poll with this expected peak are spread.
+    pub fn buckets_for(expected_peak: u64) -> u32 {
+        let buckets = expected_peak.saturating_mul(BUCKETS_PER_PARTITION).div_ceil(PARTITION_WRITES_PER_SECOND);
+        buckets.clamp(1, u64::from(BUCKETS_MAX)) as u32
     }
 
     /// Checks that people see what the poll is, and can tell its options apart.
@@ -367,7 +377,7 @@ impl Poll {
         if closes_at <= opens_at {
             return Err(InvalidField::ClosesBeforeOpening);
         }
-        let buckets = expected_peak.div_ceil(PARTITION_WRITES_PER_SECOND).clamp(1, u64::from(BUCKETS_MAX)) as u32;
+        let buckets = Self::buckets_for(expected_peak);
         Ok(Self {
             id,
             title,
@@ -445,6 +455,15 @@ mod tests {
             assert!(poll.same_definition(&released(&poll)), "releasing is no part of the definition");
         }
         assert!(!poll.same_definition(&poll.clone().with_visibility(Visibility::OnRelease)));
+    }
+
+    #[test]
+    fn a_poll_has_sixteen_buckets_for_each_partition_that_its_peak_fills() {
+        for (peak, buckets) in [(0, 1), (1, 1), (62, 1), (63, 2), (1_000, 16), (20_000, 320), (1_000_000, 16_000)] {
+            assert_eq!(Poll::buckets_for(peak), buckets, "{peak}");
+        }
+        assert_eq!([4_096_000, u64::MAX].map(Poll::buckets_for), [BUCKETS_MAX; 2]);
+        assert_eq!(new_poll("p", "", &[("a", "")]).unwrap().buckets, Poll::buckets_for(1));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use votestream_core::{
     Clock, HashRange, Poll, PollId, PollOption, PollSource, SequenceNumber, ShardId, TimeBounds, Timestamp,
     consume::window::{self, Discard, ReadRecord, ShardState},
-    model::poll::{FinalResult, check_option_id, check_user_id},
+    model::poll::{BUCKETS_MAX, FinalResult, check_option_id, check_user_id},
     polls::cache::PollCache,
     port::{Created, Group, PollStore, PortError, Record, RecordReader, Shard, Stored, VoteStream},
     produce::Producer,
@@ -301,7 +301,7 @@ pub(crate) fn poll(data: &[u8]) {
         assert!(check_option_id(option.id.as_bytes()).is_ok() && option.title.len() <= 512);
         assert_eq!(poll.option_index(&option.id), Some(at), "no id stands twice");
     }
-    assert!(poll.opens_at < poll.closes_at && NOW < poll.closes_at && (1..=4_096).contains(&poll.buckets));
+    assert!(poll.opens_at < poll.closes_at && NOW < poll.closes_at && (1..=BUCKETS_MAX).contains(&poll.buckets));
     assert!(poll.source == PollSource::Ingest || poll.opens_at >= NOW.plus(bounds.close_margin()));
     assert!(poll.final_result.is_none() && !poll.needs_recount);
     assert_eq!(votestream_tally::new_poll(request, NOW, &bounds).ok(), Some(poll), "the same request, the same poll");

@@ -14,7 +14,10 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
     Poll, PollId, Position,
-    model::limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX, USER_ID_BYTES_MAX},
+    model::{
+        limits::{OPTION_ID_BYTES_MAX, POLL_ID_BYTES_MAX, USER_ID_BYTES_MAX},
+        poll::BUCKETS_MAX,
+    },
     port::{PortError, VoteOutcome, VoteStore, VoteWrite},
 };
 
@@ -40,8 +43,9 @@ const ACCEPTED_AT: &str = "accepted_at";
 /// Most calls on the table of votes that are in flight at the same time. With 25 statements and 5 ms per call this is
 /// 300,000 votes/s.
 pub(super) const CALLS_IN_FLIGHT: usize = 64;
-/// Buckets that a recount reads at the same time.
-const BUCKETS_IN_FLIGHT: usize = 8;
+/// Buckets that a recount reads at the same time. A page of 1 MB takes some 5 MB while it is counted; and most buckets of
+/// a small poll are one short answer, so that the time of a recount is the number of answers, not of bytes.
+const BUCKETS_IN_FLIGHT: usize = 16;
 
 /// Bytes of one write unit (Amazon DynamoDB Developer Guide, "Read and write operations").
 const WRITE_UNIT_BYTES: usize = 1_024;
@@ -59,6 +63,7 @@ const VOTE_BYTES_MAX: usize = POLL_BUCKET.len()
     + 28
     + 21;
 const _: () = assert!(VOTE_BYTES_MAX <= WRITE_UNIT_BYTES, "a vote costs one write unit");
+const _: () = assert!(BUCKETS_MAX <= 100_000, "the number of a bucket has five digits at most");
 
 /// What one statement does.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,92 @@
+//! `votestream preflight`: whether an AWS account is as a plan wants it.
+//!
+//! Owns how the report is shown. Must never ask AWS itself: `votestream_preflight` does that.
+
+use std::{io::Read, path::Path};
+
+use votestream_preflight::{Account, Options, Plan, Report};
+
+use crate::{
+    args::{Global, PreflightArgs},
+    failure::{Answer, Failure, Outcome},
+    output,
+};
+
+/// A plan has some 15 kB.
+const PLAN_BYTES_MAX: u64 = 1 << 20;
+
+pub(super) async fn run(global: &Global, args: PreflightArgs) -> Outcome {
+    let plan = read(&args.plan)?;
+    let options = Options { name: args.name, region: args.region };
+    let account = Account::from_environment(options).await.ok_or_else(|| {
+        Failure::usage("no AWS region is set: give --region, set AWS_REGION, or choose a profile that has one")
+    })?;
+    let report = votestream_preflight::check(&account, &plan).await;
+    if global.json {
+        output::json(&report)?;
+    } else {
+        output::lines(&describe(&report))?;
+    }
+    Ok(Answer::yes_if(report.go))
+}
+
+fn read(path: &Path) -> Result<Plan, Failure> {
+    let shown = path.display();
+    let mut text = Vec::new();
+    let read = match path == Path::new("-") {
+        true => std::io::stdin().take(PLAN_BYTES_MAX).read_to_end(&mut text),
+        false => std::fs::File::open(path).and_then(|file| file.take(PLAN_BYTES_MAX).read_to_end(&mut text)),
+    };
+    read.map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
+    Plan::from_json(&text).map_err(|error| Failure::usage(format!("{shown}: {error}")))
+}
+
+fn describe(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in &report.lines {
+        let verdict = if line.go { "go   " } else { "NO-GO" };
+        lines.push(format!("{verdict}  {}: {}, planned {}", line.what, line.found, line.needed));
+        lines.extend(line.to_do.iter().map(|to_do| format!("       {to_do}")));
+    }
+    let refused = report.lines.iter().filter(|line| !line.go).count();
+    lines.push(match report.go {
+        true => format!("GO: all {} checks", report.lines.len()),
+        false => format!("NO-GO: {refused} of {} checks", report.lines.len()),
+    });
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, time::Duration};
+
+    use super::*;
+    use crate::plan::{self, Clients, Question, Tokens};
+
+    #[test]
+    fn what_plan_prints_is_read() {
+        let question = Question {
+            peak_votes_per_second: 1_000_000,
+            voters: 30_000_000,
+            duration: Duration::from_secs(30),
+            revote_share: 0.0,
+            options: 10,
+            write_units_per_second: None,
+            clients: Clients::Direct,
+            tokens: Tokens::Es256,
+            shards_now: 4,
+            up_for: Duration::from_secs(86_400),
+            reserved_for: Duration::from_secs(14_400),
+        };
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        serde_json::to_writer(&mut file, &plan::plan(question).unwrap()).unwrap();
+        file.flush().unwrap();
+        assert!(read(file.path()).is_ok(), "{:?}", read(file.path()).err());
+        for (text, expected) in [("{}", "not the output"), ("{\"plan_version\": 9}", "not the output")] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = format!("{:?}", read(file.path()).unwrap_err());
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(read(Path::new("/nowhere/plan.json")).is_err());
+    }
+}
