@@ -48,6 +48,10 @@ const POINT: (&str, &str) =
 const RELAY: &str = "a key for measurements";
 const RELAY_SHA256: &str = "eda4c41f72e984eeb4a5a3abc63b144bdb68033017c4aa293caa0b93d320047d";
 
+/// A manager's key, and its SHA-256.
+pub(crate) const MANAGER: &str = "manager-for-measurements";
+const MANAGER_SHA256: &str = "3043e47170f5ae0cc501b06f2442609896d0122a6d0301ede6baebc6b129c31f";
+
 /// How callers say who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum With {
@@ -86,6 +90,13 @@ impl With {
 
 /// Identity for a server under test.
 pub(crate) fn identity(folder: &Path) -> anyhow::Result<Identity> {
+    write(folder, "relay:*", (RELAY_SHA256, "relay:*"))?;
+    let auth = Auth::File { file: folder.join("auth.toml"), revoked: None };
+    Identity::open(&auth).map_err(|mistakes| anyhow::anyhow!(mistakes.join("; ")))
+}
+
+/// Writes the files of an issuer whose tokens have this scope, and of a key, by its SHA-256, and its scope.
+fn write(folder: &Path, of_issuer: &str, (key, of_key): (&str, &str)) -> anyhow::Result<()> {
     let (x, y) = POINT;
     let jwks = serde_json::json!({"keys": [
         {"kty": "oct", "alg": "HS256", "kid": "h", "k": SECRET_TEXT},
@@ -93,12 +104,25 @@ pub(crate) fn identity(folder: &Path) -> anyhow::Result<Identity> {
     ]});
     let file = format!(
         "[[issuer]]\niss = \"bench\"\naud = \"votestream\"\nkeys = \"keys.json\"\nalgorithms = [\"HS256\", \"ES256\"]\n\
-         scopes = [\"relay:*\"]\n[[key]]\nid = \"relay\"\nsha256 = \"{RELAY_SHA256}\"\nscopes = [\"relay:*\"]\n"
+         scopes = [\"{of_issuer}\"]\n[[key]]\nid = \"key\"\nsha256 = \"{key}\"\nscopes = [\"{of_key}\"]\n"
     );
     std::fs::write(folder.join("keys.json"), jwks.to_string())?;
     std::fs::write(folder.join("auth.toml"), file)?;
-    let auth = Auth::File { file: folder.join("auth.toml"), revoked: None };
-    Identity::open(&auth).map_err(|mistakes| anyhow::anyhow!(mistakes.join("; ")))
+    Ok(())
+}
+
+/// Writes the files for voters with tokens, and a manager whose key is [`MANAGER`]: `auth.toml`, and `es256.pem`, which signs.
+pub(crate) fn write_phones(folder: &Path) -> anyhow::Result<()> {
+    write(folder, "vote:*", (MANAGER_SHA256, "manage:*"))?;
+    let pair = rcgen::KeyPair::try_from(pair()?)?;
+    std::fs::write(folder.join("es256.pem"), pair.serialize_pem())?;
+    Ok(())
+}
+
+/// The bytes of [`PAIR`].
+fn pair() -> anyhow::Result<Vec<u8>> {
+    let digits = |at: usize| u8::from_str_radix(&PAIR[at..at + 2], 16);
+    Ok((0..PAIR.len()).step_by(2).map(digits).collect::<Result<_, _>>()?)
 }
 
 /// Limits that these measurements do not reach.
@@ -129,9 +153,7 @@ struct Claims {
 impl Signer {
     fn new() -> anyhow::Result<Self> {
         signature::install();
-        let digits = |at: usize| u8::from_str_radix(&PAIR[at..at + 2], 16);
-        let pair = (0..PAIR.len()).step_by(2).map(digits).collect::<Result<Vec<u8>, _>>()?;
-        let (hmac, curve) = (EncodingKey::from_secret(SECRET), EncodingKey::from_ec_der(&pair));
+        let (hmac, curve) = (EncodingKey::from_secret(SECRET), EncodingKey::from_ec_der(&pair()?));
         Ok(Self { hmac, curve, made: AtomicU64::new(0), expires_at: get_current_timestamp() + 3_600 })
     }
 

@@ -53,7 +53,7 @@ fn shard_id(at: usize) -> ShardId {
 #[async_trait]
 impl VoteStream for Forgetful {
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
-        let shard = |(at, &range)| Shard { id: shard_id(at), range, parents: Vec::new(), open: true };
+        let shard = |(at, &range)| Shard { id: shard_id(at), range, parents: Vec::new(), open: true, ends_at: None };
         Ok(self.ranges.iter().enumerate().map(shard).collect())
     }
 

@@ -15,6 +15,7 @@ mod latency;
 mod load;
 mod memory;
 mod null;
+mod phone;
 mod pipeline;
 mod report;
 mod sample;
@@ -78,6 +79,8 @@ enum Bench {
     },
     /// Calls and streams of callers who say who they are, compared with identity off
     Identity,
+    /// A phone (connection, TLS, token, vote) at `votestream up`, beside nginx with a constant answer
+    Phone,
     /// persist-svc, tally-svc and ingest-svc against a null Kinesis and a null DynamoDB
     Aws {
         /// One of persist, tally, ingest, shard [default: all]
@@ -109,7 +112,7 @@ enum Bench {
 }
 
 /// The benchmarks that `all` runs. Those that take long come last.
-const ALL: [Bench; 15] = [
+const ALL: [Bench; 16] = [
     Bench::Codec,
     Bench::Counters,
     Bench::Lanes,
@@ -118,6 +121,7 @@ const ALL: [Bench; 15] = [
     Bench::Memory { voters: None },
     Bench::Ingest { part: None },
     Bench::Identity,
+    Bench::Phone,
     Bench::Aws { part: None },
     Bench::Pipeline,
     Bench::Latency,
@@ -149,6 +153,7 @@ fn run(bench: Bench, report: &mut Report) -> anyhow::Result<()> {
         Bench::Sample => sample::run(report),
         Bench::Ingest { part } => report.part("ingest", |report| ingest::run(report, part)),
         Bench::Identity => report.part("identity", identity::run),
+        Bench::Phone => report.part("phone", phone::run),
         Bench::Aws { part } => aws::run(report, part),
         Bench::Pipeline => report.part("pipeline", pipeline::run),
         Bench::Latency => report.part("latency", latency::run),

@@ -3,6 +3,7 @@
 //! Owns the public contract of the command line. Must never do anything except parse and check single values.
 
 mod auth;
+mod load;
 mod time;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -15,6 +16,7 @@ use votestream_server::{AuditTarget, CallLimits, CorsOrigins, Limits, Rate, Trus
 use votestream_stack::FrameAncestors;
 
 pub(crate) use self::auth::{AuthCommand, AuthInitArgs, AuthKeyArgs, AuthLogArgs, AuthTokenArgs, PseudonymArgs};
+pub(crate) use self::load::{Arrivals, LoadArgs, LoadTokenArgs, Protocol};
 use self::time::{parse_duration, parse_time};
 use crate::{option_file::NewOption, plan::Clients};
 
@@ -95,7 +97,7 @@ pub(crate) enum Command {
     /// Count the stored votes again and compare them with the tallies; exit code 1 if they differ.
     Audit(AuditArgs),
     /// Cast many generated votes and measure throughput and acknowledgement times.
-    Load(LoadArgs),
+    Load(Box<LoadArgs>),
     /// Make tokens and keys, for callers to say who they are, and find under which id somebody's votes are stored.
     #[command(subcommand)]
     Auth(AuthCommand),
@@ -484,39 +486,6 @@ pub(crate) struct AuditArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct LoadArgs {
-    /// Poll to vote in; its options are read from the poll service.
-    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
-    pub(crate) poll: String,
-    /// Votes to cast.
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=VOTES_MAX))]
-    pub(crate) votes: u64,
-    /// Votes per second over all connections; 0 for as fast as the service takes them.
-    #[arg(long, value_name = "R", default_value_t = 0)]
-    pub(crate) rate: u64,
-    /// Connections, with one stream each.
-    #[arg(long, value_name = "C", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=CONNECTIONS_MAX))]
-    pub(crate) connections: u32,
-    /// Votes in one message.
-    #[arg(long, value_name = "K", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=VOTES_PER_MESSAGE_MAX))]
-    pub(crate) votes_per_message: u32,
-    /// Share of the votes that replace an earlier vote of the same user, from 0 to 1.
-    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = parse_share)]
-    pub(crate) revote_share: f64,
-    /// Number of users who vote, instead of a share of re-votes.
-    #[arg(long, value_name = "M", conflicts_with = "revote_share", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) voters: Option<u64>,
-    /// Seed of the users and votes: another seed gives other ones, the same seed gives the same ones.
-    #[arg(long, value_name = "SEED", default_value_t = 1)]
-    pub(crate) seed: u64,
-}
-
-/// For each connection the server needs memory for its flow-control windows.
-const CONNECTIONS_MAX: i64 = 1_024;
-/// Keeps a message of 36-character user ids well below the largest message that the service takes.
-const VOTES_PER_MESSAGE_MAX: i64 = 10_000;
-
-#[derive(Args, Debug)]
 pub(crate) struct PlanArgs {
     /// Votes per second at the peak.
     #[arg(long, value_name = "VOTES_PER_SECOND")]
@@ -656,7 +625,6 @@ mod tests {
             &["votestream", "results", "p", "--csv", "--json"],
             &["votestream", "results", "p", "--csv", "--watch"],
             &["votestream", "up", "--ephemeral", "--data-dir", "d"],
-            &["votestream", "load", "--poll", "p", "--voters", "5", "--revote-share", "0.5"],
         ] {
             assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
         }

@@ -32,7 +32,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::run(&global, *args, signals).await,
         Command::Demo(args) => demo::run(&global, args, signals).await,
         Command::Cast(args) => cast::run(&global, args, signals).await,
-        Command::Load(args) => load::run(&global, args, signals).await,
+        Command::Load(args) => load::run(&global, *args, signals).await,
         #[cfg(feature = "dev-aws")]
         Command::DevAws(args) => dev_aws::run(&global, args, signals).await,
         #[cfg(not(feature = "dev-aws"))]

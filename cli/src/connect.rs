@@ -3,9 +3,9 @@
 //! Owns which settings of the client the command uses. Must never retry by itself: people who type a command must see
 //! at once that a service is not there.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
-use votestream_client::{Client, ClientBuilder, IngestClient, ResultsClient, Retry, Token};
+use votestream_client::{Client, ClientBuilder, Dialer, Http, IngestClient, ResultsClient, Retry, Token};
 
 use crate::{args::Global, failure::Failure};
 
@@ -16,6 +16,19 @@ impl Global {
     /// Whether the caller says by a token who it is.
     pub(crate) fn has_token(&self) -> bool {
         self.token_file.is_some() || std::env::var_os(TOKEN).is_some_and(|token| !token.is_empty())
+    }
+
+    /// The token of the command, if it has one.
+    pub(crate) fn token(&self) -> Result<Option<Token>, Failure> {
+        let (from, token) = match (&self.token_file, std::env::var(TOKEN)) {
+            (Some(path), _) => ("--token-file", Token::from_file(path)),
+            (None, Ok(token)) if !token.is_empty() => (TOKEN, Token::new(&token)),
+            (None, Ok(_) | Err(std::env::VarError::NotPresent)) => return Ok(None),
+            (None, Err(std::env::VarError::NotUnicode(_))) => {
+                return Err(Failure::usage(format!("{TOKEN}: the value is not UTF-8")));
+            }
+        };
+        token.map(Some).map_err(|error| Failure::usage(format!("{from}: {error}")))
     }
 
     /// The settings of every connection.
@@ -38,19 +51,20 @@ impl Global {
             (Some(_), None) => return Err(Failure::usage("--tls-cert needs --tls-key")),
             (None, Some(_)) => return Err(Failure::usage("--tls-key needs --tls-cert")),
         }
-        let token = match (&self.token_file, std::env::var(TOKEN)) {
-            (Some(path), _) => Some(Token::from_file(path).map_err(|error| ("--token-file", error))),
-            (None, Ok(token)) if !token.is_empty() => Some(Token::new(&token).map_err(|error| (TOKEN, error))),
-            (None, Ok(_) | Err(std::env::VarError::NotPresent)) => None,
-            (None, Err(std::env::VarError::NotUnicode(_))) => {
-                return Err(Failure::usage(format!("{TOKEN}: the value is not UTF-8")));
-            }
-        };
-        match token {
-            None => Ok(services),
-            Some(Ok(token)) => Ok(services.token(token)),
-            Some(Err((from, error))) => Err(Failure::usage(format!("{from}: {error}"))),
-        }
+        Ok(match self.token()? {
+            None => services,
+            Some(token) => services.token(token),
+        })
+    }
+
+    /// What opens single connections to the ingest service.
+    pub(crate) async fn ingest_dialer(&self, http: Http, within: Duration, has_token: bool) -> Result<Dialer, Failure> {
+        self.services()?.ingest_dialer(http, within, has_token).await.map_err(Failure::connecting)
+    }
+
+    /// Whether votes go over TLS.
+    pub(crate) fn is_ingest_secure(&self) -> bool {
+        self.ingest.as_ref().unwrap_or(&self.server).is_secure()
     }
 
     /// A new connection to the ingest service.

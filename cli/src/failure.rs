@@ -91,7 +91,8 @@ impl Failure {
                 Self::Failed(format!("{} (give its CA with --tls-ca)", one_line(&error.to_string())))
             }
             ClientError::Tls { .. } | ClientError::TokenInTheClear { .. } => Self::Usage(one_line(&error.to_string())),
-            ClientError::Untrusted { .. }
+            ClientError::Unresolved { .. }
+            | ClientError::Untrusted { .. }
             | ClientError::NoTls { .. }
             | ClientError::Ended { .. }
             | ClientError::Incomplete { .. } => Self::Failed(one_line(&error.to_string())),

@@ -15,9 +15,20 @@ const fn mix(mut z: u64) -> u64 {
 
 /// SplitMix64: it is small and will never change, which the generators of crates do not promise.
 #[derive(Clone, Debug)]
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
+    /// The numbers of this seed.
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self(mix(seed))
+    }
+
+    /// A number between 0 and 1, and neither of them.
+    pub(crate) fn unit(&mut self) -> f64 {
+        // 52 bits, and half of what follows them: exact in a double.
+        ((self.next() >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)

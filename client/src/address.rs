@@ -42,6 +42,11 @@ impl Address {
             || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
     }
 
+    /// Its port, or that of its scheme.
+    pub(crate) fn port(&self) -> u16 {
+        self.0.uri.port_u16().unwrap_or(if self.is_secure() { 443 } else { 80 })
+    }
+
     pub(crate) fn uri(&self) -> Uri {
         self.0.uri.clone()
     }

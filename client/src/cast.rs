@@ -43,6 +43,13 @@ impl IngestClient {
     }
 }
 
+impl Outcome {
+    /// What has become of a vote whose call, an attempt by somebody else than this client, ended with this status.
+    pub fn of_call(status: &Status) -> Self {
+        if is_not_stored(status) { Self::not_stored(status.message()) } else { outcome(status) }
+    }
+}
+
 /// What has become of a vote whose call ended so, and is not made again.
 fn outcome(status: &Status) -> Outcome {
     let rejected = |cause| Outcome::Rejected { cause, reason: status.message().to_owned() };

@@ -172,8 +172,16 @@ impl ClientBuilder {
         ResultsClient { results, polls: PollServiceClient::new(channel), wire: self.wire(self.results()) }
     }
 
-    fn ingest(&self) -> &Address {
+    pub(crate) fn ingest(&self) -> &Address {
         self.ingest.as_ref().unwrap_or(&self.server)
+    }
+
+    pub(crate) fn tls(&self) -> &TlsOptions {
+        &self.tls
+    }
+
+    pub(crate) fn timeout_of_connections(&self) -> Duration {
+        self.connect_timeout
     }
 
     fn results(&self) -> &Address {

@@ -49,6 +49,14 @@ pub enum ClientError {
         /// What the connection said.
         source: tonic::transport::Error,
     },
+    /// The name of the service's host has no address. Nothing was sent.
+    #[error("{} cannot be resolved: {error}", .address.host())]
+    Unresolved {
+        /// Where the service is.
+        address: Address,
+        /// What the resolver said.
+        error: std::io::Error,
+    },
     /// The service cannot prove who it is. Nothing was sent.
     #[error("the certificate of {} is not trusted: {reason}", .address.host())]
     Untrusted {

@@ -10,6 +10,7 @@
 //!   for each. It reconnects by itself.
 //! - [`IngestClient::stream_messages`] sends whole messages that the caller has built, for programs that have many votes at
 //!   hand.
+//! - [`Dialer`] opens bare connections for programs that act for many clients, each with a connection of its own.
 //! - [`ResultsClient`] creates, reads and closes polls, and reads or watches results.
 //!
 //! The folder `examples` has a short program for each of the first three.
@@ -17,6 +18,7 @@
 mod address;
 mod cast;
 mod connect;
+mod dial;
 mod error;
 mod outcome;
 mod results;
@@ -29,6 +31,7 @@ mod watch;
 
 pub use address::{Address, AddressError};
 pub use connect::{CALL_TIMEOUT, CONNECT_TIMEOUT, Client, ClientBuilder, IngestClient, KEEP_ALIVE, ResultsClient};
+pub use dial::{DialError, Dialed, Dialer, Http, Transport};
 pub use error::{ClientError, Service};
 pub use outcome::{Cause, Outcome, Vote};
 pub use retry::Retry;

@@ -2,10 +2,11 @@
 //!
 //! Owns whom the client trusts, and what it says when it cannot. Must never connect to a service that it cannot check.
 
-use std::{error::Error, fmt, io, time::Duration};
+use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use rustls::{
-    CertificateError, InvalidMessage,
+    CertificateError, ClientConfig, InvalidMessage, RootCertStore,
+    crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
@@ -27,6 +28,33 @@ impl fmt::Debug for TlsOptions {
 }
 
 impl TlsOptions {
+    /// The same settings for connections that are not the library's. Returns what is wrong with them.
+    pub(crate) fn config(&self) -> Result<ClientConfig, String> {
+        let mut roots = RootCertStore::empty();
+        match &self.ca {
+            Some(pem) => {
+                for certificate in chain(pem).ok_or("the CA has no certificate in PEM")? {
+                    roots.add(certificate).map_err(|error| format!("the CA cannot be used: {error}"))?;
+                }
+            }
+            None => {
+                // Systems have some that no library reads; the others are enough.
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            }
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+        let builder = builder.with_root_certificates(roots);
+        let Some((certificate, key)) = &self.identity else { return Ok(builder.with_no_client_auth()) };
+        let certificates = chain(certificate).ok_or("the client's certificate is no certificate in PEM")?;
+        // The errors of the library may quote the key.
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|_| "the client's key is no private key in PEM without a pass phrase")?;
+        builder
+            .with_client_auth_cert(certificates, key)
+            .map_err(|_| "the client's key does not fit its certificate".to_owned())
+    }
+
     /// Sets TLS up. Returns what is wrong with the settings.
     pub(crate) fn apply(&self, endpoint: Endpoint, connect_timeout: Duration) -> Result<Endpoint, String> {
         let mut config = ClientTlsConfig::new().timeout(connect_timeout);
@@ -54,8 +82,13 @@ impl TlsOptions {
 }
 
 fn is_chain(pem: &[u8]) -> bool {
+    chain(pem).is_some()
+}
+
+/// The certificates of a PEM text, if there is one and all can be read.
+fn chain(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    certificates.is_ok_and(|certificates| !certificates.is_empty())
+    certificates.ok().filter(|certificates| !certificates.is_empty())
 }
 
 /// Why a handshake failed, if it is the other side that cannot be accepted.

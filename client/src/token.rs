@@ -82,6 +82,11 @@ impl Token {
         Ok(Self(Arc::new(Source::File { path, last })))
     }
 
+    /// What is sent as the value of the header `authorization`, for requests that this client does not make itself.
+    pub fn authorization(&self) -> MetadataValue<Ascii> {
+        self.current()
+    }
+
     /// Whether another one may follow it.
     pub(crate) fn may_change(&self) -> bool {
         matches!(&*self.0, Source::File { .. })

@@ -21,8 +21,8 @@ pub enum Mutation {
     /// A window is applied before its end is stored.
     NoIntent,
     /// Progress is written whatever epoch and progress are stored. (To drop the condition on the epoch alone loses
-    /// nothing: the stored progress never returns to an earlier value, so a zombie that meets the other condition does
-    /// what the owner would do.)
+    /// nothing here: the stored progress returns to an earlier value only if an operator gives up records, so a zombie
+    /// that meets the other condition does what the owner would do.)
     NoFence,
     /// Progress is written whatever progress is stored.
     NoPositionInCondition,

@@ -13,9 +13,9 @@ mod votes;
 
 use std::sync::Arc;
 
-pub use leases::{Lease, LeaseStore, Progress, ShardRow, Span, StoredProducer, WriteOutcome};
+pub use leases::{Lease, LeaseStore, LostTime, Progress, ShardRow, Span, StoredProducer, WriteOutcome};
 pub use polls::{Created, PollStore};
-pub use stream::{ReadOutcome, Record, RecordReader, Shard, Stored, VoteStream};
+pub use stream::{RETENTION_LEAST, ReadOutcome, Record, RecordReader, Shard, Stored, VoteStream};
 pub use tallies::{TallyDelta, TallyRow, TallyStore};
 pub use votes::{StoredVote, VoteOutcome, VoteStore, VoteWrite};
 

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::Notify;
@@ -143,7 +144,17 @@ impl Producer {
     /// # Errors
     ///
     /// If the map cannot be read in several attempts, or another attempt would not help.
-    pub async fn start(
+    ///
+    /// Boxed, so that it is compiled here and not again in each crate that awaits it.
+    pub fn start(
+        config: LaneConfig,
+        stream: Arc<dyn VoteStream>,
+        clock: Arc<dyn Clock>,
+    ) -> BoxFuture<'static, Result<Arc<Self>, PortError>> {
+        Box::pin(Self::start_now(config, stream, clock))
+    }
+
+    async fn start_now(
         config: LaneConfig,
         stream: Arc<dyn VoteStream>,
         clock: Arc<dyn Clock>,

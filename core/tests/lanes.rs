@@ -64,7 +64,8 @@ struct FaultyStream {
 impl FaultyStream {
     fn new(seed: u64, fault_rate: f64, delay_max: Duration) -> Arc<Self> {
         let shards = HashRange::split_evenly(2).into_iter().enumerate();
-        let shards = shards.map(|(at, range)| Shard { id: id(at), range, parents: vec![], open: true }).collect();
+        let shards =
+            shards.map(|(at, range)| Shard { id: id(at), range, parents: vec![], open: true, ends_at: None }).collect();
         let state = State { rng: StdRng::seed_from_u64(seed), shards, records: vec![] };
         Arc::new(Self { state: Mutex::new(state), injected: Injected::default(), fault_rate, delay_max })
     }
@@ -89,7 +90,7 @@ impl FaultyStream {
         let names: Vec<_> = parents.iter().map(|&at| state.shards[at].id.clone()).collect();
         parents.iter().for_each(|&at| state.shards[at].open = false);
         for range in ranges {
-            let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true };
+            let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true, ends_at: None };
             state.shards.push(shard);
         }
         self.injected.reshards.fetch_add(1, Ordering::Relaxed);

@@ -18,8 +18,8 @@ const STREAM_POLL = ['GetShardIterator', 'GetRecords'];
 
 /** A table is described when a service starts. */
 const CHECK = ['DescribeTable'];
-/** Leases, checkpoints and dedup tables of a group. */
-const LEASES = ['GetItem', 'PutItem', 'Query', 'UpdateItem'];
+/** Leases, checkpoints and dedup tables of a group. The rows of shards that have ended and left the stream are deleted. */
+const LEASES = ['DeleteItem', 'GetItem', 'PutItem', 'Query', 'UpdateItem'];
 /** Adds to one row under a condition on its position. */
 const ADD_TALLY = ['GetItem', 'PutItem', 'UpdateItem'];
 
@@ -57,6 +57,7 @@ export const PERMISSIONS: Readonly<Record<ServiceName, Permissions>> = {
     stream: [...STREAM_CHECK, ...STREAM_PUT],
     group: 'tally',
     tables: {
+      // Scan lists polls, for clients and for `tally-svc give-up`.
       polls: [...CHECK, 'GetItem', 'PutItem', 'Scan', 'UpdateItem'],
       // A recount reads every vote; it never writes one.
       votes: [...CHECK, 'Query'],

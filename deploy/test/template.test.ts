@@ -99,8 +99,13 @@ test('nobody but persist writes votes, nobody but ingest and tally puts records'
     statements(made.service, service).some((one) => one.actions.includes(action));
   assert.deepEqual(SERVICES.filter((one) => may(one, 'dynamodb:PartiQLUpdate')), ['persist']);
   assert.deepEqual(SERVICES.filter((one) => may(one, 'kinesis:PutRecords')), ['ingest', 'tally']);
-  for (const action of ['DeleteItem', 'DeleteTable', 'UpdateTable', 'CreateTable']) {
+  for (const action of ['DeleteTable', 'UpdateTable', 'CreateTable']) {
     assert.deepEqual(SERVICES.filter((one) => may(one, `dynamodb:${action}`)), [], action);
+  }
+  // Rows of shards are the only items that are ever deleted.
+  for (const table of TABLES) {
+    const deletes = SERVICES.filter((one) => PERMISSIONS[one].tables[table].includes('DeleteItem'));
+    assert.deepEqual(deletes, table === 'shards' ? ['persist', 'tally'] : [], table);
   }
 });
 

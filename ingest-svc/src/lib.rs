@@ -36,7 +36,7 @@ use votestream_core::{
 };
 use votestream_proto::v1::ingest_service_server;
 use votestream_server::{
-    Connections, CorsOrigins, Drain, Identity, Part, Quotas, ServiceError, Surface,
+    Connections, CorsOrigins, Identity, Part, Quotas, Running, ServiceError, Surface,
     identity::{Need, Needs},
 };
 
@@ -157,13 +157,15 @@ impl Ingest {
     /// # Errors
     ///
     /// If the listener fails, or a task panicked.
-    pub async fn serve(self, surface: Surface, listener: TcpListener) -> Result<Drain, ServiceError> {
+    pub fn serve(self, surface: Surface, listener: TcpListener) -> Running {
         let Self { calls, producer, connections, drain, shutdown } = self;
-        let report =
-            votestream_server::serve(surface, edge::Edge(calls), listener, &connections, shutdown, drain).await?;
-        // Votes of calls that were cut off are still in the lanes. They are settled within D.
-        producer.drain().await;
-        Ok(report)
+        Box::pin(async move {
+            let served = votestream_server::serve(surface, edge::Edge(calls), listener, &connections, shutdown, drain);
+            let report = served.await?;
+            // Votes of calls that were cut off are still in the lanes. They are settled within D.
+            producer.drain().await;
+            Ok(report)
+        })
     }
 }
 
@@ -172,16 +174,13 @@ impl Ingest {
 /// # Errors
 ///
 /// As [`Ingest::start`] and [`Ingest::serve`].
-pub async fn run(
-    config: IngestConfig,
-    ports: Ports,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> Result<Drain, ServiceError> {
-    let ingest = Ingest::start(&config, &ports, shutdown).await?;
-    let surface = Surface::new([ingest.part()])
-        .for_pages_of(config.cors_allow_origins)
-        .behind(config.identity)
-        .limited(config.quotas);
-    ingest.serve(surface, listener).await
+pub fn run(config: IngestConfig, ports: Ports, listener: TcpListener, shutdown: CancellationToken) -> Running {
+    Box::pin(async move {
+        let ingest = Ingest::start(&config, &ports, shutdown).await?;
+        let surface = Surface::new([ingest.part()])
+            .for_pages_of(config.cors_allow_origins)
+            .behind(config.identity)
+            .limited(config.quotas);
+        ingest.serve(surface, listener).await
+    })
 }

@@ -15,7 +15,7 @@ use votestream_core::{
     consume::group::{self, GroupConfig},
     port::{Group, Ports},
 };
-use votestream_server::{Drain, ServiceError};
+use votestream_server::{Drain, Running, ServiceError};
 
 pub use applier::{PersistApplier, PersistAppliers};
 
@@ -43,7 +43,11 @@ impl PersistConfig {
 /// # Errors
 ///
 /// If the group cannot go on, for example because a shard's checkpoint has left the stream's retention.
-pub async fn run(config: PersistConfig, ports: Ports, shutdown: CancellationToken) -> Result<Drain, ServiceError> {
+pub fn run(config: PersistConfig, ports: Ports, shutdown: CancellationToken) -> Running {
+    Box::pin(run_group(config, ports, shutdown))
+}
+
+async fn run_group(config: PersistConfig, ports: Ports, shutdown: CancellationToken) -> Result<Drain, ServiceError> {
     let appliers = Arc::new(PersistAppliers::new(ports.votes.clone(), ports.tallies.clone()));
     let ended = group::run(config.group, ports, appliers, shutdown.clone()).await;
     match ended {

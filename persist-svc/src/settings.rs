@@ -19,6 +19,7 @@ pub const PROGRAM: Program = Program {
         listener::LIMITS,
         listener::TLS,
         engine::ENGINE,
+        engine::READING,
         engine::CONSUMER,
         &[
             Setting::new(

@@ -206,6 +206,43 @@ where
     code
 }
 
+/// Runs a command of a program instead of the program, if the first argument is its name: reads the configuration of the
+/// command, runs it, and reports the result. Logs go to stderr, and nothing is exported.
+pub fn command<C, F>(
+    name: &str,
+    program: &Program,
+    configure: impl FnOnce(&mut Values) -> Option<C>,
+    run: impl FnOnce(C) -> F,
+) -> Option<ExitCode>
+where
+    F: Future<Output = Result<(), ProcessError>>,
+{
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    arguments.next_if(|first| first == name)?;
+    let config = program.read(arguments, std::env::vars_os()).and_then(|mut values| {
+        let format = values.get("log-format", one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
+        let config = configure(&mut values);
+        values.finish(config.zip(format))
+    });
+    let (config, format) = match config {
+        Ok(read) => read,
+        Err(refused) => return Some(answer(program, refused)),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Some(refuse(program, &ProcessError::start(error))),
+    };
+    let entered = runtime.enter();
+    let telemetry = match telemetry::init(program.name, format, Exports::default()) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return Some(refuse(program, &ProcessError::Config(vec![error.to_string()]))),
+    };
+    drop(entered);
+    let ended = runtime.block_on(run(config));
+    telemetry.shutdown();
+    Some(ended.map_or_else(|failure| refuse(program, &failure), |()| ExitCode::SUCCESS))
+}
+
 /// The settings that the shell itself needs.
 struct Start {
     format: LogFormat,
@@ -250,7 +287,7 @@ fn answer(program: &Program, refused: Refused) -> ExitCode {
 }
 
 /// Prints on stdout. The reader may have left, so errors are ignored.
-fn print_out(text: &str) {
+pub fn print_out(text: &str) {
     drop(std::io::stdout().write_all(text.as_bytes()));
 }
 

@@ -42,6 +42,8 @@
 //! | `votestream.lane.batch.size` | histogram, By | | compressed size of a record |
 //! | `votestream.stream.put.duration` | histogram, s | `outcome`: stored, refused, unknown | time of one put |
 //! | `votestream.engine.throttles` | counter, request | `operation` | throttled requests and parts of requests |
+//! | `votestream.engine.timeouts` | counter, call | | calls that an engine did not answer in time |
+//! | `votestream.engine.unauthorized` | counter, call | | calls that an engine refused for the credentials of this process |
 //! | `votestream.store.write_units` | counter, unit | `table` | write units as the store reports them |
 //! | `votestream.group.votes.applied` | counter, vote | `group` | votes that count |
 //! | `votestream.group.votes.discarded` | counter, vote | `reason` | votes that do not count |

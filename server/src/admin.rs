@@ -29,7 +29,7 @@ use tonic::service::Routes;
 
 use crate::{
     Limits,
-    connections::{self, Connections},
+    connections::{self, Connections, Services},
     http::{not_found, wrong_method},
 };
 
@@ -117,7 +117,7 @@ impl Admin {
     pub fn open(listener: TcpListener, exposition: Exposition) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (reached, end) = (Reached::default(), CancellationToken::new());
-        let services = routes(reached.clone(), exposition);
+        let services = Services::new(routes(reached.clone(), exposition));
         let until = end.clone();
         tokio::spawn(async move {
             let connections = Connections::of_operators(LIMITS);

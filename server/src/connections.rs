@@ -22,16 +22,13 @@ mod link;
 mod outbound;
 mod socket;
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use http::{Request, Response};
 use tokio::net::TcpListener;
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-use tonic::body::Body;
-use tower::Service;
 use votestream_core::observe::metrics::ConnectionClosed;
 
 pub use census::Connections;
@@ -42,6 +39,7 @@ pub(crate) use link::{Link, Order};
 
 use crate::Drain;
 use entry::Entry;
+pub(crate) use entry::Services;
 
 /// Serves `services` on the listener until `shutdown`. Then connections without a call end, the others have the time
 /// `drain` to finish, and after that the rest is cut off. `single` holds the paths of the calls that take one message.
@@ -49,18 +47,14 @@ use entry::Entry;
 /// # Errors
 ///
 /// If the listener's address cannot be read.
-pub(crate) async fn serve<S>(
+pub(crate) async fn serve(
     listener: TcpListener,
-    services: S,
+    services: Services,
     single: Arc<[String]>,
     connections: &Connections,
     shutdown: &CancellationToken,
     drain: Duration,
-) -> io::Result<Drain>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
+) -> io::Result<Drain> {
     let is_loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
     // Acknowledgements are small. They must not wait until the client's system confirms earlier packets.
     if let Err(error) = rustix::net::sockopt::set_tcp_nodelay(&listener, true) {

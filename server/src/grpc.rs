@@ -2,14 +2,14 @@
 //!
 //! Owns how a port is put together. Must never handle a connection: `connections` does that.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, server::NamedService};
+use tonic::{body::Body, server::NamedService, service::Routes};
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -22,7 +22,8 @@ use votestream_core::consume::group::Drain;
 
 use crate::{
     ServiceError, Surface,
-    connections::{self, Connections},
+    audit::AuditLayer,
+    connections::{self, Connections, Services},
     deadline::Deadline,
     front::Front,
     identity::CheckLayer,
@@ -63,10 +64,16 @@ pub async fn serve<F>(
     drain: Duration,
 ) -> Result<Drain, ServiceError>
 where
-    F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
+    F: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     F::Future: Send + 'static,
 {
-    serve_behind(surface, |_| front, listener, connections, shutdown, drain).await
+    let tried_first: TriedFirst = Box::new(|_, layers, routes| layers.around(front, routes));
+    serve_behind(surface, tried_first, listener, connections, shutdown, drain).await
 }
 
 /// Like [`serve`], with only health and reflection.
@@ -80,63 +87,85 @@ pub async fn serve_health(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> Result<Drain, ServiceError> {
-    serve_behind(Surface::default(), |health| health, listener, connections, shutdown, drain).await
+    let tried_first: TriedFirst = Box::new(|health, layers, routes| layers.around(health, routes));
+    serve_behind(Surface::default(), tried_first, listener, connections, shutdown, drain).await
 }
 
-/// Like [`serve`]. `front` makes the service that is tried first; it may return the health service that it gets.
-async fn serve_behind<F>(
+/// What every call passes on its way to the service that is tried first.
+struct Layers {
+    audit: AuditLayer,
+    check: CheckLayer,
+}
+
+impl Layers {
+    fn around<F>(&self, front: F, routes: Routes) -> Services
+    where
+        F: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        F::Future: Send + 'static,
+    {
+        Services::new(Front { service: self.audit.layer(self.check.layer(Deadline(front))), routes })
+    }
+}
+
+/// Puts a service before the routes: its own, or the health service that it gets.
+type TriedFirst = Box<dyn FnOnce(HealthServer<HealthService>, Layers, Routes) -> Services + Send>;
+
+/// Like [`serve`]. The future is boxed so that it is compiled here, and not once more in each crate that awaits it.
+fn serve_behind(
     mut surface: Surface,
-    front: impl FnOnce(HealthServer<HealthService>) -> F,
+    tried_first: TriedFirst,
     listener: TcpListener,
     connections: &Connections,
     shutdown: CancellationToken,
     drain: Duration,
-) -> Result<Drain, ServiceError>
-where
-    F: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + 'static,
-    F::Future: Send + 'static,
-{
-    let health = HealthReporter::new();
-    let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
-    let front = front(health_service.clone());
-    let service_names = std::mem::take(&mut surface.names);
-    for name in &service_names {
-        health.set_service_status(name, ServingStatus::Serving).await;
-    }
-    let reflection = |version| {
-        let builder = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(votestream_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        // The descriptors describe the whole API, but this port serves only a part of it.
-        let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
-        service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
-    };
-    let grpc = surface.grpc.add_service(health_service);
-    let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
-    let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
-    surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
-    surface.identity.watch();
-    surface.quotas.prune();
-    let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs.clone());
-    let audited = surface.audit.layer(check.layer(Deadline(front)));
-    let services = Front { service: audited, routes: surface.into_routes().prepare() };
-    let draining = async {
-        shutdown.cancelled().await;
-        for name in service_names.iter().chain(&[""]) {
-            health.set_service_status(*name, ServingStatus::NotServing).await;
+) -> Pin<Box<dyn Future<Output = Result<Drain, ServiceError>> + Send + '_>> {
+    Box::pin(async move {
+        let health = HealthReporter::new();
+        let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
+        let service_names = std::mem::take(&mut surface.names);
+        for name in &service_names {
+            health.set_service_status(name, ServingStatus::Serving).await;
         }
-        Ok(())
-    };
-    let serving = connections::serve(listener, services, single_messages(), connections, &shutdown, drain);
-    let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
-    if report == Drain::Incomplete {
-        tracing::warn!(
-            ?service_names,
-            ?drain,
-            "calls were still running at the end of the drain time and were cut off"
-        );
-    }
-    Ok(report)
+        let reflection = |version| {
+            let builder = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(votestream_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            // The descriptors describe the whole API, but this port serves only a part of it.
+            let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
+            service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
+        };
+        let grpc = surface.grpc.add_service(health_service.clone());
+        let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
+        let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
+        surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
+        surface.identity.watch();
+        surface.quotas.prune();
+        let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs.clone());
+        let layers = Layers { audit: surface.audit.clone(), check };
+        let services = tried_first(health_service, layers, surface.into_routes().prepare());
+        let draining = async {
+            shutdown.cancelled().await;
+            for name in service_names.iter().chain(&[""]) {
+                health.set_service_status(*name, ServingStatus::NotServing).await;
+            }
+            Ok(())
+        };
+        let serving = connections::serve(listener, services, single_messages(), connections, &shutdown, drain);
+        let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
+        if report == Drain::Incomplete {
+            tracing::warn!(
+                ?service_names,
+                ?drain,
+                "calls were still running at the end of the drain time and were cut off"
+            );
+        }
+        Ok(report)
+    })
 }
 
 /// Paths of all calls of the API and of health whose client sends one message.
@@ -200,7 +229,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(serve_behind(
             Surface::new([Part { names: &NAMES, ..Part::default() }]),
-            |health| health,
+            Box::new(|health, layers, routes| layers.around(health, routes)),
             listener,
             &CONNECTIONS,
             shutdown.clone(),

@@ -34,6 +34,10 @@ pub use tls::{ClientCertificate, Tls, TlsError, TlsFile, TlsIdentity, TlsSource}
 /// How a service ended after it was told to stop.
 pub use votestream_core::consume::group::Drain;
 
+/// A service at work, until it has ended. Boxed, so that it is compiled in its own crate, and not again in each crate that
+/// awaits it.
+pub type Running = std::pin::Pin<Box<dyn Future<Output = Result<Drain, ServiceError>> + Send>>;
+
 /// Why a service ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {

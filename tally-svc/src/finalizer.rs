@@ -62,6 +62,12 @@ pub(crate) fn horizon(rows: &[ShardRow]) -> Option<Timestamp> {
     started.get(long - 1).map(|row| row.progress.watermark)
 }
 
+/// Whether records that may hold votes of the poll were lost before they were counted. Then no recount can make its
+/// result official: those votes are in no store.
+pub(crate) fn may_lack_votes(poll: &Poll, rows: &[ShardRow], bounds: &TimeBounds) -> bool {
+    rows.iter().filter_map(|row| row.lost).any(|lost| lost.concerns(poll, bounds))
+}
+
 /// Text for people: what is missing before a poll can become final.
 pub(crate) fn progress(poll: &Poll, rows: &[ShardRow], now: Timestamp, bounds: &TimeBounds) -> String {
     let required = poll.closes_at.plus(bounds.late_after());
@@ -74,7 +80,11 @@ pub(crate) fn progress(poll: &Poll, rows: &[ShardRow], now: Timestamp, bounds: &
     }
     let mut text = format!("the poll closed at {}", timestamp(poll.closes_at));
     let mut say = |part: std::fmt::Arguments<'_>| text.push_str(&part.to_string());
-    if poll.needs_recount {
+    if poll.needs_recount && may_lack_votes(poll, rows, bounds) {
+        say(format_args!(
+            "; records that may hold votes of this poll were lost, so it gets no official result, and its counts may be too low"
+        ));
+    } else if poll.needs_recount {
         say(format_args!("; stored data contradict each other, so the votes must be recounted first"));
     }
     let done = |row: &&ShardRow| row.started && row.progress.watermark >= required;

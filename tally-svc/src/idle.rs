@@ -50,10 +50,12 @@ async fn look(ports: &Ports, after: Duration) -> Result<(), CallError> {
     let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
     let oldest = Timestamp(ports.clock.now().0.saturating_sub(after));
     let rows = ports.leases.list(Group::Persist).await?;
-    // A shard without a checkpoint is read from its beginning and needs no marker.
+    // A shard without a checkpoint is read from its beginning and needs no marker. But after a loss the beginning is the
+    // oldest record that is left, and the shard must get on while that one is there.
     let idle: Vec<ShardId> = rows
         .into_iter()
-        .filter(|row| row.started && !row.progress.ended && row.progress.checkpoint > SequenceNumber::ZERO)
+        .filter(|row| row.started && !row.progress.ended)
+        .filter(|row| row.progress.checkpoint > SequenceNumber::ZERO || row.lost.is_some())
         .filter(|row| row.progress.watermark <= oldest)
         .map(|row| row.shard)
         .collect();

@@ -12,6 +12,7 @@ mod convert;
 mod counters;
 mod events;
 mod finalizer;
+pub mod give_up;
 mod idle;
 mod json;
 mod polls;
@@ -43,7 +44,7 @@ use votestream_proto::v1::{
     results_service_server::{self, ResultsServiceServer},
 };
 use votestream_server::{
-    AuditLog, Connections, CorsOrigins, Drain, Identity, Part, Quotas, ServiceError, Surface,
+    AuditLog, Connections, CorsOrigins, Drain, Identity, Part, Quotas, Running, ServiceError, Surface,
     identity::{Action, Need, Needs},
 };
 
@@ -212,16 +213,16 @@ impl Tally {
     ///
     /// If one of its tasks ends by itself. The others are then stopped, too: a process that does half its work must not
     /// look healthy.
-    pub async fn work(self, shutdown: CancellationToken) -> Result<Drain, ServiceError> {
-        self.work_beside(ready(Ok(Drain::Complete)), shutdown.child_token()).await
+    pub fn work(self, shutdown: CancellationToken) -> Running {
+        self.work_beside(Box::pin(ready(Ok(Drain::Complete))), shutdown.child_token())
     }
 
     /// The same, with another essential task, which does not end before `stop` unless it fails.
-    async fn work_beside(
-        self,
-        served: impl Future<Output = Result<Drain, ServiceError>>,
-        stop: CancellationToken,
-    ) -> Result<Drain, ServiceError> {
+    fn work_beside(self, served: Running, stop: CancellationToken) -> Running {
+        Box::pin(self.work_until(served, stop))
+    }
+
+    async fn work_until(self, served: Running, stop: CancellationToken) -> Result<Drain, ServiceError> {
         let Self { finalizer, ports, group, idle_after, .. } = self;
         let appliers = Arc::new(TallyAppliers::new(ports.tallies.clone()));
         let idle_ports = ports.clone();
@@ -261,19 +262,17 @@ impl TallyConfig {
 /// # Errors
 ///
 /// As [`Tally::work`], and if the server ends by itself.
-pub async fn run(
-    config: TallyConfig,
-    ports: Ports,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> Result<Drain, ServiceError> {
+pub fn run(config: TallyConfig, ports: Ports, listener: TcpListener, shutdown: CancellationToken) -> Running {
     let stop = shutdown.child_token();
     let tally = Tally::new(&config, ports, stop.clone());
     let (surface, front) = (config.surface([tally.part()]), tally.results_server());
-    let served = essential("the gRPC server", &stop, async {
-        votestream_server::serve(surface, front, listener, &config.connections, stop.clone(), config.drain).await
+    let until = stop.clone();
+    let served = Box::pin(async move {
+        let TallyConfig { connections, drain, .. } = config;
+        let serving = votestream_server::serve(surface, front, listener, &connections, until.clone(), drain);
+        essential("the gRPC server", &until, serving).await
     });
-    tally.work_beside(served, stop.clone()).await
+    tally.work_beside(served, stop)
 }
 
 /// Runs an essential task. When it ends, the other tasks are told to stop.

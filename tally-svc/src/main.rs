@@ -5,13 +5,29 @@ use std::process::ExitCode;
 use votestream_aws::{AwsConfig, Deployment, connect, kinesis::Reading};
 use votestream_process::shell::{self, Process, ProcessError};
 use votestream_server::AuditLog;
-use votestream_tally::settings::{PROGRAM, Settings};
+use votestream_tally::{
+    TallyConfig,
+    give_up::{self, Request},
+    settings::{PROGRAM, Settings},
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    shell::main(&PROGRAM, Settings::read, serve)
+    let given_up = shell::command(give_up::NAME, &give_up::PROGRAM, Request::read, give_up);
+    given_up.unwrap_or_else(|| shell::main(&PROGRAM, Settings::read, serve))
+}
+
+async fn give_up(request: Request) -> Result<(), ProcessError> {
+    let deployment = Deployment {
+        reading: if request.fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
+        ..Deployment::new(&request.engine.stream, &request.engine.table_prefix)
+    };
+    let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;
+    let bounds = TallyConfig::distributed().group.bounds;
+    let say = |line: &str| shell::print_out(&format!("{line}\n"));
+    give_up::run(&request, &ports, &bounds, say).await.map(drop).map_err(ProcessError::start)
 }
 
 async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError> {

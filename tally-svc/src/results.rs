@@ -280,7 +280,7 @@ mod tests {
     use tonic_types::StatusExt;
     use votestream_core::{
         TimeBounds, Timestamp,
-        port::{Group, PollStore, ShardRow},
+        port::{Group, LostTime, PollStore, ShardRow},
     };
 
     use votestream_testkit::memory::Memory;
@@ -567,5 +567,32 @@ mod tests {
         memory.finish(&id(), &result(&[5, 2])).await.unwrap();
         let response = results.recounts.run(Viewer::Manager, id()).await.unwrap();
         assert!(response.r#final && response.matches && response.progress.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_recount_makes_a_result_official_whose_votes_may_be_lost() {
+        let (memory, results) = service().await;
+        memory.set_now(20_000);
+        memory.set_votes("p", &[("x", 5), ("y", 2)]);
+        // Lost before the poll opened, or after it had closed and no vote could arrive; and in between.
+        let poll = PollStore::get(&memory, &id()).await.unwrap().unwrap();
+        let late = TimeBounds::ONE_MACHINE.late_after().as_millis() as i64;
+        let (before, after) = (poll.opens_at.0 - late - 1, poll.closes_at.0 + late + 1);
+        for (from, until, is_concerned) in [
+            (before - 1, before, false),
+            (after, after + 1, false),
+            (before, before + 1, true),
+            (after - 1, after, true),
+        ] {
+            memory.set_needs_recount(&id(), true).await.unwrap();
+            let lost = Some(LostTime { from: Timestamp(from), until: Timestamp(until) });
+            memory.set_rows(Group::Persist, all(16_000).into_iter().map(|row| ShardRow { lost, ..row }));
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let response = results.recounts.run(Viewer::Manager, id()).await.unwrap();
+            assert!(response.matches && !response.r#final);
+            let poll = PollStore::get(&memory, &id()).await.unwrap().unwrap();
+            assert_eq!(poll.needs_recount, is_concerned, "{from} {until}");
+            assert_eq!(response.progress.contains("were lost"), is_concerned, "{}", response.progress);
+        }
     }
 }

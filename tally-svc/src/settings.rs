@@ -15,7 +15,8 @@ use crate::TallyConfig;
 /// The binary.
 pub const PROGRAM: Program = Program {
     name: "tally-svc",
-    about: "Counts votes as fast as they come in, and serves polls, interim and final results.",
+    about: "Counts votes as fast as they come in, and serves polls, interim and final results. For records that the stream \
+            has dropped before they were counted, see tally-svc give-up --help.",
     settings: &[
         &[
             Setting::new("listen", "ADDR", "127.0.0.1:50052", "Address of the service; port 0 picks a free one."),
@@ -33,6 +34,7 @@ pub const PROGRAM: Program = Program {
         listener::TLS,
         listener::CALLS,
         engine::ENGINE,
+        engine::READING,
         engine::CONSUMER,
         &[
             Setting::new(

@@ -94,10 +94,11 @@ impl Snapshots {
         self.progress(&snapshot.poll).await
     }
 
-    /// Whether everything that can count for the poll has been committed.
+    /// Whether everything that can count for the poll has been committed, and nothing of it was lost.
     pub(crate) async fn complete(&self, poll: &Poll) -> Result<bool, CallError> {
         let rows = self.ports.leases.list(Group::Persist).await?;
         let required = poll.closes_at.plus(self.bounds.late_after());
-        Ok(finalizer::horizon(&rows).is_some_and(|horizon| horizon >= required))
+        let is_covered = finalizer::horizon(&rows).is_some_and(|horizon| horizon >= required);
+        Ok(is_covered && !finalizer::may_lack_votes(poll, &rows, &self.bounds))
     }
 }

@@ -30,5 +30,7 @@ pub(crate) fn row(shard: &str, (start, end): (u128, u128), watermark: i64) -> Sh
         started: true,
         lease: Lease::default(),
         progress: Progress { watermark: Timestamp(watermark), ..Progress::default() },
+        ends_at: None,
+        lost: None,
     }
 }

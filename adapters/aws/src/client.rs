@@ -8,7 +8,6 @@ use std::{error::Error as StdError, fmt::Write as _, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::{Credentials, provider::error::CredentialsError};
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::{
     http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError,
     stalled_stream_protection::StalledStreamProtectionConfig,
@@ -17,16 +16,28 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use votestream_core::{
     TimeBounds,
     clock::{SystemClock, WatchedClock},
-    port::PortError,
+    observe::metrics,
+    port::{Effect, PortError},
 };
 
-use crate::date::ReadDate;
+use crate::{
+    answers::RefuseEmpty,
+    connections::{AbandonStalled, Connections, HttpClients},
+    date::ReadDate,
+};
 
-/// Longest time to connect. Within a region a handshake takes milliseconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time for one call. This is half of the shortest answer deadline over a network (D of
+/// Longest time to connect. Within a region that takes milliseconds, unless a packet is lost: the first one of a connection is
+/// sent again after one second and after two more (RFC 6298, 2.1 and 5.5). The last tenth is for the handshakes.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(3_100);
+/// Longest time for one call, connecting included. This is half of the shortest answer deadline over a network (D of
 /// `TimeBounds::DISTRIBUTED`), so that after a lost answer there is time for one more try.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const _: () =
+    assert!(CONNECT_TIMEOUT.as_millis() < CALL_TIMEOUT.as_millis(), "a call that had to connect has time left");
+const _: () = assert!(
+    2 * CALL_TIMEOUT.as_millis() <= TimeBounds::DISTRIBUTED.answer_deadline.as_millis(),
+    "after a call without an answer there is time for another"
+);
 
 /// How to reach AWS. A field that is `None` is taken from the standard AWS variables and profiles.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +53,9 @@ pub struct AwsConfig {
     pub credentials: Option<Credentials>,
     /// Another HTTP client, for example one that fails on purpose.
     pub http_client: Option<SharedHttpClient>,
+    /// Certificates in PEM of the authorities that are trusted instead of the system's. Without them, the standard variables
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` say which the system's are.
+    pub ca_certificates: Option<String>,
     /// Longest time for one call; zero stands for the default.
     pub call_timeout: Duration,
 }
@@ -66,20 +80,30 @@ pub struct Clients {
     pub dynamodb: aws_sdk_dynamodb::Client,
     /// The machine's clock, compared with the time in every answer.
     pub clock: Arc<WatchedClock>,
-    /// The HTTP client that was passed in, if one was.
-    pub(crate) custom_http_client: Option<SharedHttpClient>,
+    pub(crate) http_clients: HttpClients,
 }
 
 impl Clients {
     /// Makes the clients of this configuration. Reads variables and files; does not connect.
     pub async fn new(config: &AwsConfig) -> Self {
-        let shared = sdk_config(config).await;
+        let http_clients = HttpClients::new(config.http_client.clone(), config.ca_certificates.as_deref());
+        let shared = sdk_config(config, &http_clients).await;
+        let (to_kinesis, to_dynamodb) =
+            (Connections::new(http_clients.clone()), Connections::new(http_clients.clone()));
         let clock = Arc::new(WatchedClock::new(Arc::new(SystemClock::new()), TimeBounds::DISTRIBUTED.clock_skew_max));
-        let mut kinesis = aws_sdk_kinesis::config::Builder::from(&shared).interceptor(ReadDate(clock.clone()));
+        let mut kinesis = aws_sdk_kinesis::config::Builder::from(&shared)
+            .http_client(to_kinesis.client())
+            .interceptor(ReadDate(clock.clone()))
+            .interceptor(RefuseEmpty)
+            .interceptor(AbandonStalled(to_kinesis));
         if let Some(endpoint) = &config.kinesis_endpoint {
             kinesis = kinesis.endpoint_url(endpoint);
         }
-        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&shared).interceptor(ReadDate(clock.clone()));
+        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(&shared)
+            .http_client(to_dynamodb.client())
+            .interceptor(ReadDate(clock.clone()))
+            .interceptor(RefuseEmpty)
+            .interceptor(AbandonStalled(to_dynamodb));
         if let Some(endpoint) = &config.dynamodb_endpoint {
             dynamodb = dynamodb.endpoint_url(endpoint);
         }
@@ -87,17 +111,12 @@ impl Clients {
             kinesis: aws_sdk_kinesis::Client::from_conf(kinesis.build()),
             dynamodb: aws_sdk_dynamodb::Client::from_conf(dynamodb.build()),
             clock,
-            custom_http_client: config.http_client.clone(),
+            http_clients,
         }
     }
 }
 
-/// A pool of connections with TLS by ring.
-pub(crate) fn http_client() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
-}
-
-async fn sdk_config(config: &AwsConfig) -> SdkConfig {
+async fn sdk_config(config: &AwsConfig, http_clients: &HttpClients) -> SdkConfig {
     let call = if config.call_timeout.is_zero() { CALL_TIMEOUT } else { config.call_timeout };
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT.min(call))
@@ -109,7 +128,8 @@ async fn sdk_config(config: &AwsConfig) -> SdkConfig {
         .timeout_config(timeouts)
         // An idle subscription is not a stalled download. Calls have their own time limit.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .http_client(config.http_client.clone().unwrap_or_else(http_client));
+        // For credentials. Each service gets clients of its own.
+        .http_client(http_clients.one());
     if let Some(region) = &config.region {
         loader = loader.region(Region::new(region.clone()));
     }
@@ -124,6 +144,9 @@ async fn sdk_config(config: &AwsConfig) -> SdkConfig {
 pub(crate) enum Verdict {
     /// No effect; a later try may work.
     Refused,
+    /// No effect; AWS does not take who calls for somebody who may. It says so of good credentials, too, a few times a day
+    /// among millions of calls, and while a change of permissions is on its way: a later try may work.
+    Unauthorized,
     /// No effect; a later try fails, too.
     Permanent,
     /// The effect is unknown.
@@ -135,8 +158,7 @@ impl Verdict {
     /// Kinesis and DynamoDB.
     pub(crate) fn of_code(code: &str, status: Option<u16>) -> Self {
         match code {
-            // AWS refused the request for its rate, or before it read the request. In the second case new credentials
-            // may help.
+            // AWS refused the request for its rate, or before it read the request.
             "ProvisionedThroughputExceededException"
             | "ThrottlingException"
             | "Throttling"
@@ -147,9 +169,25 @@ impl Verdict {
             | "ResourceInUseException"
             | "TransactionInProgressException"
             | "ExpiredIteratorException"
-            | "ExpiredNextTokenException"
+            | "ExpiredNextTokenException" => Self::Refused,
+            // Who calls, and whether they may ("Common errors", and DynamoDB's "Error handling"). Newer services end their names
+            // with "Exception", older ones do not.
+            "AccessDenied"
+            | "AccessDeniedException"
+            | "AuthFailure"
+            | "ExpiredToken"
             | "ExpiredTokenException"
-            | "RequestExpired" => Self::Refused,
+            | "IncompleteSignature"
+            | "IncompleteSignatureException"
+            | "InvalidClientTokenId"
+            | "InvalidSignatureException"
+            | "KMSAccessDeniedException"
+            | "MissingAuthenticationToken"
+            | "MissingAuthenticationTokenException"
+            | "NotAuthorized"
+            | "RequestExpired"
+            | "SignatureDoesNotMatch"
+            | "UnrecognizedClientException" => Self::Unauthorized,
             "InternalFailure"
             | "InternalFailureException"
             | "InternalServerError"
@@ -164,20 +202,64 @@ impl Verdict {
     /// The error of this verdict.
     pub(crate) fn error(self, message: impl Into<String>) -> PortError {
         match self {
-            Self::Refused => PortError::refused(message),
+            Self::Refused | Self::Unauthorized => PortError::refused(message),
             Self::Permanent => PortError::permanent(message),
             Self::Unknown => PortError::unknown(message),
         }
     }
 }
 
-/// What a failed call means. `what` names the call for logs.
+/// A failed call, for callers inside the adapter who want to know more than a port tells.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What effect the call may have had.
+    pub(crate) verdict: Verdict,
+    /// What happened, for logs.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    /// What a failed call means. `what` names the call for logs.
+    pub(crate) fn of<E>(what: &str, error: &SdkError<E, HttpResponse>) -> Self
+    where
+        E: ProvideErrorMetadata + StdError + 'static,
+    {
+        let status = error.raw_response().map(|response| response.status().as_u16());
+        let verdict = judge(error, status);
+        if verdict == Verdict::Unauthorized {
+            metrics::engine_unauthorized();
+        }
+        Self { verdict, message: describe(what, error) }
+    }
+
+    pub(crate) fn new(verdict: Verdict, message: impl Into<String>) -> Self {
+        Self { verdict, message: message.into() }
+    }
+}
+
+impl From<PortError> for Failure {
+    fn from(error: PortError) -> Self {
+        let verdict = match error.effect {
+            _ if !error.retryable => Verdict::Permanent,
+            Effect::None => Verdict::Refused,
+            Effect::Unknown => Verdict::Unknown,
+        };
+        Self { verdict, message: error.message }
+    }
+}
+
+impl From<Failure> for PortError {
+    fn from(failure: Failure) -> Self {
+        failure.verdict.error(failure.message)
+    }
+}
+
+/// What a failed call means to those who use the port. `what` names the call for logs.
 pub(crate) fn port_error<E>(what: &str, error: &SdkError<E, HttpResponse>) -> PortError
 where
     E: ProvideErrorMetadata + StdError + 'static,
 {
-    let status = error.raw_response().map(|response| response.status().as_u16());
-    judge(error, status).error(describe(what, error))
+    Failure::of(what, error).into()
 }
 
 /// Like [`port_error`], for errors of any answer type: events of a stream have no HTTP status.
@@ -189,10 +271,11 @@ where
     match error {
         SdkError::ConstructionFailure(_) => Verdict::Permanent,
         // Only a call that failed before or while connecting was certainly not sent.
-        SdkError::DispatchFailure(failure) => {
-            let cause = failure.as_connector_error();
-            if cause.is_some_and(|cause| was_not_sent(cause)) { Verdict::Refused } else { Verdict::Unknown }
-        }
+        SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
+            Some(cause) if chain(cause).any(|cause| cause.is::<CredentialsError>()) => Verdict::Unauthorized,
+            Some(cause) if chain(cause).any(did_not_connect) => Verdict::Refused,
+            _ => Verdict::Unknown,
+        },
         SdkError::ServiceError(service) => match service.err().code() {
             Some(code) => Verdict::of_code(code, status),
             // Stand-ins and proxies between us and AWS answer without a code. With a status below 400 the call took
@@ -207,11 +290,8 @@ where
     }
 }
 
-fn was_not_sent(error: &(dyn StdError + 'static)) -> bool {
-    chain(error).any(|cause| {
-        let connecting = cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|e| e.is_connect());
-        connecting || cause.is::<CredentialsError>()
-    })
+fn did_not_connect(cause: &(dyn StdError + 'static)) -> bool {
+    cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect())
 }
 
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {

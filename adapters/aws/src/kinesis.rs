@@ -6,7 +6,6 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::{Client, types::StreamStatus};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::sleep;
@@ -15,8 +14,12 @@ use votestream_core::{
     port::{Group, PortError, RecordReader, Shard, Stored, VoteStream},
 };
 
-use crate::client::{Clients, http_client, port_error};
+use crate::{
+    client::{Clients, Failure, Verdict, port_error},
+    connections::HttpClients,
+};
 
+mod address;
 mod cursor;
 mod fanout;
 pub mod limits;
@@ -25,6 +28,7 @@ mod polling;
 mod producer;
 mod shards;
 
+use address::StreamAddress;
 use cursor::Cursor;
 use fanout::{FanOutReader, RegisteredConsumer};
 use pace::Pace;
@@ -83,7 +87,7 @@ impl Reading {
 /// Name of the stream, and how to use it.
 #[derive(Clone, Debug)]
 pub struct KinesisConfig {
-    /// Name of the stream.
+    /// Name of the stream, or its ARN.
     pub stream: String,
     /// How shards are read.
     pub reading: Reading,
@@ -103,10 +107,10 @@ impl KinesisConfig {
 /// The vote stream.
 pub struct Kinesis {
     client: Client,
-    stream: Arc<str>,
+    stream: StreamAddress,
     reading: Reading,
     consumers: [Arc<RegisteredConsumer>; GROUPS as usize],
-    custom_http_client: Option<SharedHttpClient>,
+    http_clients: HttpClients,
     producer: RecordPuts,
     pace: Arc<Pace>,
     /// Shards that an answer named but no shard map has shown yet.
@@ -122,20 +126,34 @@ impl Kinesis {
     ///
     /// If the stream does not exist, is not active, or may not be used by this process.
     pub async fn connect(clients: &Clients, config: KinesisConfig) -> Result<Self, PortError> {
+        Ok(Self::try_connect(clients, config).await?)
+    }
+
+    pub(crate) async fn try_connect(clients: &Clients, config: KinesisConfig) -> Result<Self, Failure> {
         let client = clients.kinesis.clone();
+        let stream = StreamAddress::new(&config.stream).map_err(|wrong| Failure::new(Verdict::Permanent, wrong))?;
         let what = format!("the stream {:?}", config.stream);
-        let described = client.describe_stream_summary().stream_name(&config.stream).send().await;
-        let described = described.map_err(|error| {
+        let ours = client.config().region().map(AsRef::as_ref).unwrap_or_default();
+        if let Some(region) = stream.region()
+            && region != ours
+        {
+            let text = format!("{what} is in the region {region}, but this process calls the region {ours:?}");
+            return Err(Failure::new(Verdict::Permanent, text));
+        }
+        let request = client.describe_stream_summary().set_stream_name(stream.name()).set_stream_arn(stream.arn());
+        let described = request.send().await.map_err(|error| {
             let missing = error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception());
             let hint = "there is no such stream in this region and account";
-            port_error(&if missing { format!("{what}: {hint}") } else { what.clone() }, &error)
+            Failure::of(&if missing { format!("{what}: {hint}") } else { what.clone() }, &error)
         })?;
         let summary = described.stream_description_summary;
-        let summary = summary.ok_or_else(|| PortError::unknown(format!("{what}: an empty description")))?;
+        let empty = || Failure::new(Verdict::Unknown, format!("{what}: an empty description"));
+        let summary = summary.ok_or_else(empty)?;
         if !matches!(summary.stream_status, StreamStatus::Active | StreamStatus::Updating) {
-            return Err(PortError::refused(format!("{what} is {}", summary.stream_status)));
+            return Err(Failure::new(Verdict::Refused, format!("{what} is {}", summary.stream_status)));
         }
-        let (stream, arn) = (Arc::<str>::from(config.stream), Arc::<str>::from(summary.stream_arn));
+        let arn = Arc::<str>::from(summary.stream_arn);
+        let first = shards::list(&client, &stream).await?;
         let prefix = match &config.reading {
             Reading::EnhancedFanOut { consumer, .. } => consumer.as_str(),
             Reading::Polling { .. } => "",
@@ -148,12 +166,12 @@ impl Kinesis {
             client,
             stream,
             reading: config.reading,
-            custom_http_client: clients.custom_http_client.clone(),
+            http_clients: clients.http_clients.clone(),
             pace,
             unlisted: Mutex::default(),
             listed: Mutex::default(),
         };
-        kinesis.list_shards().await?;
+        kinesis.take_over(&first);
         Ok(kinesis)
     }
 
@@ -165,6 +183,9 @@ impl Kinesis {
     /// If Kinesis refuses, or the stream does not become active in time.
     pub async fn create_stream(clients: &Clients, stream: &str, shards: u32) -> Result<(), PortError> {
         let what = format!("CreateStream {stream:?}");
+        if stream.starts_with("arn:") {
+            return Err(PortError::permanent(format!("{what}: a stream is created by its name")));
+        }
         let shards = i32::try_from(shards).map_err(|_| PortError::permanent(format!("{what}: {shards} shards")))?;
         let created = clients.kinesis.create_stream().stream_name(stream).shard_count(shards).send().await;
         if let Err(error) = created
@@ -236,9 +257,9 @@ impl VoteStream for Kinesis {
                     Group::Persist => &self.consumers[0],
                     Group::Tally => &self.consumers[1],
                 };
-                let http_client = self.custom_http_client.clone().unwrap_or_else(http_client);
-                let consumer = consumer.clone();
-                Box::new(FanOutReader::new(client, http_client, consumer, shard.clone(), cursor, *resubscribe_after))
+                let (http, consumer) = (self.http_clients.clone(), consumer.clone());
+                let calls = (client, self.stream.clone());
+                Box::new(FanOutReader::new(calls, http, consumer, shard.clone(), cursor, *resubscribe_after))
             }
         })
     }

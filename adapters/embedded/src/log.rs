@@ -368,6 +368,7 @@ impl VoteStream for EmbeddedStream {
             range: shard.range,
             parents: shard.parents.iter().map(|&parent| shard_id(parent)).collect(),
             open: shard.tail.borrow().closed_at.is_none(),
+            ends_at: None,
         });
         Ok(shown.collect())
     }

@@ -3,13 +3,17 @@
 //! Owns leases, epochs, windows and checkpoints. Must never apply a window before its end is stored, nor write progress
 //! without the epoch in the condition.
 
+mod cleanup;
 mod consumer;
+pub mod give_up;
+mod loss;
 mod manager;
 mod prefetch;
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -62,6 +66,9 @@ pub struct WindowLimits {
     pub idle_after: Duration,
 }
 
+/// Most bytes read ahead by default: eight shards as far as one may go.
+const PREFETCH_BYTES_MAX: usize = 256 << 20;
+
 /// Settings of a group. The group and the bounds must be the same in all processes of one deployment.
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
@@ -77,6 +84,9 @@ pub struct GroupConfig {
     pub sync_every: Duration,
     /// How long the consumers may take to finish once the group is told to stop. After that they are aborted.
     pub drain: Duration,
+    /// Most decoded bytes that the shards of this process have read ahead, all together. Each shard may have one read and
+    /// one record more, so that none waits for another.
+    pub prefetch_bytes_max: usize,
     /// Size of the windows.
     pub window: WindowLimits,
     /// The protocol's time limits.
@@ -93,6 +103,7 @@ impl GroupConfig {
             renew_every: Duration::from_millis(500),
             sync_every: Duration::from_millis(250),
             drain: Duration::from_secs(30),
+            prefetch_bytes_max: PREFETCH_BYTES_MAX,
             window: WindowLimits {
                 votes_max: 50_000,
                 records_max: 1_000,
@@ -167,11 +178,13 @@ pub enum GroupError {
 ///
 /// If an engine refuses and a retry would not help, or if a task panicked. The other shards were handed over as after
 /// `shutdown`.
-pub async fn run(
+///
+/// Boxed, so that it is compiled here and not again in each crate that awaits it.
+pub fn run(
     config: GroupConfig,
     ports: Ports,
     factory: Arc<dyn ApplierFactory>,
     shutdown: CancellationToken,
-) -> Result<Drain, GroupError> {
-    manager::Manager::new(config, ports, factory).run(shutdown).await
+) -> BoxFuture<'static, Result<Drain, GroupError>> {
+    Box::pin(async move { manager::Manager::new(config, ports, factory).run(shutdown).await })
 }

@@ -451,6 +451,30 @@ pub fn throttled(operation: Throttled, count: u64) {
     THROTTLES.add(operation as usize, count);
 }
 
+/// Calls to an engine that were not answered in time.
+pub static ENGINE_TIMEOUTS: Counter<1> =
+    Counter::new(info("votestream.engine.timeouts", "{call}", "Calls that an engine did not answer in time"), [&[]]);
+
+/// Counts a call that was not answered in time.
+pub fn engine_timed_out() {
+    ENGINE_TIMEOUTS.add(0, 1);
+}
+
+/// Calls to an engine that were refused for who makes them.
+pub static ENGINE_UNAUTHORIZED: Counter<1> = Counter::new(
+    info(
+        "votestream.engine.unauthorized",
+        "{call}",
+        "Calls that an engine refused for the credentials of this process",
+    ),
+    [&[]],
+);
+
+/// Counts a call that was refused for who makes it.
+pub fn engine_unauthorized() {
+    ENGINE_UNAUTHORIZED.add(0, 1);
+}
+
 /// A table of the store, in the order of the series of [`WRITE_UNITS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
@@ -576,7 +600,7 @@ pub fn record_of_the_future(group: Group) {
 }
 
 /// All counters except the discards; see [`crate::consume::window::discarded_total`].
-pub static COUNTERS: [&(dyn ReadCounter + Sync); 12] = [
+pub static COUNTERS: [&(dyn ReadCounter + Sync); 14] = [
     &VOTES_ACCEPTED,
     &VOTES_REJECTED,
     &VOTES_SETTLED,
@@ -584,6 +608,8 @@ pub static COUNTERS: [&(dyn ReadCounter + Sync); 12] = [
     &CALLS_DENIED,
     &CALLS_LIMITED,
     &THROTTLES,
+    &ENGINE_TIMEOUTS,
+    &ENGINE_UNAUTHORIZED,
     &WRITE_UNITS,
     &VOTES_APPLIED,
     &LEASE_CHANGES,

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{Group, PortError};
-use crate::{HashRange, SequenceNumber, ShardId, Timestamp};
+use crate::{HashRange, Poll, SequenceNumber, ShardId, TimeBounds, Timestamp};
 
 /// The last batch number of one producer for one range of hashes, as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,31 @@ pub struct Lease {
     pub wanted_by: Option<String>,
 }
 
+/// Between these times of arrival, the stream dropped records of a shard that the group had not read. Somebody has
+/// decided that the group goes on without them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostTime {
+    /// The shard clock before the first lost record.
+    pub from: Timestamp,
+    /// No lost record arrived later.
+    pub until: Timestamp,
+}
+
+impl LostTime {
+    /// The shortest time that holds both.
+    #[must_use]
+    pub fn joined(self, other: Self) -> Self {
+        Self { from: self.from.min(other.from), until: self.until.max(other.until) }
+    }
+
+    /// Whether votes that count for the poll may have been in the lost records. A vote counts only if its record
+    /// arrived at most L before or after it was accepted, by the shard clock, and that is never before `from`.
+    pub fn concerns(&self, poll: &Poll, bounds: &TimeBounds) -> bool {
+        let late_after = bounds.late_after();
+        poll.opens_at <= self.until.plus(late_after) && self.from <= poll.closes_at.plus(late_after)
+    }
+}
+
 /// The row of one shard in one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardRow {
@@ -90,6 +115,10 @@ pub struct ShardRow {
     pub lease: Lease,
     /// How far it has come.
     pub progress: Progress,
+    /// Where the closed shard ends, once that is known: no record has a larger number.
+    pub ends_at: Option<SequenceNumber>,
+    /// What the group went on without.
+    pub lost: Option<LostTime>,
 }
 
 /// The conditions and effects of [`LeaseStore`], for engines that hold rows in memory. `None` means that the condition
@@ -122,6 +151,21 @@ impl ShardRow {
         free.then(|| Lease { wanted_by: Some(by.into()), ..self.lease.clone() })
     }
 
+    /// [`LeaseStore::note_end`].
+    pub fn note_end(&mut self, ends_at: SequenceNumber) {
+        self.ends_at.get_or_insert(ends_at);
+    }
+
+    /// [`LeaseStore::note_lost`].
+    pub fn note_lost(&mut self, lost: LostTime) {
+        self.lost = Some(self.lost.map_or(lost, |known| known.joined(lost)));
+    }
+
+    /// Whether [`LeaseStore::delete`] may delete the row.
+    pub fn is_deletable(&self) -> bool {
+        self.progress.ended && self.lost.is_none()
+    }
+
     /// [`LeaseStore::write_progress`] as a whole.
     pub fn advance(&mut self, epoch: u64, previous: Span, progress: &Progress) -> WriteOutcome {
         if self.lease.epoch != epoch || self.progress.span() != previous || self.progress.ended {
@@ -147,7 +191,8 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// All rows of a group.
     async fn list(&self, group: Group) -> Result<Vec<ShardRow>, PortError>;
 
-    /// Stores a blank row, or with `started` the row of a shard without parents. Does nothing if there is a row.
+    /// Stores a row, unless there is one: a blank one, with `started` that of a shard without parents, or an ended one
+    /// for a shard that nobody can read any more.
     async fn create(&self, group: Group, row: &ShardRow) -> Result<(), PortError>;
 
     /// Writes the state that a child inherits and marks it as started, on the condition that it is not. Succeeds if it
@@ -185,4 +230,16 @@ pub trait LeaseStore: Send + Sync + 'static {
         previous: Span,
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError>;
+
+    /// Notes where a closed shard ends, unless that is noted. Does nothing if there is no row. This is a fact about the
+    /// stream and never changes, so it needs no lease.
+    async fn note_end(&self, group: Group, shard: &ShardId, ends_at: SequenceNumber) -> Result<(), PortError>;
+
+    /// Notes that records were lost, together with what is noted already ([`LostTime::joined`]). Does nothing if there
+    /// is no row. After an error, a part of the time may be noted.
+    async fn note_lost(&self, group: Group, shard: &ShardId, lost: LostTime) -> Result<(), PortError>;
+
+    /// Deletes a row, on the condition that the shard has ended and nothing was lost. It is not an error if the
+    /// condition fails, or if there is no row.
+    async fn delete(&self, group: Group, shard: &ShardId) -> Result<(), PortError>;
 }

@@ -1,10 +1,16 @@
 //! The vote stream: a log in shards, which several groups read.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Group, PortError};
 use crate::{HashRange, SequenceNumber, ShardId, Timestamp};
+
+/// No engine drops a record earlier than this after its arrival. Kinesis keeps records for at least 24 hours ("Change
+/// the data retention period" in its developer guide).
+pub const RETENTION_LEAST: Duration = Duration::from_secs(24 * 3_600);
 
 /// A shard of the stream, open or closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +23,8 @@ pub struct Shard {
     pub parents: Vec<ShardId>,
     /// Whether it still takes records.
     pub open: bool,
+    /// Where a closed shard ends, if the engine says so: no record in it has a larger number.
+    pub ends_at: Option<SequenceNumber>,
 }
 
 /// Where a record was stored.
@@ -49,8 +57,8 @@ pub enum ReadOutcome {
     Records(Vec<Record>),
     /// The shard is closed and everything in it has been read.
     ShardEnd,
-    /// Records after the starting point are older than the stream's retention and are gone: reading on would lose
-    /// votes.
+    /// Records after the starting point are older than the stream's retention and may be gone, or the stream does not
+    /// know the shard any more: reading on could lose votes.
     Expired,
 }
 
@@ -69,8 +77,8 @@ pub trait RecordReader: Send {
 /// [`Self::list_shards`].
 #[async_trait]
 pub trait VoteStream: Send + Sync + 'static {
-    /// All shards that the stream still knows, in the order of their creation; parents may be missing once they have
-    /// expired.
+    /// All shards that the stream still knows, in the order of their creation. A closed shard whose records have all
+    /// left the retention may be missing, although its children name it.
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError>;
 
     /// Stores one record in the open shard that owns `hash`, and answers once it is durable.

@@ -92,7 +92,7 @@ struct Sink(Mutex<Vec<(u128, Bytes)>>);
 #[async_trait]
 impl VoteStream for Sink {
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
-        Ok(vec![Shard { id: ShardId::new("shard"), range: HashRange::ALL, parents: vec![], open: true }])
+        Ok(vec![Shard { id: ShardId::new("shard"), range: HashRange::ALL, parents: vec![], open: true, ends_at: None }])
     }
 
     async fn put(&self, hash: u128, record: Bytes) -> Result<Stored, PortError> {

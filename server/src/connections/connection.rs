@@ -7,9 +7,8 @@
 //! stalls. The budget of h2 is half of the connection's window, and each small frame costs 256 bytes minus its length.
 //! All streams' windows, full of the smallest votes, must fit into this budget. The assertion below checks this.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-use http::{Request, Response};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -18,14 +17,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
-use tonic::body::Body;
-use tower::Service;
+use tokio_util::either::Either;
 
 use super::{
     calls::Calls,
     census::Place,
     entry::Entry,
-    handshake::{Secured, Shaken, shake},
+    handshake::{Secure, Secured, Shaken, shake},
     inbound::{FRAME_OVERHEAD_BYTES, Metered},
     life::{self, Http},
     link::Link,
@@ -70,11 +68,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves an accepted connection.
-pub(crate) async fn run<S>(socket: TcpStream, entry: Entry<S>, place: Place)
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
+pub(crate) async fn run(socket: TcpStream, entry: Entry, place: Place) {
     // On Linux the connection inherits the option from the listener.
     if cfg!(not(target_os = "linux"))
         && let Err(error) = socket.set_nodelay(true)
@@ -85,22 +79,25 @@ where
 }
 
 /// Serves a connection over any byte stream.
-pub(crate) async fn run_over<C, S>(socket: C, entry: Entry<S>, place: Place)
+pub(crate) async fn run_over<C>(socket: C, entry: Entry, place: Place)
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
 {
     let link = &place.link;
     let builder = builder(link);
     // TLS is above the watch, which sees what the socket takes, and below everything that counts requests and answers.
     let socket = Watched::new(socket, link.clone());
+    // With TLS or without it, the stream has one type, so the HTTP libraries are compiled once.
     match link.census.tls.clone() {
-        None => life::live(builder.serve_connection(TokioIo::new(gathered(socket, link)), entry), link).await,
+        None => {
+            let stream = gathered(Either::Left(socket), link);
+            life::live(builder.serve_connection(TokioIo::new(stream), entry), link).await;
+        }
         Some(tls) => {
             let speak = |secured: Secured<_>| {
                 let entry = Entry { certificate: secured.certificate, ..entry };
-                builder.serve_connection(TokioIo::new(gathered(secured.stream, link)), entry)
+                let stream = gathered(Either::Right(Box::new(secured.stream)), link);
+                builder.serve_connection(TokioIo::new(stream), entry)
             };
             // The time for the first request has run since accept.
             life::live(Shaken::new(shake(socket, tls, link.clone()), speak), link).await;
@@ -108,8 +105,14 @@ where
     }
 }
 
+/// Bytes without TLS, or with it. What TLS keeps is large, so it has its own place.
+type Stream<C> = Either<Watched<C>, Box<Secure<Watched<C>>>>;
+
 /// A stream whose requests are counted and whose answers are gathered.
-fn gathered<C>(stream: C, link: &Arc<Link>) -> Gather<Metered<C>, impl Fn() -> bool + Unpin + Send + use<C>> {
+fn gathered<C>(
+    stream: Stream<C>,
+    link: &Arc<Link>,
+) -> Gather<Metered<Stream<C>>, impl Fn() -> bool + Unpin + Send + use<C>> {
     let calls = link.clone();
     Gather::new(Metered::new(stream, link.clone()), move || calls.is_busy())
 }
@@ -139,11 +142,9 @@ fn builder(link: &Arc<Link>) -> auto::Builder<Calls> {
     builder
 }
 
-impl<C, S> Http for auto::Connection<'_, TokioIo<C>, Entry<S>, Calls>
+impl<C> Http for auto::Connection<'_, TokioIo<C>, Entry, Calls>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
 {
     fn part(self: Pin<&mut Self>) {
         self.graceful_shutdown();

@@ -13,9 +13,8 @@ use std::{
 
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
-use pin_project_lite::pin_project;
 use tonic::{Status, body::Body};
-use tower::{Service, ServiceExt, util::Oneshot};
+use tower::{Service, ServiceExt};
 use votestream_core::observe::metrics::ConnectionClosed;
 
 use super::{
@@ -65,10 +64,28 @@ impl Peer {
     }
 }
 
+/// A request that is being handled.
+type Handling = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// The services of a port, whichever they are. They have one type, so that the HTTP libraries are compiled once, in this
+/// crate, and not for each port.
+#[derive(Clone)]
+pub(crate) struct Services(Arc<dyn Fn(Request<Body>) -> Handling + Send + Sync>);
+
+impl Services {
+    pub(crate) fn new<S>(services: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+    {
+        Self(Arc::new(move |request| Box::pin(services.clone().oneshot(request))))
+    }
+}
+
 /// The services of a port, for one connection.
 #[derive(Clone)]
-pub(crate) struct Entry<S> {
-    pub(crate) services: S,
+pub(crate) struct Entry {
+    pub(crate) services: Services,
     pub(crate) link: Arc<Link>,
     /// Whether the listener can only be reached from this machine.
     pub(crate) is_loopback: bool,
@@ -78,15 +95,12 @@ pub(crate) struct Entry<S> {
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
-impl<S> hyper::service::Service<Request<Incoming>> for Entry<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
-{
+impl hyper::service::Service<Request<Incoming>> for Entry {
     type Response = Response<Outbound>;
     type Error = Infallible;
-    type Future = Answer<S>;
+    type Future = Answer;
 
-    fn call(&self, request: Request<Incoming>) -> Answer<S> {
+    fn call(&self, request: Request<Incoming>) -> Answer {
         let call = Some(Call::begin(&self.link));
         if self.is_loopback && !host::is_of_this_machine(&request) {
             return Answer { state: State::Refused { answer: Some(refusal(&request)) }, call };
@@ -103,7 +117,7 @@ where
             link: self.link.clone(),
         };
         request.extensions_mut().insert(peer);
-        Answer { state: State::Called { answer: self.services.clone().oneshot(request) }, call }
+        Answer { state: State::Called { answer: (self.services.0)(request) }, call }
     }
 }
 
@@ -118,36 +132,26 @@ fn refusal(request: &Request<Incoming>) -> Response<Body> {
     crate::http::failure(&status, &[]).map(Body::new)
 }
 
-pin_project! {
-    /// An answer that is being made.
-    pub(crate) struct Answer<S: Service<Request<Body>>> {
-        #[pin]
-        state: State<S>,
-        call: Option<Call>,
-    }
+/// An answer that is being made.
+pub(crate) struct Answer {
+    state: State,
+    call: Option<Call>,
 }
 
-pin_project! {
-    #[project = StateProjection]
-    enum State<S: Service<Request<Body>>> {
-        Called { #[pin] answer: Oneshot<S, Request<Body>> },
-        Refused { answer: Option<Response<Body>> },
-    }
+enum State {
+    Called { answer: Handling },
+    Refused { answer: Option<Response<Body>> },
 }
 
-impl<S> Future for Answer<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-{
+impl Future for Answer {
     type Output = Result<Response<Outbound>, Infallible>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let answer = match this.state.project() {
-            StateProjection::Called { answer } => Some(ready!(answer.poll(cx))?),
-            StateProjection::Refused { answer } => answer.take(),
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = match &mut self.state {
+            State::Called { answer } => Some(ready!(answer.as_mut().poll(cx))?),
+            State::Refused { answer } => answer.take(),
         };
-        match answer.zip(this.call.take()) {
+        match answer.zip(self.call.take()) {
             Some((answer, call)) => Poll::Ready(Ok(answer.map(|body| Outbound::new(body, call)))),
             // It was answered already and must not be polled again.
             None => Poll::Pending,

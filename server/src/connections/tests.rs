@@ -4,6 +4,7 @@ mod frames;
 mod handshakes;
 
 use std::{
+    convert::Infallible,
     future::pending,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -11,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
+use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -18,13 +20,12 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tower::{service_fn, util::BoxCloneSyncService};
+use tonic::body::Body;
+use tower::service_fn;
 
 use self::frames::{Client, DATA, Frame, GOAWAY, PING, PREFACE, RST_STREAM, WINDOW_UPDATE};
 use super::{census::Census, *};
 use crate::Limits;
-
-type Services = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 const LARGE_BYTES: usize = 650_000;
 const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
@@ -34,7 +35,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Services whose answer depends only on the path.
 fn services() -> Services {
-    BoxCloneSyncService::new(service_fn(answer))
+    Services::new(service_fn(answer))
 }
 
 fn answer(request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {

@@ -10,7 +10,7 @@ use votestream_aws::{
     dynamodb::{DynamoConfig, DynamoStore},
     kinesis::Kinesis,
 };
-use votestream_testkit::stand_ins::{self, KinesisStore, StoreOptions};
+use votestream_testkit::stand_ins::{self, KinesisStore, Reading, StoreOptions};
 
 /// The stream that [`kinesis`] creates.
 pub const STREAM: &str = "votes";
@@ -36,11 +36,24 @@ pub async fn kinesis(shards: u32) -> (String, Server) {
 
 /// Like [`kinesis`], with other options.
 pub async fn kinesis_with(shards: u32, change: impl FnOnce(&mut StoreOptions)) -> (String, Server, KinesisStore) {
+    kinesis_behind(shards, change, |router| router).await
+}
+
+/// Like [`kinesis`], with what a test puts before it.
+pub async fn kinesis_read_by(shards: u32, reading: &Reading) -> (String, Server, KinesisStore) {
+    kinesis_behind(shards, |_| (), |router| reading.in_front_of(router)).await
+}
+
+async fn kinesis_behind(
+    shards: u32,
+    change: impl FnOnce(&mut StoreOptions),
+    front: impl FnOnce(Router) -> Router,
+) -> (String, Server, KinesisStore) {
     let (router, store) = stand_ins::kinesis(|options| {
         options.update_stream_ms = 20;
         change(options);
     });
-    let (endpoint, server) = serve(router).await;
+    let (endpoint, server) = serve(front(router)).await;
     Kinesis::create_stream(&kinesis_clients(&endpoint).await, STREAM, shards).await.unwrap();
     (endpoint, server, store)
 }

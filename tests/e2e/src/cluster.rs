@@ -234,6 +234,7 @@ pub struct Cluster {
     dynamodb: String,
     clients: Clients,
     store: DynamoStore,
+    variables: Vec<(String, String)>,
     _servers: Vec<Server>,
     /// Addresses of ingest services for relays.
     pub ingest: Addresses,
@@ -298,10 +299,17 @@ impl Cluster {
             dynamodb: dynamodb.0,
             clients,
             store,
+            variables: Vec::new(),
             _servers: std::iter::once(kinesis.1).chain(dynamodb.1).collect(),
             ingest: Addresses::default(),
             results: Addresses::default(),
         }
+    }
+
+    /// Gives every process these variables. They come before the endpoints that the deployment has.
+    pub fn with_variables<'a>(mut self, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        self.variables.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self
     }
 
     /// A deployment without processes, on a stream of this many shards, with its tables.
@@ -329,7 +337,8 @@ impl Cluster {
             ("AWS_SECRET_ACCESS_KEY", "dev"),
             ("RUST_BACKTRACE", "1"),
         ];
-        Process::start(binary, name, &all, &[&variables, more].concat())
+        let of_all: Vec<_> = self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        Process::start(binary, name, &all, &[&variables, &of_all[..], more].concat())
     }
 
     /// Starts an ingest service and waits until it accepts calls.

@@ -52,6 +52,9 @@ pub fn sha256_of(secret: &str) -> String {
     to_hex(digest(&SHA256, secret.as_bytes()).as_ref())
 }
 
+/// Longest time from closing a poll to its final result: many votes may still have to be stored.
+const FINAL_MAX: Duration = Duration::from_secs(300);
+
 /// A `[[key]]` with this secret.
 pub fn key_entry(id: &str, secret: &str, scopes: &str) -> String {
     let sha256 = sha256_of(secret);
@@ -167,7 +170,7 @@ impl House {
         let request = GetFinalResultsRequest { poll_id: poll.into(), wait: true };
         let mut results = self.stack.results().await;
         let waiting = results.get_final_results(bearing(MANAGER, request));
-        let result = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        let result = tokio::time::timeout(FINAL_MAX, waiting).await;
         let result = result.expect("the result never becomes final").unwrap().into_inner();
         let recount = votestream_proto::v1::RecountRequest { poll_id: poll.into() };
         let recount = results.recount(bearing(MANAGER, recount)).await.unwrap().into_inner();

@@ -4,6 +4,7 @@
 //! cut. Must never be used outside tests.
 
 pub mod aws;
+pub mod aws_edge;
 pub mod cluster;
 pub mod collector;
 pub mod crash;

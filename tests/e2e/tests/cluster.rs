@@ -1,4 +1,4 @@
-//! Runs the three binaries as separate processes, with stand-ins for Kinesis and DynamoDB: an election, kill -9,
+//! Runs the three binaries as separate processes, with stand-ins for Kinesis and DynamoDB: kill -9,
 //! hand-overs, resharding, what writes cost, and a rolling restart.
 //!
 //! Everything is done under load, and the result is compared with what the load knows.
@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use votestream_core::port::Group;
 use votestream_e2e::{
     aws::{self, Server},
-    cluster::{Binaries, Cluster, Load, LoadPlan, PATIENCE, eventually, shared_data},
+    cluster::{Binaries, Cluster, Load, LoadPlan, PATIENCE, eventually},
     collector::Collector,
 };
 use votestream_proto::{VotesMessage, v1::RejectionCode};
@@ -52,59 +52,6 @@ async fn poll_and_load(cluster: &Cluster, plan: LoadPlan) -> Load {
     let load = Load::start(cluster, "p", &options, plan);
     load.goes_on(1).await;
     load
-}
-
-/// The mayoral election of Minneapolis in 2013. Each voter casts the third choice, then the second, then the first. A
-/// few thousand voters vote at a time, so most changed votes meet in one window and the others in the store.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_real_election_gives_its_official_result() {
-    const VOTERS_AT_A_TIME: usize = 4_000;
-    let Some(file) = shared_data("minneapolis-mayor-2013-cast-vote-record.csv") else {
-        eprintln!("skipped: the cast vote record is not there");
-        return;
-    };
-    let ballots: Vec<_> = csv::Reader::from_path(&file).unwrap().into_records().map(Result::unwrap).collect();
-    let mut rounds: Vec<Vec<(String, String)>> = Vec::new();
-    for (at, some) in ballots.chunks(VOTERS_AT_A_TIME).enumerate() {
-        for round in (0..3).rev() {
-            let choices = some.iter().zip(at * VOTERS_AT_A_TIME..).map(|(ballot, voter)| (voter, &ballot[round]));
-            let chosen = choices.filter(|(_, choice)| !["undervote", "overvote"].contains(choice));
-            rounds.push(chosen.map(|(voter, choice)| (format!("voter-{voter}"), choice.to_owned())).collect());
-        }
-    }
-    let mut options: Vec<_> = rounds.iter().flatten().map(|(_, option)| option.as_str()).collect();
-    options.sort_unstable();
-    options.dedup();
-
-    // Start them as in the README: all at once, with empty engines.
-    let (kinesis, (dynamodb, server)) = (aws::kinesis(1).await, aws::dynamodb().await);
-    let cluster = Cluster::over(BINARIES, "election", kinesis, (dynamodb, vec![server])).await;
-    let create = ["--create-tables", "--shards=4"];
-    let persist = cluster.start_persist("persist", &[&create[..], &["--window-linger=2s"]].concat());
-    let (ingest, tally) = tokio::join!(cluster.start_ingest("ingest", &create), cluster.start_tally("tally", &create));
-    cluster.create_poll("mayor", options.iter().copied()).await;
-
-    let mut accepted = 0;
-    for round in &rounds {
-        accepted += cast(&cluster, "mayor", round).await;
-    }
-    assert_eq!(accepted, 209_426);
-    let result = cluster.finish("mayor").await;
-    assert_eq!(result.total_votes, 79_415);
-    assert_eq!(result.options.len(), 36);
-    for (name, count) in
-        [("BETSY HODGES", 28_962), ("MARK ANDREW", 19_648), ("DON SAMUELS", 8_350), ("CAM WINTON", 7_533)]
-    {
-        let found = result.options.iter().find(|option| option.option_id == name).map(|option| option.votes);
-        assert_eq!(found, Some(count), "{name}");
-    }
-    assert_eq!(cluster.interim("mayor").await.total_submitted, 209_426);
-    let recount = votestream_proto::v1::RecountRequest { poll_id: "mayor".into() };
-    let recount = cluster.results().await.recount(recount).await.unwrap().into_inner();
-    assert!(recount.matches && recount.r#final, "{recount:?}");
-    for process in [ingest, persist, tally] {
-        process.stop(PATIENCE).await;
-    }
 }
 
 /// Casts these votes, each of another user. Votes that the service refused because it could not accept them at the

@@ -335,7 +335,7 @@ struct Sink;
 #[async_trait]
 impl VoteStream for Sink {
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
-        Ok(vec![Shard { id: ShardId::new("shard"), range: HashRange::ALL, parents: vec![], open: true }])
+        Ok(vec![Shard { id: ShardId::new("shard"), range: HashRange::ALL, parents: vec![], open: true, ends_at: None }])
     }
 
     async fn put(&self, _hash: u128, data: Bytes) -> Result<Stored, PortError> {

@@ -28,9 +28,9 @@ use votestream_core::{
     model::poll::FinalResult,
     mutation::{self, Mutation},
     port::{
-        Created, Group, Lease, LeaseStore, PollStore, PortError, Ports, Progress, ReadOutcome, Record, RecordReader,
-        Shard, ShardRow, Span, Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteStream, VoteWrite,
-        WriteOutcome,
+        Created, Group, Lease, LeaseStore, LostTime, PollStore, PortError, Ports, Progress, ReadOutcome, Record,
+        RecordReader, Shard, ShardRow, Span, Stored, TallyDelta, TallyRow, TallyStore, VoteOutcome, VoteStore,
+        VoteStream, VoteWrite, WriteOutcome,
     },
 };
 
@@ -171,7 +171,11 @@ impl Clock for Host {
 #[async_trait]
 impl VoteStream for Host {
     async fn list_shards(&self) -> Result<Vec<Shard>, PortError> {
-        self.call("list_shards", |state| state.shards.iter().map(|(shard, _)| shard.clone()).collect()).await
+        self.call("list_shards", |state| {
+            let known = state.shards.iter().map(|(shard, _)| shard).filter(|shard| !state.vanished.contains(&shard.id));
+            known.cloned().collect()
+        })
+        .await
     }
 
     async fn put(&self, hash: u128, data: Bytes) -> Result<Stored, PortError> {
@@ -216,11 +220,14 @@ impl RecordReader for Reader {
             if !slowness.is_zero() {
                 sleep_until(Instant::now() + slowness).await;
             }
-            let (found, closed, next_visible) = self
+            let read = self
                 .host
                 .call("read", move |state| {
+                    if state.vanished.contains(&shard) {
+                        return None;
+                    }
                     let Some((shard, records)) = state.shards.iter().find(|(known, _)| known.id == shard) else {
-                        return (Vec::new(), false, None);
+                        return Some((Vec::new(), false, None));
                     };
                     let now = Instant::now();
                     let mut rest = records.iter().filter(|stored| stored.record.sequence > after).peekable();
@@ -232,9 +239,10 @@ impl RecordReader for Reader {
                         }
                     }
                     let next = rest.peek().map(|stored| stored.visible_at);
-                    (found, !shard.open && next.is_none(), next)
+                    Some((found, !shard.open && next.is_none(), next))
                 })
                 .await?;
+            let Some((found, closed, next_visible)) = read else { return Ok(ReadOutcome::Expired) };
             if let Some(last) = found.last() {
                 self.after = last.sequence;
                 return Ok(ReadOutcome::Records(found));
@@ -533,6 +541,34 @@ impl LeaseStore for Host {
                 });
             }
             outcome
+        })
+        .await
+    }
+
+    async fn note_end(&self, group: Group, shard: &ShardId, ends_at: SequenceNumber) -> Result<(), PortError> {
+        let key = (group, shard.clone());
+        self.call("note_end", move |state| {
+            state.rows.get_mut(&key).into_iter().for_each(|row| row.note_end(ends_at));
+        })
+        .await
+    }
+
+    async fn note_lost(&self, group: Group, shard: &ShardId, lost: LostTime) -> Result<(), PortError> {
+        let (key, world) = ((group, shard.clone()), self.world.clone());
+        self.call("note_lost", move |state| {
+            world.note(|| format!("{} of {} has lost records", key.1, group.as_str()));
+            state.rows.get_mut(&key).into_iter().for_each(|row| row.note_lost(lost));
+        })
+        .await
+    }
+
+    async fn delete(&self, group: Group, shard: &ShardId) -> Result<(), PortError> {
+        let (key, world) = ((group, shard.clone()), self.world.clone());
+        self.call("delete_row", move |state| {
+            if state.rows.get(&key).is_some_and(ShardRow::is_deletable) {
+                world.note(|| format!("the row of {} of {} is deleted", key.1, group.as_str()));
+                state.rows.remove(&key);
+            }
         })
         .await
     }

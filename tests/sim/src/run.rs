@@ -149,7 +149,7 @@ async fn schedule(world: &Arc<World>, log: &Arc<Log>) -> Result<BTreeMap<String,
             10 => world.slow_down(Duration::from_millis(world.draw(|rng| rng.random_range(500..8_000)))),
             11 => world.fill_up(Duration::from_millis(world.draw(|rng| rng.random_range(200..5_000)))),
             12 => processes[victim].jump(world),
-            _ => {}
+            _ => world.vanish(),
         }
     }
 

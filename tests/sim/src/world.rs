@@ -4,7 +4,7 @@
 //! request takes, whether it is refused, whether its answer is lost, whether a copy of it arrives later.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
@@ -62,11 +62,13 @@ pub enum Fault {
     Foreign,
     /// A record of our format named a poll that gets its votes from the stream.
     WrongSource,
+    /// The stream forgot a shard that both groups had read.
+    Vanish,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Refused,
         Self::AnswerLost,
         Self::LateCopy,
@@ -84,6 +86,7 @@ impl Fault {
         Self::WrongClock,
         Self::Foreign,
         Self::WrongSource,
+        Self::Vanish,
     ];
 }
 
@@ -130,6 +133,8 @@ pub(super) struct StoredRecord {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) shards: Vec<(Shard, Vec<StoredRecord>)>,
+    /// Shards that the stream has forgotten. Only the auditor still sees their records.
+    pub(super) vanished: BTreeSet<ShardId>,
     sequence: u64,
     pub(super) polls: BTreeMap<PollId, Poll>,
     pub(super) votes: BTreeMap<(PollId, Arc<str>), StoredVote>,
@@ -227,7 +232,8 @@ const VISIBLE_MS_MAX: u64 = 300;
 impl World {
     pub(super) fn new(seed: u64, shards: u32, faults: Arc<Faults>, keep_trace: bool) -> Arc<Self> {
         let ranges = HashRange::split_evenly(shards).into_iter().enumerate();
-        let shards = ranges.map(|(at, range)| (Shard { id: id(at), range, parents: vec![], open: true }, Vec::new()));
+        let shards = ranges
+            .map(|(at, range)| (Shard { id: id(at), range, parents: vec![], open: true, ends_at: None }, Vec::new()));
         Arc::new(Self {
             state: Mutex::new(State { shards: shards.collect(), ..State::default() }),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
@@ -477,6 +483,22 @@ impl World {
         self.changed.notify_waiters();
     }
 
+    /// Makes the stream forget the oldest closed shard that both groups have read, as after its retention.
+    pub(super) fn vanish(&self) {
+        let mut state = self.state.lock();
+        let ended = |shard: &ShardId| {
+            let rows = [Group::Persist, Group::Tally].map(|group| state.rows.get(&(group, shard.clone())));
+            rows.into_iter().all(|row| row.is_some_and(|row| row.progress.ended))
+        };
+        let shards = state.shards.iter().map(|(shard, _)| &shard.id);
+        let oldest = shards.filter(|shard| !state.vanished.contains(*shard)).find(|shard| ended(shard)).cloned();
+        if let Some(shard) = oldest {
+            self.fault(Fault::Vanish);
+            self.note(|| format!("the stream forgets {shard}"));
+            state.vanished.insert(shard);
+        }
+    }
+
     /// Splits or merges these shards.
     pub(super) fn reshard_so(&self, reshard: Reshard) {
         let mut state = self.state.lock();
@@ -501,7 +523,7 @@ impl World {
         let names: Vec<ShardId> = parents.iter().map(|&at| state.shards[at].0.id.clone()).collect();
         parents.iter().for_each(|&at| state.shards[at].0.open = false);
         for &range in ranges {
-            let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true };
+            let shard = Shard { id: id(state.shards.len()), range, parents: names.clone(), open: true, ends_at: None };
             self.note(|| format!("{} takes over from {names:?}", shard.id));
             state.shards.push((shard, Vec::new()));
         }

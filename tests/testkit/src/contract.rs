@@ -19,8 +19,8 @@ use votestream_core::{
     Timestamp, Visibility,
     model::poll::FinalResult,
     port::{
-        Created, Group, Lease, Ports, Progress, ReadOutcome, Record, RecordReader, ShardRow, Stored, StoredProducer,
-        TallyDelta, TallyRow, VoteOutcome, VoteStream, VoteWrite, WriteOutcome,
+        Created, Group, Lease, LostTime, Ports, Progress, ReadOutcome, Record, RecordReader, ShardRow, Stored,
+        StoredProducer, TallyDelta, TallyRow, VoteOutcome, VoteStream, VoteWrite, WriteOutcome,
     },
 };
 
@@ -102,7 +102,6 @@ async fn drain(reader: &mut dyn RecordReader, count: usize) -> Vec<Record> {
     let all = read_count(reader, count).await;
     assert_eq!(next(reader).await, ReadOutcome::Records(Vec::new()), "nothing else was put");
     assert!(all.is_sorted_by(|a, b| a.sequence < b.sequence), "records come in ascending order, none twice");
-    assert!(all.is_sorted_by_key(|record| record.arrived_at), "arrival times follow the order");
     all
 }
 
@@ -166,7 +165,6 @@ pub async fn check_stream(ports: Ports) {
         let (stored, read) =
             tokio::join!(put(&*stream, range.start, "while a reader waits"), read_count(&mut *first, 1));
         assert_eq!((read[0].sequence, &read[0].data[..]), (stored.sequence, &b"while a reader waits"[..]));
-        assert!(read[0].arrived_at >= all[all.len() - 1].arrived_at);
     }
 
     // Several lanes at once.
@@ -624,6 +622,8 @@ fn row(shard: &str, started: bool, parents: &[&str]) -> ShardRow {
         started,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     }
 }
 
@@ -758,7 +758,60 @@ pub async fn check_leases(ports: Ports) {
     assert_eq!(both, BTreeSet::from([shard.clone(), child.shard.clone()]));
     assert_eq!(stored_row(&ports, GROUP, &shard).await, Some(last));
 
+    check_what_rows_remember(&ports, &shard, &started).await;
     check_lease_races(&ports, &started).await;
+}
+
+/// Where shards end, what was lost, and when a row may be deleted. `ended` is a shard that has ended, `open` one that has
+/// not.
+async fn check_what_rows_remember(ports: &Ports, ended: &ShardId, open: &ShardRow) {
+    const GROUP: Group = Group::Persist;
+    let store = &ports.leases;
+    let end = SequenceNumber::from_u64(1 << 50);
+    let lost = |from, until| LostTime { from: Timestamp(from), until: Timestamp(until) };
+    let missing = ShardId::new("shard-9");
+    store.note_end(GROUP, &missing, end).await.unwrap();
+    store.note_lost(GROUP, &missing, lost(1, 2)).await.unwrap();
+    store.delete(GROUP, &missing).await.unwrap();
+    assert_eq!(stored_row(ports, GROUP, &missing).await, None, "nothing is noted of a shard without a row");
+
+    // A shard of its own, so that the caller's rows stay as they are.
+    let noted = ShardRow { shard: missing.clone(), ..open.clone() };
+    store.create(GROUP, &noted).await.unwrap();
+    store.note_end(GROUP, &missing, end).await.unwrap();
+    store.note_end(GROUP, &missing, SequenceNumber::from_u64(7)).await.unwrap();
+    let noted = ShardRow { ends_at: Some(end), ..noted };
+    assert_eq!(stored_row(ports, GROUP, &missing).await, Some(noted.clone()), "the end of a shard never changes");
+    for (from, until, joined) in
+        [(500, 700, (500, 700)), (600, 650, (500, 700)), (300, 400, (300, 700)), (400, 900, (300, 900))]
+    {
+        store.note_lost(GROUP, &missing, lost(from, until)).await.unwrap();
+        let expected = ShardRow { lost: Some(lost(joined.0, joined.1)), ..noted.clone() };
+        assert_eq!(stored_row(ports, GROUP, &missing).await, Some(expected), "what was lost is never forgotten");
+    }
+    let noted = stored_row(ports, GROUP, &missing).await.unwrap();
+    let taken = store.take(GROUP, &missing, &noted.lease, "me").await.unwrap().unwrap();
+    assert_eq!((taken.ends_at, taken.lost), (noted.ends_at, noted.lost), "the owner is told");
+    let last = Progress { ended: true, ..taken.progress.clone() };
+    let written = store.write_progress(GROUP, &missing, 1, taken.progress.span(), &last).await.unwrap();
+    assert_eq!(written, WriteOutcome::Stored);
+
+    // Only the row of a shard that has ended without a loss is deleted, for its group alone.
+    store.delete(GROUP, &missing).await.unwrap();
+    store.delete(GROUP, &open.shard).await.unwrap();
+    store.delete(Group::Tally, ended).await.unwrap();
+    let kept: BTreeSet<_> = store.list(GROUP).await.unwrap().into_iter().map(|row| row.shard).collect();
+    assert_eq!(kept, BTreeSet::from([ended.clone(), open.shard.clone(), missing]));
+    store.delete(GROUP, ended).await.unwrap();
+    store.delete(GROUP, ended).await.unwrap();
+    assert_eq!(stored_row(ports, GROUP, ended).await, None);
+
+    // The row of a shard that nobody can read any more comes into the store as it is.
+    let unread = ShardId::new("shard-8");
+    let progress = Progress { ended: true, ..Progress::default() };
+    let row = ShardRow { shard: unread.clone(), started: true, progress, ..row("", true, &[]) };
+    store.create(GROUP, &row).await.unwrap();
+    assert_eq!(stored_row(ports, GROUP, &unread).await, Some(row));
 }
 
 async fn check_lease_races(ports: &Ports, row: &ShardRow) {

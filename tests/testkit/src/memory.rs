@@ -50,6 +50,10 @@ type StoredTally = (SequenceNumber, BTreeMap<Arc<str>, i64>);
 struct State {
     shards: Vec<(Shard, Vec<Record>)>,
     sequence: u64,
+    /// How many shards there have been.
+    made: usize,
+    /// The last record of each shard that the stream has dropped.
+    dropped: BTreeMap<ShardId, SequenceNumber>,
     polls: BTreeMap<PollId, Poll>,
     votes: HashMap<(PollId, Arc<str>), StoredVote>,
     tallies: BTreeMap<(PollId, Group, ShardId), StoredTally>,
@@ -94,10 +98,11 @@ impl Clock for Memory {
 impl Memory {
     /// Empty engines with this many shards, named `s0`, `s1` and so on. Their clock is tokio's.
     pub fn new(shards: u32) -> Self {
+        let shards_made = shards as usize;
         let shards = HashRange::split_evenly(shards).into_iter().zip(0..).map(|(range, n)| {
-            (Shard { id: ShardId::new(format!("s{n}")), range, parents: vec![], open: true }, Vec::new())
+            (Shard { id: ShardId::new(format!("s{n}")), range, parents: vec![], open: true, ends_at: None }, Vec::new())
         });
-        let state = State { shards: shards.collect(), ..State::default() };
+        let state = State { shards: shards.collect(), made: shards_made, ..State::default() };
         let controls = Controls {
             faults: Mutex::new((StdRng::seed_from_u64(1), 0.0)),
             failures: AtomicU32::new(0),
@@ -206,8 +211,10 @@ impl Memory {
 
     /// Adds a closed shard.
     pub fn add_closed_shard(&self, id: &str, range: HashRange) {
-        let shard = Shard { id: ShardId::new(id), range, parents: Vec::new(), open: false };
-        self.state.lock().shards.push((shard, Vec::new()));
+        let shard = Shard { id: ShardId::new(id), range, parents: Vec::new(), open: false, ends_at: None };
+        let mut state = self.state.lock();
+        state.made += 1;
+        state.shards.push((shard, Vec::new()));
     }
 
     /// Makes each call fail with this probability before it takes effect, and with the same probability lose its
@@ -237,6 +244,11 @@ impl Memory {
             Poll::new(PollId::new(id).unwrap(), String::new(), options, opens, closes, PollSource::Ingest, 1).unwrap();
         self.state.lock().polls.insert(poll.id.clone(), poll.clone());
         poll
+    }
+
+    /// Removes a poll.
+    pub fn remove_poll(&self, id: &str) {
+        self.state.lock().polls.retain(|known, _| known.as_str() != id);
     }
 
     /// Stores one batch in each shard that owns any of the votes, under the same id.
@@ -284,26 +296,41 @@ impl Memory {
     /// Closes shards, and opens one for each range.
     pub fn reshard(&self, parents: &[&str], ranges: &[HashRange]) {
         let mut state = self.state.lock();
-        for (shard, _) in &mut state.shards {
-            shard.open &= !parents.contains(&shard.id.as_str());
+        let ends_at = SequenceNumber::from_u64(state.sequence);
+        for (shard, _) in state.shards.iter_mut().filter(|(shard, _)| parents.contains(&shard.id.as_str())) {
+            (shard.open, shard.ends_at) = (false, Some(ends_at));
         }
         for &range in ranges {
-            let id = ShardId::new(format!("s{}", state.shards.len()));
+            let id = ShardId::new(format!("s{}", state.made));
+            state.made += 1;
             let parents = parents.iter().map(|parent| ShardId::new(*parent)).collect();
-            state.shards.push((Shard { id, range, parents, open: true }, Vec::new()));
+            state.shards.push((Shard { id, range, parents, open: true, ends_at: None }, Vec::new()));
         }
         drop(state);
         self.changed.notify_waiters();
     }
 
-    /// Removes a shard's records from the stream.
+    /// Removes all records of a shard from the stream.
     pub fn expire(&self, shard: &str) {
-        self.state
-            .lock()
-            .shards
-            .iter_mut()
-            .filter(|(known, _)| known.id.as_str() == shard)
-            .for_each(|(_, r)| r.clear());
+        self.drop_oldest(shard, usize::MAX);
+    }
+
+    /// Removes so many of the oldest records of a shard from the stream.
+    pub fn drop_oldest(&self, shard: &str, count: usize) {
+        let mut state = self.state.lock();
+        let State { shards, dropped, .. } = &mut *state;
+        for (known, records) in shards.iter_mut().filter(|(known, _)| known.id.as_str() == shard) {
+            if let Some(last) = records.drain(..count.min(records.len())).next_back() {
+                dropped.insert(known.id.clone(), last.sequence);
+            }
+        }
+    }
+
+    /// Makes the stream forget a closed shard, as after its retention.
+    pub fn vanish(&self, shard: &str) {
+        self.expire(shard);
+        self.state.lock().shards.retain(|(known, _)| known.id.as_str() != shard);
+        self.changed.notify_waiters();
     }
 
     /// All rows of a group.
@@ -387,12 +414,15 @@ impl RecordReader for Reader {
     async fn next(&mut self) -> Result<ReadOutcome, PortError> {
         let changed = self.memory.changed.notified();
         let found = self.memory.faulty(|state| {
-            let (shard, records) = state.shards.iter().find(|(shard, _)| shard.id == self.shard)?;
+            let Some((shard, records)) = state.shards.iter().find(|(shard, _)| shard.id == self.shard) else {
+                return Some(ReadOutcome::Expired);
+            };
             let new: Vec<Record> =
                 records.iter().filter(|record| record.sequence > self.after).take(READ_RECORDS_MAX).cloned().collect();
-            let expired = records.last().is_none_or(|last| last.sequence < self.after);
+            let dropped = state.dropped.get(&self.shard);
+            let expired = self.after > SequenceNumber::ZERO && dropped.is_some_and(|last| *last >= self.after);
             match new.last() {
-                None if expired && self.after > SequenceNumber::ZERO => Some(ReadOutcome::Expired),
+                _ if expired => Some(ReadOutcome::Expired),
                 None if !shard.open => Some(ReadOutcome::ShardEnd),
                 None => None,
                 Some(_) => Some(ReadOutcome::Records(new)),
@@ -635,6 +665,27 @@ impl LeaseStore for Memory {
         self.faulty(|state| {
             let Some(row) = state.rows.get_mut(&(group, shard.clone())) else { return WriteOutcome::Refused(None) };
             row.advance(epoch, previous, progress)
+        })
+    }
+
+    async fn note_end(&self, group: Group, shard: &ShardId, ends_at: SequenceNumber) -> Result<(), PortError> {
+        self.faulty(|state| {
+            state.rows.get_mut(&(group, shard.clone())).into_iter().for_each(|row| row.note_end(ends_at));
+        })
+    }
+
+    async fn note_lost(&self, group: Group, shard: &ShardId, lost: LostTime) -> Result<(), PortError> {
+        self.faulty(|state| {
+            state.rows.get_mut(&(group, shard.clone())).into_iter().for_each(|row| row.note_lost(lost));
+        })
+    }
+
+    async fn delete(&self, group: Group, shard: &ShardId) -> Result<(), PortError> {
+        self.faulty(|state| {
+            let key = (group, shard.clone());
+            if state.rows.get(&key).is_some_and(ShardRow::is_deletable) {
+                state.rows.remove(&key);
+            }
         })
     }
 }

@@ -3,6 +3,8 @@
 //! Owns how they are set up. They are not AWS: nothing is durable, credentials are not checked, and they have AWS's
 //! semantics but not its speed. Known differences from AWS's documentation are noted here.
 
+mod reading;
+
 use std::{io, sync::Arc};
 
 use axum::{
@@ -12,6 +14,7 @@ use axum::{
 };
 use ferrokinesis::store::Store;
 pub use ferrokinesis::store::StoreOptions;
+pub use reading::Reading;
 use tokio::{net::TcpListener, sync::Mutex};
 
 /// Largest request to Kinesis: a PutRecords call of 5 MiB in base64.

@@ -96,6 +96,10 @@ impl<'a> Reader<'a> {
         self.bytes(name).map(SequenceNumber::from_bytes)
     }
 
+    pub(super) fn optional_sequence(&self, name: &str) -> Result<Option<SequenceNumber>, Damaged> {
+        if self.has(name) { self.sequence(name).map(Some) } else { Ok(None) }
+    }
+
     /// A list. `read` converts each entry.
     pub(super) fn list<T>(
         &self,

@@ -1,7 +1,7 @@
 //! Throttling: how to recognise it, and how long a throttled call is tried again.
 //!
-//! Owns the only retries of this adapter. Must never repeat a call that may have taken effect: every other error goes
-//! back to the caller, who knows whether a retry is safe.
+//! Owns the pauses of all retries of this adapter. Must never repeat a call that may have taken effect: every other error
+//! goes back to the caller, who knows whether a retry is safe.
 
 use std::{error::Error as StdError, time::Duration};
 

@@ -3,8 +3,8 @@
 //! Owns their encoding and the condition of each write. The lease counter must never be written together with anything
 //! but a take-over. Progress must never be written without its epoch, its predecessor and `ended` in the condition.
 //!
-//! The attributes `owner` and `wanted_by` are absent if there is no such process. The dedup table is one binary
-//! attribute, see `dedup.rs`.
+//! The attributes `owner` and `wanted_by` are absent if there is no such process, `ends_at` if it is not known, and
+//! `lost_from` and `lost_until` if nothing was lost. The dedup table is one binary attribute, see `dedup.rs`.
 
 mod dedup;
 
@@ -16,8 +16,8 @@ use aws_sdk_dynamodb::{
     types::{AttributeValue, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure},
 };
 use votestream_core::{
-    HashRange, ShardId,
-    port::{Group, Lease, LeaseStore, PortError, Progress, ShardRow, Span, WriteOutcome},
+    HashRange, SequenceNumber, ShardId, Timestamp,
+    port::{Group, Lease, LeaseStore, LostTime, PortError, Progress, ShardRow, Span, WriteOutcome},
 };
 
 use super::{
@@ -45,11 +45,14 @@ const WINDOW_END: &str = "window_end";
 const MEMORY: &str = "producer_memory";
 const WATERMARK: &str = "watermark";
 const ENDED: &str = "ended";
+const ENDS_AT: &str = "ends_at";
+const LOST_FROM: &str = "lost_from";
+const LOST_UNTIL: &str = "lost_until";
 
 /// Hashes are stored as text, as in Kinesis: a hash has up to 39 digits, a DynamoDB number only 38.
 fn encode(group: Group, row: &ShardRow) -> Result<Item, PortError> {
     // Every field is named, so that a new one cannot be forgotten here.
-    let ShardRow { shard, range, parents, started, lease, progress } = row;
+    let ShardRow { shard, range, parents, started, lease, progress, ends_at, lost } = row;
     let Lease { owner, counter, epoch, wanted_by } = lease;
     let mut item = Item::from([
         (GROUP.to_owned(), text(group.as_str())),
@@ -64,6 +67,10 @@ fn encode(group: Group, row: &ShardRow) -> Result<Item, PortError> {
     item.extend(owner.iter().map(|owner| (OWNER.to_owned(), text(owner))));
     item.extend(wanted_by.iter().map(|by| (WANTED_BY.to_owned(), text(by))));
     item.extend(encode_progress(progress)?.map(|(name, value)| (name.to_owned(), value)));
+    item.extend(ends_at.iter().map(|end| (ENDS_AT.to_owned(), sequence(*end))));
+    if let Some(LostTime { from, until }) = lost {
+        item.extend([(LOST_FROM.to_owned(), time(*from)), (LOST_UNTIL.to_owned(), time(*until))]);
+    }
     Ok(item)
 }
 
@@ -104,7 +111,19 @@ fn decode(item: &Item) -> Result<ShardRow, Damaged> {
             watermark: reader.time(WATERMARK)?,
             ended: reader.bool(ENDED)?,
         },
+        ends_at: reader.optional_sequence(ENDS_AT)?,
+        lost: decode_lost(reader)?,
     })
+}
+
+/// Both ends are written one after the other. If only the first was written, nothing was done about the loss yet.
+fn decode_lost(item: Reader<'_>) -> Result<Option<LostTime>, Damaged> {
+    if !item.has(LOST_FROM) {
+        return Ok(None);
+    }
+    let from = item.time(LOST_FROM)?;
+    let until = if item.has(LOST_UNTIL) { item.time(LOST_UNTIL)? } else { from };
+    Ok(Some(LostTime { from, until }))
 }
 
 /// The result of a conditional write of a row.
@@ -381,13 +400,72 @@ impl LeaseStore for DynamoStore {
             }
         }
     }
+
+    async fn note_end(&self, group: Group, shard: &ShardId, ends_at: SequenceNumber) -> Result<(), PortError> {
+        let change = Change {
+            what: "note the end of a shard",
+            update: "SET #ends_at = :ends_at",
+            condition: "attribute_exists(#epoch) AND attribute_not_exists(#ends_at)",
+            names: &[ENDS_AT, EPOCH],
+            values: vec![("ends_at", sequence(ends_at))],
+            returns: ReturnValue::None,
+        };
+        self.inner.change_row(group, shard, change).await.map(drop)
+    }
+
+    async fn note_lost(&self, group: Group, shard: &ShardId, lost: LostTime) -> Result<(), PortError> {
+        let earlier: (&str, &str, Timestamp) = (LOST_FROM, ">", lost.from);
+        for (name, moves, at) in [earlier, (LOST_UNTIL, "<", lost.until)] {
+            let condition =
+                format!("attribute_exists(#epoch) AND (attribute_not_exists(#{name}) OR #{name} {moves} :at)");
+            let update = format!("SET #{name} = :at");
+            let change = Change {
+                what: "note what was lost",
+                update: &update,
+                condition: &condition,
+                names: &[name, EPOCH],
+                values: vec![("at", time(at))],
+                returns: ReturnValue::None,
+            };
+            self.inner.change_row(group, shard, change).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, group: Group, shard: &ShardId) -> Result<(), PortError> {
+        let inner = &self.inner;
+        let deleted = unless_throttled(&inner.meters.shards, || {
+            inner
+                .client
+                .delete_item()
+                .table_name(&inner.tables.shards)
+                .key(GROUP, text(group.as_str()))
+                .key(SHARD_ID, text(shard.as_str()))
+                .condition_expression("#ended = :yes AND attribute_not_exists(#lost_from)")
+                .expression_attribute_names("#ended", ENDED)
+                .expression_attribute_names("#lost_from", LOST_FROM)
+                .expression_attribute_values(":yes", AttributeValue::Bool(true))
+                .return_consumed_capacity(ReturnConsumedCapacity::Total)
+                .send()
+        })
+        .await;
+        match deleted {
+            Ok(answer) => {
+                inner.meters.shards.consumed(Kind::Write, answer.consumed_capacity());
+                Ok(())
+            }
+            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
+                inner.meters.shards.unreported(1);
+                Ok(())
+            }
+            Err(error) => Err(port_error("delete a shard row", &error)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use votestream_core::SequenceNumber;
-    use votestream_core::Timestamp;
 
     use super::*;
 
@@ -397,6 +475,7 @@ mod tests {
             shard in ".{1,40}", range: (u128, u128), parents in prop::collection::vec(".{1,40}", 0..3),
             flags: (bool, bool), owner in prop::option::of(".{1,20}"), wanted_by in prop::option::of(".{1,20}"),
             numbers: (u64, u64, u64, u64, i64), dedup in dedup::tests::dedup(),
+            ends_at in prop::option::of(any::<u64>()), lost in prop::option::of((any::<i64>(), any::<i64>())),
         ) {
             let (counter, epoch, checkpoint, window_end, watermark) = numbers;
             let row = ShardRow {
@@ -412,6 +491,8 @@ mod tests {
                     watermark: Timestamp(watermark),
                     ended: flags.1,
                 },
+                ends_at: ends_at.map(SequenceNumber::from_u64),
+                lost: lost.map(|(from, until)| LostTime { from: Timestamp(from), until: Timestamp(until) }),
             };
             prop_assert_eq!(decode(&encode(Group::Tally, &row).unwrap()), Ok(row));
         }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use votestream_core::port::PortError;
 
 use super::{DynamoStore, Inner, polls, retry::unless_throttled, shards, tallies, votes};
-use crate::client::port_error;
+use crate::client::{Failure, Verdict};
 
 /// Longest wait for a new table. DynamoDB takes seconds.
 const ACTIVE_WITHIN: Duration = Duration::from_secs(120);
@@ -76,36 +76,40 @@ fn mistake(table: &Table<'_>, description: &TableDescription) -> Option<String> 
 
 impl Inner {
     /// The status of a table, or an error that says what is wrong with it.
-    async fn describe(&self, table: &Table<'_>) -> Result<TableStatus, PortError> {
+    async fn describe(&self, table: &Table<'_>) -> Result<TableStatus, Failure> {
         let name = table.name;
         let call = || self.client.describe_table().table_name(name).send();
         let answer = unless_throttled(&self.meters.polls, call).await.map_err(|error| match error.code() {
-            Some("ResourceNotFoundException") => PortError::permanent(format!("table {name} does not exist")),
-            Some("AccessDeniedException") => PortError::permanent(format!(
-                "no permission to describe table {name} (dynamodb:DescribeTable): {}",
-                error.message().unwrap_or_default()
-            )),
-            _ => port_error(&format!("describe table {name}"), &error),
+            Some("ResourceNotFoundException") => {
+                Failure::new(Verdict::Permanent, format!("table {name} does not exist"))
+            }
+            Some("AccessDeniedException") => {
+                let said = error.message().unwrap_or_default();
+                let text = format!("no permission to describe table {name} (dynamodb:DescribeTable): {said}");
+                Failure { message: text, ..Failure::of(name, &error) }
+            }
+            _ => Failure::of(&format!("describe table {name}"), &error),
         })?;
-        let description =
-            answer.table().ok_or_else(|| PortError::unknown(format!("table {name} was not described")))?;
+        let undescribed = || Failure::new(Verdict::Unknown, format!("table {name} was not described"));
+        let description = answer.table().ok_or_else(undescribed)?;
         match mistake(table, description) {
-            Some(mistake) => Err(PortError::permanent(mistake)),
+            Some(mistake) => Err(Failure::new(Verdict::Permanent, mistake)),
             None => Ok(description.table_status().cloned().unwrap_or(TableStatus::Active)),
         }
     }
 
-    async fn check(&self, table: &Table<'_>) -> Result<(), PortError> {
+    async fn check(&self, table: &Table<'_>) -> Result<(), Failure> {
         let status = self.describe(table).await?;
         // A table serves reads and writes while it is being updated.
         if status == TableStatus::Active || status == TableStatus::Updating {
             return Ok(());
         }
-        Err(PortError::refused(format!("table {} is {}", table.name, status.as_str())))
+        Err(Failure::new(Verdict::Refused, format!("table {} is {}", table.name, status.as_str())))
     }
 
-    async fn create(&self, table: &Table<'_>) -> Result<(), PortError> {
-        let built = |error: aws_smithy_types::error::operation::BuildError| PortError::permanent(error.to_string());
+    async fn create(&self, table: &Table<'_>) -> Result<(), Failure> {
+        let built =
+            |error: aws_smithy_types::error::operation::BuildError| Failure::new(Verdict::Permanent, error.to_string());
         let mut create = self.client.create_table().table_name(table.name).billing_mode(BillingMode::PayPerRequest);
         for (key, key_type) in table.keys.iter().zip(KEY_TYPES) {
             let attribute = AttributeDefinition::builder().attribute_name(*key).attribute_type(ScalarAttributeType::S);
@@ -118,12 +122,12 @@ impl Inner {
         if let Err(error) = result
             && error.code() != Some("ResourceInUseException")
         {
-            return Err(port_error(&format!("create table {}", table.name), &error));
+            return Err(Failure::of(&format!("create table {}", table.name), &error));
         }
         let deadline = Instant::now() + ACTIVE_WITHIN;
         loop {
             match self.check(table).await {
-                Err(error) if error.retryable && Instant::now() < deadline => {
+                Err(failure) if failure.verdict != Verdict::Permanent && Instant::now() < deadline => {
                     tokio::time::sleep(ACTIVE_PAUSE).await;
                 }
                 result => return result,
@@ -132,15 +136,13 @@ impl Inner {
     }
 }
 
-/// Combines the errors of all tables, so that one attempt shows every mistake.
-fn all_of(results: Vec<Result<(), PortError>>) -> Result<(), PortError> {
-    let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
-    if errors.is_empty() {
-        return Ok(());
-    }
-    let message = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let retryable = errors.iter().all(|error| error.retryable);
-    Err(if retryable { PortError::refused(message) } else { PortError::permanent(message) })
+/// Combines the failures of all tables, so that one attempt shows every mistake. The worst verdict counts for all.
+fn all_of(results: Vec<Result<(), Failure>>) -> Result<(), Failure> {
+    let failures: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    let any = |verdict| failures.iter().any(|failure| failure.verdict == verdict);
+    let worst = [Verdict::Permanent, Verdict::Unauthorized].into_iter().find(|verdict| any(*verdict));
+    let message = failures.iter().map(|failure| failure.message.as_str()).collect::<Vec<_>>().join("; ");
+    if failures.is_empty() { Ok(()) } else { Err(Failure::new(worst.unwrap_or(Verdict::Refused), message)) }
 }
 
 impl DynamoStore {
@@ -151,7 +153,7 @@ impl DynamoStore {
     /// If DynamoDB refuses, or a table does not serve in time.
     pub async fn create_tables(&self) -> Result<(), PortError> {
         let tables = self.inner.tables.all();
-        all_of(join_all(tables.iter().map(|table| self.inner.create(table))).await)
+        Ok(all_of(join_all(tables.iter().map(|table| self.inner.create(table))).await)?)
     }
 
     /// Checks that every table exists, has the right keys, and may be described. Reports all mistakes at once.
@@ -161,6 +163,10 @@ impl DynamoStore {
     /// If a table is missing, has other keys, or cannot be described. The error is `retryable` if every mistake may be
     /// temporary.
     pub async fn check_tables(&self) -> Result<(), PortError> {
+        Ok(self.try_tables().await?)
+    }
+
+    pub(crate) async fn try_tables(&self) -> Result<(), Failure> {
         let tables = self.inner.tables.all();
         all_of(join_all(tables.iter().map(|table| self.inner.check(table))).await)
     }

@@ -17,6 +17,13 @@ use votestream_core::{
 /// starting point is gone. One empty answer is not enough: Kinesis may not have searched the whole shard for it.
 const EMPTY_ANSWERS_MAX: u32 = 3;
 
+/// A reader that is this far behind stands where the shortest retention ends ("Change the data retention period" in the
+/// developer guide of Kinesis says 24 hours), but for what clocks may differ.
+const BEHIND_RETENTION_MS: i64 = 24 * 3_600_000 - 60_000;
+/// After this many empty answers in a row, so far behind and never closer, the iterator stands still. Kinesis also
+/// answers without records while it looks for some, but then each answer is closer to the end of the shard.
+const STILL_ANSWERS_MAX: u32 = 60;
+
 /// The position of a reader.
 #[derive(Debug)]
 pub(super) struct Cursor {
@@ -24,11 +31,22 @@ pub(super) struct Cursor {
     /// Whether it is proven that no record directly after `after` is missing.
     proven: bool,
     empty_answers: u32,
+    /// Empty answers in a row that came no closer to the end of the shard, and how far behind they were.
+    still: (u32, i64),
+}
+
+/// What came of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// What the reader returns.
+    Outcome(ReadOutcome),
+    /// The iterator stands still, far behind. A new one has to show the last record again.
+    StandsStill,
 }
 
 impl Cursor {
     pub(super) fn new(after: SequenceNumber) -> Self {
-        Self { after, proven: after == SequenceNumber::ZERO, empty_answers: 0 }
+        Self { after, proven: after == SequenceNumber::ZERO, empty_answers: 0, still: (0, i64::MAX) }
     }
 
     /// The record to start at; `None` means the oldest.
@@ -41,29 +59,40 @@ impl Cursor {
         *self = Self::new(self.after);
     }
 
-    /// Takes the records of an answer. `caught_up` says that the shard has no more records at present.
-    pub(super) fn take(&mut self, records: Vec<KinesisRecord>, caught_up: bool) -> Result<ReadOutcome, PortError> {
+    /// Takes the records of an answer. `behind_ms` says how far it is behind the end of the shard.
+    pub(super) fn take(&mut self, records: Vec<KinesisRecord>, behind_ms: i64) -> Result<Taken, PortError> {
         // All records are checked before the first is taken, so that after an error none is taken.
         let records = records.into_iter().map(convert).collect::<Result<Vec<_>, _>>()?;
-        let mut new = Vec::with_capacity(records.len());
+        let (is_empty, mut new) = (records.is_empty(), Vec::with_capacity(records.len()));
         for record in records {
             if record.sequence == self.after {
                 self.proven = true;
             } else if record.sequence > self.after {
                 if !self.proven {
-                    return Ok(self.expired());
+                    return Ok(Taken::Outcome(self.expired()));
                 }
                 self.after = record.sequence;
                 new.push(record);
             }
         }
-        if !self.proven && caught_up {
+        if !self.proven && is_empty && behind_ms == 0 {
             self.empty_answers += 1;
             if self.empty_answers >= EMPTY_ANSWERS_MAX {
-                return Ok(self.expired());
+                return Ok(Taken::Outcome(self.expired()));
             }
         }
-        Ok(ReadOutcome::Records(new))
+        if self.stands_still(is_empty, behind_ms) {
+            self.still.0 = 0;
+            return Ok(if self.proven { Taken::StandsStill } else { Taken::Outcome(self.expired()) });
+        }
+        Ok(Taken::Outcome(ReadOutcome::Records(new)))
+    }
+
+    fn stands_still(&mut self, is_empty: bool, behind_ms: i64) -> bool {
+        let (answers, nearest) = self.still;
+        let is_still = is_empty && behind_ms >= BEHIND_RETENTION_MS && behind_ms >= nearest;
+        self.still = (if is_still { answers + 1 } else { 0 }, if is_empty { nearest.min(behind_ms) } else { i64::MAX });
+        self.still.0 >= STILL_ANSWERS_MAX
     }
 
     /// The outcome once the shard has ended: everything was read, unless the starting point was never seen.
@@ -114,15 +143,16 @@ mod tests {
     }
 
     fn take(cursor: &mut Cursor, sequences: &[u64], caught_up: bool) -> Option<Vec<u64>> {
-        match cursor.take(sequences.iter().map(|&sequence| record(sequence)).collect(), caught_up).unwrap() {
-            ReadOutcome::Records(records) => {
+        let behind_ms = if caught_up { 0 } else { 1_000 };
+        match cursor.take(sequences.iter().map(|&sequence| record(sequence)).collect(), behind_ms).unwrap() {
+            Taken::Outcome(ReadOutcome::Records(records)) => {
                 assert!(
                     records.iter().all(|record| record.arrived_at.0 == record.sequence.as_u64().unwrap() as i64 + 7)
                 );
                 Some(records.iter().map(|record| record.sequence.as_u64().unwrap()).collect())
             }
-            ReadOutcome::Expired => None,
-            ReadOutcome::ShardEnd => unreachable!(),
+            Taken::Outcome(ReadOutcome::Expired) => None,
+            Taken::Outcome(ReadOutcome::ShardEnd) | Taken::StandsStill => unreachable!(),
         }
     }
 
@@ -158,15 +188,49 @@ mod tests {
         assert_eq!(take(&mut cursor, &[], true), None, "caught up without having seen it");
     }
 
+    /// Empty answers that are so far behind, until something else comes.
+    fn empty(cursor: &mut Cursor, behind_ms: i64) -> (u32, Taken) {
+        let mut answers = 1;
+        loop {
+            match cursor.take(Vec::new(), behind_ms).unwrap() {
+                Taken::Outcome(ReadOutcome::Records(_)) if answers < 1_000 => answers += 1,
+                taken => return (answers, taken),
+            }
+        }
+    }
+
+    #[test]
+    fn empty_answers_a_day_behind_do_not_go_on_for_ever() {
+        const DAY_MS: i64 = 86_400_000;
+        let gone = |(answers, taken): (u32, Taken)| {
+            assert_eq!(taken, Taken::Outcome(ReadOutcome::Expired));
+            assert!((STILL_ANSWERS_MAX..1_000).contains(&answers), "{answers}");
+        };
+        gone(empty(&mut at(5), DAY_MS));
+        // A reader that has seen its starting point looks for it again first.
+        let mut cursor = at(5);
+        assert_eq!(take(&mut cursor, &[5, 6], false), Some(vec![6]));
+        assert_eq!(empty(&mut cursor, DAY_MS).1, Taken::StandsStill);
+        cursor.restart();
+        gone(empty(&mut cursor, DAY_MS + 5));
+        // Answers that come closer are on their way to records, and so are those that are less far behind.
+        let mut cursor = at(5);
+        for closer in 0..2 * i64::from(STILL_ANSWERS_MAX) {
+            let taken = cursor.take(Vec::new(), 3 * DAY_MS - closer).unwrap();
+            assert_eq!(taken, Taken::Outcome(ReadOutcome::Records(Vec::new())));
+        }
+        assert_eq!(empty(&mut at(5), DAY_MS / 2).0, 1_000);
+    }
+
     #[test]
     fn a_record_without_its_parts_is_an_error() {
         let mut bad = record(5);
         bad.approximate_arrival_timestamp = None;
         let mut cursor = at(0);
-        assert!(!cursor.take(vec![record(4), bad], true).unwrap_err().retryable);
+        assert!(!cursor.take(vec![record(4), bad], 0).unwrap_err().retryable);
         assert_eq!(take(&mut cursor, &[4, 5], true), Some(vec![4, 5]), "an error takes nothing");
         let mut bad = record(5);
         bad.sequence_number = "shard".into();
-        assert!(!at(0).take(vec![bad], true).unwrap_err().retryable);
+        assert!(!at(0).take(vec![bad], 0).unwrap_err().retryable);
     }
 }

@@ -19,11 +19,20 @@ use tokio::{
 };
 use votestream_core::{
     ShardId,
+    observe::metrics,
     port::{Group, PortError, ReadOutcome, RecordReader},
 };
 
-use super::{Attempts, cursor::Cursor};
-use crate::client::{describe, judge, port_error};
+use super::{
+    Attempts,
+    address::StreamAddress,
+    cursor::{Cursor, Taken},
+    shards,
+};
+use crate::{
+    client::{describe, judge, port_error},
+    connections::HttpClients,
+};
 
 /// How long a reader waits for an event before it returns nothing.
 const EVENT_WAIT: Duration = Duration::from_millis(500);
@@ -98,9 +107,14 @@ struct Subscription {
     closed: bool,
 }
 
+/// No record came.
+const NOTHING: ReadOutcome = ReadOutcome::Records(Vec::new());
+
 /// Reads one shard.
 pub(super) struct FanOutReader {
     client: Client,
+    stream: StreamAddress,
+    http_clients: HttpClients,
     /// Each reader has its own pool. On a shared connection, records that nobody has taken yet would fill the
     /// connection's window and block all other calls.
     http_client: SharedHttpClient,
@@ -117,8 +131,8 @@ pub(super) struct FanOutReader {
 
 impl FanOutReader {
     pub(super) fn new(
-        client: Client,
-        http_client: SharedHttpClient,
+        (client, stream): (Client, StreamAddress),
+        http_clients: HttpClients,
         consumer: Arc<RegisteredConsumer>,
         shard: ShardId,
         cursor: Cursor,
@@ -127,7 +141,9 @@ impl FanOutReader {
         let now = Instant::now();
         Self {
             client,
-            http_client,
+            stream,
+            http_client: http_clients.one(),
+            http_clients,
             consumer,
             shard,
             cursor,
@@ -139,7 +155,7 @@ impl FanOutReader {
         }
     }
 
-    /// Subscribes; `None` if Kinesis does not know the starting point.
+    /// Subscribes; `None` if Kinesis does not know the starting point, or has forgotten the shard.
     async fn subscribe(&mut self) -> Result<Option<Subscription>, PortError> {
         sleep_until(self.next_subscription).await;
         self.next_subscription = Instant::now() + self.pause;
@@ -164,6 +180,10 @@ impl FanOutReader {
                 let failed = port_error(&format!("SubscribeToShard of {}", self.shard), &error);
                 let service = error.as_service_error();
                 if service.is_some_and(|error| error.is_resource_not_found_exception()) {
+                    if shards::is_gone(&self.client, &self.stream, &self.shard).await? {
+                        tracing::error!(error = %failed, "the shard has left the stream");
+                        return Ok(None);
+                    }
                     // Somebody may have deleted the consumer: look for it and register it again.
                     self.consumer.forget().await;
                     return Err(PortError::refused(failed.message));
@@ -183,18 +203,27 @@ impl FanOutReader {
     fn take(&mut self, event: SubscribeToShardEvent) -> Result<ReadOutcome, PortError> {
         let closed = event.child_shards.as_ref().is_some_and(|children| !children.is_empty());
         let SubscribeToShardEvent { records, continuation_sequence_number, millis_behind_latest, .. } = event;
-        let caught_up = records.is_empty() && millis_behind_latest == 0;
         // At the end of a shard Kinesis sends no continuation. Stand-ins name the children earlier, and then still send
         // records.
         self.ended = closed && (continuation_sequence_number.is_empty() || records.is_empty());
         if let Some(subscription) = &mut self.subscription {
             subscription.closed = closed;
         }
-        let outcome = self.cursor.take(records, caught_up)?;
+        let taken = self.cursor.take(records, millis_behind_latest)?;
         if self.cursor.is_proven() && !continuation_sequence_number.is_empty() {
             self.continuation = Some(continuation_sequence_number);
         }
-        Ok(outcome)
+        Ok(match taken {
+            Taken::Outcome(outcome) => outcome,
+            Taken::StandsStill => {
+                if !self.ended {
+                    tracing::warn!(shard = %self.shard, "events stand still far behind; subscribing at the last record again");
+                    // Without a continuation, the last record has to show itself.
+                    (self.subscription, self.continuation) = (None, None);
+                }
+                NOTHING
+            }
+        })
     }
 
     /// Ends the subscription. Records that were taken stay taken.
@@ -208,7 +237,6 @@ impl FanOutReader {
 #[async_trait]
 impl RecordReader for FanOutReader {
     async fn next(&mut self) -> Result<ReadOutcome, PortError> {
-        const NOTHING: ReadOutcome = ReadOutcome::Records(Vec::new());
         if self.ended {
             self.subscription = None;
             return Ok(self.cursor.end());
@@ -224,6 +252,9 @@ impl RecordReader for FanOutReader {
             if subscription.last_event.elapsed() > SILENCE_MAX {
                 tracing::warn!(shard = %self.shard, "a subscription sent no events for too long; subscribing again");
                 self.subscription = None;
+                // Its connection is likely to have stalled, and must not take the next subscription.
+                self.http_client = self.http_clients.one();
+                metrics::engine_timed_out();
             }
             return Ok(NOTHING);
         };

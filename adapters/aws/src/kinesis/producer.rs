@@ -22,6 +22,7 @@ use votestream_core::{
 };
 
 use super::{
+    address::StreamAddress,
     limits::{PUT_BYTES_MAX, PUT_RECORDS_MAX, RECORD_BYTES_MAX},
     pace::{Pace, Pass},
 };
@@ -70,7 +71,7 @@ pub(super) struct RecordPuts {
 
 impl RecordPuts {
     /// Starts the task that gathers records into calls. The task ends when the producer is dropped.
-    pub(super) fn start(client: Client, stream: Arc<str>, pace: Arc<Pace>, linger: Duration) -> Self {
+    pub(super) fn start(client: Client, stream: StreamAddress, pace: Arc<Pace>, linger: Duration) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_RECORDS_MAX);
         tokio::spawn(gather(waiting, Caller { client, stream, pace: pace.clone() }, linger));
         Self {
@@ -160,7 +161,7 @@ async fn gather(mut waiting: mpsc::Receiver<Entry>, caller: Caller, linger: Dura
 #[derive(Clone)]
 struct Caller {
     client: Client,
-    stream: Arc<str>,
+    stream: StreamAddress,
     pace: Arc<Pace>,
 }
 
@@ -171,7 +172,8 @@ impl Caller {
         if batch.is_empty() {
             return;
         }
-        let mut request = self.client.put_records().stream_name(&*self.stream);
+        let mut request =
+            self.client.put_records().set_stream_name(self.stream.name()).set_stream_arn(self.stream.arn());
         for entry in &batch {
             let record = PutRecordsRequestEntry::builder()
                 .partition_key(PARTITION_KEY)

@@ -69,6 +69,8 @@ async fn process(engine: &EmbeddedEngine, from: SequenceNumber, to: SequenceNumb
             started: true,
             lease: Lease::default(),
             progress: Progress::default(),
+            ends_at: None,
+            lost: None,
         };
         ports.leases.create(Group::Persist, &row).await.unwrap();
     }

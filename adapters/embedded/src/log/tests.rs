@@ -56,6 +56,8 @@ fn row(shard: &ShardId) -> ShardRow {
         started: true,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     }
 }
 

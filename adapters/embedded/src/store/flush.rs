@@ -70,7 +70,7 @@ pub(super) enum Target {
     Flushes = 3,
 }
 
-/// A value that a flush writes.
+/// A value that a flush writes. An empty value of [`Target::Leases`] deletes: no row is empty.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) target: Target,
@@ -251,7 +251,11 @@ impl Inner {
                 Target::Dictionary => &self.numbers_stored,
                 Target::Flushes => &self.flushes,
             };
-            batch.insert(keyspace, &**key, &**value);
+            if *target == Target::Leases && value.is_empty() {
+                batch.remove(keyspace, &**key);
+            } else {
+                batch.insert(keyspace, &**key, &**value);
+            }
         }
         if let Some(ingestion) = redone {
             batch.insert(&self.flushes, REDONE_KEY, ingestion.to_be_bytes());

@@ -5,15 +5,16 @@
 //! their progress covers.
 //!
 //! A row is stored under two keys, so that renewing a lease does not write the dedup table. Kind 0 holds the shard and
-//! its progress, kind 1 the lease. The flush that first writes a row writes both.
+//! its progress, kind 1 the lease. The flush that first writes a row writes both. Kind 0 ends with where the shard ends
+//! and what was lost, if either is known; earlier versions wrote neither.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
 use votestream_core::{
-    HashRange, ShardId,
-    port::{Group, Lease, LeaseStore, PortError, Progress, ShardRow, Span, StoredProducer, WriteOutcome},
+    HashRange, SequenceNumber, ShardId, Timestamp,
+    port::{Group, Lease, LeaseStore, LostTime, PortError, Progress, ShardRow, Span, StoredProducer, WriteOutcome},
 };
 
 use super::{
@@ -60,7 +61,7 @@ fn decode_lease(value: &[u8]) -> Result<Lease, Corrupt> {
 }
 
 fn encode_state(row: &ShardRow) -> Vec<u8> {
-    let ShardRow { shard: _, range, parents, started, lease: _, progress } = row;
+    let ShardRow { shard: _, range, parents, started, lease: _, progress, ends_at, lost } = row;
     let Progress { checkpoint, window_end, dedup, watermark, ended } = progress;
     let mut value = Encoder(Vec::with_capacity(128 + dedup.len() * 64));
     value.u128(range.start).u128(range.end).u32(parents.len() as u32);
@@ -71,6 +72,12 @@ fn encode_state(row: &ShardRow) -> Vec<u8> {
     value.u32(dedup.len() as u32);
     for StoredProducer { producer, range, number, arrived_at } in dedup {
         value.u128(*producer).u128(range.start).u128(range.end).u64(*number).time(*arrived_at);
+    }
+    if ends_at.is_some() || lost.is_some() {
+        value.bool(ends_at.is_some()).sequence(ends_at.unwrap_or_default());
+        value.bool(lost.is_some());
+        let LostTime { from, until } = lost.unwrap_or(LostTime { from: Timestamp::ZERO, until: Timestamp::ZERO });
+        value.time(from).time(until);
     }
     value.0
 }
@@ -94,9 +101,16 @@ fn decode_state(shard: ShardId, value: &[u8]) -> Result<ShardRow, Corrupt> {
             arrived_at: value.time()?,
         })
     })?;
+    let (mut ends_at, mut lost) = (None, None);
+    if !value.0.is_empty() {
+        let (has_end, end) = (value.bool()?, value.sequence()?);
+        ends_at = has_end.then_some(end);
+        let (has_lost, from, until) = (value.bool()?, value.time()?, value.time()?);
+        lost = has_lost.then_some(LostTime { from, until });
+    }
     value.end()?;
     let progress = Progress { checkpoint, window_end, dedup, watermark, ended };
-    Ok(ShardRow { shard, range, parents, started, lease: Lease::default(), progress })
+    Ok(ShardRow { shard, range, parents, started, lease: Lease::default(), progress, ends_at, lost })
 }
 
 /// Why the rows could not be read.
@@ -157,11 +171,13 @@ impl Rows {
         let mut changes = Vec::with_capacity(self.changed.len());
         for (group, shard, kind) in std::mem::take(&mut self.changed) {
             let key = key_of(group, &shard, kind);
-            // Rows are never deleted, so a changed row still exists.
-            if let Some(row) = self.rows.get(&(group, shard)) {
-                let value = if kind == LEASE { encode_lease(&row.lease) } else { encode_state(row) };
-                changes.push(Change { target: Target::Leases, key, value });
-            }
+            let value = match self.rows.get(&(group, shard)) {
+                Some(row) if kind == LEASE => encode_lease(&row.lease),
+                Some(row) => encode_state(row),
+                // The row was deleted, and an empty value says so.
+                None => Vec::new(),
+            };
+            changes.push(Change { target: Target::Leases, key, value });
         }
         changes
     }
@@ -171,6 +187,28 @@ impl Rows {
         let row = self.rows.get_mut(&(group, shard.clone()))?;
         self.changed.insert((group, shard.clone(), kind));
         Some(row)
+    }
+}
+
+impl Inner {
+    /// Changes the state of a row, if it exists.
+    fn note(&self, group: Group, shard: &ShardId, note: impl FnOnce(&mut ShardRow)) -> Result<(), PortError> {
+        self.check_unbroken()?;
+        if let Some(row) = self.rows.lock().change(group, shard, STATE) {
+            note(row);
+        }
+        Ok(())
+    }
+
+    fn delete_row(&self, group: Group, shard: &ShardId) -> Result<(), PortError> {
+        self.check_unbroken()?;
+        let mut rows = self.rows.lock();
+        let key = (group, shard.clone());
+        if rows.rows.get(&key).is_some_and(ShardRow::is_deletable) {
+            rows.rows.remove(&key);
+            rows.changed.extend([STATE, LEASE].map(|kind| (group, shard.clone(), kind)));
+        }
+        Ok(())
     }
 }
 
@@ -295,5 +333,17 @@ impl LeaseStore for EmbeddedStore {
         progress: &Progress,
     ) -> Result<WriteOutcome, PortError> {
         self.inner.write_progress(group, shard, epoch, previous, progress)
+    }
+
+    async fn note_end(&self, group: Group, shard: &ShardId, ends_at: SequenceNumber) -> Result<(), PortError> {
+        self.inner.note(group, shard, |row| row.note_end(ends_at))
+    }
+
+    async fn note_lost(&self, group: Group, shard: &ShardId, lost: LostTime) -> Result<(), PortError> {
+        self.inner.note(group, shard, |row| row.note_lost(lost))
+    }
+
+    async fn delete(&self, group: Group, shard: &ShardId) -> Result<(), PortError> {
+        self.inner.delete_row(group, shard)
     }
 }

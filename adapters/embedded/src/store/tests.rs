@@ -5,8 +5,8 @@ use std::{borrow::Cow, fs, path::Path, sync::Arc, time::Duration};
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, ShardId, Timestamp,
     port::{
-        Created, Group, Lease, LeaseStore, PollStore, Progress, ShardRow, Span, TallyDelta, TallyRow, TallyStore,
-        VoteOutcome, VoteStore, VoteWrite, WriteOutcome,
+        Created, Group, Lease, LeaseStore, LostTime, PollStore, Progress, ShardRow, Span, TallyDelta, TallyRow,
+        TallyStore, VoteOutcome, VoteStore, VoteWrite, WriteOutcome,
     },
 };
 
@@ -84,6 +84,8 @@ async fn progress_never_outlives_what_it_speaks_of() {
         started: true,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     let taken = store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
@@ -221,6 +223,8 @@ async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
         started: true,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
@@ -259,6 +263,45 @@ async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
 }
 
 #[tokio::test]
+async fn rows_that_were_deleted_stay_deleted_and_losses_are_kept() {
+    for many in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let row = |shard: &str| ShardRow {
+            shard: ShardId::new(shard),
+            range: HashRange::ALL,
+            parents: Vec::new(),
+            started: true,
+            lease: Lease::default(),
+            progress: Progress::default(),
+            ends_at: None,
+            lost: None,
+        };
+        let (kept, deleted) = (row("kept"), row("deleted"));
+        for row in [&kept, &deleted] {
+            LeaseStore::create(&store, Group::Persist, row).await.unwrap();
+        }
+        let lost = LostTime { from: Timestamp(3), until: Timestamp(9) };
+        store.note_end(Group::Persist, &kept.shard, SequenceNumber::from_u64(7)).await.unwrap();
+        store.note_lost(Group::Persist, &kept.shard, lost).await.unwrap();
+        store.flush_as(many, || {});
+        let ended = Progress { ended: true, ..Progress::default() };
+        let before = Span::committed(SequenceNumber::ZERO);
+        store.write_progress(Group::Persist, &deleted.shard, 0, before, &ended).await.unwrap();
+        store.delete(Group::Persist, &deleted.shard).await.unwrap();
+        let kept = ShardRow { ends_at: Some(SequenceNumber::from_u64(7)), lost: Some(lost), ..kept };
+        let (_copy, after) = crashed(dir.path());
+        assert_eq!(LeaseStore::list(&after, Group::Persist).await.unwrap(), [deleted, kept.clone()]);
+        drop(after);
+        let mut between = None;
+        store.flush_as(many, || between = Some(crashed(dir.path())));
+        for (_copy, after) in between.into_iter().chain([crashed(dir.path())]) {
+            assert_eq!(LeaseStore::list(&after, Group::Persist).await.unwrap(), [kept.clone()]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_copy_of_several_moments_is_right_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
@@ -270,6 +313,8 @@ async fn a_copy_of_several_moments_is_right_or_refused() {
         started: true,
         lease: Lease::default(),
         progress: Progress::default(),
+        ends_at: None,
+        lost: None,
     };
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();

@@ -17,7 +17,8 @@ use tracing::Instrument;
 
 use super::{
     Applier, ApplyError, GroupConfig,
-    prefetch::{Fetched, Prefetch, Present},
+    loss::Stand,
+    prefetch::{Budget, Fetched, Prefetch, Present},
 };
 use crate::{
     Closing, Moment, Poll, PollId, PollSource, SequenceNumber, Timestamp,
@@ -28,7 +29,7 @@ use crate::{
     mutation::{self, Mutation},
     observe::{metrics, trace},
     polls::cache::PollCache,
-    port::{PortError, Ports, Progress, ShardRow, Span, WriteOutcome, backoff::SeededBackoff},
+    port::{PortError, Ports, Progress, RETENTION_LEAST, ShardRow, Span, WriteOutcome, backoff::SeededBackoff},
 };
 
 /// Attempts at one progress write before the shard is given up.
@@ -56,6 +57,8 @@ pub(super) enum Stopped {
     Fenced,
     /// It cannot go on.
     Failed(String),
+    /// It cannot go on without losing votes, as long as its row stands where it stands now.
+    Lost(Stand, String),
 }
 
 /// A window that was read, with the decision about each vote.
@@ -105,12 +108,13 @@ impl Consumer {
         applier: Box<dyn Applier>,
         row: ShardRow,
         stop: CancellationToken,
+        budget: Budget,
     ) -> Self {
         let Progress { checkpoint, window_end, ref dedup, watermark, ended: _ } = row.progress;
         let seed = |part: &str| SeededBackoff::new(format!("{} {} {part}", config.worker_id, row.shard).as_bytes());
         let present = Present { clock: ports.clock.clone(), skew_max: config.bounds.clock_skew_max };
         let (stream, shard) = (ports.stream.clone(), row.shard.clone());
-        let prefetch = Prefetch::start(stream, config.group, shard, checkpoint, seed("prefetch"), present);
+        let prefetch = Prefetch::start(stream, config.group, shard, checkpoint, seed("prefetch"), (present, budget));
         Self {
             backoff: seed("consumer"),
             prefetch,
@@ -146,6 +150,7 @@ impl Consumer {
         loop {
             match self.gather().await? {
                 Gathered::Records(records) => {
+                    self.check_resumed(&records)?;
                     let Some(end) = records.last().map(|record| record.sequence) else { continue };
                     let decided = match self.decide(&records, end).await {
                         Ok(decided) => decided,
@@ -219,10 +224,33 @@ impl Consumer {
                 Fetched::End => {
                     return Err(Stopped::Failed(format!("the shard ends before {end}, the end of the stored window")));
                 }
-                Fetched::Expired => return Err(expired(self.position)),
+                Fetched::Expired => return Err(self.lost()),
                 Fetched::Failed(error) => return Err(Stopped::Failed(format!("reading failed: {error}"))),
             }
         }
+    }
+
+    /// Nothing can be read any more. That is no loss if everything had been read before.
+    fn has_read_everything(&self) -> bool {
+        self.row.ends_at.is_some_and(|end| self.position >= end)
+    }
+
+    fn lost(&self) -> Stopped {
+        let stand = Stand { span: self.stored, ends_at: self.row.ends_at, started: true };
+        let position = self.position;
+        let reason = format!(
+            "records after {position} may have left the stream's retention unread, and reading on would lose votes"
+        );
+        Stopped::Lost(stand, reason)
+    }
+
+    /// After a loss that somebody has accepted, the shard is read from its oldest record. If that record arrived later
+    /// than everything that was accepted as lost, and reading may have begun too late, more may be lost by now.
+    fn check_resumed(&self, records: &[ReadRecord]) -> Result<(), Stopped> {
+        let (Some(lost), Some(first)) = (self.row.lost, records.first()) else { return Ok(()) };
+        let resumes = self.position == SequenceNumber::ZERO;
+        let is_later = first.arrived_at > lost.until && self.ports.clock.now() > lost.until.plus(RETENTION_LEAST);
+        if resumes && is_later { Err(self.lost()) } else { Ok(()) }
     }
 
     /// The records of the next window: up to the limits, or those that came within the linger time after the first one.
@@ -259,10 +287,10 @@ impl Consumer {
                 }
             };
             match fetched {
-                Fetched::Record(record, permit) => {
-                    // From here on the record counts towards the limits of the window, no longer towards that of the
+                Fetched::Record(record, share) => {
+                    // From here on the record counts towards the limits of the window, no longer towards those of the
                     // prefetch.
-                    drop(permit);
+                    drop(share);
                     if records.is_empty() {
                         deadline = Some(self.ports.clock.instant() + limits.linger);
                     }
@@ -279,7 +307,8 @@ impl Consumer {
         match &self.last {
             None | Some(Fetched::Record(..)) => Ok(Gathered::Idle),
             Some(Fetched::End) => Ok(Gathered::End),
-            Some(Fetched::Expired) => Err(expired(self.position)),
+            Some(Fetched::Expired) if self.has_read_everything() => Ok(Gathered::End),
+            Some(Fetched::Expired) => Err(self.lost()),
             Some(Fetched::Failed(error)) => Err(Stopped::Failed(format!("reading failed: {error}"))),
         }
     }
@@ -504,10 +533,6 @@ fn is_between_steps(poll: &Poll) -> bool {
 /// Whether the stored progress is the one that was to be written. Dedup table and watermark follow from the checkpoint.
 fn same(stored: &Progress, wanted: &Progress) -> bool {
     (stored.checkpoint, stored.window_end, stored.ended) == (wanted.checkpoint, wanted.window_end, wanted.ended)
-}
-
-fn expired(position: SequenceNumber) -> Stopped {
-    Stopped::Failed(format!("records after {position} have left the stream's retention; reading on would lose votes"))
 }
 
 /// Renews a lease until it is lost, and tells the consumer when another worker asks for the shard.

@@ -17,7 +17,10 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     ApplierFactory, Drain, GroupConfig, GroupError,
+    cleanup::Cleanup,
     consumer::{Consumer, Stopped, renew},
+    loss::{Losses, lost_parent},
+    prefetch::Budget,
 };
 use crate::{
     ShardId,
@@ -59,6 +62,9 @@ pub(super) struct Manager {
     tasks: JoinSet<(ShardId, Stopped)>,
     /// Shards that failed here, and until when this worker leaves them to others.
     avoided: BTreeMap<ShardId, Instant>,
+    budget: Budget,
+    losses: Losses,
+    cleanup: Cleanup,
     seen: BTreeMap<ShardId, Seen>,
     requested: Option<Requested>,
 }
@@ -67,6 +73,9 @@ impl Manager {
     pub(super) fn new(config: GroupConfig, ports: Ports, factory: Arc<dyn ApplierFactory>) -> Self {
         let polls = PollCache::new(ports.polls.clone(), ports.clock.clone(), config.bounds.poll_cache_life);
         Self {
+            budget: Budget::new(config.prefetch_bytes_max),
+            losses: Losses::new(config.group),
+            cleanup: Cleanup::default(),
             config: Arc::new(config),
             ports,
             polls,
@@ -124,6 +133,8 @@ impl Manager {
             let Some(joined) = joined else { return result };
             match self.joined(joined) {
                 Ok(Stopped::Drained | Stopped::Ended | Stopped::Fenced) => {}
+                // A shard that stands still by itself leaves nothing unfinished that was begun here.
+                Ok(Stopped::Lost(..)) => {}
                 Ok(Stopped::Interrupted | Stopped::Failed(_)) => result = result.and(Ok(Drain::Incomplete)),
                 Err(error) => result = Err(error),
             }
@@ -143,6 +154,9 @@ impl Manager {
                 tracing::error!(group, %shard, reason, "the shard is stopped");
                 self.avoided.insert(shard, self.ports.clock.instant() + self.config.failover);
             }
+            Stopped::Lost(stand, reason) => {
+                self.losses.found(shard, *stand, reason.clone(), self.ports.clock.instant());
+            }
         }
         Ok(stopped)
     }
@@ -157,19 +171,53 @@ impl Manager {
             }
             rows = self.ports.leases.list(self.config.group).await?;
         }
+        self.note_ends(&shards, &rows).await;
+        self.clean_up(&shards, &rows).await;
+        self.losses.look(&shards, &rows, self.ports.clock.instant());
         self.balance(&rows).await
+    }
+
+    /// Notes where closed shards end, as long as the stream says so.
+    async fn note_ends(&self, shards: &[Shard], rows: &[ShardRow]) {
+        for row in rows.iter().filter(|row| row.ends_at.is_none() && !row.progress.ended) {
+            let end = shards.iter().find(|shard| shard.id == row.shard).and_then(|shard| shard.ends_at);
+            let Some(end) = end else { continue };
+            if let Err(error) = self.ports.leases.note_end(self.config.group, &row.shard, end).await {
+                tracing::warn!(shard = %row.shard, %error, "the end of a shard could not be noted, trying again");
+            }
+        }
+    }
+
+    async fn clean_up(&mut self, shards: &[Shard], rows: &[ShardRow]) {
+        for shard in self.cleanup.deletable(shards, rows, self.ports.clock.instant()) {
+            match self.ports.leases.delete(self.config.group, &shard).await {
+                Ok(()) => tracing::info!(%shard, "the row of a shard that has left the stream is deleted"),
+                Err(error) => tracing::warn!(%shard, %error, "a row could not be deleted, trying again"),
+            }
+        }
     }
 
     async fn create_missing(&self, shards: &[Shard], rows: &[ShardRow]) -> Result<bool, PortError> {
         let mut created = false;
-        for shard in shards.iter().filter(|shard| rows.iter().all(|row| row.shard != shard.id)) {
+        let is_new = rows.iter().all(|row| row.progress == Progress::default() && row.lost.is_none());
+        let is_listed = |id: &ShardId| shards.iter().any(|shard| shard.id == *id);
+        // A shard with such a child was read, and its row was deleted since.
+        let was_read = |id: &ShardId| rows.iter().any(|row| row.started && row.parents.contains(id));
+        let missing = shards.iter().filter(|shard| rows.iter().all(|row| row.shard != shard.id));
+        for shard in missing.filter(|shard| !was_read(&shard.id)) {
+            // A new group begins with what the stream has, so parents that have left the stream are none of its affairs.
+            // If any row has come further, such a parent may hold votes that this group has not read.
+            let parents: Vec<ShardId> =
+                shard.parents.iter().filter(|parent| !is_new || is_listed(parent)).cloned().collect();
             let row = ShardRow {
                 shard: shard.id.clone(),
                 range: shard.range,
-                parents: shard.parents.clone(),
-                started: shard.parents.is_empty(),
+                started: parents.is_empty(),
+                parents,
                 lease: Lease::default(),
                 progress: Progress::default(),
+                ends_at: shard.ends_at,
+                lost: None,
             };
             self.ports.leases.create(self.config.group, &row).await?;
             created = true;
@@ -199,7 +247,8 @@ impl Manager {
     /// Takes free leases up to an even share; if none is free, asks the busiest worker for one.
     async fn balance(&mut self, rows: &[ShardRow]) -> Result<(), PortError> {
         let now = self.ports.clock.instant();
-        let open: Vec<&ShardRow> = rows.iter().filter(|row| row.started && !row.progress.ended).collect();
+        let open = rows.iter().filter(|row| row.started && !row.progress.ended && !self.losses.hold(row));
+        let open: Vec<&ShardRow> = open.collect();
         self.observe(&open, now);
 
         let me = self.config.worker_id.clone();
@@ -292,8 +341,8 @@ impl Manager {
         metrics::lease_changed(group, LeaseChange::Taken);
         let (stop, shard) = (CancellationToken::new(), row.shard.clone());
         let (config, ports) = (self.config.clone(), self.ports.clone());
-        let (polls, applier) = (self.polls.clone(), self.factory.applier());
-        self.tasks.spawn(supervise(config, ports, polls, applier, row, stop.clone()));
+        let (polls, applier, budget) = (self.polls.clone(), self.factory.applier(), self.budget.clone());
+        self.tasks.spawn(supervise(config, ports, polls, applier, row, stop.clone(), budget));
         self.running.insert(shard, stop);
         Ok(true)
     }
@@ -307,13 +356,14 @@ async fn supervise(
     applier: Box<dyn super::Applier>,
     row: ShardRow,
     stop: CancellationToken,
+    budget: Budget,
 ) -> (ShardId, Stopped) {
     let (shard, epoch) = (row.shard.clone(), row.lease.epoch);
     let mut backoff = SeededBackoff::new(format!("{} {shard} release", config.worker_id).as_bytes());
     // A task of its own, so that the lease is renewed even during a long computation of the consumer.
     let renewal = renew(config.clone(), ports.clone(), row.clone(), stop.clone());
     let mut renewal = AbortOnDropHandle::new(tokio::spawn(renewal));
-    let consumer = Consumer::new(config.clone(), ports.clone(), polls, applier, row, stop);
+    let consumer = Consumer::new(config.clone(), ports.clone(), polls, applier, row, stop, budget);
     let stopped = tokio::select! {
         biased;
         lost = &mut renewal => match lost {
@@ -329,6 +379,8 @@ async fn supervise(
         match &stopped {
             Stopped::Drained | Stopped::Interrupted | Stopped::Ended => LeaseChange::Released,
             Stopped::Fenced => LeaseChange::Lost,
+            // What is lost is counted where it is reported.
+            Stopped::Lost(..) => LeaseChange::Released,
             Stopped::Failed(_) => LeaseChange::Failed,
         },
     );
@@ -345,16 +397,16 @@ async fn supervise(
     (shard, stopped)
 }
 
-/// The rows of the parents, if all have ended. A parent has also ended if it has no row and the stream no longer lists
-/// it.
+/// The rows of the parents, if all have ended.
 fn ended_parents<'a>(row: &ShardRow, shards: &[Shard], rows: &'a [ShardRow]) -> Option<Vec<&'a ShardRow>> {
     let mut ended = Vec::new();
+    if lost_parent(row, shards, rows).is_some() {
+        return None;
+    }
     for parent in &row.parents {
         match rows.iter().find(|row| row.shard == *parent) {
             Some(row) if row.progress.ended || mutation::is_active(Mutation::ChildrenBeforeParents) => ended.push(row),
-            Some(_) => return None,
-            None if shards.iter().any(|shard| shard.id == *parent) => return None,
-            None => {}
+            Some(_) | None => return None,
         }
     }
     Some(ended)

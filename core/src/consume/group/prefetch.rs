@@ -1,8 +1,8 @@
 //! Reads ahead: fetches and decodes the records of a shard while earlier ones are being applied.
 //!
-//! Owns the reader, and the bound on records that were read and not yet processed. Must never skip a record, never read
-//! on after the stream has dropped records that were not read, and never pass on a record whose arrival is in our
-//! future.
+//! Owns the reader, and the bounds on records that were read and not yet processed, of one shard and of all shards of the
+//! group in this process. Must never skip a record, never read on after the stream has dropped records that were not
+//! read, never pass on a record whose arrival is in our future, and never let one shard keep the others from going on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,16 +30,53 @@ const FAILURES_MAX: u32 = 12;
 /// How often the clock is looked at while a record waits for it.
 const CLOCK_LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// The share of a record in the bounds. Dropping it gives the share back.
+pub(super) struct Share {
+    _of_shard: OwnedSemaphorePermit,
+    /// `None` for the one record that a shard has beyond what the group may have.
+    _of_group: Option<OwnedSemaphorePermit>,
+}
+
 /// What was read.
 pub(super) enum Fetched {
-    /// The next record. The permit is its share of the bound; dropping the permit gives the share back.
-    Record(ReadRecord, OwnedSemaphorePermit),
+    /// The next record, and its share of the bounds.
+    Record(ReadRecord, Share),
     /// The shard is closed, and all its records have been passed on.
     End,
     /// Records were dropped by the stream before they were read.
     Expired,
     /// Reading fails.
     Failed(PortError),
+}
+
+/// The bound on what all shards of a group in this process have read ahead.
+#[derive(Clone)]
+pub(super) struct Budget {
+    bytes: Arc<Semaphore>,
+    max: u32,
+}
+
+impl Budget {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        let max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
+        Self { bytes: Arc::new(Semaphore::new(max as usize)), max }
+    }
+
+    /// Waits for room for so many bytes, at most [`BYTES_MAX`]. A shard of which nothing waits gets in whatever the others
+    /// have: what fills the budget may belong to shards whose windows cannot be applied at present, and this one must not
+    /// wait for them. `None` if the bounds are closed.
+    async fn share(&self, size: u32, of_shard: &Arc<Semaphore>) -> Option<Share> {
+        let of_group = tokio::select! {
+            biased;
+            share = self.bytes.clone().acquire_many_owned(size.min(self.max)) => Some(share.ok()?),
+            nothing_waits = of_shard.acquire_many(BYTES_MAX) => {
+                drop(nothing_waits.ok()?);
+                None
+            }
+        };
+        let of_shard = of_shard.clone().acquire_many_owned(size).await.ok()?;
+        Some(Share { _of_shard: of_shard, _of_group: of_group })
+    }
 }
 
 /// Tells whether a record arrived in our future.
@@ -88,10 +125,10 @@ impl Prefetch {
         shard: ShardId,
         after: SequenceNumber,
         backoff: SeededBackoff,
-        present: Present,
+        (present, budget): (Present, Budget),
     ) -> Self {
         let (sender, fetched) = mpsc::channel(RECORDS_MAX);
-        let task = Task { stream, group, shard, after, backoff, present, reader: None, sender };
+        let task = Task { stream, group, shard, after, backoff, present, budget, reader: None, sender };
         Self { fetched, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
@@ -114,6 +151,7 @@ struct Task {
     after: SequenceNumber,
     backoff: SeededBackoff,
     present: Present,
+    budget: Budget,
     reader: Option<Box<dyn RecordReader>>,
     sender: mpsc::Sender<Fetched>,
 }
@@ -122,6 +160,10 @@ impl Task {
     async fn run(mut self) {
         let bytes = Arc::new(Semaphore::new(BYTES_MAX as usize));
         let last = loop {
+            // What is being read is in no bound yet. So a read begins only if there is some room.
+            if self.budget.share(1, &bytes).await.is_none() {
+                return;
+            }
             match self.read().await {
                 Ok(ReadOutcome::Records(records)) => {
                     self.backoff.reset();
@@ -139,8 +181,8 @@ impl Task {
                         self.present.reach(self.group, &self.shard, &record).await;
                         // A single record may be larger than the bound.
                         let size = u32::try_from(record.bytes()).map_or(BYTES_MAX, |size| size.min(BYTES_MAX));
-                        let Ok(permit) = bytes.clone().acquire_many_owned(size).await else { return };
-                        if self.sender.send(Fetched::Record(record, permit)).await.is_err() {
+                        let Some(share) = self.budget.share(size, &bytes).await else { return };
+                        if self.sender.send(Fetched::Record(record, share)).await.is_err() {
                             return;
                         }
                     }
@@ -167,5 +209,40 @@ impl Task {
             None => self.reader.insert(self.stream.reader(self.group, &self.shard, self.after).await?),
         };
         reader.next().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// What the shard gets at once.
+    fn at_once(budget: &Budget, size: u32, of_shard: &Arc<Semaphore>) -> Option<Share> {
+        budget.share(size, of_shard).now_or_never().flatten()
+    }
+
+    #[test]
+    fn shards_share_a_budget_and_none_waits_for_another() {
+        let budget = Budget::new(1_000);
+        let shards = [(); 3].map(|()| Arc::new(Semaphore::new(BYTES_MAX as usize)));
+        let large = at_once(&budget, 900, &shards[0]).unwrap();
+        assert!(at_once(&budget, 101, &shards[0]).is_none(), "the budget is spent");
+        // The other shards have nothing yet, so each gets its first record, however large.
+        let first = shards[1..].iter().map(|shard| at_once(&budget, BYTES_MAX, shard).unwrap());
+        let first: Vec<_> = first.collect();
+        assert!(shards[1..].iter().all(|shard| at_once(&budget, 101, shard).is_none()), "and no second one");
+        // One that waits while its last record is taken does not wait for the other shards any longer.
+        let mut waiting = Box::pin(budget.share(101, &shards[1]));
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(first);
+        assert!(waiting.now_or_never().flatten().is_some());
+        assert_eq!(budget.bytes.available_permits(), 100, "what the first shard holds is still counted");
+        drop(large);
+        assert_eq!(budget.bytes.available_permits(), 1_000);
+        let whole = at_once(&budget, BYTES_MAX, &shards[0]).unwrap();
+        assert_eq!(budget.bytes.available_permits(), 0, "a record that is larger than the budget takes all of it");
+        drop(whole);
     }
 }

@@ -48,7 +48,8 @@ async fn live(site: &Site, command: &str) -> Result<(), String> {
     site.is_whole(&mut running, 0).await.map_err(|reason| running.said(&reason))?;
     Crowd::open(&site.election).await?;
     let (voters, crowd) = (Voters::start(&site.election, CLIENTS, 1), Crowd::start(&site.election, CROWD_PAUSE));
-    let durable = || site.election.log.count(Answer::Durable);
+    // The crowd counts as well: a poll of the others has an option for each vote, and all may be used by now.
+    let durable = || site.election.log.count(Answer::Durable) + crowd.durable();
     wait_until("votes are acknowledged", || durable() > VOTES).await.map_err(|reason| running.said(&reason))?;
     let before = durable();
     running.volume.disk.tell(command).await?;

@@ -11,11 +11,14 @@ use std::collections::{HashMap, HashSet};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::SemaphorePermit;
-use votestream_core::port::{PortError, VoteOutcome, VoteWrite};
+use votestream_core::{
+    observe::metrics,
+    port::{PortError, VoteOutcome, VoteWrite},
+};
 
 use super::{CALLS_IN_FLIGHT, Damaged, Inner, Item, POLL_BUCKET, Reader, StoredVote, USER_ID, Write, partition_key};
 use crate::{
-    client::port_error,
+    client::{Failure, Verdict},
     dynamodb::{
         meter::Kind,
         retry::{Retries, is_throttle, unless_throttled},
@@ -167,7 +170,17 @@ impl Inner {
                     self.client.batch_get_item().customize().mutate_request(body.replace()).send()
                 })
                 .await
-                .map_err(|error| port_error("read votes", &error))?
+            };
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(error) => {
+                    // A read changes nothing. Only this one is repeated, not the window.
+                    let failure = Failure::of("read votes", &error);
+                    if failure.verdict == Verdict::Permanent || !retries.pause().await {
+                        return Err(failure.into());
+                    }
+                    continue;
+                }
             };
             self.meters.votes.consumed(Kind::Read, answer.consumed_capacity());
             for item in answer.responses.iter().flat_map(|tables| tables.values()).flatten() {
@@ -191,8 +204,9 @@ impl Inner {
         }
     }
 
-    /// Runs at most 25 statements in one call. Repeats only the statements that were throttled. Returns one answer per
-    /// statement, in order.
+    /// Runs at most 25 statements in one call. Repeats only the statements that were throttled or whose outcome is unknown:
+    /// the window has thousands of others. A statement may be repeated although it took effect, because then its condition
+    /// fails, and a read finds the vote. Returns one answer per statement, in order.
     async fn execute(&self, writes: &[Write<'_>]) -> Result<Vec<Ran>, PortError> {
         let mut ran = vec![Ran::Done; writes.len()];
         let mut open: Vec<usize> = (0..writes.len()).collect();
@@ -207,43 +221,58 @@ impl Inner {
                 let call = self.client.batch_execute_statement().customize();
                 call.mutate_request(body.replace()).send().await
             };
+            let mut failed = None;
             let again = match result {
-                Ok(answer) => {
+                Ok(answer) if answer.responses().len() == open.len() => {
                     self.meters.votes.consumed(Kind::Write, answer.consumed_capacity());
                     let again = self.read_answers(&open, answer.responses(), &mut ran)?;
                     // If every statement of a batch failed, the answer names no units.
                     if answer.consumed_capacity().is_empty() {
                         self.meters.votes.unreported(open.len() - again.len());
                     }
+                    self.throttled(again.len());
                     again
                 }
-                Err(error) if error.code().is_some_and(is_throttle) => open.clone(),
-                Err(error) => return Err(port_error("write votes", &error)),
+                Ok(answer) => {
+                    let (got, want) = (answer.responses().len(), open.len());
+                    failed = Some(format!("write votes: {got} answers to {want} statements"));
+                    open
+                }
+                Err(error) => {
+                    let failure = Failure::of("write votes", &error);
+                    if error.code().is_some_and(is_throttle) {
+                        self.throttled(open.len());
+                    } else if failure.verdict == Verdict::Permanent {
+                        return Err(failure.into());
+                    }
+                    failed = Some(failure.message);
+                    open
+                }
             };
             if again.is_empty() {
                 return Ok(ran);
             }
-            self.meters.votes.throttled(again.len());
-            self.budget.give_back(again.len());
             if !retries.pause().await {
                 // Other votes of the batch may be stored.
-                return Err(PortError::unknown(format!("write votes: {} statements stay throttled", again.len())));
+                let failed = failed.unwrap_or_else(|| "write votes: throttled".into());
+                return Err(PortError::unknown(format!("{failed}; {} statements are not stored", again.len())));
             }
             open = again;
         }
     }
 
-    /// Reads the answers to the statements `open`, and returns the statements that must be tried again.
+    fn throttled(&self, statements: usize) {
+        self.meters.votes.throttled(statements);
+        self.budget.give_back(statements);
+    }
+
+    /// Reads the answers to the statements `open`, one for each, and returns the statements that must be tried again.
     fn read_answers(
         &self,
         open: &[usize],
         answers: &[aws_sdk_dynamodb::types::BatchStatementResponse],
         ran: &mut [Ran],
     ) -> Result<Vec<usize>, PortError> {
-        if answers.len() != open.len() {
-            let (got, want) = (answers.len(), open.len());
-            return Err(PortError::unknown(format!("write votes: {got} answers to {want} statements")));
-        }
         let mut again = Vec::new();
         let mut failed = None;
         for (&at, answer) in open.iter().zip(answers) {
@@ -256,6 +285,10 @@ impl Inner {
                 // The write may have taken place in spite of an internal error. The condition of the next attempt finds
                 // out.
                 Some("InternalServerError" | "TransactionConflict") => again.push(at),
+                Some("AccessDenied") => {
+                    metrics::engine_unauthorized();
+                    again.push(at);
+                }
                 Some(code) if is_throttle(code) => again.push(at),
                 code => {
                     failed = Some(format!("{}: {}", code.unwrap_or("no code"), error.message().unwrap_or_default()))
