@@ -181,8 +181,8 @@ export function readConfig(node: Node): Config {
   };
   const name = (key: Setting): string =>
     text(key, '', /^([a-z0-9-]+\.)+[a-z]{2,}$/, 'a name such as vote.example.org');
-  const service = (service: 'ingest' | 'persist' | 'tally', tasks: Tasks, size: Size): Tasks & Size => {
-    const min = whole(`${service}Tasks`, tasks.min, 1, 10_000);
+  const service = (service: 'ingest' | 'persist' | 'tally', tasks: Tasks, size: Size, atLeast = 1): Tasks & Size => {
+    const min = Math.max(whole(`${service}Tasks`, tasks.min, 1, 10_000), atLeast);
     const max = whole(`${service}TasksMax`, pinTasks ? min : Math.max(tasks.max, min), 1, 10_000);
     if (max < min) mistakes.push(`${service}TasksMax: ${max} is less than ${service}Tasks, ${min}`);
     if (pinTasks && max > min) mistakes.push(`${service}TasksMax: pinTasks leaves it at ${service}Tasks, ${min}`);
@@ -196,6 +196,7 @@ export function readConfig(node: Node): Config {
   };
 
   const pinTasks = flag('pinTasks', false);
+  const loadBalancers = whole('loadBalancers', 1, 1, LOAD_BALANCERS_MAX);
   // Fails closed, as the services do: without a decision there is no deployment.
   const noAuth = given('auth') === NO_AUTH;
   if (given('auth') === undefined) {
@@ -212,10 +213,11 @@ export function readConfig(node: Node): Config {
     consumer: oneOf('consumer', 'fan-out', ['fan-out', 'polling']),
     ingest: service('ingest', { min: 2, max: 20 }, { cpu: 2048, memoryMiB: 4096 }),
     persist: service('persist', { min: 2, max: 4 }, { cpu: 2048, memoryMiB: 4096 }),
-    tally: service('tally', { min: 2, max: 4 }, { cpu: 1024, memoryMiB: 2048 }),
+    // Each load balancer has results, however few tasks are enough for all of them.
+    tally: service('tally', { min: 2, max: 4 }, { cpu: 1024, memoryMiB: 2048 }, loadBalancers),
     writeUnitsPerSecond: whole('writeUnitsPerSecond', 0, 0, 100_000_000),
     warmWriteUnits: whole('warmWriteUnits', 0, 0, 100_000_000),
-    loadBalancers: whole('loadBalancers', 1, 1, LOAD_BALANCERS_MAX),
+    loadBalancers,
     reservedLcus: whole('reservedLcus', 0, 0, RESERVED_LCUS.max),
     pinTasks,
     auth: noAuth ? undefined : secret('auth'),
@@ -287,10 +289,8 @@ function contradictions(config: Config): string[] {
   if (config.loadBalancers > 1 && !config.pinTasks) {
     mistakes.push('loadBalancers: several need pinTasks: each has its part of the tasks, and would scale by itself');
   }
-  for (const service of ['ingest', 'tally'] as const) {
-    if (config[service].min < config.loadBalancers) {
-      mistakes.push(`${service}Tasks: ${config[service].min} is less than one for each of ${config.loadBalancers} loadBalancers`);
-    }
+  if (config.ingest.min < config.loadBalancers) {
+    mistakes.push(`ingestTasks: ${config.ingest.min} is less than one for each of ${config.loadBalancers} loadBalancers`);
   }
   if (config.ipv6 && !config.internetFacing) {
     mistakes.push('ipv6: only the subnets of a load balancer on the internet have IPv6; set internetFacing to true or ipv6 to false');

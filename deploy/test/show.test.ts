@@ -46,7 +46,8 @@ test('there are as many public load balancers as were asked for, each with its r
   assert.equal(new Set([...made.values()].map(({ Properties }) => Properties.Name)).size, made.size);
   // As many as there may be, with everything else: CloudFormation takes 500 resources a stack, and alarms take ten metrics.
   const most = new Made({
-    ...EVERYTHING, loadBalancers: LOAD_BALANCERS_MAX, tallyTasks: LOAD_BALANCERS_MAX, natGateways: 3, pseudonymKeys: AUTH.replace('auth', 'keys'),
+    ...EVERYTHING, loadBalancers: LOAD_BALANCERS_MAX, tallyTasks: LOAD_BALANCERS_MAX, natGateways: 3,
+    pseudonymKeys: AUTH.replace('auth', 'keys'),
   });
   assert.equal(balancers(most.service).size, LOAD_BALANCERS_MAX + 2);
   const count = Object.keys(most.service.toJSON().Resources as object).length;
@@ -74,12 +75,16 @@ test('the tasks are divided among the load balancers, and an ECS service has no 
     // The first also stands behind the internal load balancer and that of relays.
     const [, service, number = ''] = /^(\w+?)Service(\d*)/.exec(id) ?? [];
     const expected = service === 'persist' ? []
-      : [...(number === '' ? ['Target', 'InternalTarget'] : [`Target${number}`]).flatMap((one) => [`${one}${service}grpc`, `${one}${service}web`]),
+      : [...(number === '' ? ['Target', 'InternalTarget'] : [`Target${number}`])
+        .flatMap((one) => [`${one}${service}grpc`, `${one}${service}web`]),
         ...(number === '' ? [`RelayTarget${service}grpc`] : [])];
     const ids = behind.map((one) => String(one.TargetGroupArn.Ref).replace(/[0-9A-F]{8}$/, ''));
     assert.deepEqual(ids.sort(), expected.sort(), id);
     for (const one of ids) assert.ok(groups.has(one), one);
   }
+  // There are results behind each load balancer.
+  const few = of(new Made({ loadBalancers: 3, pinTasks: true, ingestTasks: 3, tallyTasks: 2 }).service, 'AWS::ECS::Service');
+  assert.deepEqual([...few].filter(([id]) => id.startsWith('tally')).map(([, one]) => one.Properties.DesiredCount), [1, 1, 1]);
   // One task definition, so that all tasks of a service are the same, and know how many ingest tasks there are in all.
   large.service.resourceCountIs('AWS::ECS::TaskDefinition', 3);
   const ingest = of(large.service, 'AWS::ECS::TaskDefinition').get('ingestTask')?.Properties.ContainerDefinitions[0];
@@ -346,8 +351,7 @@ test('every mistake in these settings is found, and all at once', () => {
   });
   for (const [context, mistake] of [
     [{ reservedLcus: RESERVED_LCUS.min - 1 }, /reservedLcus: 99: expected 0, or at least 100/],
-    [{ loadBalancers: 3, pinTasks: true }, /tallyTasks: 2 is less than one for each of 3 loadBalancers/],
-    [{ loadBalancers: 3, pinTasks: true, tallyTasks: 3 }, /ingestTasks: 2 is less than one for each of 3 loadBalancers/],
+    [{ loadBalancers: 3, pinTasks: true }, /ingestTasks: 2 is less than one for each of 3 loadBalancers/],
     [{ relayDomain: HOST.relayDomain }, /relayDomain: needs hostedZoneId/],
     [{ ...HOST, relayDomain: HOST.domain, relayCidrs: '198.51.100.0/24' }, /relayDomain: domain has the same name/],
     [HOST, /relayDomain: needs relayCidrs/],
