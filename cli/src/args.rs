@@ -490,7 +490,6 @@ pub(crate) struct AuditArgs {
     pub(crate) poll: String,
 }
 
-#[derive(Args, Debug)]
 /// An option: `ID` or `ID=TITLE`.
 fn parse_option(text: &str) -> Result<NewOption, String> {
     let (option_id, title) = text.split_once('=').unwrap_or((text, ""));

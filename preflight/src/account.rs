@@ -114,7 +114,8 @@ where
         _ if code.contains("NotFound") => {
             (format!("does not exist ({code})"), "deploy it, or give its name by --name".to_owned())
         }
-        _ => (
+        // `_` stands for errors that later versions of the SDK may add.
+        SdkError::ConstructionFailure(_) | SdkError::ResponseError(_) | SdkError::ServiceError(_) | _ => (
             format!("not seen: {code} {}", error.message().unwrap_or_default()).trim_end().to_owned(),
             format!("find out why {action} fails, then repeat"),
         ),
