@@ -23,6 +23,8 @@ export const METRICS = {
   'votestream.lane.bytes': [],
   'votestream.stream.put.duration': ['outcome'],
   'votestream.engine.throttles': ['operation'],
+  'votestream.engine.timeouts': [],
+  'votestream.engine.unauthorized': [],
   'votestream.store.write_units': ['table'],
   'votestream.group.votes.applied': ['group'],
   'votestream.group.votes.discarded': ['reason'],

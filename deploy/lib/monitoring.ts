@@ -38,6 +38,10 @@ const BEHIND_MS: Readonly<Record<Group, number>> = { persist: 120_000, tally: 15
 const STUCK_SECONDS: Readonly<Record<Group, number>> = { persist: 180, tally: 30 };
 /** Throttled parts of requests a minute that are normal: pacing and retries deal with them. */
 const THROTTLES_MAX = 100;
+/** Calls to AWS of all services without an answer, a minute. A connection that stalls costs a few, and takes no more then. */
+const TIMEOUTS_MAX = 50;
+/** Calls that AWS refuses for their credentials, a minute. Good ones are refused some times a day. */
+const UNAUTHORIZED_MAX = 10;
 /** Difference between counters of two services, over a quarter of an hour, that delays do not explain. */
 const DIVERGENCE_PERCENT = 5;
 /** Calls denied in a minute that need not mean anything: some clients are old, and some callers guess. */
@@ -201,6 +205,21 @@ export class Monitoring extends Construct {
       threshold: THROTTLES_MAX,
       minutes: 2,
       of: 3,
+    });
+
+    const engines = (metric: 'votestream.engine.timeouts' | 'votestream.engine.unauthorized', label: string): IMetric =>
+      sum(Object.fromEntries(SERVICES.map((service) => [service, own(service, metric, {})])), label);
+    this.alarm('engine-timeouts', {
+      description: 'AWS does not answer many calls in time.',
+      metric: engines('votestream.engine.timeouts', 'calls without an answer'),
+      threshold: TIMEOUTS_MAX,
+      minutes: 3,
+    });
+    this.alarm('engine-unauthorized', {
+      description: 'AWS goes on refusing the credentials of a service.',
+      metric: engines('votestream.engine.unauthorized', 'refused calls'),
+      threshold: UNAUTHORIZED_MAX,
+      minutes: 3,
     });
 
     this.edge();
@@ -499,6 +518,12 @@ export class Monitoring extends Construct {
         throttled('ingest', 'put_records'),
       ]),
       graph('Behind (ms)', perGroup((group) => groupAge(config, group))),
+    );
+    dashboard.addWidgets(
+      graph('Calls to AWS without an answer', SERVICES.map((service) =>
+        own(service, 'votestream.engine.timeouts', {}, { label: service }))),
+      graph('Calls to AWS refused', SERVICES.map((service) =>
+        own(service, 'votestream.engine.unauthorized', {}, { label: service }))),
     );
     dashboard.addWidgets(heading('## Groups and tables'));
     dashboard.addWidgets(
