@@ -383,8 +383,8 @@ fn of_status(status: &Status) -> Answer {
     failed(fate, name_of(status.code()), status.message())
 }
 
-/// What an answer over HTTP says of its vote. Only what is the client's fault was certainly not stored: JSON does not say which
-/// 503 comes from a proxy.
+/// What an answer over HTTP says of its vote. Only what is the client's fault was certainly not stored: of a 503 JSON does not say whether
+/// the service or a proxy wrote it, nor whether the call was cut off.
 fn of_http(status: StatusCode, body: &[u8]) -> Answer {
     #[derive(Deserialize)]
     struct Refused {
