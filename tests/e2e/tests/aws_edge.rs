@@ -441,11 +441,11 @@ const KINESIS_FAULTS: [(u64, Option<&str>, EdgeFault); 6] = [
 ];
 const DYNAMODB_FAULTS: [(u64, Option<&str>, EdgeFault); 6] = [
     (53, None, EdgeFault::BLINK),
-    (13, Some("BatchExecuteStatement"), EdgeFault::Cut),
-    (17, Some("BatchExecuteStatement"), EdgeFault::FailAfter(500, "InternalServerError")),
-    (19, Some("BatchExecuteStatement"), EdgeFault::Late(300)),
-    (23, Some("BatchGetItem"), EdgeFault::Empty),
-    (29, Some("UpdateItem"), EdgeFault::Refuse(400, "InvalidSignatureException")),
+    (7, Some("BatchExecuteStatement"), EdgeFault::Cut),
+    (11, Some("BatchExecuteStatement"), EdgeFault::FailAfter(500, "InternalServerError")),
+    (13, Some("BatchExecuteStatement"), EdgeFault::Late(300)),
+    (3, Some("BatchGetItem"), EdgeFault::Empty),
+    (11, Some("UpdateItem"), EdgeFault::Refuse(400, "InvalidSignatureException")),
 ];
 /// Long enough for a busy machine.
 const BOUNDS: TimeBounds = TimeBounds {
@@ -454,7 +454,7 @@ const BOUNDS: TimeBounds = TimeBounds {
     poll_cache_life: Duration::from_secs(1),
 };
 /// Number of votes after which the faults may end, if each has struck.
-const VOTES: usize = 600;
+const VOTES: usize = 500;
 /// Number of polls after which this must have happened.
 const POLLS_MAX: usize = 12;
 /// Within this time a lease is renewed several times, and calls take at most three seconds.
@@ -492,8 +492,8 @@ async fn an_election_is_exact_behind_a_bad_edge() {
             edge.every(*every, *operation, *fault);
         }
     }
-    kinesis.share_bucket("PutRecords", 15, "ProvisionedThroughputExceededException");
-    dynamodb.share_bucket("BatchExecuteStatement", 15, "ThrottlingException");
+    kinesis.share_bucket("PutRecords", 8, "ProvisionedThroughputExceededException");
+    dynamodb.share_bucket("BatchExecuteStatement", 4, "ThrottlingException");
     election.open("poll-0").await.unwrap();
     let voters = Voters::start(&election, 8, 1);
     let (mut poll, mut start, mut stalled) = (0, Instant::now(), [0, 0]);
@@ -506,9 +506,17 @@ async fn an_election_is_exact_behind_a_bad_edge() {
             && struck(&dynamodb, &DYNAMODB_FAULTS)
             && stalled.iter().all(|stalled| *stalled > 0)
     };
+    let show = || {
+        let of = |edge: &AwsEdge, faults: &[(u64, Option<&str>, EdgeFault)]| {
+            let counts: Vec<_> =
+                faults.iter().map(|(_, operation, fault)| (edge.count(*fault), operation, fault)).collect();
+            format!("{counts:?}, {} throttled, {} connections; ", edge.throttled(), edge.opened())
+        };
+        of(&kinesis, &KINESIS_FAULTS) + &of(&dynamodb, &DYNAMODB_FAULTS)
+    };
     while !done(stalled) {
-        assert!(poll < POLLS_MAX, "a kind of fault never strikes");
-        assert!(start.elapsed() < PATIENCE, "too slow: {} votes", election.log.len());
+        assert!(poll < POLLS_MAX, "a kind of fault never strikes: {}", show());
+        assert!(start.elapsed() < PATIENCE, "too slow: {} votes, {}", election.log.len(), show());
         stack.check().await;
         if election.log.len() >= VOTES / 3 && stalled[0] == 0 {
             stalled[0] = kinesis.stall();
@@ -520,6 +528,7 @@ async fn an_election_is_exact_behind_a_bad_edge() {
             election.open(&format!("poll-{}", poll + 1)).await.unwrap();
             election.close(&format!("poll-{poll}")).await.unwrap();
             (poll, start) = (poll + 1, Instant::now());
+            println!("{} votes, {}", election.log.len(), show());
         }
         sleep(Duration::from_millis(50)).await;
     }
@@ -527,13 +536,7 @@ async fn an_election_is_exact_behind_a_bad_edge() {
     election.close(&format!("poll-{poll}")).await.unwrap();
     kinesis.calm();
     dynamodb.calm();
-    for (edge, faults) in [(&kinesis, &KINESIS_FAULTS), (&dynamodb, &DYNAMODB_FAULTS)] {
-        for (_, operation, fault) in faults {
-            println!("{:>6} {fault:?} of {operation:?}", edge.count(*fault));
-        }
-        println!("{:>6} throttled, {} connections", edge.throttled(), edge.opened());
-    }
-    println!("{} votes, stalled connections: {stalled:?}", election.log.len());
+    println!("{} votes, stalled connections: {stalled:?}, {}", election.log.len(), show());
     election.verdict().await.unwrap();
     stack.stop().await;
 }
