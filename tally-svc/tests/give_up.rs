@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 use votestream_core::{
-    HashRange, Poll, PollId, SequenceNumber, ShardId, TimeBounds, Timestamp,
+    HashRange, Poll, PollId, PollSource, SequenceNumber, ShardId, TimeBounds, Timestamp,
     consume::group::{self, GroupConfig},
     port::{Group, PollStore, Progress, ShardRow},
     record::batch::BatchId,
@@ -34,11 +34,12 @@ fn nothing_is_changed_without_yes() {
     assert!(matches!(read(&["--group=all"]), Err(Refused::Mistakes(mistakes)) if mistakes.len() == 1));
 }
 
-/// A poll that is open from one hour to the other.
+/// A poll that is open from one hour to the other. The votes of `over` come from other producers.
 async fn poll(memory: &Memory, id: &str, opens: i64, closes: i64) {
     let poll = memory.add_poll("template", &["x", "y"]);
     let id = PollId::new(id).unwrap();
-    let poll = Poll { id, opens_at: Timestamp(opens * HOUR), closes_at: Timestamp(closes * HOUR), ..poll };
+    let source = if id.as_str() == "over" { PollSource::Stream } else { PollSource::Ingest };
+    let poll = Poll { id, source, opens_at: Timestamp(opens * HOUR), closes_at: Timestamp(closes * HOUR), ..poll };
     memory.create(&poll).await.unwrap();
     memory.remove_poll("template");
 }
