@@ -433,17 +433,17 @@ async fn profiles_get_credentials_from_a_program_or_from_single_sign_on() {
 /// The faults of the election, and how many calls of which operation pass between two.
 const KINESIS_FAULTS: [(u64, Option<&str>, EdgeFault); 6] = [
     (53, None, EdgeFault::BLINK),
-    (19, Some("PutRecords"), EdgeFault::Cut),
-    (23, Some("PutRecords"), EdgeFault::Empty),
-    (29, Some("PutRecords"), EdgeFault::FailAfter(500, "InternalFailure")),
-    (31, Some("PutRecords"), EdgeFault::Late(300)),
+    (5, Some("PutRecords"), EdgeFault::Cut),
+    (6, Some("PutRecords"), EdgeFault::Empty),
+    (7, Some("PutRecords"), EdgeFault::FailAfter(500, "InternalFailure")),
+    (8, Some("PutRecords"), EdgeFault::Late(300)),
     (37, Some("GetRecords"), EdgeFault::Empty),
 ];
 const DYNAMODB_FAULTS: [(u64, Option<&str>, EdgeFault); 6] = [
     (53, None, EdgeFault::BLINK),
-    (7, Some("BatchExecuteStatement"), EdgeFault::Cut),
-    (11, Some("BatchExecuteStatement"), EdgeFault::FailAfter(500, "InternalServerError")),
-    (13, Some("BatchExecuteStatement"), EdgeFault::Late(300)),
+    (4, Some("BatchExecuteStatement"), EdgeFault::Cut),
+    (5, Some("BatchExecuteStatement"), EdgeFault::FailAfter(500, "InternalServerError")),
+    (6, Some("BatchExecuteStatement"), EdgeFault::Late(300)),
     (3, Some("BatchGetItem"), EdgeFault::Empty),
     (11, Some("UpdateItem"), EdgeFault::Refuse(400, "InvalidSignatureException")),
 ];
@@ -454,7 +454,7 @@ const BOUNDS: TimeBounds = TimeBounds {
     poll_cache_life: Duration::from_secs(1),
 };
 /// Number of votes after which the faults may end, if each has struck.
-const VOTES: usize = 500;
+const VOTES: usize = 300;
 /// Number of polls after which this must have happened.
 const POLLS_MAX: usize = 12;
 /// Within this time a lease is renewed several times, and calls take at most three seconds.
@@ -492,8 +492,8 @@ async fn an_election_is_exact_behind_a_bad_edge() {
             edge.every(*every, *operation, *fault);
         }
     }
-    kinesis.share_bucket("PutRecords", 8, "ProvisionedThroughputExceededException");
-    dynamodb.share_bucket("BatchExecuteStatement", 4, "ThrottlingException");
+    kinesis.share_bucket("PutRecords", 1, "ProvisionedThroughputExceededException");
+    dynamodb.share_bucket("BatchExecuteStatement", 1, "ThrottlingException");
     election.open("poll-0").await.unwrap();
     let voters = Voters::start(&election, 8, 1);
     let (mut poll, mut start, mut stalled) = (0, Instant::now(), [0, 0]);

@@ -345,8 +345,8 @@ async fn throttled_statements_are_tried_again_alone() {
     assert!(store.metrics().votes.throttles >= (statements + calls + keys) as u64);
 }
 
-/// Answers are lost after writes. The call fails with an unknown outcome, is repeated as the consumer repeats a window,
-/// and counts once.
+/// Answers are lost after writes. The store repeats those statements, and if that is not enough, the call is repeated as the
+/// consumer repeats a window. Each vote counts once.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_are_found_again() {
     let (upstream, _dynamodb) = dynamodb().await;
@@ -376,7 +376,7 @@ async fn lost_answers_are_found_again() {
             previous.into_iter().for_each(|previous| *sums.entry(previous).or_default() -= 1);
         }
     }
-    assert!(failed > 3 && proxy.answers.load(Ordering::Relaxed) >= failed);
+    assert!(proxy.answers.load(Ordering::Relaxed) > 3, "few answers were lost, and {failed} calls failed");
     *proxy.faults.lock() = Faults::default();
     let counts = store.recount(&poll(&["a", "b", "c"], 3)).await.unwrap();
     assert_eq!(counts, [10, 50, 240]);

@@ -211,6 +211,8 @@ impl Inner {
         let mut ran = vec![Ran::Done; writes.len()];
         let mut open: Vec<usize> = (0..writes.len()).collect();
         let mut retries = Retries::new();
+        // Whether a statement that fails in the end may have taken effect all the same.
+        let mut doubtful = false;
         loop {
             self.budget.spend(open.len()).await;
             // Made again for each attempt: most calls need one attempt, and keeping a copy would cost as much.
@@ -226,6 +228,8 @@ impl Inner {
                 Ok(answer) if answer.responses().len() == open.len() => {
                     self.meters.votes.consumed(Kind::Write, answer.consumed_capacity());
                     let again = self.read_answers(&open, answer.responses(), &mut ran)?;
+                    // Among them may be an internal error, of which nobody knows whether it took effect.
+                    doubtful |= !again.is_empty();
                     // If every statement of a batch failed, the answer names no units.
                     if answer.consumed_capacity().is_empty() {
                         self.meters.votes.unreported(open.len() - again.len());
@@ -236,6 +240,7 @@ impl Inner {
                 Ok(answer) => {
                     let (got, want) = (answer.responses().len(), open.len());
                     failed = Some(format!("write votes: {got} answers to {want} statements"));
+                    doubtful = true;
                     open
                 }
                 Err(error) => {
@@ -245,6 +250,7 @@ impl Inner {
                     } else if failure.verdict == Verdict::Permanent {
                         return Err(failure.into());
                     }
+                    doubtful |= failure.verdict == Verdict::Unknown;
                     failed = Some(failure.message);
                     open
                 }
@@ -253,9 +259,11 @@ impl Inner {
                 return Ok(ran);
             }
             if !retries.pause().await {
-                // Other votes of the batch may be stored.
                 let failed = failed.unwrap_or_else(|| "write votes: throttled".into());
-                return Err(PortError::unknown(format!("{failed}; {} statements are not stored", again.len())));
+                let failed = format!("{failed}; {} statements are not stored", again.len());
+                // The other votes of the batch are stored, if there are others.
+                let unknown = doubtful || again.len() < writes.len();
+                return Err(if unknown { PortError::unknown(failed) } else { PortError::refused(failed) });
             }
             open = again;
         }
