@@ -194,7 +194,7 @@ mod tests {
         loop {
             match cursor.take(Vec::new(), behind_ms).unwrap() {
                 Taken::Outcome(ReadOutcome::Records(_)) if answers < 1_000 => answers += 1,
-                taken => return (answers, taken),
+                taken @ (Taken::Outcome(_) | Taken::StandsStill) => return (answers, taken),
             }
         }
     }

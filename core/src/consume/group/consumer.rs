@@ -58,7 +58,7 @@ pub(super) enum Stopped {
     /// It cannot go on.
     Failed(String),
     /// It cannot go on without losing votes, as long as its row stands where it stands now.
-    Lost(Stand, String),
+    Lost(Box<Stand>, String),
 }
 
 /// A window that was read, with the decision about each vote.
@@ -241,7 +241,7 @@ impl Consumer {
         let reason = format!(
             "records after {position} may have left the stream's retention unread, and reading on would lose votes"
         );
-        Stopped::Lost(stand, reason)
+        Stopped::Lost(Box::new(stand), reason)
     }
 
     /// After a loss that somebody has accepted, the shard is read from its oldest record. If that record arrived later

@@ -155,7 +155,7 @@ impl Manager {
                 self.avoided.insert(shard, self.ports.clock.instant() + self.config.failover);
             }
             Stopped::Lost(stand, reason) => {
-                self.losses.found(shard, *stand, reason.clone(), self.ports.clock.instant());
+                self.losses.found(shard, **stand, reason.clone(), self.ports.clock.instant());
             }
         }
         Ok(stopped)
