@@ -249,10 +249,7 @@ fn the_parameters_are_settings_of_the_cdk_app() {
     let (_, settings) = config.split_once("export const SETTINGS = [").unwrap();
     let (settings, _) = settings.split_once(']').unwrap();
     let question = Question { write_units_per_second: Some(100_000), ..event(1_000_000, 30_000_000, 30) };
-    // Those of the edge are settings since load balancers may be several.
-    const EDGE: [&str; 3] = ["loadBalancers", "reservedLcus", "pinTasks"];
-    let parameters = plan(question).unwrap().cdk;
-    for (name, _) in parameters.pairs().filter(|(name, _)| !EDGE.contains(name)) {
+    for (name, _) in plan(question).unwrap().cdk.pairs() {
         assert!(settings.contains(&format!("'{name}'")), "the CDK app has no {name}: {settings}");
     }
 }
