@@ -90,6 +90,19 @@ impl Plan {
         (self.ingest_tasks + self.persist_tasks) * self.task_vcpus + self.tally_tasks * self.tally_task_vcpus
     }
 
+    /// vCPUs that an account must have: a deployment runs every task twice for a moment, and a rehearsal with phones has its
+    /// fleet beside them.
+    pub(crate) fn vcpus_at_most(&self) -> u64 {
+        let fleet = match self.question.clients {
+            Clients::Direct => {
+                let tasks = self.question.peak_votes_per_second.div_ceil(facts::FLEET_TASK_VOTES_PER_SECOND);
+                tasks * facts::FLEET_TASK_VCPUS
+            }
+            Clients::Relay => facts::FLEET_TASK_VCPUS,
+        };
+        self.vcpus() + self.vcpus().max(fleet)
+    }
+
     /// What persist does with the budget that was asked for, or without one.
     pub(crate) fn persist(&self) -> Persist {
         self.question.write_units_per_second.map_or(self.persist_unlimited, |_| self.persist_with_budget)
@@ -157,6 +170,15 @@ pub(crate) fn plan(question: Question) -> Result<Plan, String> {
     let budget = question.write_units_per_second.map_or(facts::TABLE_QUOTA_UNITS_PER_SECOND, u64::from);
     let persist_with_budget = worker.with_budget(budget);
     let persist = question.write_units_per_second.map_or(persist_unlimited, |_| persist_with_budget);
+    let behind_hours = (arrival_seconds + persist.drain_seconds) / 3_600.0;
+    let retention_hours = (behind_hours * facts::RETENTION_FACTOR).ceil() as u64;
+    if retention_hours > facts::RETENTION_HOURS_MAX {
+        return Err(format!(
+            "with {budget} write units/s the last vote is stored {behind_hours:.0} hours after the first came, and the stream \
+             keeps votes for {} hours at most: allow more --write-units-per-second",
+            facts::RETENTION_HOURS_MAX
+        ));
+    }
     let spent = worker.spent(question.write_units_per_second.map(u64::from));
     let changed_per_second = spent * changed_votes as f64 / vote_write_units_max as f64;
 
@@ -199,6 +221,7 @@ pub(crate) fn plan(question: Question) -> Result<Plan, String> {
         aws_sample: Sample::new(peak, votes, arrival_seconds),
         cdk: CdkParameters {
             shards,
+            retention_hours: Some(retention_hours).filter(|hours| *hours > facts::RETENTION_HOURS),
             ingest_tasks,
             persist_tasks: persist.tasks,
             persist_tasks_max: question.write_units_per_second.map(|_| persist.tasks),
@@ -246,6 +269,15 @@ fn notes(plan: &Plan) -> Vec<String> {
              what the votes need, since their buckets are uneven",
             facts::TABLE_WARM_UNITS_PER_SECOND
         ));
+    }
+    if let Some(hours) = plan.cdk.retention_hours {
+        notes.push(format!(
+            "persist is behind for half a day or more: the stream must keep votes for {hours} hours (retentionHours), or more \
+             --write-units-per-second be allowed"
+        ));
+    }
+    if persist.final_after_seconds > plan.question.up_for.as_secs_f64() {
+        notes.push("the result is final only after --up-for: the price leaves out the time until then".into());
     }
     if plan.read_units_per_second as f64 > facts::TABLE_WARM_READ_UNITS_PER_SECOND {
         notes.push(format!(

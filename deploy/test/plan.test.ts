@@ -78,6 +78,11 @@ const FOUND: Readonly<Record<string, (made: Made, value: any) => void>> = {
     const [stream] = resources(made.data, 'AWS::Kinesis::Stream') as [[string, Resource]];
     assert.equal(stream[1].Properties.ShardCount, value);
   },
+  // Only printed if a brake makes persist wait for long.
+  retentionHours: (made, value) => {
+    const [stream] = resources(made.data, 'AWS::Kinesis::Stream') as [[string, Resource]];
+    assert.equal(stream[1].Properties.RetentionPeriodHours, value);
+  },
   ingestTasks: (made, value) => {
     runs('ingest')(made, value);
     assert.equal(variable(made, 'ingest', 'VOTESTREAM_INGEST_TASKS'), String(value));

@@ -7,9 +7,9 @@ use std::{error::Error, time::Duration};
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
-use aws_smithy_types::error::{display::DisplayErrorContext, metadata::ProvideErrorMetadata};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
-use crate::{clock::Watch, report::Line};
+use crate::{bound::Bound, clock::Watch, report::Line};
 
 /// Where the account is, and what the deployment is called.
 #[derive(Clone, Debug, Default)]
@@ -73,7 +73,9 @@ impl Account {
         // Each service has a configuration of its own, and the clock is read in the answers of all.
         macro_rules! client {
             ($service:ident) => {
-                $service::Client::from_conf($service::config::Builder::from(&config).interceptor(clock.clone()).build())
+                $service::Client::from_conf(
+                    $service::config::Builder::from(&config).interceptor(clock.clone()).interceptor(Bound).build(),
+                )
             };
         }
         Self {
@@ -89,6 +91,12 @@ impl Account {
     }
 }
 
+/// The last cause of an error: the others only say that something failed.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.last().map_or_else(String::new, ToString::to_string)
+}
+
 /// The line of a check whose call failed. `action` is what a policy has to allow.
 pub(crate) fn unseen<E>(
     what: impl Into<String>,
@@ -99,12 +107,14 @@ pub(crate) fn unseen<E>(
 where
     E: Error + ProvideErrorMetadata + 'static,
 {
-    let code = error.code().unwrap_or_default();
+    let status = error.raw_response().map(|response| format!("HTTP {}", response.status().as_u16()));
+    let code = error.code().or(status.as_deref()).unwrap_or_default();
     let (found, to_do) = match error {
-        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => (
-            format!("not seen: AWS did not answer ({})", DisplayErrorContext(error)),
-            "look at the region, the credentials and the network, then repeat".to_owned(),
-        ),
+        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
+            let found = format!("not seen: AWS did not answer ({})", innermost(error));
+            let to_do = "look at the region, the credentials and the network, then repeat";
+            return Line { unanswered: true, ..Line::no_go(what, found, needed, to_do) };
+        }
         _ if code.contains("AccessDenied") || code.contains("NotAuthorized") => {
             (format!("not seen: denied ({code})"), format!("allow {action} to whoever runs this, then repeat"))
         }

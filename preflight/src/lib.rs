@@ -4,6 +4,7 @@
 //! for what it could not see: a call that is denied, throttled or not answered is a no-go with its reason.
 
 mod account;
+mod bound;
 mod clock;
 mod edge;
 mod engines;
@@ -22,9 +23,15 @@ pub use report::{Line, Report};
 pub async fn check(account: &Account, plan: &Plan) -> Report {
     let mut report = Report::default();
     quotas::check(account, plan, &mut report).await;
-    engines::check(account, plan, &mut report).await;
-    tasks::check(account, plan, &mut report).await;
-    edge::check(account, plan, &mut report).await;
-    report.add(account.clock.line());
+    if !report.is_over() {
+        engines::check(account, plan, &mut report).await;
+    }
+    if !report.is_over() {
+        tasks::check(account, plan, &mut report).await;
+    }
+    if !report.is_over() {
+        edge::check(account, plan, &mut report).await;
+        report.add(account.clock.line());
+    }
     report
 }

@@ -45,6 +45,9 @@ pub enum PlanError {
     /// It is the plan of another version of the command.
     #[error("a plan of version {0}, and this command reads version {VERSION}: plan again")]
     Version(u32),
+    /// A number that no plan has.
+    #[error("a plan with {0}, which `votestream plan` never prints")]
+    Senseless(&'static str),
     /// More load balancers than any stack has.
     #[error("a plan with {0} load balancers, which no stack has")]
     LoadBalancers(u64),
@@ -52,6 +55,9 @@ pub enum PlanError {
 
 /// Most load balancers that a plan may name. Each takes some calls.
 const LOAD_BALANCERS_MAX: u64 = 50;
+
+/// Most shards of a stream (UpdateShardCount in the API reference of Kinesis).
+const SHARDS_MAX: u64 = 10_000;
 
 impl Plan {
     /// Reads a plan.
@@ -64,6 +70,8 @@ impl Plan {
         match plan.edge.load_balancers {
             _ if plan.plan_version != VERSION => Err(PlanError::Version(plan.plan_version)),
             balancers if !(1..=LOAD_BALANCERS_MAX).contains(&balancers) => Err(PlanError::LoadBalancers(balancers)),
+            _ if plan.quotas.is_empty() => Err(PlanError::Senseless("no quotas")),
+            _ if !(1..=SHARDS_MAX).contains(&plan.shards) => Err(PlanError::Senseless("no shards, or too many")),
             _ => Ok(plan),
         }
     }
@@ -81,10 +89,13 @@ mod tests {
 
     #[test]
     fn other_versions_and_other_texts_are_no_plans() {
+        let quota = serde_json::json!({
+            "name": "vCPUs", "service_code": "fargate", "quota_code": null, "default": 6, "needed": 6, "ask_days_before": 3,
+        });
         let of = |version: u32, balancers: u64| {
             serde_json::json!({
                 "plan_version": version, "shards": 2, "ingest_tasks": 2, "persist_tasks": 2, "tally_tasks": 2,
-                "warm_write_units_per_second": 4_000, "quotas": [],
+                "warm_write_units_per_second": 4_000, "quotas": [quota],
                 "edge": { "load_balancers": balancers, "reserved_units_each": 0 },
             })
             .to_string()
@@ -94,6 +105,12 @@ mod tests {
         assert!(matches!(Plan::from_json(of(1, 0).as_bytes()), Err(PlanError::LoadBalancers(0))));
         assert!(matches!(Plan::from_json(of(1, 51).as_bytes()), Err(PlanError::LoadBalancers(51))));
         assert!(matches!(Plan::from_json(b"{}"), Err(PlanError::Json(_))));
+        for (from, to) in [("\"shards\":2", "\"shards\":0"), ("\"shards\":2", "\"shards\":18446744073709551615")] {
+            let changed = of(1, 1).replace(from, to);
+            assert!(matches!(Plan::from_json(changed.as_bytes()), Err(PlanError::Senseless(_))), "{changed}");
+        }
+        let without = of(1, 1).replace(&format!("[{quota}]"), "[]");
+        assert!(matches!(Plan::from_json(without.as_bytes()), Err(PlanError::Senseless("no quotas"))), "{without}");
     }
 
     #[test]

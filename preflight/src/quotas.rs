@@ -20,6 +20,9 @@ pub(crate) async fn check(account: &Account, plan: &Plan, report: &mut Report) {
             }),
         };
         report.add(line);
+        if report.is_over() {
+            return;
+        }
     }
 }
 

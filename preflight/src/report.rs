@@ -26,9 +26,25 @@ pub struct Line {
     pub needed: String,
     /// What to do, if it is not as planned.
     pub to_do: Option<String>,
+    /// Whether AWS gave no answer at all.
+    #[serde(skip)]
+    pub(crate) unanswered: bool,
 }
 
+/// So many calls without any answer end the checks: the network or the region is wrong, and each further one would take its
+/// whole time.
+const UNANSWERED_MAX: usize = 2;
+
 impl Report {
+    /// Whether it is of no use to ask on. The first time, a line says so.
+    pub(crate) fn is_over(&mut self) -> bool {
+        let over = self.lines.iter().filter(|line| line.unanswered).count() >= UNANSWERED_MAX;
+        if over && self.lines.last().is_some_and(|line| line.unanswered) {
+            self.add(Line::no_go("everything else", "not asked", "an answer of AWS", "see above, then repeat"));
+        }
+        over
+    }
+
     pub(crate) fn add(&mut self, line: Line) {
         self.go = line.go && (self.go || self.lines.is_empty());
         self.lines.push(line);
@@ -37,7 +53,14 @@ impl Report {
 
 impl Line {
     pub(crate) fn go(what: impl Into<String>, found: impl ToString, needed: impl ToString) -> Self {
-        Self { what: what.into(), go: true, found: found.to_string(), needed: needed.to_string(), to_do: None }
+        Self {
+            what: what.into(),
+            go: true,
+            found: found.to_string(),
+            needed: needed.to_string(),
+            to_do: None,
+            unanswered: false,
+        }
     }
 
     pub(crate) fn no_go(

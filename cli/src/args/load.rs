@@ -73,13 +73,13 @@ pub(crate) struct LoadTokenArgs {
     #[arg(long, value_name = "FILE", requires = "unary")]
     pub(crate) token_auth: Option<PathBuf>,
     /// Sign with this private key by ES256 (PKCS#8, PEM), instead of with a secret of the issuer.
-    #[arg(long, value_name = "FILE", requires = "token_auth")]
+    #[arg(long, value_name = "FILE", requires = "token_auth", conflicts_with = "tokens")]
     pub(crate) token_key: Option<PathBuf>,
     /// The issuer to sign for, if the auth file has several.
-    #[arg(long, value_name = "ISS", requires = "token_auth")]
+    #[arg(long, value_name = "ISS", requires = "token_auth", conflicts_with = "tokens")]
     pub(crate) token_issuer: Option<String>,
     /// Name of the key (kid), if it is not clear.
-    #[arg(long, value_name = "KID", requires = "token_auth")]
+    #[arg(long, value_name = "KID", requires = "token_auth", conflicts_with = "tokens")]
     pub(crate) token_kid: Option<String>,
 }
 

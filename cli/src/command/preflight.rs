@@ -45,8 +45,10 @@ fn describe(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     for line in &report.lines {
         let verdict = if line.go { "go   " } else { "NO-GO" };
-        lines.push(format!("{verdict}  {}: {}, planned {}", line.what, line.found, line.needed));
-        lines.extend(line.to_do.iter().map(|to_do| format!("       {to_do}")));
+        // The file and the answers may have anything in them.
+        let [what, found, needed] = [&line.what, &line.found, &line.needed].map(|text| output::printable(text));
+        lines.push(format!("{verdict}  {what}: {found}, planned {needed}"));
+        lines.extend(line.to_do.iter().map(|to_do| format!("       {}", output::printable(to_do))));
     }
     let refused = report.lines.iter().filter(|line| !line.go).count();
     lines.push(match report.go {

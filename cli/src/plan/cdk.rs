@@ -9,6 +9,9 @@ use serde::Serialize;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CdkParameters {
     pub(crate) shards: u64,
+    /// Only if persist stands behind for so long that a day of retention could be too short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retention_hours: Option<u64>,
     pub(crate) ingest_tasks: u64,
     pub(crate) persist_tasks: u64,
     /// With a budget, no more tasks than the budget was divided among: a task that never starts would keep its part.
@@ -32,6 +35,7 @@ impl CdkParameters {
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (&'static str, String)> {
         let Self {
             shards,
+            retention_hours,
             ingest_tasks,
             persist_tasks,
             persist_tasks_max,
@@ -44,6 +48,7 @@ impl CdkParameters {
         } = *self;
         [
             ("shards", Some(shards.to_string())),
+            ("retentionHours", retention_hours.map(|hours| hours.to_string())),
             ("ingestTasks", Some(ingest_tasks.to_string())),
             ("persistTasks", Some(persist_tasks.to_string())),
             ("persistTasksMax", persist_tasks_max.map(|tasks| tasks.to_string())),

@@ -67,6 +67,17 @@ pub(super) const QUERY_BYTES_PER_SECOND: f64 = 10e6;
 /// CPU seconds of a million items of a recount in the AWS SDK. Assumed: a quarter of what it takes to write them.
 pub(super) const RECOUNT_CPU_SECONDS_PER_MILLION: f64 = 1.5;
 
+/// How long the stream keeps records, by default in the CDK app, and at most (Kinesis, "Changing the data retention period").
+pub(super) const RETENTION_HOURS: u64 = 24;
+pub(super) const RETENTION_HOURS_MAX: u64 = 8_760;
+/// The stream keeps records for at least so many times as long as persist is behind: an outage comes on top.
+pub(super) const RETENTION_FACTOR: f64 = 2.0;
+
+/// Votes a second of one task of the fleet that rehearses with new connections (`deploy/RUNBOOK.md`). Assumed.
+pub(super) const FLEET_TASK_VOTES_PER_SECOND: u64 = 5_000;
+/// vCPUs of such a task (`deploy/lib/load-stack.ts`).
+pub(super) const FLEET_TASK_VCPUS: u64 = 2;
+
 /// vCPUs of an ingest and of a persist task, as the CDK app has them by default.
 pub(super) const TASK_VCPUS: u64 = 2;
 /// vCPUs of a tally task, by default in the CDK app.

@@ -62,7 +62,7 @@ pub(super) fn of(plan: &Plan) -> Vec<Quota> {
             "Fargate On-Demand vCPU resource count",
             ("fargate", Some("L-3032A538")),
             6,
-            plan.vcpus(),
+            plan.vcpus_at_most(),
             "Amazon ECS endpoints and quotas, AWS Fargate service quotas",
             true,
         ),

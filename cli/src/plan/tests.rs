@@ -101,7 +101,7 @@ fn what_three_shows_of_phones_need_at_the_edge() {
     assert_eq!(raised(&small), [VCPUS, RESERVED_UNITS]);
     assert_eq!(raised(&middle), [VCPUS, RESERVED_UNITS, TABLE_WRITES]);
     assert_eq!(raised(&large), [VCPUS, RESERVED_UNITS, TABLE_WRITES]);
-    assert_eq!((needed(&large, VCPUS), needed(&large, RESERVED_UNITS)), (114, 40_002));
+    assert_eq!((needed(&large, VCPUS), needed(&large, RESERVED_UNITS)), (514, 40_002));
     assert_eq!(needed(&large, TABLE_WRITES), 2_000_000);
     let dollars = [&small, &middle, &large].map(|plan| plan.bill.total_usd.round());
     assert_eq!(dollars, [70.0, 281.0, 2_756.0]);
@@ -162,6 +162,20 @@ fn a_limit_on_write_units_costs_time_and_fewer_tasks() {
     assert_eq!((plan.cdk.persist_tasks, plan.cdk.persist_tasks_max), (2, Some(2)));
     assert_eq!((plan.cdk.write_units_per_second, plan.cdk.warm_write_units), (100_000, 200_000));
     assert_eq!(plan.warm_write_units_per_second, 200_000);
+}
+
+#[test]
+fn votes_that_wait_longer_than_the_stream_keeps_them_are_no_plan() {
+    let of = |budget| plan(Question { write_units_per_second: Some(budget), ..event(1_000_000, 30_000_000, 30) });
+    let (quick, slow) = (of(40_000).unwrap(), of(300).unwrap());
+    assert_eq!(quick.cdk.retention_hours, None);
+    // 30 million votes at 300 a second: 27.8 hours.
+    assert_eq!(slow.cdk.retention_hours, Some(56));
+    assert!(slow.notes.iter().any(|note| note.contains("for 56 hours (retentionHours)")), "{:?}", slow.notes);
+    assert!(slow.notes.iter().any(|note| note.contains("--up-for")), "{:?}", slow.notes);
+    let longest = Question { write_units_per_second: Some(2), ..event(1_000_000, 60_000_000, 60) };
+    let mistake = plan(longest).unwrap_err();
+    assert!(mistake.contains("--write-units-per-second"), "{mistake}");
 }
 
 #[test]

@@ -163,3 +163,23 @@ async fn an_account_that_does_not_answer_is_a_no_go_after_its_tries() {
         assert_eq!(stand_in.calls()[action], LIMITS.tries, "{action}");
     }
 }
+
+#[tokio::test]
+async fn an_aws_that_does_not_answer_at_all_is_not_asked_for_ever() {
+    let stand_in = StandIn::start(Show::default(), Some(("GetServiceQuota", Fault::NotAnswered))).await;
+    let report = report(&stand_in).await;
+    let found: Vec<_> = refused(&report).iter().map(|line| line.found.as_str()).collect();
+    assert_eq!((found.len(), found.last().copied()), (3, Some("not asked")), "{found:?}");
+    assert_eq!(stand_in.calls().into_iter().collect::<Vec<_>>(), [("GetServiceQuota".to_owned(), 2 * LIMITS.tries)]);
+}
+
+#[tokio::test]
+async fn no_answer_is_read_without_end() {
+    // What is under way in sockets and buffers, beside the bound of one answer.
+    const UNDER_WAY: usize = 32 << 20;
+    let stand_in = StandIn::start(Show::default(), Some(("DescribeTable", Fault::Endless))).await;
+    let report = report(&stand_in).await;
+    assert!(!report.go && refused(&report).len() == 1, "{:#?}", refused(&report));
+    let sent = stand_in.endless();
+    assert!(sent > 1 << 20 && sent < UNDER_WAY * LIMITS.tries as usize, "{sent} bytes were sent");
+}

@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -14,11 +17,12 @@ use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_smithy_types::{DateTime, date_time::Format};
 use axum::{
     Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use votestream_preflight::{Account, Limits};
@@ -92,12 +96,16 @@ pub(crate) enum Fault {
     /// Only the first call.
     ThrottledOnce,
     NotAnswered,
+    /// The answer never ends.
+    Endless,
 }
 
 struct Served {
     show: Show,
     fault: Option<(&'static str, Fault)>,
     calls: Mutex<BTreeMap<String, u32>>,
+    /// Bytes of answers without an end.
+    endless: AtomicUsize,
 }
 
 /// A running stand-in.
@@ -111,7 +119,7 @@ pub(crate) const LIMITS: Limits = Limits { try_for: Duration::from_secs(2), trie
 
 impl StandIn {
     pub(crate) async fn start(show: Show, fault: Option<(&'static str, Fault)>) -> Self {
-        let served = Arc::new(Served { show, fault, calls: Mutex::default() });
+        let served = Arc::new(Served { show, fault, calls: Mutex::default(), endless: AtomicUsize::new(0) });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let app = Router::new().fallback(answer).with_state(served.clone());
@@ -135,6 +143,11 @@ impl StandIn {
     }
 
     /// Calls of each action so far.
+    /// Bytes that were sent in answers without an end.
+    pub(crate) fn endless(&self) -> usize {
+        self.served.endless.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn calls(&self) -> BTreeMap<String, u32> {
         self.served.calls.lock().clone()
     }
@@ -157,6 +170,13 @@ async fn answer(State(served): State<Arc<Served>>, headers: HeaderMap, body: Byt
         Some(Fault::Throttled) => Some("ThrottlingException"),
         Some(Fault::ThrottledOnce) if call == 1 => Some("ThrottlingException"),
         Some(Fault::NotAnswered) => std::future::pending().await,
+        Some(Fault::Endless) => {
+            let more = stream::repeat(Bytes::from_static(&[b' '; 65_536])).map(move |piece| {
+                served.endless.fetch_add(piece.len(), Ordering::Relaxed);
+                Ok::<_, std::convert::Infallible>(piece)
+            });
+            return Body::from_stream(more).into_response();
+        }
         Some(Fault::ThrottledOnce) | None => None,
     };
     let show = &served.show;

@@ -49,6 +49,9 @@ const USER_AGENT: &str = concat!("votestream-load/", env!("CARGO_PKG_VERSION"));
 /// Kind of a call whose answer did not come in time.
 const TIMEOUT: &str = "timeout";
 
+/// Kind of a call that was answered, but not as the service answers.
+const NOT_OURS: &str = "unexpected_answer";
+
 type GrpcSender = http2::SendRequest<Body>;
 type JsonSender = http1::SendRequest<Full<Bytes>>;
 
@@ -271,7 +274,7 @@ impl Caller {
             sender.ready().await?;
             let answer = sender.send_request(request).await?;
             let (head, body) = answer.into_parts();
-            // The status is the answer; the body is for people.
+            // Without its whole body an answer proves nothing.
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
             Ok((head.status, body.map(|body| body.to_bytes()).unwrap_or_default()))
         };
@@ -395,8 +398,14 @@ fn of_http(status: StatusCode, body: &[u8]) -> Answer {
         message: String,
     }
 
-    if status.is_success() {
-        return (Fate::Accepted, None);
+    if status == StatusCode::OK {
+        // The service says so with an object that is empty. Whatever else answers with 200, such as the page of a network
+        // that wants a login, has stored nothing.
+        let is_durable = serde_json::from_slice(body).is_ok_and(|said: serde_json::Map<_, _>| said.is_empty());
+        return match is_durable {
+            true => (Fate::Accepted, None),
+            false => failed(Fate::Unknown, NOT_OURS, "the answer with status 200 is not one of the service"),
+        };
     }
     let is_refused = status.is_client_error() && status != StatusCode::REQUEST_TIMEOUT;
     let fate = if is_refused { Fate::Rejected } else { Fate::Unknown };
@@ -422,7 +431,7 @@ mod tests {
         for rejected in [400, 401, 403, 404, 409, 429] {
             assert_eq!(of(rejected), (Fate::Rejected, format!("HTTP_{rejected}")));
         }
-        for unknown in [302, 408, 500, 502, 503, 504] {
+        for unknown in [201, 204, 302, 408, 500, 502, 503, 504] {
             assert_eq!(of(unknown), (Fate::Unknown, format!("HTTP_{unknown}")));
         }
         let status = |status: Status| kind(of_status(&status));
@@ -431,6 +440,13 @@ mod tests {
         assert_eq!(status(Status::unavailable("a proxy")), (Fate::Unknown, "UNAVAILABLE".into()));
         let reset = io::Error::from(io::ErrorKind::ConnectionReset);
         assert_eq!(status(Status::from_error(Box::new(reset))), (Fate::Unknown, "connection_broken".into()));
+    }
+
+    #[test]
+    fn only_the_answer_of_the_service_counts_as_accepted() {
+        for foreign in [&b""[..], b"<html>login</html>", b"{\"foo\": 1}", b"{\"Quota\":", b"[]", b"null"] {
+            assert_eq!(kind(of_http(StatusCode::OK, foreign)), (Fate::Unknown, NOT_OURS.into()));
+        }
     }
 
     #[test]

@@ -24,10 +24,8 @@ pub(super) struct Report {
     accepted: u64,
     pub(super) rejected: u64,
     /// Votes that were not sent, because no connection came about.
-    #[serde(skip_serializing_if = "is_zero")]
     pub(super) not_sent: u64,
     /// Votes that were sent and not answered, because the run was cut short, or because a connection broke or was too slow.
-    #[serde(skip_serializing_if = "is_zero")]
     pub(super) unknown: u64,
     /// Votes that were not accepted, by code of the API (`UNAVAILABLE`), status of HTTP (`HTTP_503`), or what became of the
     /// connection (`connect_refused`).
@@ -107,10 +105,6 @@ impl Percentiles {
     fn of_some(times: &Times) -> Option<Self> {
         (!times.histogram().is_empty()).then(|| Self::of(times.histogram()))
     }
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// What phones have beside counts.
@@ -200,7 +194,7 @@ impl Report {
         }
         lines.extend(self.offered.as_ref().map(|offered| self.describe_offered(offered)));
         let times = [
-            ("acknowledged", Some(&self.ack_milliseconds)),
+            ("acknowledged", Some(&self.ack_milliseconds).filter(|_| self.accepted > 0)),
             ("given up or refused", self.failure_milliseconds.as_ref()),
             ("connected", self.connect_milliseconds.as_ref()),
             ("TLS handshake over", self.tls_milliseconds.as_ref()),
@@ -298,6 +292,6 @@ mod tests {
         assert_eq!(json["errors"]["connect_refused"], 10);
         assert_eq!((&json["votes"], &json["not_sent"], &json["waited"]), (&100.into(), &10.into(), &3.into()));
         assert_eq!(json["sent_as"]["tls"], true);
-        assert!(json.get("unknown").is_none() && json["offered"]["busiest_second"] == 98);
+        assert!(json["unknown"] == 0 && json["offered"]["busiest_second"] == 98);
     }
 }
