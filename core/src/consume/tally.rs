@@ -376,7 +376,7 @@ mod tests {
             for write in &writes {
                 let (position, option) = model[&(write.poll_id.as_str(), write.user_id.to_string())];
                 prop_assert_eq!((write.position, &*write.option_id), (position, option));
-                prop_assert_eq!(write.bucket, routing::bucket(&write.user_id, 5));
+                prop_assert_eq!(write.bucket, routing::bucket(&write.user_id, poll(POLLS[0]).buckets));
             }
         }
 
