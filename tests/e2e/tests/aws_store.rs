@@ -350,7 +350,7 @@ async fn throttled_statements_are_tried_again_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_are_found_again() {
     let (upstream, _dynamodb) = dynamodb().await;
-    let (endpoint, _server, proxy) = Proxy::start(&upstream, Faults { answers: 0.15, ..Faults::default() }).await;
+    let (endpoint, _server, proxy) = Proxy::start(&upstream, Faults { answers: 0.4, ..Faults::default() }).await;
     let store = store_at(&endpoint, &DynamoConfig::default()).await;
     let (mut sums, mut failed) = (std::collections::BTreeMap::<Arc<str>, i64>::new(), 0);
     for (option, sequence, users) in [("a", 1, 0..200), ("b", 2, 100..300), ("c", 3, 0..250), ("a", 4, 50..60)] {
