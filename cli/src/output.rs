@@ -16,8 +16,8 @@ use rustix::{
 };
 use serde::Serialize;
 use tokio::sync::oneshot;
-use tracing_subscriber::EnvFilter;
-use votestream_process::terminal::{self, LogOutput, is_dumb};
+use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use votestream_process::terminal::{self, LogOutput, is_dumb, selected_logs};
 
 use crate::failure::Failure;
 
@@ -29,13 +29,12 @@ static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Sends the logs of the services to stderr: warnings and errors, or what `RUST_LOG` selects.
 pub(crate) fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(LogOutput)
         .log_internal_errors(false)
         .with_ansi(terminal::stderr_has_colors())
-        .init();
+        .with_filter(selected_logs(LevelFilter::WARN));
+    tracing_subscriber::registry().with(layer).init();
 }
 
 /// Prints a line on stdout.

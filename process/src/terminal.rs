@@ -9,7 +9,10 @@ use std::{
 };
 
 use tokio::signal::unix::{self, SignalKind};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt::MakeWriter,
+};
 
 /// Standard error for logs. Its writes always succeed, because `tracing` reports a failed write by `eprintln!`, which
 /// would panic then.
@@ -34,6 +37,13 @@ impl MakeWriter<'_> for LogOutput {
     fn make_writer(&self) -> Self {
         Self
     }
+}
+
+/// Which logs stderr gets: what `RUST_LOG` selects, as `level` or `target=level` with commas between them; else this level.
+pub fn selected_logs(usual: LevelFilter) -> Targets {
+    let selected = env::var("RUST_LOG").ok().filter(|selected| !selected.is_empty());
+    let selected = selected.and_then(|selected| selected.parse().ok());
+    selected.unwrap_or_else(|| Targets::new().with_default(usual))
 }
 
 /// Prints a line on stderr, if anybody reads it.

@@ -13,7 +13,7 @@ use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::{ExporterBuildError, LogExporter, MetricExporter, SpanExporter};
 use opentelemetry_sdk::{Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider, trace::SdkTracerProvider};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry,
+    Layer, Registry,
     filter::{LevelFilter, Targets, filter_fn},
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -28,7 +28,7 @@ use votestream_core::{
 };
 
 use super::{Exports, LogFormat, hooks::OtelHooks};
-use crate::terminal::{self, LogOutput};
+use crate::terminal::{self, LogOutput, selected_logs};
 
 /// Name of the instrumentation scope.
 const SCOPE: &str = "votestream";
@@ -137,12 +137,8 @@ fn resource(name: &'static str) -> Resource {
 }
 
 fn stderr(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // Spans of traces are few, and the logs take their trace id from them.
-    let filter = match format!("{}=info", trace::TARGET).parse() {
-        Ok(directive) => filter.add_directive(directive),
-        Err(_) => filter,
-    };
+    let filter = selected_logs(LevelFilter::INFO).with_target(trace::TARGET, LevelFilter::INFO);
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(LogOutput)
         .log_internal_errors(false)
