@@ -11,13 +11,17 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, Validation,
+    Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse},
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{fetch::Url, scope::Scopes, signature::family};
+use super::{
+    fetch::Url,
+    scope::Scopes,
+    signature::{Check, family},
+};
 
 /// Most keys of an issuer.
 const KEYS_MAX: usize = 100;
@@ -67,8 +71,6 @@ pub(super) enum Source {
 pub(super) struct Issuer {
     pub(super) rule: IssuerRule,
     keys: ArcSwap<Keys>,
-    /// What a token of each algorithm must have.
-    validations: Vec<Validation>,
     asking: Mutex<Asking>,
     /// Counts the answers of the URL, good and bad.
     pub(super) answers: watch::Sender<u64>,
@@ -85,7 +87,8 @@ pub(super) struct Keys {
 #[derive(Clone)]
 struct Key {
     kid: Option<String>,
-    algorithms: Vec<Algorithm>,
+    /// What checks a token of each of its algorithms, made once: the schedule of a secret costs as much as a short token.
+    checks: Vec<(Algorithm, Arc<Check>)>,
     key: DecodingKey,
     /// The key as it was published, to see whether anything has changed.
     published: Jwk,
@@ -113,18 +116,8 @@ pub(super) enum NoKey {
 
 impl Issuer {
     pub(super) fn new(rule: IssuerRule, keys: Keys) -> Self {
-        let validation = |&algorithm: &Algorithm| {
-            let mut validation = Validation::new(algorithm);
-            validation.leeway = LEEWAY;
-            validation.validate_nbf = true;
-            validation.set_issuer(&[&rule.iss]);
-            validation.set_audience(&rule.audiences);
-            validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-            validation
-        };
-        let validations = rule.algorithms.iter().map(validation).collect();
         let keys = ArcSwap::from_pointee(keys);
-        Self { rule, keys, validations, asking: Mutex::default(), answers: watch::Sender::new(0) }
+        Self { rule, keys, asking: Mutex::default(), answers: watch::Sender::new(0) }
     }
 
     /// The file of its keys.
@@ -135,25 +128,21 @@ impl Issuer {
         }
     }
 
-    /// What a token with this algorithm must have; `None` if the issuer does not use it.
-    pub(super) fn validation(&self, algorithm: Algorithm) -> Option<&Validation> {
-        self.validations.iter().find(|validation| validation.algorithms.contains(&algorithm))
-    }
-
-    /// The key for a token.
-    pub(super) fn key(&self, kid: Option<&str>, algorithm: Algorithm, pace: Pace) -> Result<DecodingKey, NoKey> {
+    /// What checks a token by the key that it names.
+    pub(super) fn check(&self, kid: Option<&str>, algorithm: Algorithm, pace: Pace) -> Result<Arc<Check>, NoKey> {
         let keys = self.keys.load();
         let is_stale =
             matches!(self.rule.source, Source::Url(_)) && keys.read_at.is_none_or(|at| at.elapsed() > pace.stale);
         if !is_stale {
-            let mut fitting = keys.keys.iter().filter(|key| key.algorithms.contains(&algorithm));
+            let of = |key: &Key| key.checks.iter().find(|(fits, _)| *fits == algorithm).map(|(_, check)| check.clone());
+            let mut fitting = keys.keys.iter().filter_map(|key| of(key).map(|check| (key, check)));
             let found = match kid {
-                Some(kid) => fitting.find(|key| key.kid.as_deref() == Some(kid)),
+                Some(kid) => fitting.find(|(key, _)| key.kid.as_deref() == Some(kid)),
                 // Without a name there must be no choice.
                 None => fitting.next().filter(|_| fitting.next().is_none()),
             };
-            if let Some(found) = found {
-                return Ok(found.key.clone());
+            if let Some((_, check)) = found {
+                return Ok(check);
             }
         }
         match self.want(pace) {
@@ -166,7 +155,8 @@ impl Issuer {
     /// The keys that check its tokens, with their names, if they are in a file.
     pub(super) fn keys_of_file(&self) -> Vec<(Option<String>, Vec<Algorithm>, DecodingKey)> {
         let keys = self.keys.load();
-        keys.keys.iter().map(|key| (key.kid.clone(), key.algorithms.clone(), key.key.clone())).collect()
+        let algorithms = |key: &Key| key.checks.iter().map(|(algorithm, _)| *algorithm).collect();
+        keys.keys.iter().map(|key| (key.kid.clone(), algorithms(key), key.key.clone())).collect()
     }
 
     /// Asks for the keys again, unless that was done a moment ago.
@@ -292,9 +282,11 @@ impl Key {
         let fits = |algorithm: &Algorithm| {
             named.as_ref().is_none_or(|named| *named == format!("{algorithm:?}")) && fits(&jwk.algorithm, *algorithm)
         };
-        let algorithms: Vec<Algorithm> = algorithms.iter().copied().filter(fits).collect();
-        let key = DecodingKey::from_jwk(&jwk).ok().filter(|_| !algorithms.is_empty())?;
-        Some(Self { kid: jwk.common.key_id.clone(), algorithms, key, published: jwk })
+        let key = DecodingKey::from_jwk(&jwk).ok()?;
+        let check = |algorithm: Algorithm| Some((algorithm, Arc::new(Check::new(algorithm, &key).ok()?)));
+        let checks: Vec<_> = algorithms.iter().copied().filter(fits).filter_map(check).collect();
+        let kid = jwk.common.key_id.clone();
+        (!checks.is_empty()).then_some(Self { kid, checks, key, published: jwk })
     }
 
     /// Whether it is a key that can be trusted: nobody can guess a long secret, and short keys can be computed.

@@ -1,8 +1,7 @@
 //! Signatures of tokens, checked and made by ring.
 //!
 //! Owns which algorithms there are, and which key fits which. Must never contain cryptography of its own: it only hands
-//! bytes on. `jsonwebtoken` asks it for a verifier for each token; its own two providers would bring a second library
-//! for cryptography into the tree.
+//! bytes on. It is the provider of `jsonwebtoken`, whose own two would bring a second library for cryptography into the tree.
 
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey,
@@ -66,7 +65,7 @@ fn of<T: Copy>(table: &[(Algorithm, T)], algorithm: Algorithm) -> Option<T> {
 }
 
 /// Checks signatures of one algorithm with one key.
-struct Check {
+pub(crate) struct Check {
     algorithm: Algorithm,
     key: CheckKey,
 }
@@ -77,24 +76,27 @@ enum CheckKey {
     Curve(&'static dyn VerificationAlgorithm, DecodingKey),
 }
 
-fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
-    let algorithm = *algorithm;
-    // A public key must never be taken for a secret, nor the key of one family for that of another.
-    if family(algorithm) != Some(key.family()) {
-        return Err(ErrorKind::InvalidKeyFormat.into());
+impl Check {
+    /// # Errors
+    ///
+    /// If the key is for another algorithm.
+    pub(crate) fn new(algorithm: Algorithm, key: &DecodingKey) -> Result<Self> {
+        // A public key must never be taken for a secret, nor the key of one family for that of another.
+        if family(algorithm) != Some(key.family()) {
+            return Err(ErrorKind::InvalidKeyFormat.into());
+        }
+        let key = if let Some(hash) = of(&HMAC, algorithm) {
+            CheckKey::Secret(hmac::Key::new(*hash, key.try_get_as_bytes()?))
+        } else if let Some(parameters) = of(&RSA, algorithm) {
+            CheckKey::Rsa(parameters, key.clone())
+        } else {
+            CheckKey::Curve(of(&CURVES, algorithm).ok_or(ErrorKind::InvalidAlgorithm)?, key.clone())
+        };
+        Ok(Self { algorithm, key })
     }
-    let key = if let Some(hash) = of(&HMAC, algorithm) {
-        CheckKey::Secret(hmac::Key::new(*hash, key.try_get_as_bytes()?))
-    } else if let Some(parameters) = of(&RSA, algorithm) {
-        CheckKey::Rsa(parameters, key.clone())
-    } else {
-        CheckKey::Curve(of(&CURVES, algorithm).ok_or(ErrorKind::InvalidAlgorithm)?, key.clone())
-    };
-    Ok(Box::new(Check { algorithm, key }))
-}
 
-impl Verifier<Vec<u8>> for Check {
-    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), Error> {
+    /// Whether the message was signed with this key.
+    pub(crate) fn accepts(&self, message: &[u8], signature: &[u8]) -> bool {
         let checked = match &self.key {
             CheckKey::Secret(key) => hmac::verify(key, message, signature),
             CheckKey::Rsa(parameters, key) => match key.kind() {
@@ -106,11 +108,21 @@ impl Verifier<Vec<u8>> for Check {
                 }
             },
             CheckKey::Curve(algorithm, key) => {
-                let key = key.try_get_as_bytes().map_err(|_| Error::new())?;
+                let Ok(key) = key.try_get_as_bytes() else { return false };
                 UnparsedPublicKey::new(*algorithm, key).verify(message, signature)
             }
         };
-        checked.map_err(|_| Error::new())
+        checked.is_ok()
+    }
+}
+
+fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
+    Ok(Box::new(Check::new(*algorithm, key)?))
+}
+
+impl Verifier<Vec<u8>> for Check {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), Error> {
+        if self.accepts(message, signature) { Ok(()) } else { Err(Error::new()) }
     }
 }
 
