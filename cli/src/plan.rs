@@ -329,4 +329,4 @@ fn notes(plan: &Plan) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

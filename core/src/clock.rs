@@ -7,4 +7,4 @@ mod system;
 mod watch;
 
 pub use system::{Machine, SystemClock, TimeSource, WallClockBehind, wall_clock};
-pub use watch::{ClockWatch, WatchedClock};
+pub use watch::{Ahead, ClockWatch, WatchedClock};

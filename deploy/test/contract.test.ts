@@ -122,8 +122,9 @@ test('the roles grant the calls that the adapters make, no more and no fewer', (
 });
 
 test('consumers are registered under the names that the services look for', () => {
+  assert.ok(source('adapters/aws/src/kinesis.rs').includes(`enhanced_fan_out("${CONSUMER_PREFIX}")`));
   for (const service of ['persist', 'tally']) {
-    assert.ok(source(`${service}-svc/src/main.rs`).includes(`Reading::enhanced_fan_out("${CONSUMER_PREFIX}")`), service);
+    assert.ok(source(`${service}-svc/src/main.rs`).includes('Reading::of_services('), service);
   }
 });
 

@@ -78,15 +78,21 @@ class Images:
         subprocess.run(["strip", "--strip-debug", "-o", stage / "out/service", binary], check=True)
         self.from_folder(stage, f"localhost/binaries:{service}")
         shutil.rmtree(stage)
+        root, made = self.built(service, SERVICE=service, BINARIES=f"localhost/binaries:{service}")
+        expect("signal that stops it", made["StopSignal"], "SIGTERM")
+        return root, made
+
+    def built(self, name, *options, **arguments):
+        """Builds an image of the Dockerfile; returns its root and its configuration."""
+        tag = f"localhost/votestream:{name}"
+        given = [word for one, value in arguments.items() for word in ("--build-arg", f"{one}={value}")]
         self.buildah(
             "build", "--quiet", "--format", "docker", "--pull-never", "--file", ROOT / "deploy/Dockerfile",
-            "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", "--build-arg", f"SERVICE={service}",
-            "--build-arg", f"BINARIES=localhost/binaries:{service}", "--tag", f"localhost/votestream:{service}", ROOT,
+            "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", *options, *given, "--tag", tag, ROOT,
         )
-        made = json.loads(self.buildah("inspect", "--type", "image", f"localhost/votestream:{service}"))["Docker"]["config"]
-        expect(f"user of the {service} image", made["User"], f"{USER}:{GROUP}")
-        expect("signal that stops it", made["StopSignal"], "SIGTERM")
-        container = self.buildah("from", "--pull-never", f"localhost/votestream:{service}")
+        made = json.loads(self.buildah("inspect", "--type", "image", tag))["Docker"]["config"]
+        expect(f"user of the {name} image", made["User"], f"{USER}:{GROUP}")
+        container = self.buildah("from", "--pull-never", tag)
         return pathlib.Path(self.buildah("mount", container)), made
 
     def command(self, binary):
@@ -99,16 +105,8 @@ class Images:
         subprocess.run(["strip", "--strip-debug", "-o", stage / "out/votestream", binary], check=True)
         self.from_folder(stage, "localhost/binaries:command")
         shutil.rmtree(stage)
-        self.buildah(
-            "build", "--quiet", "--format", "docker", "--pull-never", "--file", ROOT / "deploy/Dockerfile", "--target", "command",
-            "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", "--build-arg", "COMMAND=localhost/binaries:command",
-            "--tag", "localhost/votestream:command", ROOT,
-        )
-        made = json.loads(self.buildah("inspect", "--type", "image", "localhost/votestream:command"))["Docker"]["config"]
-        expect("user of the command's image", made["User"], f"{USER}:{GROUP}")
+        root, made = self.built("command", "--target", "command", COMMAND="localhost/binaries:command")
         expect("signal that stops it", made["StopSignal"], "SIGTERM")
-        container = self.buildah("from", "--pull-never", "localhost/votestream:command")
-        root = pathlib.Path(self.buildah("mount", container))
         # A volume takes the owner of the folder that it is mounted on.
         for folder in ("auth", "data"):
             owner = (root / folder).stat()
@@ -123,15 +121,7 @@ class Images:
 
     def fleet(self):
         """Builds the image of the fleet, with the same binary as that of the command; returns its root and its configuration."""
-        self.buildah(
-            "build", "--quiet", "--format", "docker", "--pull-never", "--file", ROOT / "deploy/Dockerfile", "--target", "load",
-            "--ignorefile", ROOT / "deploy/Dockerfile.dockerignore", "--build-arg", "COMMAND=localhost/binaries:command",
-            "--tag", "localhost/votestream:load", ROOT,
-        )
-        made = json.loads(self.buildah("inspect", "--type", "image", "localhost/votestream:load"))["Docker"]["config"]
-        expect("user of the image of the fleet", made["User"], f"{USER}:{GROUP}")
-        container = self.buildah("from", "--pull-never", "localhost/votestream:load")
-        root = pathlib.Path(self.buildah("mount", container))
+        root, made = self.built("load", "--target", "load", COMMAND="localhost/binaries:command")
         ran = in_image(root, made, *made["Cmd"])
         expect("what it does without an order", (ran.returncode, "--poll" in ran.stdout), (0, True))
         return root, made

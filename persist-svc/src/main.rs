@@ -21,7 +21,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError>
     let Settings { listen, limits, tls, engine, consumer, write_units_per_second, drain } = settings;
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
-        reading: if consumer.fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
+        reading: Reading::of_services(consumer.fan_out),
         write_units_per_second,
         ..Deployment::new(engine.stream, engine.table_prefix)
     };

@@ -2,13 +2,7 @@
 //!
 //! Must never change a request or fail a call. Says nothing of the clocks of tasks: each of them watches its own.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use aws_smithy_runtime_api::{
     box_error::BoxError,
@@ -26,62 +20,45 @@ use aws_smithy_types::{
     date_time::Format,
 };
 
+use parking_lot::Mutex;
+use votestream_core::{
+    TimeBounds, Timestamp,
+    clock::{Ahead, wall_clock},
+};
+
 use crate::report::Line;
 
-/// How far clocks of a distributed deployment may differ, in milliseconds.
-const SKEW_MS_MAX: i64 = 500;
-/// A `Date` has whole seconds.
-const RESOLUTION_MS: i64 = 1_000;
-/// No answer had a `Date`.
-const UNKNOWN: i64 = i64::MIN;
-
-/// Remembers the largest difference that is certain, in milliseconds; positive if our clock is ahead.
-#[derive(Clone, Debug)]
-pub(crate) struct Watch(Arc<AtomicI64>);
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self(Arc::new(AtomicI64::new(UNKNOWN)))
-    }
-}
+/// Remembers the answer that shows the largest difference.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch(Arc<Mutex<Option<Ahead>>>);
 
 /// The time on our clock when the request was sent.
 #[derive(Debug)]
-struct SentAt(i64);
+struct SentAt(Timestamp);
 
 impl Storable for SentAt {
     type Storer = StoreReplace<Self>;
 }
 
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// The difference that is certain if AWS wrote `date`, in whole seconds, between these two readings of our clock.
-fn difference(sent: i64, received: i64, date: i64) -> i64 {
-    // AWS's clock was between `date` and a second later at some moment between both readings.
-    let ahead = sent.saturating_sub(date.saturating_add(RESOLUTION_MS));
-    let behind = date.saturating_sub(received);
-    if ahead > 0 { ahead } else { -behind.max(0) }
-}
-
 impl Watch {
-    fn answered(&self, sent: i64, received: i64, date: i64) {
-        let certain = difference(sent, received, date);
-        let further = |known| (known == UNKNOWN || certain.abs() > i64::abs(known)).then_some(certain);
-        // If it is not further, the known one stays.
-        let _unchanged = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, further);
+    fn answered(&self, answer: Ahead) {
+        let mut furthest = self.0.lock();
+        if furthest.is_none_or(|known| answer.certain().abs() > known.certain().abs()) {
+            *furthest = Some(answer);
+        }
     }
 
     /// Go if the clocks do not contradict each other by more than the services assume.
     pub(crate) fn line(&self) -> Line {
         const WHAT: &str = "clock of this machine";
-        let needed = format!("within {SKEW_MS_MAX} ms of AWS's");
-        match self.0.load(Ordering::Relaxed) {
-            UNKNOWN => Line::no_go(WHAT, "not seen: no answer had a Date", needed, "repeat once AWS answers"),
+        let skew_max = TimeBounds::DISTRIBUTED.clock_skew_max;
+        let needed = format!("within {} ms of AWS's", skew_max.as_millis());
+        let Some(ahead) = *self.0.lock() else {
+            return Line::no_go(WHAT, "not seen: no answer had a Date", needed, "repeat once AWS answers");
+        };
+        match ahead.certain() {
             0 => Line::go(WHAT, "agrees", needed),
-            certain if certain.abs() <= SKEW_MS_MAX => Line::go(WHAT, format!("{certain} ms"), needed),
+            certain if !ahead.contradicts(skew_max) => Line::go(WHAT, format!("{certain} ms"), needed),
             certain => {
                 let side = if certain > 0 { "ahead" } else { "behind" };
                 let found = format!("at least {} ms {side}", certain.abs());
@@ -102,7 +79,7 @@ impl Intercept for Watch {
         _: &RuntimeComponents,
         call: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        call.interceptor_state().store_put(SentAt(now_ms()));
+        call.interceptor_state().store_put(SentAt(wall_clock()));
         Ok(())
     }
 
@@ -115,7 +92,7 @@ impl Intercept for Watch {
         let date = context.response().headers().get("date");
         let date = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
         if let (Some(date), Some(SentAt(sent))) = (date, call.load::<SentAt>()) {
-            self.answered(*sent, now_ms(), date.secs().saturating_mul(1_000));
+            self.answered(Ahead::of(*sent, wall_clock(), Timestamp(date.secs().saturating_mul(1_000))));
         }
         Ok(())
     }
@@ -127,6 +104,7 @@ mod tests {
 
     #[test]
     fn only_what_is_certain_counts() {
+        let answer = |sent, received, date| Ahead::of(Timestamp(sent), Timestamp(received), Timestamp(date));
         // Sent, received, the second of AWS's clock.
         for (sent, received, date, expected) in [
             (5_000, 5_100, 5_000, 0),
@@ -135,15 +113,15 @@ mod tests {
             (7_200, 7_300, 5_000, 1_200),
             (5_000, 5_100, 7_000, -1_900),
         ] {
-            assert_eq!(difference(sent, received, date), expected, "{sent}, {received}, {date}");
+            assert_eq!(answer(sent, received, date).certain(), expected, "{sent}, {received}, {date}");
         }
         let watch = Watch::default();
         assert!(!watch.line().go);
-        watch.answered(5_000, 5_100, 5_000);
+        watch.answered(answer(5_000, 5_100, 5_000));
         assert!(watch.line().go);
-        watch.answered(7_200, 7_300, 5_000);
+        watch.answered(answer(7_200, 7_300, 5_000));
         assert!(!watch.line().go && watch.line().found.contains("1200 ms ahead"));
-        watch.answered(5_000, 5_100, 5_000);
+        watch.answered(answer(5_000, 5_100, 5_000));
         assert!(!watch.line().go, "the largest difference stays");
     }
 }

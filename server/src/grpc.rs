@@ -72,8 +72,9 @@ where
         + 'static,
     F::Future: Send + 'static,
 {
-    let tried_first: TriedFirst = Box::new(|_, layers, routes| layers.around(front, routes));
-    serve_behind(surface, tried_first, listener, connections, shutdown, drain).await
+    let port = Port::new(surface)?;
+    let services = port.behind(front);
+    port.serve(services, listener, connections, shutdown, drain).await
 }
 
 /// Like [`serve`], with only health and reflection.
@@ -87,18 +88,58 @@ pub async fn serve_health(
     shutdown: CancellationToken,
     drain: Duration,
 ) -> Result<Drain, ServiceError> {
-    let tried_first: TriedFirst = Box::new(|health, layers, routes| layers.around(health, routes));
-    serve_behind(Surface::default(), tried_first, listener, connections, shutdown, drain).await
+    health_only(Surface::default(), listener, connections, shutdown, drain).await
 }
 
-/// What every call passes on its way to the service that is tried first.
-struct Layers {
+/// Serves a surface whose calls all take the routes, but for those of health.
+async fn health_only(
+    surface: Surface,
+    listener: TcpListener,
+    connections: &Connections,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> Result<Drain, ServiceError> {
+    let port = Port::new(surface)?;
+    let services = port.behind(port.health_service.clone());
+    port.serve(services, listener, connections, shutdown, drain).await
+}
+
+/// A port that is put together, whichever service is tried first on it.
+struct Port {
+    names: Vec<&'static str>,
+    health: HealthReporter,
+    health_service: HealthServer<HealthService>,
     audit: AuditLayer,
     check: CheckLayer,
+    routes: Routes,
 }
 
-impl Layers {
-    fn around<F>(&self, front: F, routes: Routes) -> Services
+impl Port {
+    fn new(mut surface: Surface) -> Result<Self, ServiceError> {
+        let health = HealthReporter::new();
+        let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
+        let names = std::mem::take(&mut surface.names);
+        let reflection = |version| {
+            let builder = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(votestream_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            // The descriptors describe the whole API, but this port serves only a part of it.
+            let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
+            names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
+        };
+        let grpc = surface.grpc.add_service(health_service.clone());
+        let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
+        let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
+        surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
+        surface.identity.watch();
+        surface.quotas.prune();
+        let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs.clone());
+        let audit = surface.audit.clone();
+        Ok(Self { names, health, health_service, audit, check, routes: surface.into_routes().prepare() })
+    }
+
+    /// The services of the port, with `front` before the routes.
+    fn behind<F>(&self, front: F) -> Services
     where
         F: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
             + NamedService
@@ -108,64 +149,43 @@ impl Layers {
             + 'static,
         F::Future: Send + 'static,
     {
-        Services::new(Front { service: self.audit.layer(self.check.layer(Deadline(front))), routes })
+        let service = self.audit.layer(self.check.layer(Deadline(front)));
+        Services::new(Front { service, routes: self.routes.clone() })
     }
-}
 
-/// Puts a service before the routes: its own, or the health service that it gets.
-type TriedFirst = Box<dyn FnOnce(HealthServer<HealthService>, Layers, Routes) -> Services + Send>;
-
-/// Like [`serve`]. The future is boxed so that it is compiled here, and not once more in each crate that awaits it.
-fn serve_behind(
-    mut surface: Surface,
-    tried_first: TriedFirst,
-    listener: TcpListener,
-    connections: &Connections,
-    shutdown: CancellationToken,
-    drain: Duration,
-) -> Pin<Box<dyn Future<Output = Result<Drain, ServiceError>> + Send + '_>> {
-    Box::pin(async move {
-        let health = HealthReporter::new();
-        let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
-        let service_names = std::mem::take(&mut surface.names);
-        for name in &service_names {
-            health.set_service_status(name, ServingStatus::Serving).await;
-        }
-        let reflection = |version| {
-            let builder = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(votestream_proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-            // The descriptors describe the whole API, but this port serves only a part of it.
-            let others = [tonic_health::pb::health_server::SERVICE_NAME, version];
-            service_names.iter().chain(&others).fold(builder, |builder, name| builder.with_service_name(*name))
-        };
-        let grpc = surface.grpc.add_service(health_service.clone());
-        let v1 = reflection(pb::v1::server_reflection_server::SERVICE_NAME);
-        let v1alpha = reflection(pb::v1alpha::server_reflection_server::SERVICE_NAME);
-        surface.grpc = grpc.add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
-        surface.identity.watch();
-        surface.quotas.prune();
-        let check = CheckLayer::grpc(surface.identity.clone(), surface.quotas.clone(), surface.needs.clone());
-        let layers = Layers { audit: surface.audit.clone(), check };
-        let services = tried_first(health_service, layers, surface.into_routes().prepare());
-        let draining = async {
-            shutdown.cancelled().await;
-            for name in service_names.iter().chain(&[""]) {
-                health.set_service_status(*name, ServingStatus::NotServing).await;
+    /// Boxed, so that it is compiled here, and not once more in each crate that awaits it.
+    fn serve(
+        self,
+        services: Services,
+        listener: TcpListener,
+        connections: &Connections,
+        shutdown: CancellationToken,
+        drain: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<Drain, ServiceError>> + Send + '_>> {
+        let Self { names, health, .. } = self;
+        Box::pin(async move {
+            for name in &names {
+                health.set_service_status(name, ServingStatus::Serving).await;
             }
-            Ok(())
-        };
-        let serving = connections::serve(listener, services, single_messages(), connections, &shutdown, drain);
-        let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
-        if report == Drain::Incomplete {
-            tracing::warn!(
-                ?service_names,
-                ?drain,
-                "calls were still running at the end of the drain time and were cut off"
-            );
-        }
-        Ok(report)
-    })
+            let draining = async {
+                shutdown.cancelled().await;
+                for name in names.iter().chain(&[""]) {
+                    health.set_service_status(*name, ServingStatus::NotServing).await;
+                }
+                Ok(())
+            };
+            let serving = connections::serve(listener, services, single_messages(), connections, &shutdown, drain);
+            let (report, ()) = tokio::try_join!(serving, draining).map_err(ServiceError::Listener)?;
+            if report == Drain::Incomplete {
+                tracing::warn!(
+                    service_names = ?names,
+                    ?drain,
+                    "calls were still running at the end of the drain time and were cut off"
+                );
+            }
+            Ok(report)
+        })
+    }
 }
 
 /// Paths of all calls of the API and of health whose client sends one message.
@@ -227,9 +247,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve_behind(
+        let server = tokio::spawn(health_only(
             Surface::new([Part { names: &NAMES, ..Part::default() }]),
-            Box::new(|health, layers, routes| layers.around(health, routes)),
             listener,
             &CONNECTIONS,
             shutdown.clone(),

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 
 async fn give_up(request: Request) -> Result<(), ProcessError> {
     let deployment = Deployment {
-        reading: if request.fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
+        reading: Reading::of_services(request.fan_out),
         ..Deployment::new(&request.engine.stream, &request.engine.table_prefix)
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;
@@ -35,7 +35,7 @@ async fn serve(settings: Settings, process: Process) -> Result<(), ProcessError>
     tally.audit = audit_log.as_ref().map(AuditLog::open).transpose().map_err(ProcessError::start)?.unwrap_or_default();
     let deployment = Deployment {
         create_with_shards: engine.create_with_shards,
-        reading: if fan_out { Reading::enhanced_fan_out("votestream") } else { Reading::POLLING },
+        reading: Reading::of_services(fan_out),
         ..Deployment::new(engine.stream, engine.table_prefix)
     };
     let ports = connect(&AwsConfig::default(), deployment).await.map_err(ProcessError::start)?;

@@ -2,7 +2,7 @@
 
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, ShardId, Timestamp,
-    port::{Lease, Progress, ShardRow},
+    port::{Progress, ShardRow},
 };
 use votestream_testkit::memory::Memory;
 
@@ -23,14 +23,6 @@ pub(crate) fn poll(id: &str, opens_at: i64, closes_at: i64) -> Poll {
 
 /// A started row.
 pub(crate) fn row(shard: &str, (start, end): (u128, u128), watermark: i64) -> ShardRow {
-    ShardRow {
-        shard: ShardId::new(shard),
-        range: HashRange { start, end },
-        parents: Vec::new(),
-        started: true,
-        lease: Lease::default(),
-        progress: Progress { watermark: Timestamp(watermark), ..Progress::default() },
-        ends_at: None,
-        lost: None,
-    }
+    let progress = Progress { watermark: Timestamp(watermark), ..Progress::default() };
+    ShardRow { progress, ..ShardRow::new(ShardId::new(shard), HashRange { start, end }, Vec::new()) }
 }

@@ -78,6 +78,11 @@ impl Reading {
     /// Polling within the limits of Kinesis.
     pub const POLLING: Self = Self::Polling { pause: Self::POLLING_PAUSE };
 
+    /// How the services read: by enhanced fan-out under the names that the CDK app registers, or by polling.
+    pub fn of_services(fan_out: bool) -> Self {
+        if fan_out { Self::enhanced_fan_out("votestream") } else { Self::POLLING }
+    }
+
     /// Enhanced fan-out within the limits of Kinesis.
     pub fn enhanced_fan_out(consumer: impl Into<String>) -> Self {
         Self::EnhancedFanOut { consumer: consumer.into(), resubscribe_after: limits::RESUBSCRIBE_AFTER }

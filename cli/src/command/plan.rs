@@ -245,7 +245,7 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Clients, Question, Tokens};
+    use crate::plan::{Question, tests::event};
 
     #[test]
     fn times_are_short() {
@@ -258,20 +258,8 @@ mod tests {
 
     #[test]
     fn the_parameters_can_be_pasted_and_the_estimate_says_that_it_is_one() {
-        let plan = plan::plan(Question {
-            peak_votes_per_second: 1_000_000,
-            voters: 30_000_000,
-            duration: Duration::from_secs(30),
-            revote_share: 0.0,
-            options: 10,
-            write_units_per_second: Some(200_000),
-            clients: Clients::Direct,
-            tokens: Tokens::Es256,
-            shards_now: 4,
-            up_for: Duration::from_secs(86_400),
-            reserved_for: Duration::from_secs(14_400),
-        })
-        .unwrap();
+        let question = Question { write_units_per_second: Some(200_000), ..event(1_000_000, 30_000_000, 30) };
+        let plan = plan::plan(question).unwrap();
         let text = describe(&plan).join("\n");
         assert!(text.starts_with("An estimate for 30,000,000 votes"), "{text}");
         assert!(text.contains(" -c shards=42 -c ingestTasks=47 "), "{text}");

@@ -60,28 +60,15 @@ fn describe(report: &Report) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, time::Duration};
+    use std::io::Write;
 
     use super::*;
-    use crate::plan::{self, Clients, Question, Tokens};
+    use crate::plan::{self, tests::event};
 
     #[test]
     fn what_plan_prints_is_read() {
-        let question = Question {
-            peak_votes_per_second: 1_000_000,
-            voters: 30_000_000,
-            duration: Duration::from_secs(30),
-            revote_share: 0.0,
-            options: 10,
-            write_units_per_second: None,
-            clients: Clients::Direct,
-            tokens: Tokens::Es256,
-            shards_now: 4,
-            up_for: Duration::from_secs(86_400),
-            reserved_for: Duration::from_secs(14_400),
-        };
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        serde_json::to_writer(&mut file, &plan::plan(question).unwrap()).unwrap();
+        serde_json::to_writer(&mut file, &plan::plan(event(1_000_000, 30_000_000, 30)).unwrap()).unwrap();
         file.flush().unwrap();
         assert!(read(file.path()).is_ok(), "{:?}", read(file.path()).err());
         for (text, expected) in [("{}", "not the output"), ("{\"plan_version\": 9}", "not the output")] {

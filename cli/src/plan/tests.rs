@@ -10,7 +10,8 @@ use super::{
     *,
 };
 
-fn event(peak: u64, voters: u64, seconds: u64) -> Question {
+/// An event of phones, with what the command has for everything else.
+pub(crate) fn event(peak: u64, voters: u64, seconds: u64) -> Question {
     Question {
         peak_votes_per_second: peak,
         voters,
@@ -77,18 +78,15 @@ fn what_three_shows_need_however_their_votes_come() {
     }
 }
 
+/// Tasks behind load balancers, new connections a second, load balancers, and the units to reserve for each.
+fn edge(plan: &Plan) -> ((u64, u64), u64, u64, u64) {
+    let Edge { new_connections_per_second, load_balancers, reserved_units_each, .. } = plan.edge;
+    ((plan.ingest_tasks, plan.tally_tasks), new_connections_per_second, load_balancers, reserved_units_each)
+}
+
 #[test]
 fn what_three_shows_of_phones_need_at_the_edge() {
     let [small, middle, large] = shows(Clients::Direct);
-    let edge = |plan: &Plan| {
-        let edge = &plan.edge;
-        (
-            (plan.ingest_tasks, plan.tally_tasks),
-            edge.new_connections_per_second,
-            edge.load_balancers,
-            edge.reserved_units_each,
-        )
-    };
     assert_eq!(edge(&small), ((2, 2), 20_000, 1, 800));
     assert_eq!(edge(&middle), ((5, 2), 100_000, 1, 4_000));
     // 40,000 capacity units, of which one load balancer has 15,000 at most.
@@ -110,15 +108,6 @@ fn what_three_shows_of_phones_need_at_the_edge() {
 #[test]
 fn what_three_shows_of_relays_need_at_the_edge() {
     let [small, middle, large] = shows(Clients::Relay);
-    let edge = |plan: &Plan| {
-        let edge = &plan.edge;
-        (
-            (plan.ingest_tasks, plan.tally_tasks),
-            edge.new_connections_per_second,
-            edge.load_balancers,
-            edge.reserved_units_each,
-        )
-    };
     assert_eq!(edge(&small), ((2, 2), 2, 1, 0));
     assert_eq!(edge(&middle), ((2, 2), 10, 1, 0));
     // The bytes of 1,000,000 votes/s.

@@ -34,7 +34,7 @@ const RESOLUTION_MS: i64 = 1_000;
 
 /// By how many milliseconds our clock is ahead of the engines': at least this, and at most that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ahead {
+pub struct Ahead {
     least: i64,
     most: i64,
 }
@@ -42,8 +42,9 @@ struct Ahead {
 impl Ahead {
     const UNKNOWN: Self = Self { least: i64::MIN, most: i64::MAX };
 
-    /// The interval that one answer gives.
-    fn of(sent_at: Timestamp, answered_at: Timestamp, engine: Timestamp) -> Self {
+    /// The interval that one answer gives. `sent_at` and `answered_at` are our clock when the request was sent and when the
+    /// answer came; `engine` is the engine's time in the answer, in whole seconds.
+    pub fn of(sent_at: Timestamp, answered_at: Timestamp, engine: Timestamp) -> Self {
         let least = sent_at.0.saturating_sub(engine.0.saturating_add(RESOLUTION_MS));
         Self { least, most: answered_at.0.saturating_sub(engine.0) }
     }
@@ -53,9 +54,15 @@ impl Ahead {
         (both.least <= both.most).then_some(both)
     }
 
-    fn contradicts(self, bound: Duration) -> bool {
-        let bound = i64::try_from(bound.as_millis()).unwrap_or(i64::MAX);
-        self.least > bound || self.most < -bound
+    /// The part of the difference that is certain, in milliseconds: positive if our clock is ahead, negative if it is behind,
+    /// and 0 if the clocks may agree.
+    pub fn certain(self) -> i64 {
+        if self.least > 0 { self.least } else { self.most.min(0) }
+    }
+
+    /// Whether the clocks differ by more than this.
+    pub fn contradicts(self, bound: Duration) -> bool {
+        self.certain().unsigned_abs() > u64::try_from(bound.as_millis()).unwrap_or(u64::MAX)
     }
 }
 

@@ -121,6 +121,15 @@ pub struct ShardRow {
     pub lost: Option<LostTime>,
 }
 
+impl ShardRow {
+    /// A row that nobody has worked on. It may be processed at once if the shard has no parents.
+    pub fn new(shard: ShardId, range: HashRange, parents: Vec<ShardId>) -> Self {
+        let started = parents.is_empty();
+        let (lease, progress) = (Lease::default(), Progress::default());
+        Self { shard, range, parents, started, lease, progress, ends_at: None, lost: None }
+    }
+}
+
 /// The conditions and effects of [`LeaseStore`], for engines that hold rows in memory. `None` means that the condition
 /// failed.
 impl ShardRow {

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fmt::Debug,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{ExitStatus, Stdio},
     sync::{
         Arc,
@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::{Streaming, transport::Channel};
 use votestream_aws::{
     client::Clients,
     dynamodb::{DynamoConfig, DynamoStore},
@@ -39,7 +39,7 @@ use votestream_proto::{
     VotesMessage,
     v1::{
         ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest,
-        GetInterimResultsResponse, PollOption, RecountRequest, RejectionCode,
+        GetInterimResultsResponse, PollOption, RecountRequest, RejectionCode, StreamVotesResponse,
         ingest_service_client::IngestServiceClient, poll_service_client::PollServiceClient,
         results_service_client::ResultsServiceClient,
     },
@@ -690,8 +690,43 @@ impl Relay {
     }
 }
 
-/// Path of a data file of the project, if it exists.
-pub fn shared_data(name: &str) -> Option<PathBuf> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(name);
-    file.exists().then_some(file)
+/// Casts these votes, each of another user, by calls that `stream` makes. Votes that are rejected for one of the reasons
+/// `again` are cast again. Returns the number of acknowledged votes, which is all of them.
+///
+/// # Panics
+///
+/// If a vote is rejected for another reason, or again and again.
+pub async fn cast_all(
+    poll: &str,
+    votes: &[(String, String)],
+    again: &[RejectionCode],
+    stream: impl AsyncFn(Vec<VotesMessage>) -> Streaming<StreamVotesResponse>,
+) -> usize {
+    const ATTEMPTS_MAX: usize = 20;
+    const PER_MESSAGE: usize = 200;
+    let (mut left, mut accepted) = (votes.to_vec(), 0);
+    for _ in 0..ATTEMPTS_MAX {
+        let messages = left.chunks(PER_MESSAGE).map(|votes| {
+            let mut message = VotesMessage::default();
+            votes.iter().for_each(|(user, option)| message.push(poll, user, option));
+            message
+        });
+        let mut answers = stream(messages.collect()).await;
+        let (mut rejected, mut through) = (Vec::new(), 0);
+        while let Some(answer) = answers.message().await.expect("the stream goes on") {
+            through = answer.durable_through as usize;
+            for rejection in answer.rejections {
+                assert!(again.contains(&rejection.code()), "{rejection:?}");
+                rejected.push(left[rejection.index as usize].clone());
+            }
+        }
+        assert_eq!(through, left.len(), "every vote is settled");
+        accepted += left.len() - rejected.len();
+        left = rejected;
+        if left.is_empty() {
+            return accepted;
+        }
+        eprintln!("{} votes are cast again", left.len());
+    }
+    panic!("{} votes were rejected {ATTEMPTS_MAX} times", left.len());
 }

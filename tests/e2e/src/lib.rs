@@ -13,6 +13,7 @@ pub mod hostile;
 pub mod house;
 pub mod http_faults;
 pub mod issuer;
+pub mod mayor;
 pub mod power;
 pub mod reshard;
 pub mod stack;

@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("web", &["server"]),
     ("tally", &["core", "process", "proto", "server", "web"]),
     ("stack", &["core", "ingest", "persist", "server", "tally"]),
-    ("preflight", &[]),
+    ("preflight", &["core"]),
     ("", &["client", "core", "embedded", "process", "server", "stack"]),
     ("testkit", &["core"]),
     ("sim", &["core", "ingest", "persist", "proto", "tally"]),

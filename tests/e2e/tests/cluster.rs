@@ -23,10 +23,10 @@ use parking_lot::Mutex;
 use votestream_core::port::Group;
 use votestream_e2e::{
     aws::{self, Server},
-    cluster::{Binaries, Cluster, Load, LoadPlan, PATIENCE, eventually},
+    cluster::{Binaries, Cluster, Load, LoadPlan, PATIENCE, cast_all, eventually},
     collector::Collector,
 };
-use votestream_proto::{VotesMessage, v1::RejectionCode};
+use votestream_proto::v1::RejectionCode;
 
 const BINARIES: Binaries = Binaries {
     ingest: env!("CARGO_BIN_EXE_cluster-ingest-svc"),
@@ -54,36 +54,13 @@ async fn poll_and_load(cluster: &Cluster, plan: LoadPlan) -> Load {
     load
 }
 
-/// Casts these votes, each of another user. Votes that the service refused because it could not accept them at the
-/// moment are cast again. Returns the number of acknowledged votes, which is all of them.
+/// Casts these votes, each of another user. Returns the number of acknowledged votes, which is all of them.
 async fn cast(cluster: &Cluster, poll: &str, votes: &[(String, String)]) -> usize {
-    const ATTEMPTS_MAX: usize = 20;
-    let (mut left, mut accepted) = (votes.to_vec(), 0);
-    for _ in 0..ATTEMPTS_MAX {
-        let messages = left.chunks(200).map(|votes| {
-            let mut message = VotesMessage::default();
-            votes.iter().for_each(|(user, option)| message.push(poll, user, option));
-            message
-        });
-        let messages = tokio_stream::iter(messages.collect::<Vec<_>>());
-        let mut answers = cluster.ingest().await.stream_votes(messages).await.unwrap().into_inner();
-        let (mut again, mut through) = (Vec::new(), 0);
-        while let Some(answer) = answers.message().await.unwrap() {
-            through = answer.durable_through as usize;
-            for rejection in answer.rejections {
-                assert_eq!(rejection.code(), RejectionCode::Unavailable, "{rejection:?}");
-                again.push(left[rejection.index as usize].clone());
-            }
-        }
-        assert_eq!(through, left.len(), "every vote is settled");
-        accepted += left.len() - again.len();
-        left = again;
-        if left.is_empty() {
-            return accepted;
-        }
-        eprintln!("{} votes are cast again", left.len());
-    }
-    panic!("{} votes were refused {ATTEMPTS_MAX} times", left.len());
+    cast_all(poll, votes, &[RejectionCode::Unavailable], async |messages| {
+        let messages = tokio_stream::iter(messages);
+        cluster.ingest().await.stream_votes(messages).await.unwrap().into_inner()
+    })
+    .await
 }
 
 /// Status and body of an answer at an admin address.

@@ -3,29 +3,29 @@
 //!
 //! Every kind of trouble is counted, and the test fails if one did not happen.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use serde_json::json;
 use tokio::time::timeout;
 use tonic::{
-    Request,
-    metadata::{Ascii, MetadataValue},
+    Code, Request, Response, Status,
     transport::{Certificate, Channel, ClientTlsConfig},
 };
 use votestream_core::port::Group;
 use votestream_e2e::{
     aws::{self, STREAM},
     aws_edge::{AwsEdge, EdgeFault},
-    cluster::{Binaries, Cluster, PATIENCE, eventually, shared_data},
-    house::key_entry,
+    cluster::{Binaries, Cluster, PATIENCE, cast_all, eventually},
+    house::{bearing, key_entry},
     issuer::{Issuer, now},
+    mayor,
     tls::Authority,
 };
 use votestream_proto::{
     VotesMessage,
     v1::{
-        ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetFinalResultsResponse, GetInterimResultsRequest,
-        PollOption, RecountRequest, RejectionCode, ingest_service_client::IngestServiceClient,
+        ClosePollRequest, CreatePollRequest, GetFinalResultsRequest, GetInterimResultsRequest, PollOption,
+        RecountRequest, RejectionCode, ingest_service_client::IngestServiceClient,
         poll_service_client::PollServiceClient, results_service_client::ResultsServiceClient,
     },
 };
@@ -41,7 +41,7 @@ const BINARIES: Binaries = Binaries {
 const VOTERS_AT_A_TIME: usize = 4_000;
 /// Of the first voters, how many cast their first choice by themselves, each with a token of their own.
 const OWN_TOKENS: usize = 100;
-/// How often a vote is cast again that the service could not accept at the moment, or whose outcome it does not know.
+/// How often such a voter and the clerk try.
 const ATTEMPTS_MAX: usize = 20;
 /// Longest time from closing the poll to its final result.
 const FINAL_MAX: Duration = Duration::from_secs(240);
@@ -55,52 +55,11 @@ const RELAY: &str = "the-relay-of-the-city";
 const MANAGER: &str = "the-clerk-of-the-city";
 const ISS: &str = "https://login.city.test";
 
-/// Who calls, and over what.
-#[derive(Clone)]
-struct Door {
-    channel: Channel,
-}
-
-impl Door {
-    async fn open(address: std::net::SocketAddr, ca: &str) -> Self {
-        let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
-        let endpoint = Channel::from_shared(format!("https://{address}")).unwrap().tls_config(trusted).unwrap();
-        Self { channel: endpoint.connect_timeout(PATIENCE).connect().await.unwrap() }
-    }
-
-    fn results(&self) -> ResultsServiceClient<Channel> {
-        ResultsServiceClient::new(self.channel.clone())
-    }
-
-    fn polls(&self) -> PollServiceClient<Channel> {
-        PollServiceClient::new(self.channel.clone())
-    }
-
-    fn ingest(&self) -> IngestServiceClient<Channel> {
-        IngestServiceClient::new(self.channel.clone())
-    }
-}
-
-/// A call with this token.
-fn by<T>(token: &str, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    let value: MetadataValue<Ascii> = format!("Bearer {token}").parse().unwrap();
-    request.metadata_mut().insert("authorization", value);
-    request
-}
-
-/// Rounds of votes: each voter casts the third choice, then the second, then the first.
-fn rounds(file: &Path) -> Vec<Vec<(String, String)>> {
-    let ballots: Vec<_> = csv::Reader::from_path(file).unwrap().into_records().map(Result::unwrap).collect();
-    let mut rounds = Vec::new();
-    for (at, some) in ballots.chunks(VOTERS_AT_A_TIME).enumerate() {
-        for round in (0..3).rev() {
-            let choices = some.iter().zip(at * VOTERS_AT_A_TIME..).map(|(ballot, voter)| (voter, &ballot[round]));
-            let chosen = choices.filter(|(_, choice)| !["undervote", "overvote"].contains(choice));
-            rounds.push(chosen.map(|(voter, choice)| (format!("voter-{voter}"), choice.to_owned())).collect());
-        }
-    }
-    rounds
+/// A connection that trusts this CA.
+async fn connect(address: SocketAddr, ca: &str) -> Channel {
+    let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+    let endpoint = Channel::from_shared(format!("https://{address}")).unwrap().tls_config(trusted).unwrap();
+    endpoint.connect_timeout(PATIENCE).connect().await.unwrap()
 }
 
 /// Writes certificates, the auth file and the keys of pseudonyms. Returns the arguments of a port.
@@ -126,50 +85,42 @@ fn secure(dir: &Path, authority: &Authority, issuer: &Issuer) -> Vec<String> {
     ]
 }
 
-/// Casts these votes through the relay, each of another user, until all are acknowledged. Returns their number.
-async fn cast(door: &Door, votes: &[(String, String)]) -> usize {
-    let mut left = votes.to_vec();
-    for _ in 0..ATTEMPTS_MAX {
-        let messages = left.chunks(200).map(|votes| {
-            let mut message = VotesMessage::default();
-            votes.iter().for_each(|(user, option)| message.push(POLL, user, option));
-            message
-        });
-        let messages = tokio_stream::iter(messages.collect::<Vec<_>>());
-        let mut answers = door.ingest().stream_votes(by(RELAY, messages)).await.unwrap().into_inner();
-        let (mut again, mut through) = (Vec::new(), 0);
-        while let Some(answer) = answers.message().await.unwrap() {
-            through = answer.durable_through as usize;
-            for rejection in answer.rejections {
-                let passes = [RejectionCode::Unavailable, RejectionCode::OutcomeUnknown].contains(&rejection.code());
-                assert!(passes, "{rejection:?}");
-                again.push(left[rejection.index as usize].clone());
-            }
-        }
-        assert_eq!(through, left.len(), "every vote is settled");
-        left = again;
-        if left.is_empty() {
-            return votes.len();
-        }
-        eprintln!("{} votes are cast again", left.len());
-    }
-    panic!("{} votes were refused {ATTEMPTS_MAX} times", left.len());
+/// Casts these votes through the relay, until all are acknowledged. Returns their number.
+async fn cast(ingest: &IngestServiceClient<Channel>, votes: &[(String, String)]) -> usize {
+    cast_all(POLL, votes, &[RejectionCode::Unavailable, RejectionCode::OutcomeUnknown], async |messages| {
+        let messages = bearing(RELAY, tokio_stream::iter(messages));
+        ingest.clone().stream_votes(messages).await.unwrap().into_inner()
+    })
+    .await
 }
 
 /// Casts one vote as the voter.
-async fn cast_as_voter(door: &Door, issuer: &Issuer, user: &str, option: &str) {
+async fn cast_as_voter(ingest: &mut IngestServiceClient<Channel>, issuer: &Issuer, user: &str, option: &str) {
     let token =
         issuer.token(&json!({"iss": ISS, "aud": "votestream", "sub": user, "scope": "vote:mayor", "exp": now() + 600}));
     let mut last = String::new();
     for _ in 0..ATTEMPTS_MAX {
         let mut message = VotesMessage::default();
         message.push(POLL, user, option);
-        match door.ingest().cast_vote(by(&token, message)).await {
+        match ingest.cast_vote(bearing(&token, message)).await {
             Ok(_) => return,
             Err(status) => last = status.to_string(),
         }
     }
     panic!("{user} cannot vote: {last}");
+}
+
+/// Calls as the clerk, again while a store does not answer: that is what the message of the status asks for.
+async fn as_clerk<Q: Clone, A>(request: Q, call: impl AsyncFn(Request<Q>) -> Result<Response<A>, Status>) -> A {
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS_MAX {
+        match call(bearing(MANAGER, request.clone())).await {
+            Ok(answer) => return answer.into_inner(),
+            Err(status) if status.code() == Code::Unavailable => last = status.to_string(),
+            Err(status) => panic!("{status}"),
+        }
+    }
+    panic!("the clerk gets no answer: {last}");
 }
 
 /// Splits the first open shard, and lets it leave the stream once both groups have read it. Returns its id.
@@ -193,24 +144,10 @@ async fn lose_a_parent(cluster: &Cluster, reading: &Reading) -> String {
     id
 }
 
-async fn finish(door: &Door) -> GetFinalResultsResponse {
-    door.polls().close_poll(by(MANAGER, ClosePollRequest { poll_id: POLL.into() })).await.unwrap();
-    let request = by(MANAGER, GetFinalResultsRequest { poll_id: POLL.into(), wait: true });
-    let result = timeout(FINAL_MAX, door.results().get_final_results(request)).await;
-    result.expect("the result is final in time").unwrap().into_inner()
-}
-
 /// The mayoral election of Minneapolis in 2013.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_election_gives_its_official_result_on_a_bad_day() {
-    let Some(file) = shared_data("minneapolis-mayor-2013-cast-vote-record.csv") else {
-        eprintln!("skipped: the cast vote record is not there");
-        return;
-    };
-    let rounds = rounds(&file);
-    let mut options: Vec<_> = rounds.iter().flatten().map(|(_, option)| option.clone()).collect();
-    options.sort_unstable();
-    options.dedup();
+    let Some(rounds) = mayor::rounds(VOTERS_AT_A_TIME) else { return };
 
     let dir = tempfile::tempdir().unwrap();
     let (authority, issuer, reading) = (Authority::new("the city"), Issuer::new("es1"), Reading::default());
@@ -242,17 +179,22 @@ async fn a_real_election_gives_its_official_result_on_a_bad_day() {
     let first_persist = cluster.start_persist("persist-1", &persist_flags);
     let (mut ingest, mut tally) =
         tokio::join!(cluster.start_ingest("ingest", &port_flags), cluster.start_tally("tally", &port_flags));
-    let voting = Door::open(ingest.address().await, &authority.pem).await;
-    let watching = Door::open(tally.address().await, &authority.pem).await;
+    let mut voting = IngestServiceClient::new(connect(ingest.address().await, &authority.pem).await);
+    let channel = connect(tally.address().await, &authority.pem).await;
+    let (polls, results) = (PollServiceClient::new(channel.clone()), ResultsServiceClient::new(channel));
     let request = CreatePollRequest {
         poll_id: POLL.into(),
-        options: options.iter().map(|id| PollOption { option_id: id.clone(), title: String::new() }).collect(),
+        options: mayor::options(&rounds)
+            .into_iter()
+            .map(|id| PollOption { option_id: id.into(), title: String::new() })
+            .collect(),
         closes_at: Some((std::time::SystemTime::now() + Duration::from_secs(3_600)).into()),
         ..CreatePollRequest::default()
     };
-    watching.polls().create_poll(by(MANAGER, request)).await.unwrap();
-    let nobody = watching.polls().close_poll(ClosePollRequest { poll_id: POLL.into() }).await.unwrap_err();
-    assert_eq!(nobody.code(), tonic::Code::Unauthenticated, "{nobody}");
+    as_clerk(request, async |request| polls.clone().create_poll(request).await).await;
+    let close = ClosePollRequest { poll_id: POLL.into() };
+    let nobody = polls.clone().close_poll(close.clone()).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated, "{nobody}");
 
     let (mut accepted, mut stalled, mut parent, mut first_persist) = (0, [0, 0], None, Some(first_persist));
     let mut second_persist = None;
@@ -270,27 +212,22 @@ async fn a_real_election_gives_its_official_result_on_a_bad_day() {
         }
         let own = if at == 2 { OWN_TOKENS.min(round.len()) } else { 0 };
         for (user, option) in &round[..own] {
-            cast_as_voter(&voting, &issuer, user, option).await;
+            cast_as_voter(&mut voting, &issuer, user, option).await;
         }
         accepted += own + cast(&voting, &round[own..]).await;
     }
-    assert_eq!(accepted, 209_426);
+    assert_eq!(accepted, mayor::VOTES);
 
-    let result = finish(&watching).await;
-    assert_eq!(result.total_votes, 79_415);
-    assert_eq!(result.options.len(), 36);
-    for (name, count) in
-        [("BETSY HODGES", 28_962), ("MARK ANDREW", 19_648), ("DON SAMUELS", 8_350), ("CAM WINTON", 7_533)]
-    {
-        let found = result.options.iter().find(|option| option.option_id == name).map(|option| option.votes);
-        assert_eq!(found, Some(count), "{name}");
-    }
+    as_clerk(close, async |request| polls.clone().close_poll(request).await).await;
+    let request = GetFinalResultsRequest { poll_id: POLL.into(), wait: true };
+    let result = as_clerk(request, async |request| results.clone().get_final_results(request).await);
+    mayor::must_be_official(&timeout(FINAL_MAX, result).await.expect("the result is final in time"));
     // A vote whose outcome was unknown may have come twice. It counts once.
-    let request = by(MANAGER, GetInterimResultsRequest { poll_id: POLL.into() });
-    let interim = watching.results().get_interim_results(request).await.unwrap().into_inner();
-    assert!(interim.total_submitted >= 209_426, "{}", interim.total_submitted);
-    let recount = watching.results().recount(by(MANAGER, RecountRequest { poll_id: POLL.into() })).await.unwrap();
-    let recount = recount.into_inner();
+    let request = GetInterimResultsRequest { poll_id: POLL.into() };
+    let interim = as_clerk(request, async |request| results.clone().get_interim_results(request).await).await;
+    assert!(interim.total_submitted >= mayor::VOTES as u64, "{}", interim.total_submitted);
+    let request = RecountRequest { poll_id: POLL.into() };
+    let recount = as_clerk(request, async |request| results.clone().recount(request).await).await;
     assert!(recount.matches && recount.r#final, "{recount:?}");
 
     assert!(stalled.iter().all(|lines| *lines > 0), "no connection was stalled: {stalled:?}");

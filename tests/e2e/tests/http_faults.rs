@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::time::sleep;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 use votestream_aws::{AwsConfig, Deployment, connect};
 use votestream_core::{
     SequenceNumber,
@@ -25,6 +25,7 @@ use votestream_e2e::{
     stack::{Stack, TEST_BOUNDS},
     voters::{Election, PATIENCE, Voters, wait_until},
 };
+use votestream_process::terminal::selected_logs;
 use votestream_testkit::audit::Answer;
 
 /// Number of votes after which the faults may end, if each kind of fault has happened and each kind of answer was
@@ -48,8 +49,8 @@ fn sum(counter: &dyn ReadCounter) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sdk_path_is_exact_under_faults() {
     // If the test fails it shows the log; `RUST_LOG` sets the level.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().init();
+    let log = tracing_subscriber::fmt::layer().with_test_writer().with_filter(selected_logs(LevelFilter::ERROR));
+    tracing_subscriber::registry().with(log).init();
     let seed = std::env::var("VOTESTREAM_FAULT_SEED").map_or(1, |seed| seed.parse().unwrap());
     let ((kinesis, _kinesis), (dynamodb, _dynamodb)) = tokio::join!(aws::kinesis(SHARDS), aws::dynamodb());
     let deployment = || Deployment { create_with_shards: Some(SHARDS), ..Deployment::new(aws::STREAM, "faults-") };

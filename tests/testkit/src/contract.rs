@@ -615,16 +615,9 @@ async fn check_poll_races(ports: &Ports) {
 }
 
 fn row(shard: &str, started: bool, parents: &[&str]) -> ShardRow {
-    ShardRow {
-        shard: ShardId::new(shard),
-        range: HashRange { start: 5, end: u128::MAX - 5 },
-        parents: parents.iter().map(|parent| ShardId::new(*parent)).collect(),
-        started,
-        lease: Lease::default(),
-        progress: Progress::default(),
-        ends_at: None,
-        lost: None,
-    }
+    let parents = parents.iter().map(|parent| ShardId::new(*parent)).collect();
+    let range = HashRange { start: 5, end: u128::MAX - 5 };
+    ShardRow { started, ..ShardRow::new(ShardId::new(shard), range, parents) }
 }
 
 fn progress(checkpoint: u64, window_end: u64) -> Progress {

@@ -2,10 +2,20 @@
 //!
 //! Must never estimate: if DynamoDB charges a write but no answer reports its units, that write is counted separately.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    error::Error as StdError,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use aws_sdk_dynamodb::types::ConsumedCapacity;
-use votestream_core::observe::metrics::{self, Table, Throttled};
+use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use votestream_core::{
+    observe::metrics::{self, Table, Throttled},
+    port::PortError,
+};
+
+use crate::client::port_error;
 
 /// Units are counted in tenths, because DynamoDB also charges half units.
 const TENTHS: f64 = 10.0;
@@ -68,6 +78,28 @@ impl Meter {
     /// Counts writes whose condition failed and whose units the answer does not name.
     pub(super) fn unreported(&self, writes: usize) {
         self.unreported_writes.fetch_add(writes as u64, Ordering::Relaxed);
+    }
+
+    /// Meters a write under a condition. Returns whether the condition held. `what` names the write for logs.
+    pub(super) fn conditional<E>(
+        &self,
+        what: &str,
+        written: Result<Option<ConsumedCapacity>, SdkError<E, HttpResponse>>,
+    ) -> Result<bool, PortError>
+    where
+        E: ProvideErrorMetadata + StdError + 'static,
+    {
+        match written {
+            Ok(capacity) => {
+                self.consumed(Kind::Write, &capacity);
+                Ok(true)
+            }
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => {
+                self.unreported(1);
+                Ok(false)
+            }
+            Err(error) => Err(port_error(what, &error)),
+        }
     }
 
     fn snapshot(&self) -> TableMetrics {

@@ -20,7 +20,7 @@ use super::{
     DynamoStore, Inner,
     item::{Damaged, ITEM_BYTES_MAX, Item, Reader, as_number, number, text, time},
     meter::Kind,
-    retry::unless_throttled,
+    retry::repeat_refused,
 };
 use crate::client::port_error;
 
@@ -183,7 +183,7 @@ impl Inner {
     }
 
     async fn read_poll(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
-        let answer = unless_throttled(&self.meters.polls, || {
+        let answer = repeat_refused(&self.meters.polls, || {
             self.client
                 .get_item()
                 .table_name(&self.tables.polls)
@@ -210,7 +210,7 @@ impl Inner {
     ) -> Result<Option<Poll>, PortError> {
         let names: HashMap<_, _> = names.iter().map(|name| (format!("#{name}"), (*name).to_owned())).collect();
         let values: HashMap<_, _> = values.iter().map(|(name, value)| (format!(":{name}"), value.clone())).collect();
-        let result = unless_throttled(&self.meters.polls, || {
+        let result = repeat_refused(&self.meters.polls, || {
             self.client
                 .update_item()
                 .table_name(&self.tables.polls)
@@ -249,7 +249,7 @@ impl PollStore for DynamoStore {
     async fn create(&self, poll: &Poll) -> Result<Created, PortError> {
         let inner = &self.inner;
         let item = encode(poll)?;
-        let result = unless_throttled(&inner.meters.polls, || {
+        let result = repeat_refused(&inner.meters.polls, || {
             inner
                 .client
                 .put_item()
@@ -288,7 +288,7 @@ impl PollStore for DynamoStore {
         let mut first = BTreeMap::new();
         let mut start = None;
         for _ in 0..PAGES_MAX {
-            let page = unless_throttled(&inner.meters.polls, || {
+            let page = repeat_refused(&inner.meters.polls, || {
                 let scan = inner.client.scan().table_name(&inner.tables.polls).consistent_read(true);
                 let scan = match after {
                     None => scan,

@@ -1,4 +1,4 @@
-//! Throttling: how to recognise it, and how long a throttled call is tried again.
+//! Refusals that pass: how to recognise them, and how long a refused call is tried again.
 //!
 //! Owns the pauses of all retries of this adapter. Must never repeat a call that may have taken effect: every other error
 //! goes back to the caller, who knows whether a retry is safe.
@@ -9,12 +9,18 @@ use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkErro
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use rand::RngExt;
 use tokio::time::Instant;
+use votestream_core::observe::metrics;
 
 use super::meter::Meter;
 
 /// How long a throttled call is tried again. An on-demand table doubles its capacity in the background. A partition
 /// splits within minutes; the caller's own, longer pauses are better for that.
 const RETRY_FOR: Duration = Duration::from_secs(8);
+/// What DynamoDB answers when it does not know who calls. Its "Error handling" calls this one retryable: it happens in passing,
+/// to a caller with valid credentials.
+const UNRECOGNIZED: &str = "UnrecognizedClientException";
+/// How often a call is tried again after that answer. Credentials that are wrong stay wrong, and their owner wants to know.
+const UNRECOGNIZED_RETRIES_MAX: usize = 2;
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
 const PAUSE_LONGEST: Duration = Duration::from_secs(1);
 
@@ -56,8 +62,9 @@ pub(super) fn is_throttle(code: &str) -> bool {
     )
 }
 
-/// Makes a call, and repeats it while it is throttled and there is time.
-pub(super) async fn unless_throttled<O, E, F>(
+/// Makes a call, and repeats it while there is time and DynamoDB refuses it in passing: for its rate, or because it does not
+/// know the caller just now.
+pub(super) async fn repeat_refused<O, E, F>(
     meter: &Meter,
     mut call: impl FnMut() -> F,
 ) -> Result<O, SdkError<E, HttpResponse>>
@@ -65,15 +72,18 @@ where
     E: ProvideErrorMetadata + StdError + 'static,
     F: Future<Output = Result<O, SdkError<E, HttpResponse>>>,
 {
-    let mut retries = Retries::new();
+    let (mut retries, mut unrecognized) = (Retries::new(), 0);
     loop {
         meter.request();
         let result = call().await;
-        let throttled = result.as_ref().err().and_then(ProvideErrorMetadata::code).is_some_and(is_throttle);
-        if !throttled {
-            return result;
+        match result.as_ref().err().and_then(ProvideErrorMetadata::code) {
+            Some(UNRECOGNIZED) if unrecognized < UNRECOGNIZED_RETRIES_MAX => {
+                unrecognized += 1;
+                metrics::engine_unauthorized();
+            }
+            Some(code) if is_throttle(code) => meter.throttled(1),
+            _ => return result,
         }
-        meter.throttled(1);
         if !retries.pause().await {
             return result;
         }

@@ -24,7 +24,7 @@ use super::{
     DynamoStore, Inner,
     item::{Damaged, Item, Reader, binary, number, sequence, text, time},
     meter::Kind,
-    retry::unless_throttled,
+    retry::repeat_refused,
 };
 use crate::client::port_error;
 
@@ -165,7 +165,7 @@ impl Inner {
 
     async fn change_row(&self, group: Group, shard: &ShardId, change: Change<'_>) -> Result<Written, PortError> {
         let update = self.row_update(group, shard, &change);
-        let result = unless_throttled(&self.meters.shards, || update.clone().send()).await;
+        let result = repeat_refused(&self.meters.shards, || update.clone().send()).await;
         match result {
             Ok(UpdateItemOutput { attributes, consumed_capacity, .. }) => {
                 self.meters.shards.consumed(Kind::Write, &consumed_capacity);
@@ -187,7 +187,7 @@ impl Inner {
     }
 
     async fn read_row(&self, group: Group, shard: &ShardId) -> Result<Option<Item>, PortError> {
-        let answer = unless_throttled(&self.meters.shards, || {
+        let answer = repeat_refused(&self.meters.shards, || {
             self.client
                 .get_item()
                 .table_name(&self.tables.shards)
@@ -226,7 +226,7 @@ impl LeaseStore for DynamoStore {
         let mut rows = Vec::new();
         let mut start = None;
         loop {
-            let page = unless_throttled(&inner.meters.shards, || {
+            let page = repeat_refused(&inner.meters.shards, || {
                 inner
                     .client
                     .query()
@@ -255,7 +255,7 @@ impl LeaseStore for DynamoStore {
     async fn create(&self, group: Group, row: &ShardRow) -> Result<(), PortError> {
         let inner = &self.inner;
         let item = encode(group, row)?;
-        let result = unless_throttled(&inner.meters.shards, || {
+        let result = repeat_refused(&inner.meters.shards, || {
             inner
                 .client
                 .put_item()
@@ -267,17 +267,7 @@ impl LeaseStore for DynamoStore {
                 .send()
         })
         .await;
-        match result {
-            Ok(answer) => {
-                inner.meters.shards.consumed(Kind::Write, answer.consumed_capacity());
-                Ok(())
-            }
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                inner.meters.shards.unreported(1);
-                Ok(())
-            }
-            Err(error) => Err(port_error("create a shard row", &error)),
-        }
+        inner.meters.shards.conditional("create a shard row", result.map(|answer| answer.consumed_capacity)).map(drop)
     }
 
     async fn start(&self, group: Group, shard: &ShardId, inherited: &Progress) -> Result<(), PortError> {
@@ -434,7 +424,7 @@ impl LeaseStore for DynamoStore {
 
     async fn delete(&self, group: Group, shard: &ShardId) -> Result<(), PortError> {
         let inner = &self.inner;
-        let deleted = unless_throttled(&inner.meters.shards, || {
+        let deleted = repeat_refused(&inner.meters.shards, || {
             inner
                 .client
                 .delete_item()
@@ -449,17 +439,7 @@ impl LeaseStore for DynamoStore {
                 .send()
         })
         .await;
-        match deleted {
-            Ok(answer) => {
-                inner.meters.shards.consumed(Kind::Write, answer.consumed_capacity());
-                Ok(())
-            }
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                inner.meters.shards.unreported(1);
-                Ok(())
-            }
-            Err(error) => Err(port_error("delete a shard row", &error)),
-        }
+        inner.meters.shards.conditional("delete a shard row", deleted.map(|answer| answer.consumed_capacity)).map(drop)
     }
 }
 

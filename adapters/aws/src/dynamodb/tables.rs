@@ -13,7 +13,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 use votestream_core::port::PortError;
 
-use super::{DynamoStore, Inner, polls, retry::unless_throttled, shards, tallies, votes};
+use super::{DynamoStore, Inner, polls, retry::repeat_refused, shards, tallies, votes};
 use crate::client::{Failure, Verdict};
 
 /// Longest wait for a new table. DynamoDB takes seconds.
@@ -79,7 +79,7 @@ impl Inner {
     async fn describe(&self, table: &Table<'_>) -> Result<TableStatus, Failure> {
         let name = table.name;
         let call = || self.client.describe_table().table_name(name).send();
-        let answer = unless_throttled(&self.meters.polls, call).await.map_err(|error| match error.code() {
+        let answer = repeat_refused(&self.meters.polls, call).await.map_err(|error| match error.code() {
             Some("ResourceNotFoundException") => {
                 Failure::new(Verdict::Permanent, format!("table {name} does not exist"))
             }
@@ -118,7 +118,7 @@ impl Inner {
                 .attribute_definitions(attribute.build().map_err(built)?)
                 .key_schema(element.build().map_err(built)?);
         }
-        let result = unless_throttled(&self.meters.polls, || create.clone().send()).await;
+        let result = repeat_refused(&self.meters.polls, || create.clone().send()).await;
         if let Err(error) = result
             && error.code() != Some("ResourceInUseException")
         {

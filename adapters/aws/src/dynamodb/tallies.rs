@@ -17,7 +17,7 @@ use super::{
     DynamoStore, Inner,
     item::{Damaged, Item, Reader, as_number, number, sequence, text},
     meter::Kind,
-    retry::unless_throttled,
+    retry::repeat_refused,
 };
 use crate::client::port_error;
 
@@ -111,7 +111,7 @@ impl Inner {
             names.insert(format!("#c{at}"), format!("{COUNT}{option}"));
             values.insert(format!(":c{at}"), number(count));
         }
-        let result = unless_throttled(&self.meters.tallies, || {
+        let result = repeat_refused(&self.meters.tallies, || {
             self.client
                 .update_item()
                 .table_name(&self.tables.tallies)
@@ -125,23 +125,13 @@ impl Inner {
                 .send()
         })
         .await;
-        match result {
-            Ok(answer) => {
-                self.meters.tallies.consumed(Kind::Write, answer.consumed_capacity());
-                Ok(())
-            }
-            Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                self.meters.tallies.unreported(1);
-                Ok(())
-            }
-            Err(error) => Err(port_error("add to a tally", &error)),
-        }
+        self.meters.tallies.conditional("add to a tally", result.map(|answer| answer.consumed_capacity)).map(drop)
     }
 
     /// Adds to more options than an expression holds: reads the item, and replaces it if it has not changed since.
     async fn add_many(&self, target: Target<'_>, delta: &TallyDelta) -> Result<(), PortError> {
         for _ in 0..ROUNDS_MAX {
-            let answer = unless_throttled(&self.meters.tallies, || {
+            let answer = repeat_refused(&self.meters.tallies, || {
                 self.client
                     .get_item()
                     .table_name(&self.tables.tallies)
@@ -171,7 +161,7 @@ impl Inner {
             };
             let item = encode(&delta.poll_id, &row, target.epoch);
             let values = read.map(|read| HashMap::from([(":read".to_owned(), read)]));
-            let result = unless_throttled(&self.meters.tallies, || {
+            let result = repeat_refused(&self.meters.tallies, || {
                 self.client
                     .put_item()
                     .table_name(&self.tables.tallies)
@@ -183,15 +173,9 @@ impl Inner {
                     .send()
             })
             .await;
-            match result {
-                Ok(answer) => {
-                    self.meters.tallies.consumed(Kind::Write, answer.consumed_capacity());
-                    return Ok(());
-                }
-                Err(error) if error.as_service_error().is_some_and(|e| e.is_conditional_check_failed_exception()) => {
-                    self.meters.tallies.unreported(1);
-                }
-                Err(error) => return Err(port_error("write a tally", &error)),
+            let result = result.map(|answer| answer.consumed_capacity);
+            if self.meters.tallies.conditional("write a tally", result)? {
+                return Ok(());
             }
         }
         Err(PortError::unknown(format!(
@@ -222,7 +206,7 @@ impl TallyStore for DynamoStore {
         let mut rows = Vec::new();
         let mut start = None;
         loop {
-            let page = unless_throttled(&inner.meters.tallies, || {
+            let page = repeat_refused(&inner.meters.tallies, || {
                 inner
                     .client
                     .query()

@@ -25,7 +25,7 @@ use super::{
     DynamoStore, Inner,
     item::{Damaged, Item, Reader, text},
     meter::Kind,
-    retry::unless_throttled,
+    retry::repeat_refused,
 };
 use crate::client::port_error;
 
@@ -118,7 +118,7 @@ impl Inner {
         let mut counts = vec![0; poll.options.len()];
         let mut start = None;
         loop {
-            let page = unless_throttled(&self.meters.votes, || {
+            let page = repeat_refused(&self.meters.votes, || {
                 self.client
                     .query()
                     .table_name(&self.tables.votes)

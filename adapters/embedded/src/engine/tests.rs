@@ -5,7 +5,7 @@ use std::fs;
 use bytes::Bytes;
 use votestream_core::{
     HashRange, Poll, PollId, PollOption, PollSource, SequenceNumber,
-    port::{Group, Lease, Progress, ShardRow, Span, WriteOutcome},
+    port::{Group, Progress, ShardRow, Span, WriteOutcome},
 };
 
 use super::*;
@@ -62,16 +62,7 @@ async fn process(engine: &EmbeddedEngine, from: SequenceNumber, to: SequenceNumb
     let ports = engine.ports();
     let shard = ports.stream.list_shards().await.unwrap()[0].id.clone();
     if from == SequenceNumber::ZERO {
-        let row = ShardRow {
-            shard: shard.clone(),
-            range: HashRange::ALL,
-            parents: Vec::new(),
-            started: true,
-            lease: Lease::default(),
-            progress: Progress::default(),
-            ends_at: None,
-            lost: None,
-        };
+        let row = ShardRow::new(shard.clone(), HashRange::ALL, Vec::new());
         ports.leases.create(Group::Persist, &row).await.unwrap();
     }
     let progress = Progress { checkpoint: to, window_end: to, ..Progress::default() };

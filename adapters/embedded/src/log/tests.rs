@@ -49,16 +49,7 @@ fn data(records: &[Record]) -> Vec<&str> {
 }
 
 fn row(shard: &ShardId) -> ShardRow {
-    ShardRow {
-        shard: shard.clone(),
-        range: HashRange::ALL,
-        parents: Vec::new(),
-        started: true,
-        lease: Lease::default(),
-        progress: Progress::default(),
-        ends_at: None,
-        lost: None,
-    }
+    ShardRow::new(shard.clone(), HashRange::ALL, Vec::new())
 }
 
 #[tokio::test]

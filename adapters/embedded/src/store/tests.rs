@@ -77,16 +77,7 @@ async fn progress_never_outlives_what_it_speaks_of() {
     let (_, after) = crashed(dir.path());
     assert_eq!(after.get(&poll().id).await.unwrap(), Some(poll()), "a created poll is durable");
 
-    let row = ShardRow {
-        shard: shard.clone(),
-        range: HashRange::ALL,
-        parents: Vec::new(),
-        started: true,
-        lease: Lease::default(),
-        progress: Progress::default(),
-        ends_at: None,
-        lost: None,
-    };
+    let row = ShardRow::new(shard.clone(), HashRange::ALL, Vec::new());
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     let taken = store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
     let mut previous = Progress::default();
@@ -216,16 +207,7 @@ async fn a_flush_is_whole_or_nothing_and_of_one_moment() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let shard = ShardId::new("shard");
-    let row = ShardRow {
-        shard: shard.clone(),
-        range: HashRange::ALL,
-        parents: Vec::new(),
-        started: true,
-        lease: Lease::default(),
-        progress: Progress::default(),
-        ends_at: None,
-        lost: None,
-    };
+    let row = ShardRow::new(shard.clone(), HashRange::ALL, Vec::new());
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
     store.make_durable().unwrap();
@@ -267,16 +249,7 @@ async fn rows_that_were_deleted_stay_deleted_and_losses_are_kept() {
     for many in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path());
-        let row = |shard: &str| ShardRow {
-            shard: ShardId::new(shard),
-            range: HashRange::ALL,
-            parents: Vec::new(),
-            started: true,
-            lease: Lease::default(),
-            progress: Progress::default(),
-            ends_at: None,
-            lost: None,
-        };
+        let row = |shard: &str| ShardRow::new(ShardId::new(shard), HashRange::ALL, Vec::new());
         let (kept, deleted) = (row("kept"), row("deleted"));
         for row in [&kept, &deleted] {
             LeaseStore::create(&store, Group::Persist, row).await.unwrap();
@@ -306,16 +279,7 @@ async fn a_copy_of_several_moments_is_right_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let shard = ShardId::new("shard");
-    let row = ShardRow {
-        shard: shard.clone(),
-        range: HashRange::ALL,
-        parents: Vec::new(),
-        started: true,
-        lease: Lease::default(),
-        progress: Progress::default(),
-        ends_at: None,
-        lost: None,
-    };
+    let row = ShardRow::new(shard.clone(), HashRange::ALL, Vec::new());
     LeaseStore::create(&store, Group::Persist, &row).await.unwrap();
     store.take(Group::Persist, &shard, &row.lease, "me").await.unwrap().unwrap();
     // Take a copy before any vote was flushed, and then after each step of each flush.

@@ -14,7 +14,7 @@ use super::loss::lost_parent;
 use crate::{
     Poll, PollId, SequenceNumber, ShardId, TimeBounds, Timestamp,
     port::{
-        Group, Lease, LostTime, PortError, Ports, Progress, ReadOutcome, Record, Shard, ShardRow, WriteOutcome,
+        Group, LostTime, PortError, Ports, Progress, ReadOutcome, Record, Shard, ShardRow, WriteOutcome,
         backoff::SeededBackoff,
     },
 };
@@ -230,16 +230,8 @@ async fn never_read(
     let until = oldest_of_descendants(ports, shards, rows, parent).await?;
     // Nobody knows its hashes any more. Those of its child stand for them: with a clock of zero and an empty dedup table,
     // the row covers nothing and hands down nothing.
-    let row = ShardRow {
-        shard: parent.clone(),
-        range: child.range,
-        parents: Vec::new(),
-        started: true,
-        lease: Lease::default(),
-        progress: Progress { ended: true, ..Progress::default() },
-        ends_at: None,
-        lost: None,
-    };
+    let progress = Progress { ended: true, ..Progress::default() };
+    let row = ShardRow { progress, ..ShardRow::new(parent.clone(), child.range, Vec::new()) };
     Ok((row, Way::EndUnknown, LostTime { from: Timestamp::ZERO, until }))
 }
 

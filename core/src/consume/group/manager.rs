@@ -209,16 +209,7 @@ impl Manager {
             // If any row has come further, such a parent may hold votes that this group has not read.
             let parents: Vec<ShardId> =
                 shard.parents.iter().filter(|parent| !is_new || is_listed(parent)).cloned().collect();
-            let row = ShardRow {
-                shard: shard.id.clone(),
-                range: shard.range,
-                started: parents.is_empty(),
-                parents,
-                lease: Lease::default(),
-                progress: Progress::default(),
-                ends_at: shard.ends_at,
-                lost: None,
-            };
+            let row = ShardRow { ends_at: shard.ends_at, ..ShardRow::new(shard.id.clone(), shard.range, parents) };
             self.ports.leases.create(self.config.group, &row).await?;
             created = true;
         }

@@ -21,7 +21,7 @@ use crate::{
     client::{Failure, Verdict},
     dynamodb::{
         meter::Kind,
-        retry::{Retries, is_throttle, unless_throttled},
+        retry::{Retries, is_throttle, repeat_refused},
     },
 };
 
@@ -165,7 +165,7 @@ impl Inner {
         loop {
             let answer = {
                 let _permit = self.permit().await?;
-                unless_throttled(&self.meters.votes, || {
+                repeat_refused(&self.meters.votes, || {
                     let body = self.statements.read(open.iter().map(|&at| &votes[at]));
                     self.client.batch_get_item().customize().mutate_request(body.replace()).send()
                 })
