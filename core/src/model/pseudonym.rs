@@ -142,10 +142,13 @@ impl PollPseudonyms {
             hasher.write(user);
             hasher.finish128()
         };
-        let mut uuid = hash.as_bytes();
-        // RFC 9562: version 8 is for values of one's own making.
-        uuid[6] = uuid[6] & 0x0f | 0x80;
-        uuid[8] = uuid[8] & 0x3f | 0x80;
+        // RFC 9562: version 8 is for values of one's own making. The bits are set before the bytes are written: one of them
+        // changed in memory would be waited for.
+        let first = hash.h1 & !(0xf0 << 48) | 0x80 << 48;
+        let second = hash.h2 & !0xc0 | 0x80;
+        let mut uuid = [0; 16];
+        uuid[..8].copy_from_slice(&first.to_le_bytes());
+        uuid[8..].copy_from_slice(&second.to_le_bytes());
         uuid
     }
 }

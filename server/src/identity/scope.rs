@@ -59,7 +59,10 @@ struct Scope {
 impl Scope {
     fn allows(&self, action: Action, poll: &[u8]) -> bool {
         let polls = self.polls.as_bytes();
-        self.action.includes(action) && if self.is_prefix { poll.starts_with(polls) } else { poll == polls }
+        // `relay:*` of a relay is compared with every vote. An empty text points nowhere, and where a processor compares no
+        // bytes from there by a masked load, as glibc does with AVX-512, it takes 90 ns.
+        let matches = || if self.is_prefix { polls.is_empty() || poll.starts_with(polls) } else { poll == polls };
+        self.action.includes(action) && matches()
     }
 
     /// Whether it allows everything that the other allows.
