@@ -226,7 +226,9 @@ impl Caller {
 
     async fn open_grpc(&self, counts: &Mutex<Counts>) -> Result<GrpcSender, Reason> {
         let transport = self.dial(Instant::now() + self.timeout, counts).await?;
-        let opened = http2::handshake(TokioExecutor::new(), TokioIo::new(transport)).await;
+        // Until the server has said how many calls it takes at a time, one: it refuses those that are too many.
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let opened = builder.initial_max_send_streams(1).handshake(TokioIo::new(transport)).await;
         let (sender, connection) = opened.map_err(|error| broken(&error))?;
         // It ends with its last sender.
         tokio::spawn(connection.unwrap_or_else(drop));
