@@ -1,9 +1,10 @@
 //! What browsers and programs without gRPC get, on one address: the page, JSON, CSV, events, what may be kept, and the
 //! document that describes all of it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use votestream_e2e::{
     hostile::{Answer, Call, wire},
     house::{House, MANAGER, RELAY, issuer_entry, keys},
@@ -276,14 +277,18 @@ async fn events_tell_everything_that_happens() {
 async fn events_end_with_the_server() {
     let site = Site::open().await;
     assert_eq!(site.post("/v1/polls", &poll("p", "LIVE")).await.status, 200);
-    let calls = (0..20).map(|_| {
+    const WATCHERS: u32 = 20;
+    let begun = Arc::new(Semaphore::new(0));
+    let calls = (0..WATCHERS).map(|_| {
         let path = "/v1/polls/p/results/events".to_owned();
-        let call = Call { method: "GET", path, ..Call::default() };
+        let call = Call { method: "GET", path, begun: Some(begun.clone()), ..Call::default() };
         let addr = site.stack.results;
         tokio::spawn(async move { call.send(addr).await.unwrap() })
     });
     let calls: Vec<_> = calls.collect();
-    site.events("p", &[], "event: interim").await;
+    // A connection that the server has not accepted yet may be reset.
+    let all = tokio::time::timeout(PATIENCE, begun.acquire_many(WATCHERS)).await;
+    all.expect("every watcher is told of the poll").unwrap().forget();
     site.close().await;
     for call in calls {
         let answer = call.await.unwrap();

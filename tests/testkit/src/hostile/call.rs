@@ -3,7 +3,7 @@
 //! Owns how a client reads gRPC, gRPC-Web and gRPC-Web in text. Must never repair an answer: missing parts stay
 //! missing.
 
-use std::{collections::BTreeMap, convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -16,6 +16,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     net::TcpStream,
+    sync::Semaphore,
     time::{Instant, timeout_at},
 };
 
@@ -58,6 +59,8 @@ pub struct Call {
     pub patience: Option<Duration>,
     /// A text with which the part of the body ends that is read, for bodies that do not end.
     pub until: Option<&'static str>,
+    /// Gets a permit when the first bytes of the body have come.
+    pub begun: Option<Arc<Semaphore>>,
 }
 
 /// The answer.
@@ -146,13 +149,13 @@ impl Call {
                 tokio::spawn(connection);
                 // Kept until the answer is read; without it the connection would close.
                 let response = sender.send_request(request).await;
-                return Ok(received(response, self.until, end).await);
+                return Ok(received(response, self, end).await);
             } else {
                 let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
                 tokio::spawn(connection);
                 sender.send_request(request).await
             };
-            Ok(received(response, self.until, end).await)
+            Ok(received(response, self, end).await)
         };
         let nothing = || Ok(Answer { broken: Some("no answer".into()), ..Answer::default() });
         timeout_at(end, answered).await.unwrap_or_else(|_| nothing())
@@ -160,11 +163,7 @@ impl Call {
 }
 
 /// Reads an answer until it ends, the text has come, or the time is up. What has come by then is kept.
-async fn received(
-    response: Result<http::Response<Incoming>, hyper::Error>,
-    until: Option<&str>,
-    end: Instant,
-) -> Answer {
+async fn received(response: Result<http::Response<Incoming>, hyper::Error>, call: &Call, end: Instant) -> Answer {
     let response = match response {
         Ok(response) => response,
         Err(error) => return Answer { broken: Some(causes(&error)), ..Answer::default() },
@@ -180,8 +179,14 @@ async fn received(
         let Some(frame) = frame else { break };
         match frame.map(Frame::into_data) {
             Ok(Ok(data)) => {
+                if answer.body.is_empty()
+                    && !data.is_empty()
+                    && let Some(begun) = &call.begun
+                {
+                    begun.add_permits(1);
+                }
                 answer.body.extend(data);
-                if until.is_some_and(|end| String::from_utf8_lossy(&answer.body).contains(end)) {
+                if call.until.is_some_and(|end| String::from_utf8_lossy(&answer.body).contains(end)) {
                     break;
                 }
             }
