@@ -19,7 +19,6 @@ use aws_smithy_types::{
     config_bag::{ConfigBag, Storable, StoreReplace},
     date_time::Format,
 };
-
 use parking_lot::Mutex;
 use votestream_core::{
     TimeBounds, Timestamp,

@@ -3,22 +3,31 @@
 //!
 //! `VOTESTREAM_GENERATE=1 cargo test -p votestream-proto --test generated` writes it anew.
 
-use std::{fs, path::Path};
+use std::{ffi::OsString, fs, path::Path};
 
 use prost::Message;
 
-const FILES: [&str; 3] = ["votestream/v1/ingest.proto", "votestream/v1/polls.proto", "votestream/v1/results.proto"];
+/// The folder of the .proto files, in that of the crate.
+const FILES: &str = "votestream/v1";
 
 /// Requests that carry votes are read in place, see `src/votes.rs`.
 const VOTE_MESSAGES: [&str; 3] =
     [".votestream.v1.CastVoteRequest", ".votestream.v1.CastVotesRequest", ".votestream.v1.StreamVotesRequest"];
+
+/// What is in a folder.
+fn names(dir: &Path) -> Vec<OsString> {
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
 
 #[test]
 fn the_generated_code_is_that_of_the_proto_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let out = tempfile::tempdir().unwrap();
     // A protobuf compiler in Rust: no `protoc` has to be installed.
-    let descriptors = protox::compile(FILES, [root]).unwrap();
+    let files = names(&root.join(FILES)).into_iter().map(|name| Path::new(FILES).join(name));
+    let descriptors = protox::compile(files, [root]).unwrap();
     fs::write(out.path().join("descriptors.bin"), descriptors.encode_to_vec()).unwrap();
     let mut builder = tonic_prost_build::configure()
         .codec_path("crate::SmallBufferCodec")
@@ -29,11 +38,6 @@ fn the_generated_code_is_that_of_the_proto_files() {
     }
     builder.compile_fds(descriptors).unwrap();
 
-    let names = |dir: &Path| {
-        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        names
-    };
     let committed = root.join("generated");
     if std::env::var_os("VOTESTREAM_GENERATE").is_some() {
         for name in names(out.path()) {

@@ -223,10 +223,10 @@ impl Claims {
         self.0.get(name)
     }
 
-    /// A moment of a claim, in seconds since 1970. Fractions are allowed (RFC 7519, section 2), and rounded.
-    fn seconds(&self, name: &str) -> Result<Option<u64>, Denied> {
+    /// A moment of a claim, in seconds since 1970. Fractions are allowed (RFC 7519, section 2), and made whole by `whole`.
+    fn seconds(&self, name: &str, whole: fn(f64) -> f64) -> Result<Option<u64>, Denied> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        let fraction = || value.as_f64().filter(|at| (0.0..1e12).contains(at)).map(|at| at.round() as u64);
+        let fraction = || value.as_f64().filter(|at| (0.0..1e12).contains(at)).map(|at| whole(at) as u64);
         match value.as_u64().or_else(fraction) {
             Some(seconds) => Ok(Some(seconds)),
             None => Err(Denied::new(Denial::Claims, format!("the token's {name} is not a time"))),
@@ -272,18 +272,19 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Crede
         let message = format!("the token's algorithm {:?} is not one of its issuer's", head.alg);
         return Err(Denied::new(Denial::Algorithm, message).into());
     }
-    let expires_at = claims.seconds("exp")?;
+    let expires_at = claims.seconds("exp", f64::floor)?;
     let expires_at =
         expires_at.ok_or_else(|| Denied::new(Denial::Claims, "the token does not say when it expires (exp)"))?;
     if now >= expires_at.saturating_add(LEEWAY) {
         return Err(expired("token", now - expires_at).into());
     }
-    let starts_at = claims.seconds("nbf")?.unwrap_or(0);
+    // The library rounds.
+    let starts_at = claims.seconds("nbf", f64::round)?.unwrap_or(0);
     if starts_at > now.saturating_add(LEEWAY) {
         let message = format!("the token is valid only in {}", in_words(starts_at - now));
         return Err(Denied::new(Denial::NotYetValid, message).into());
     }
-    let issued_at = claims.seconds("iat")?;
+    let issued_at = claims.seconds("iat", f64::floor)?;
     if let Some(at) = issued_at.filter(|at| *at > now.saturating_add(LEEWAY)) {
         // A revocation of what was issued before would miss it.
         let message = format!("the token was issued {} in the future", in_words(at - now));
@@ -391,6 +392,8 @@ mod tests {
                 Some(("at", -3)),
                 Some(("at", 3)),
                 Some(("at", 1_000)),
+                Some(("at.7", -5)),
+                Some(("at.7", 5)),
                 Some(("at.7", -1_000)),
                 Some(("at.7", 1_000)),
                 Some((r#""at""#, 1_000)),

@@ -289,6 +289,7 @@ async fn events_end_with_the_server() {
     // A connection that the server has not accepted yet may be reset.
     let all = tokio::time::timeout(PATIENCE, begun.acquire_many(WATCHERS)).await;
     all.expect("every watcher is told of the poll").unwrap().forget();
+    site.events("p", &[], "event: interim").await;
     site.close().await;
     for call in calls {
         let answer = call.await.unwrap();

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::{
-    operation::{put_item::PutItemError, update_item::UpdateItemError},
+    operation::update_item::UpdateItemError,
     types::{AttributeValue, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure},
 };
 use votestream_core::{
@@ -261,20 +261,13 @@ impl PollStore for DynamoStore {
                 .send()
         })
         .await;
-        match result {
-            Ok(answer) => {
-                inner.meters.polls.consumed(Kind::Write, answer.consumed_capacity());
-                Ok(Created::New)
-            }
-            Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {
-                inner.meters.polls.unreported(1);
-                let existing = inner.read_poll(&poll.id).await?;
-                // Polls are never deleted.
-                let existing = existing.ok_or_else(|| PortError::refused(format!("poll {} was deleted", poll.id)))?;
-                Ok(Created::Existing(Box::new(existing)))
-            }
-            Err(error) => Err(port_error("create a poll", &error)),
+        if inner.meters.polls.conditional("create a poll", result.map(|answer| answer.consumed_capacity))? {
+            return Ok(Created::New);
         }
+        let existing = inner.read_poll(&poll.id).await?;
+        // Polls are never deleted.
+        let existing = existing.ok_or_else(|| PortError::refused(format!("poll {} was deleted", poll.id)))?;
+        Ok(Created::Existing(Box::new(existing)))
     }
 
     async fn get(&self, id: &PollId) -> Result<Option<Poll>, PortError> {
