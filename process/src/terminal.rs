@@ -41,9 +41,14 @@ impl MakeWriter<'_> for LogOutput {
 
 /// Which logs stderr gets: what `RUST_LOG` selects, as `level` or `target=level` with commas between them; else this level.
 pub fn selected_logs(usual: LevelFilter) -> Targets {
-    let selected = env::var("RUST_LOG").ok().filter(|selected| !selected.is_empty());
-    let selected = selected.and_then(|selected| selected.parse().ok());
+    let selected = env::var("RUST_LOG").ok().and_then(|text| selection(&text));
     selected.unwrap_or_else(|| Targets::new().with_default(usual))
+}
+
+/// What a text selects; `None` if it is empty or wrong. Of commas without anything between them nobody means anything.
+fn selection(text: &str) -> Option<Targets> {
+    let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() { None } else { parts.join(",").parse().ok() }
 }
 
 /// Prints a line on stderr, if anybody reads it.
@@ -154,6 +159,22 @@ mod tests {
     fn logs_never_fail() {
         assert_eq!(LogOutput.write(b"").unwrap(), 0);
         note("a line of a test");
+    }
+
+    #[test]
+    fn logs_are_selected_by_level_and_target() {
+        for same in ["info,votestream_core=debug", " votestream_core=debug , info,", "info,,votestream_core=debug"] {
+            let selected = selection(same).unwrap();
+            let would = |target, level| selected.would_enable(target, &level);
+            assert!(
+                would("votestream_core::clock", tracing::Level::DEBUG) && would("h2", tracing::Level::INFO),
+                "{same}"
+            );
+            assert!(!would("votestream_core", tracing::Level::TRACE) && !would("h2", tracing::Level::DEBUG), "{same}");
+        }
+        for nothing in ["", ",", "votestream_core[span{poll=1}]=debug", "info,x=loud"] {
+            assert!(selection(nothing).is_none(), "{nothing}");
+        }
     }
 
     #[cfg(target_os = "linux")]
