@@ -17,7 +17,8 @@ use crate::{
 };
 
 const STREAMS: usize = 8;
-const ROUNDS: usize = 3;
+/// Turns of each of two servers.
+const ROUNDS: usize = 9;
 /// Single-vote calls in flight on one connection; fewer than the server allows.
 const CALLS: usize = 32;
 /// Connections of such calls.
@@ -26,11 +27,11 @@ const CONNECTIONS: usize = 8;
 const CALL_USERS: usize = 10_000;
 /// Connections that are open at a time, each for one vote.
 const CONNECTING: usize = 16;
-/// CPU time of the server that a measurement should take. Linux counts it in hundredths of a second, and a fast server
-/// takes only few of them for a million votes.
-const CPU_SECONDS: f64 = 1.5;
-/// Most repetitions to reach that time.
-const REPEATS_MAX: usize = 20;
+/// CPU time of the server that a turn should take. Linux counts it in hundredths of a second, so this is the fiftieth part
+/// that a turn may be wrong by. Short turns are better than exact ones: a machine's speed changes from second to second.
+const CPU_SECONDS: f64 = 0.5;
+/// Most votes of a turn, as a multiple of those of the warm-up.
+const REPEATS_MAX: f64 = 20.0;
 
 /// Which rows to measure, if not all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -132,6 +133,8 @@ const LATE_MS: u64 = 1;
 struct Run {
     wall: f64,
     cpu: f64,
+    /// CPU time of this run.
+    cpu_seconds: f64,
 }
 
 /// Fills the table.
@@ -155,7 +158,7 @@ fn against_bare(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
     let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
     let note = "ingest-svc with the embedded stream, every vote synced to disk before it is acknowledged, against tonic as \
         generated, which decodes the same messages into strings and drops them. Both with mimalloc, alternating, on one core \
-        while the load has another; the ratio is the median of three.";
+        while the load has another; the ratio is the median of nine.";
     let columns = [
         "votes a message",
         "bare, CPU s per million",
@@ -190,7 +193,7 @@ fn against_bare(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
 fn pseudonyms(report: &mut Report) -> anyhow::Result<()> {
     let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
     let note = "ingest-svc with the embedded stream: votes of a poll that stores the ids of its users, and of one that stores \
-        pseudonyms, alternating; the ratio is the median of three.";
+        pseudonyms, alternating; the ratio is the median of nine.";
     let columns = [
         "votes a message",
         "plain ids, CPU s per million",
@@ -210,7 +213,7 @@ fn pseudonyms(report: &mut Report) -> anyhow::Result<()> {
 fn refused_against_accepted(report: &mut Report) -> anyhow::Result<()> {
     let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
     let note = "ingest-svc with the embedded stream: votes that it takes, and votes for an option that the poll does not have, \
-        alternating; the ratio is the median of three. In StreamVotes each refused vote is answered with its index and its \
+        alternating; the ratio is the median of nine. In StreamVotes each refused vote is answered with its index and its \
         reason, in CastVotes the first 100 of a call.";
     let columns = [
         "votes a message",
@@ -229,7 +232,7 @@ fn refused_against_accepted(report: &mut Report) -> anyhow::Result<()> {
 
 fn tls_against_none(report: &mut Report) -> anyhow::Result<()> {
     let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
-    let note = "ingest-svc with the embedded stream, without TLS and with it, alternating; the ratio is the median of three. \
+    let note = "ingest-svc with the embedded stream, without TLS and with it, alternating; the ratio is the median of nine. \
         TLS 1.3 with P-256 keys and AES-256-GCM. Every new connection has a whole handshake: none is resumed. Mutual: the \
         client has a certificate, too. The other connections are kept.";
     let columns = [
@@ -273,10 +276,15 @@ fn compare(
         Form::LateConnections => (format!("one vote a connection, bare answers after {LATE_MS} ms"), 10_000),
     };
     let total = if quick { total / 50 } else { total };
+    let cores = Cores::new()?;
+    let mut subjects = [Subject::start(&cores, first, form)?, Subject::start(&cores, second, form)?];
+    for subject in &mut subjects {
+        subject.warm_up(total, quick)?;
+    }
+    let [first, second] = subjects;
     let (mut before, mut after, mut ratios) = (vec![], vec![], vec![]);
     for _ in 0..rounds {
-        let a = measure(first, total, form, quick)?;
-        let b = measure(second, total, form, quick)?;
+        let (a, b) = (first.turn()?, second.turn()?);
         ratios.push(a.cpu / b.cpu);
         before.push(a);
         after.push(b);
@@ -297,40 +305,63 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Sends `total` votes. Unless it is a quick run, repeats them until they take a measurable time.
-fn measure(
-    (kind, votes, secrecy): (Kind, Votes, Secrecy),
-    total: usize,
+/// A server that is measured in turns with another one.
+struct Subject {
+    /// Dropped before the server ends, which waits for its connections.
+    runtime: tokio::runtime::Runtime,
+    target: Target,
     form: Form,
-    quick: bool,
-) -> anyhow::Result<Run> {
-    let is_late = matches!(form, Form::LateCalls | Form::LateConnections);
-    let delay_ms = if is_late { LATE_MS } else { 0 };
-    let cores = Cores::new()?;
-    let target = Target::start(&cores, kind, delay_ms, secrecy)?;
-    let server = &target.server;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let send = async |total| match form {
-        Form::Messages(per_message) => cast_kind(target.connect().await?, total, per_message, STREAMS, votes).await,
-        Form::Answered(per_message) => stream(target.connect().await?, total, per_message, votes).await,
-        Form::Calls | Form::LateCalls => call(&target, total, votes).await,
-        Form::Connections | Form::LateConnections => connect_and_call(&target, total, votes).await,
-    };
-    // First warm up, until memory is mapped and caches are filled. The second half shows how many votes the measurement
-    // needs.
-    runtime.block_on(send(total / 2))?;
-    let cpu = server.cpu_seconds()?;
-    runtime.block_on(send(total / 2))?;
-    let repeats = CPU_SECONDS / (2.0 * (server.cpu_seconds()? - cpu)).max(f64::MIN_POSITIVE);
-    let total = if quick { total } else { total * (repeats.ceil() as usize).clamp(1, REPEATS_MAX) };
+    votes: Votes,
+    /// Votes of a turn.
+    total: usize,
+}
 
-    let (cpu, start) = (server.cpu_seconds()?, Instant::now());
-    let accepted = runtime.block_on(send(total))?;
-    let (wall, cpu) = (start.elapsed().as_secs_f64(), server.cpu_seconds()? - cpu);
-    let expected = if votes == Votes::Good { total as u64 } else { 0 };
-    anyhow::ensure!(accepted == expected, "{accepted} of {total} votes were accepted, not {expected}");
-    let millions = total as f64 / 1e6;
-    Ok(Run { wall: wall / millions, cpu: cpu / millions })
+impl Subject {
+    fn start(cores: &Cores, (kind, votes, secrecy): (Kind, Votes, Secrecy), form: Form) -> anyhow::Result<Self> {
+        let is_late = matches!(form, Form::LateCalls | Form::LateConnections);
+        let target = Target::start(cores, kind, if is_late { LATE_MS } else { 0 }, secrecy)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { target, runtime, form, votes, total: 0 })
+    }
+
+    /// Sends votes until memory is mapped and caches are filled. The second half of them shows how many a turn needs.
+    fn warm_up(&mut self, total: usize, quick: bool) -> anyhow::Result<()> {
+        // Every stream has the same number of whole messages.
+        let multiple = match self.form {
+            Form::Messages(votes) | Form::Answered(votes) => STREAMS * votes,
+            Form::Calls | Form::LateCalls | Form::Connections | Form::LateConnections => 1,
+        };
+        self.total = (total / 2).next_multiple_of(multiple);
+        self.turn()?;
+        let repeats = CPU_SECONDS / self.turn()?.cpu_seconds.max(f64::MIN_POSITIVE);
+        if !quick {
+            let total = self.total as f64 * repeats.min(REPEATS_MAX);
+            self.total = (total as usize).next_multiple_of(multiple);
+        }
+        Ok(())
+    }
+
+    /// Sends the votes of a turn.
+    fn turn(&self) -> anyhow::Result<Run> {
+        let (server, total) = (&self.target.server, self.total);
+        let (cpu, start) = (server.cpu_seconds()?, Instant::now());
+        let accepted = self.runtime.block_on(self.send(total))?;
+        let (wall, cpu_seconds) = (start.elapsed().as_secs_f64(), server.cpu_seconds()? - cpu);
+        let expected = if self.votes == Votes::Good { total as u64 } else { 0 };
+        anyhow::ensure!(accepted == expected, "{accepted} of {total} votes were accepted, not {expected}");
+        let millions = total as f64 / 1e6;
+        Ok(Run { wall: wall / millions, cpu: cpu_seconds / millions, cpu_seconds })
+    }
+
+    async fn send(&self, total: usize) -> anyhow::Result<u64> {
+        let (target, votes) = (&self.target, self.votes);
+        match self.form {
+            Form::Messages(per_message) => cast_kind(target.connect().await?, total, per_message, STREAMS, votes).await,
+            Form::Answered(per_message) => stream(target.connect().await?, total, per_message, votes).await,
+            Form::Calls | Form::LateCalls => call(target, total, votes).await,
+            Form::Connections | Form::LateConnections => connect_and_call(target, total, votes).await,
+        }
+    }
 }
 
 /// Creates the poll, open for an hour.

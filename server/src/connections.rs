@@ -73,7 +73,8 @@ pub(crate) async fn serve(
                 single: single.clone(),
                 certificate: None,
             };
-            tracker.spawn(connection::run(socket, entry, place));
+            // Boxed: the runtime would move it several times, and it is large.
+            tracker.spawn(Box::pin(connection::run(socket, entry, place)));
         }
     };
     // Certificates are exchanged until the last connection has ended: others may wait for the places of this listener.

@@ -109,12 +109,8 @@ where
 type Stream<C> = Either<Watched<C>, Box<Secure<Watched<C>>>>;
 
 /// A stream whose requests are counted and whose answers are gathered.
-fn gathered<C>(
-    stream: Stream<C>,
-    link: &Arc<Link>,
-) -> Gather<Metered<Stream<C>>, impl Fn() -> bool + Unpin + Send + use<C>> {
-    let calls = link.clone();
-    Gather::new(Metered::new(stream, link.clone()), move || calls.is_busy())
+fn gathered<C>(stream: Stream<C>, link: &Arc<Link>) -> Gather<Metered<Stream<C>>, Arc<Link>> {
+    Gather::new(Metered::new(stream, link.clone()), link.clone())
 }
 
 fn builder(link: &Arc<Link>) -> auto::Builder<Calls> {

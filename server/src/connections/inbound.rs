@@ -34,6 +34,9 @@ use super::link::{Link, Room};
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+/// Flag of the last frame of a request, if its kind is one of these two.
+const END_STREAM: u8 = 1;
 
 /// Extra time for a service that limits its messages itself: it can answer before its request is cut off here.
 const AFTER_THE_SERVICE: Duration = Duration::from_secs(1);
@@ -53,6 +56,7 @@ pub(crate) struct Metered<C> {
     stream: C,
     ahead: Ahead,
     frames: Frames,
+    requests: Requests,
     link: Arc<Link>,
     /// While there is no memory for what would be read.
     pause: Option<Pin<Box<Sleep>>>,
@@ -68,7 +72,8 @@ enum Ahead {
 
 impl<C> Metered<C> {
     pub(crate) fn new(stream: C, link: Arc<Link>) -> Self {
-        Self { stream, ahead: Ahead::Unread, frames: Frames::Preface { matched: 0 }, link, pause: None }
+        let frames = Frames::Preface { matched: 0 };
+        Self { stream, ahead: Ahead::Unread, frames, requests: Requests::default(), link, pause: None }
     }
 }
 
@@ -125,9 +130,40 @@ enum Frames {
     Other,
 }
 
+/// The HTTP/2 requests of a connection, as far as their frames tell. It may be wrong for clients that break the rules.
+#[derive(Debug, Default)]
+struct Requests {
+    /// The highest stream that has begun.
+    last: u32,
+    begun: u32,
+    ended: u32,
+}
+
+impl Requests {
+    /// Notes the head of a frame.
+    fn note(&mut self, head: [u8; FRAME_HEAD_BYTES]) {
+        let [_, _, _, kind, flags, a, b, c, d] = head;
+        if kind == HEADERS {
+            let stream = u32::from_be_bytes([a & 0x7f, b, c, d]);
+            if stream > self.last {
+                self.last = stream;
+                self.begun = self.begun.wrapping_add(1);
+            }
+        }
+        if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
+            self.ended = self.ended.wrapping_add(1);
+        }
+    }
+
+    /// Whether there were requests, and all have ended.
+    fn are_whole(&self) -> bool {
+        self.begun > 0 && self.begun == self.ended
+    }
+}
+
 impl Frames {
     /// The memory of the DATA frames that begin in these bytes.
-    fn walk(&mut self, mut bytes: &[u8]) -> u64 {
+    fn walk(&mut self, mut bytes: &[u8], requests: &mut Requests) -> u64 {
         let mut taken = 0;
         while !bytes.is_empty() {
             match self {
@@ -158,6 +194,7 @@ impl Frames {
                         let [a, b, c, kind, ..] = *head;
                         *payload = u32::from_be_bytes([0, a, b, c]) as usize;
                         *have = 0;
+                        requests.note(*head);
                         if kind == DATA {
                             taken += *payload as u64 + FRAME_OVERHEAD_BYTES;
                         }
@@ -175,7 +212,8 @@ impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
         ready!(this.poll_room(cx))?;
         let before = into.filled().len();
         let read = this.read(cx, into);
-        let taken = this.frames.walk(into.filled().get(before..).unwrap_or_default());
+        let taken = this.frames.walk(into.filled().get(before..).unwrap_or_default(), &mut this.requests);
+        this.link.sent_whole_requests(this.requests.are_whole());
         if taken > 0 {
             this.link.received(taken);
         }
@@ -362,17 +400,36 @@ mod tests {
         ]
         .concat();
         for size in [1, 2, 8, 9, 10, 24, 33, 1_000, usize::MAX] {
-            let mut frames = Frames::Preface { matched: 0 };
-            let taken: u64 = sent.chunks(size.min(sent.len())).map(|bytes| frames.walk(bytes)).sum();
+            let (mut frames, mut requests) = (Frames::Preface { matched: 0 }, Requests::default());
+            let taken: u64 = sent.chunks(size.min(sent.len())).map(|bytes| frames.walk(bytes, &mut requests)).sum();
             assert_eq!(taken, 70_000 + 16 + 3 * FRAME_OVERHEAD_BYTES, "{size}");
         }
+    }
+
+    #[test]
+    fn requests_are_whole_when_all_that_have_begun_have_ended() {
+        let mut requests = Requests::default();
+        let mut whole = |kind: u8, flags: u8, stream: u8| {
+            requests.note([0, 0, 1, kind, flags, 0, 0, 0, stream]);
+            requests.are_whole()
+        };
+        assert!(!whole(4, END_STREAM, 0), "that is another flag of SETTINGS");
+        assert!(whole(HEADERS, END_STREAM, 1));
+        assert!(!whole(HEADERS, 0, 3));
+        assert!(!whole(DATA, 0, 3));
+        assert!(!whole(HEADERS, 0, 5));
+        assert!(!whole(DATA, END_STREAM, 3));
+        assert!(whole(HEADERS, END_STREAM, 5), "trailers begin no request");
+        assert!(!whole(DATA, END_STREAM, 5), "a client that breaks the rules");
     }
 
     #[test]
     fn other_protocols_are_left_alone() {
         for other in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSN", b"P"] {
             let mut frames = Frames::Preface { matched: 0 };
-            assert_eq!(frames.walk(other) + frames.walk(&[0; 90]), 0);
+            let mut requests = Requests::default();
+            assert_eq!(frames.walk(other, &mut requests) + frames.walk(&[0; 90], &mut requests), 0);
+            assert!(!requests.are_whole());
         }
     }
 }

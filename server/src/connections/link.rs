@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use votestream_core::observe::metrics::{self, ConnectionClosed};
 
 use super::census::Census;
-use crate::identity::Remembered;
+use crate::{gather::Calling, identity::Remembered};
 
 /// An order to a connection, in order of urgency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,6 +94,8 @@ pub(crate) struct Link {
     calls: AtomicU64,
     /// When the last call ended. In the future while one is running.
     idle_since: AtomicU64,
+    /// Whether the client has sent whole requests, and nothing of another one.
+    whole: AtomicBool,
     /// Time since which the socket accepts no bytes; 0 if it accepts some.
     blocked_since: AtomicU64,
     /// Number of pieces of long answers that were taken.
@@ -141,6 +143,7 @@ impl Link {
             accepted_at,
             calls: AtomicU64::new(0),
             idle_since: AtomicU64::new(accepted_at),
+            whole: AtomicBool::new(false),
             blocked_since: AtomicU64::new(0),
             taken: AtomicU32::new(0),
             answers: Mutex::default(),
@@ -175,9 +178,9 @@ impl Link {
         }
     }
 
-    /// Whether calls are running.
-    pub(crate) fn is_busy(&self) -> bool {
-        !self.calls.load(Ordering::Relaxed).is_multiple_of(ENDED)
+    /// Notes whether the client has sent whole requests, and nothing of another one.
+    pub(crate) fn sent_whole_requests(&self, whole: bool) {
+        self.whole.store(whole, Ordering::Relaxed);
     }
 
     /// A number that grows whenever the client takes the end of an answer, or a piece of a long one.
@@ -324,6 +327,16 @@ impl Link {
         drop(answers);
         held.iter().for_each(|held| drop(held.rest.lock().take()));
         self.order(Order::End(ConnectionClosed::AnswerBytes));
+    }
+}
+
+impl Calling for Arc<Link> {
+    fn is_busy(&self) -> bool {
+        !self.calls.load(Ordering::Relaxed).is_multiple_of(ENDED)
+    }
+
+    fn awaits_answers(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
     }
 }
 

@@ -113,6 +113,31 @@ impl Dice {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_frames_leave_with_the_first_answer_or_after_a_moment() {
+    let hello = [PREFACE, &Frame::settings(&[]).bytes()].concat();
+    let begun = Frame::headers(1, "/never", false).bytes();
+    for (sent, waits_ms, holds_answer) in [
+        (vec![Frame::headers(1, "/", true).bytes()], 0..=0, true),
+        (vec![Frame::headers(1, "/never", true).bytes()], 20..=22, false),
+        (vec![begun.clone()], 1..=2, false),
+        (vec![begun, Frame::data(1, b"whole").with_end().bytes()], 20..=22, false),
+        (vec![], 1..=2, false),
+    ] {
+        let census = census(Limits::default());
+        let (mut pipe, served) = piped(&census, 1 << 16).await;
+        let started = Instant::now();
+        pipe.write_all(&[hello.clone(), sent.concat()].concat()).await.unwrap();
+        let mut first = vec![0; 1_000];
+        let read = pipe.read(&mut first).await.unwrap();
+        let waited = started.elapsed().as_millis();
+        assert!(waits_ms.contains(&waited), "{sent:?}: {waited} ms");
+        assert_eq!(first[..read].windows(4).any(|bytes| bytes == b"here"), holds_answer, "{sent:?}");
+        drop(pipe);
+        served.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_without_a_request_ends_whatever_it_sends_instead() {
     for seed in 0..60 {
         let mut dice = Dice(seed);
