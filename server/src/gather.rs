@@ -45,7 +45,7 @@ pub(crate) trait Calling {
     /// Whether calls are running.
     fn is_busy(&self) -> bool;
 
-    /// Whether the client has sent whole requests, and nothing of another one.
+    /// Whether the client has sent whole requests, nothing of another one, and has not closed the connection.
     fn awaits_answers(&self) -> bool;
 }
 

@@ -212,8 +212,11 @@ impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
         ready!(this.poll_room(cx))?;
         let before = into.filled().len();
         let read = this.read(cx, into);
-        let taken = this.frames.walk(into.filled().get(before..).unwrap_or_default(), &mut this.requests);
-        this.link.sent_whole_requests(this.requests.are_whole());
+        let fresh = into.filled().get(before..).unwrap_or_default();
+        let taken = this.frames.walk(fresh, &mut this.requests);
+        // Whoever has closed the connection waits for no answer.
+        let has_closed = fresh.is_empty() && read.is_ready();
+        this.link.sent_whole_requests(this.requests.are_whole() && !has_closed);
         if taken > 0 {
             this.link.received(taken);
         }

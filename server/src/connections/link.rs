@@ -94,7 +94,7 @@ pub(crate) struct Link {
     calls: AtomicU64,
     /// When the last call ended. In the future while one is running.
     idle_since: AtomicU64,
-    /// Whether the client has sent whole requests, and nothing of another one.
+    /// Whether the client has sent whole requests, nothing of another one, and has not closed the connection.
     whole: AtomicBool,
     /// Time since which the socket accepts no bytes; 0 if it accepts some.
     blocked_since: AtomicU64,
@@ -178,7 +178,7 @@ impl Link {
         }
     }
 
-    /// Notes whether the client has sent whole requests, and nothing of another one.
+    /// Notes whether the client has sent whole requests, nothing of another one, and has not closed the connection.
     pub(crate) fn sent_whole_requests(&self, whole: bool) {
         self.whole.store(whole, Ordering::Relaxed);
     }

@@ -138,6 +138,21 @@ async fn the_first_frames_leave_with_the_first_answer_or_after_a_moment() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_frames_do_not_wait_for_a_client_that_has_left() {
+    for waited_ms in [0, 5] {
+        let census = census(Limits::default());
+        let (mut pipe, served) = piped(&census, 1 << 16).await;
+        let request = Frame::headers(1, "/never", true).bytes();
+        pipe.write_all(&[PREFACE, &Frame::settings(&[]).bytes(), &request].concat()).await.unwrap();
+        sleep(Duration::from_millis(waited_ms)).await;
+        pipe.shutdown().await.unwrap();
+        let left = Instant::now();
+        served.await.unwrap();
+        assert!(left.elapsed() <= Duration::from_millis(2), "{:?}", left.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_without_a_request_ends_whatever_it_sends_instead() {
     for seed in 0..60 {
         let mut dice = Dice(seed);
