@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::{
-    ingest::{cast, median},
+    ingest::cast,
     null::{self, ROUNDS, Stats, VOTES_PER_RECORD},
     report::{Chart, Report, Series, Table, none, number},
     server::{Kind, Options, Server},
+    turns::median,
 };
 
 /// What is measured.

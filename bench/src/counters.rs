@@ -20,8 +20,8 @@ use votestream_tally::TallyAppliers;
 
 use crate::{
     cpu::cpu_seconds,
-    ingest::median,
     report::{Chart, Report, Series, number},
+    turns::median,
     votes,
 };
 

@@ -16,17 +16,14 @@ use votestream_server::{Auth, CallLimits, Identity, Quotas, identity::signature}
 
 use crate::{
     cores::Cores,
-    ingest::median,
     report::{Cell, Report, number},
     server::{Kind, Options, Server},
+    turns::{self, ROUNDS, Turns, median},
     votes,
 };
 
-/// Alternating runs of each row.
-const ROUNDS: usize = 3;
-/// Votes of a run, one a call.
+/// Votes of a turn before it is known how many it needs, one a call and in streams.
 const CALLS: usize = 100_000;
-/// Votes of a run, in streams.
 const STREAMED: usize = 2_000_000;
 /// Connections, and calls in flight on each.
 const CONNECTIONS: usize = 8;
@@ -187,7 +184,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let (rounds, quick) = (report.size(ROUNDS, 1), report.quick);
     let note = "ingest-svc with the embedded stream, one vote a call over 8 connections, 32 calls in flight on each, every vote \
         synced to disk: with identity, and in turns without. The client makes its tokens on the other core. The ratio is the \
-        median of three.";
+        median of nine.";
     let columns = ["credential", "off, CPU µs a call", "with it, CPU µs a call", "with / off (CPU)"];
     let table = report.table("Calls of one vote with identity", note, &columns);
     let forms = [
@@ -221,41 +218,58 @@ enum Form {
 fn compare(with: With, form: Form, rounds: usize, quick: bool) -> anyhow::Result<[Cell; 4]> {
     let total = if form == Form::Calls { CALLS } else { STREAMED };
     let total = if quick { total / 50 } else { total };
-    let (mut off, mut on, mut ratios) = (vec![], vec![], vec![]);
-    for _ in 0..rounds {
-        let (without, with) = (measure(With::Nothing, form, total)?, measure(with, form, total)?);
-        ratios.push(with / without);
-        off.push(without);
-        on.push(with);
-    }
+    let cores = Cores::new()?;
+    let (off, on) = (Subject::start(&cores, With::Nothing, form)?, Subject::start(&cores, with, form)?);
+    let turns = Turns::take(&off, &on, total, rounds, quick)?;
     Ok([
         with.name().into(),
-        number(median(off.into_iter()) * 1e6, 2),
-        number(median(on.into_iter()) * 1e6, 2),
-        number(median(ratios.into_iter()), 2),
+        number(median(turns.first.iter().map(|run| run.cpu)), 2),
+        number(median(turns.second.iter().map(|run| run.cpu)), 2),
+        number(turns.median_of(|off, on| on / off), 2),
     ])
 }
 
-/// CPU seconds of the server for a vote.
-fn measure(with: With, form: Form, total: usize) -> anyhow::Result<f64> {
-    let cores = Cores::new()?;
-    let limits = with == With::LimitedToken;
-    let options = Options { identity: with != With::Nothing, limits, ..Options::default() };
-    let server = cores.start(|| Server::start_with(Kind::Ingest, options))??;
-    let sender = Sender::new(format!("http://{}", server.ingest), with)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let send = async |total| match form {
-        Form::Calls => sender.call(total).await,
-        Form::Streams => sender.stream(total).await,
-    };
-    // First warm up, until memory is mapped and caches are filled.
-    runtime.block_on(send(total / 2))?;
-    let cpu = server.cpu_seconds()?;
-    let taken = runtime.block_on(send(total))?;
-    let cpu = server.cpu_seconds()? - cpu;
-    let expected = if with == With::WrongEs256 { 0 } else { total as u64 };
-    anyhow::ensure!(taken == expected, "{}: {taken} of {total} votes were accepted, not {expected}", with.name());
-    Ok(cpu / total as f64)
+/// A server that is measured in turns with another one.
+struct Subject {
+    /// Dropped before the server ends, which waits for its connections.
+    runtime: tokio::runtime::Runtime,
+    server: Server,
+    sender: Sender,
+    form: Form,
+}
+
+impl Subject {
+    fn start(cores: &Cores, with: With, form: Form) -> anyhow::Result<Self> {
+        let limits = with == With::LimitedToken;
+        let options = Options { identity: with != With::Nothing, limits, ..Options::default() };
+        let server = cores.start(|| Server::start_with(Kind::Ingest, options))??;
+        let sender = Sender::new(format!("http://{}", server.ingest), with)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { runtime, server, sender, form })
+    }
+}
+
+impl turns::Subject for Subject {
+    fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        self.server.cpu_seconds()
+    }
+
+    fn send(&self, votes: usize) -> anyhow::Result<()> {
+        let taken = self.runtime.block_on(async {
+            match self.form {
+                Form::Calls => self.sender.call(votes).await,
+                Form::Streams => self.sender.stream(votes).await,
+            }
+        })?;
+        let with = self.sender.with;
+        let expected = if with == With::WrongEs256 { 0 } else { votes as u64 };
+        anyhow::ensure!(taken == expected, "{}: {taken} of {votes} votes were accepted, not {expected}", with.name());
+        Ok(())
+    }
+
+    fn multiple(&self) -> usize {
+        if self.form == Form::Streams { CONNECTIONS * PER_MESSAGE } else { 1 }
+    }
 }
 
 /// Sends votes with credentials.

@@ -1,7 +1,5 @@
 //! Ingest against the bare server: the same client and the same messages, in turns.
 
-use std::time::Instant;
-
 use clap::ValueEnum;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use rand::{SeedableRng, rngs::StdRng};
@@ -13,12 +11,11 @@ use crate::{
     report::{Cell, Chart, Report, Series, number},
     server::{Kind, Options, Server},
     tls::Certificates,
+    turns::{self, ROUNDS, Turns, median},
     votes,
 };
 
 const STREAMS: usize = 8;
-/// Turns of each of two servers.
-const ROUNDS: usize = 9;
 /// Single-vote calls in flight on one connection; fewer than the server allows.
 const CALLS: usize = 32;
 /// Connections of such calls.
@@ -27,12 +24,6 @@ const CONNECTIONS: usize = 8;
 const CALL_USERS: usize = 10_000;
 /// Connections that are open at a time, each for one vote.
 const CONNECTING: usize = 16;
-/// CPU time of the server that a turn should take. Linux counts it in hundredths of a second, so this is the fiftieth part
-/// that a turn may be wrong by. Short turns are better than exact ones: a machine's speed changes from second to second.
-const CPU_SECONDS: f64 = 0.5;
-/// Most votes of a turn, as a multiple of those of the warm-up.
-const REPEATS_MAX: f64 = 20.0;
-
 /// Which rows to measure, if not all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
@@ -127,15 +118,6 @@ impl Votes {
 
 /// About as long as a sync of the log takes, in milliseconds.
 const LATE_MS: u64 = 1;
-
-/// The cost of a million votes.
-#[derive(Clone, Copy)]
-struct Run {
-    wall: f64,
-    cpu: f64,
-    /// CPU time of this run.
-    cpu_seconds: f64,
-}
 
 /// Fills the table.
 pub(crate) fn run(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
@@ -277,32 +259,15 @@ fn compare(
     };
     let total = if quick { total / 50 } else { total };
     let cores = Cores::new()?;
-    let mut subjects = [Subject::start(&cores, first, form)?, Subject::start(&cores, second, form)?];
-    for subject in &mut subjects {
-        subject.warm_up(total, quick)?;
-    }
-    let [first, second] = subjects;
-    let (mut before, mut after, mut ratios) = (vec![], vec![], vec![]);
-    for _ in 0..rounds {
-        let (a, b) = (first.turn()?, second.turn()?);
-        ratios.push(a.cpu / b.cpu);
-        before.push(a);
-        after.push(b);
-    }
+    let (first, second) = (Subject::start(&cores, first, form)?, Subject::start(&cores, second, form)?);
+    let turns = Turns::take(&first, &second, total, rounds, quick)?;
     Ok([
         name.into(),
-        number(median(before.iter().map(|run| run.cpu)), 3),
-        number(median(after.iter().map(|run| run.cpu)), 3),
-        number(median(ratios.iter().copied()), 2),
-        number(median(after.iter().map(|run| 1e6 / run.wall)), 0),
+        number(median(turns.first.iter().map(|run| run.cpu)), 3),
+        number(median(turns.second.iter().map(|run| run.cpu)), 3),
+        number(turns.median_of(|first, second| first / second), 2),
+        number(median(turns.second.iter().map(|run| 1e6 / run.wall)), 0),
     ])
-}
-
-/// The median.
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// A server that is measured in turns with another one.
@@ -312,8 +277,27 @@ struct Subject {
     target: Target,
     form: Form,
     votes: Votes,
-    /// Votes of a turn.
-    total: usize,
+}
+
+impl turns::Subject for Subject {
+    fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        self.target.server.cpu_seconds()
+    }
+
+    fn send(&self, votes: usize) -> anyhow::Result<()> {
+        let accepted = self.runtime.block_on(self.cast(votes))?;
+        let expected = if self.votes == Votes::Good { votes as u64 } else { 0 };
+        anyhow::ensure!(accepted == expected, "{accepted} of {votes} votes were accepted, not {expected}");
+        Ok(())
+    }
+
+    /// Every stream has the same number of whole messages.
+    fn multiple(&self) -> usize {
+        match self.form {
+            Form::Messages(votes) | Form::Answered(votes) => STREAMS * votes,
+            Form::Calls | Form::LateCalls | Form::Connections | Form::LateConnections => 1,
+        }
+    }
 }
 
 impl Subject {
@@ -321,39 +305,11 @@ impl Subject {
         let is_late = matches!(form, Form::LateCalls | Form::LateConnections);
         let target = Target::start(cores, kind, if is_late { LATE_MS } else { 0 }, secrecy)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { target, runtime, form, votes, total: 0 })
+        Ok(Self { target, runtime, form, votes })
     }
 
-    /// Sends votes until memory is mapped and caches are filled. The second half of them shows how many a turn needs.
-    fn warm_up(&mut self, total: usize, quick: bool) -> anyhow::Result<()> {
-        // Every stream has the same number of whole messages.
-        let multiple = match self.form {
-            Form::Messages(votes) | Form::Answered(votes) => STREAMS * votes,
-            Form::Calls | Form::LateCalls | Form::Connections | Form::LateConnections => 1,
-        };
-        self.total = (total / 2).next_multiple_of(multiple);
-        self.turn()?;
-        let repeats = CPU_SECONDS / self.turn()?.cpu_seconds.max(f64::MIN_POSITIVE);
-        if !quick {
-            let total = self.total as f64 * repeats.min(REPEATS_MAX);
-            self.total = (total as usize).next_multiple_of(multiple);
-        }
-        Ok(())
-    }
-
-    /// Sends the votes of a turn.
-    fn turn(&self) -> anyhow::Result<Run> {
-        let (server, total) = (&self.target.server, self.total);
-        let (cpu, start) = (server.cpu_seconds()?, Instant::now());
-        let accepted = self.runtime.block_on(self.send(total))?;
-        let (wall, cpu_seconds) = (start.elapsed().as_secs_f64(), server.cpu_seconds()? - cpu);
-        let expected = if self.votes == Votes::Good { total as u64 } else { 0 };
-        anyhow::ensure!(accepted == expected, "{accepted} of {total} votes were accepted, not {expected}");
-        let millions = total as f64 / 1e6;
-        Ok(Run { wall: wall / millions, cpu: cpu_seconds / millions, cpu_seconds })
-    }
-
-    async fn send(&self, total: usize) -> anyhow::Result<u64> {
+    /// Returns the number of accepted votes.
+    async fn cast(&self, total: usize) -> anyhow::Result<u64> {
         let (target, votes) = (&self.target, self.votes);
         match self.form {
             Form::Messages(per_message) => cast_kind(target.connect().await?, total, per_message, STREAMS, votes).await,

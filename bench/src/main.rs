@@ -23,6 +23,7 @@ mod scaling;
 mod server;
 mod store;
 mod tls;
+mod turns;
 mod votes;
 mod watchers;
 mod windows;

@@ -21,9 +21,9 @@ use crate::{
     cores::Cores,
     cpu::cpu_seconds,
     identity,
-    ingest::median,
     report::{Cell, Report, number},
     tls::{CA, CERTIFICATE, Certificates, KEY},
+    turns::median,
     votes,
 };
 

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    ingest::{cast, create_poll, median},
+    ingest::{cast, create_poll},
     report::{Chart, Report, Series, none, number},
     server::{Kind, Options, Server},
+    turns::median,
     votes,
 };
 

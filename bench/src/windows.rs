@@ -18,8 +18,8 @@ use votestream_core::{
 
 use crate::{
     cpu::cpu_seconds,
-    ingest::median,
     report::{Chart, Report, Series, number},
+    turns::median,
     votes,
 };
 

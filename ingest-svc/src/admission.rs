@@ -1,9 +1,10 @@
 //! Admission of votes: from the bytes of a message to accepted votes in their lanes.
 //!
-//! Owns validation, and that what goes into a lane is the pseudonym of a user where the poll has a key. Must never accept a vote by a poll definition that was older than the cache's life when the clock
-//! was read for that vote's stamp. Must never stamp a vote with another time than the one that was compared with
-//! opens_at and closes_at. Must never accept a vote while the clock is not trusted. Must never do more work for a
-//! message than its size justifies: each vote is judged once, and looked at at most once more.
+//! Owns validation, and that what goes into a lane is the pseudonym of a user where the poll has a key. Must never accept a
+//! vote by a poll definition that was older than the cache's life when the clock was read for that vote's stamp. Must never
+//! stamp a vote with another time than the one that was compared with opens_at and closes_at. Must never accept a vote while
+//! the clock is not trusted. Must never do more work for a message than its size justifies: each vote is judged once, and
+//! looked at at most once more.
 
 mod hashing;
 mod polls;

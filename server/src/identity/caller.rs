@@ -16,6 +16,7 @@ use votestream_core::{
 
 use super::{
     Inner,
+    claims::Claim,
     issuer::{Issuer, LEEWAY},
     rules::{CertificateRule, Digest, KeyRule, Rules},
     scope::{Action, Scopes},
@@ -473,16 +474,14 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 const LOOK_AGAIN: u64 = 60;
 
 /// The user of a claim, if it is one that can vote.
-pub(super) fn user_of(claim: &serde_json::Value) -> Result<Box<str>, Denied> {
+pub(super) fn user_of(claim: &Claim<'_>) -> Result<Box<str>, Denied> {
     let wrong = |what: &str| Denied::new(Denial::Claims, format!("the token's user is not valid: {what}"));
     let text = match claim {
-        serde_json::Value::String(text) => Cow::Borrowed(text.as_str()),
-        serde_json::Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string().into(),
-        serde_json::Value::Null
-        | serde_json::Value::Bool(_)
-        | serde_json::Value::Number(_)
-        | serde_json::Value::Array(_)
-        | serde_json::Value::Object(_) => return Err(wrong("it is neither a text nor a whole number")),
+        Claim::Text(text) => Cow::Borrowed(&**text),
+        Claim::Number(number) if number.is_u64() || number.is_i64() => number.to_string().into(),
+        Claim::Number(_) | Claim::List(_) | Claim::Other => {
+            return Err(wrong("it is neither a text nor a whole number"));
+        }
     };
     check_user_id(text.as_bytes()).map(Into::into).map_err(|invalid| wrong(&invalid.to_string()))
 }

@@ -12,13 +12,13 @@ use std::{
 };
 
 use jsonwebtoken::Algorithm;
-use quick_cache::{Weighter, sync::Cache};
 use votestream_core::model::{hex::from_hex, limits::USER_ID_BYTES_MAX};
 
 use super::{
     caller::{Credential, Source as From},
     fetch::JWKS_BYTES_MAX,
     issuer::{Issuer, IssuerRule, Keys, Pace, Source},
+    known::Known,
     mistakes::{Entry, Mistakes, table_of},
     revoked::Revoked,
     scope::{Action, SCOPES_MAX, Scopes},
@@ -29,11 +29,6 @@ use crate::files::read_file;
 const ENTRIES_MAX: usize = 1_000;
 /// Longest namespace, in bytes.
 const NAMESPACE_BYTES_MAX: usize = 64;
-/// Memory for credentials that were verified: some 60,000 of usual size.
-const REMEMBERED_BYTES_MAX: u64 = 32 << 20;
-/// Number of credentials for which the memory is laid out.
-const REMEMBERED_USUAL: usize = 65_536;
-
 /// The SHA-256 of a secret or a token.
 pub(super) type Digest = [u8; 32];
 
@@ -51,18 +46,7 @@ pub(super) struct Rules {
     pub(super) revoked: Revoked,
     /// Keys that take the place of others once these rules hold. The issuers stay the same, so that calls go on.
     pub(super) new_keys: Vec<(Arc<Issuer>, Keys)>,
-    /// Tokens that were verified, until they expire.
-    pub(super) remembered: Cache<Digest, Arc<Credential>, ByBytes>,
-}
-
-/// Weighs remembered credentials by their memory.
-#[derive(Clone, Debug)]
-pub(super) struct ByBytes;
-
-impl Weighter<Digest, Arc<Credential>> for ByBytes {
-    fn weight(&self, _: &Digest, credential: &Arc<Credential>) -> u64 {
-        credential.bytes() as u64
-    }
+    pub(super) known: Known,
 }
 
 /// A `[[key]]`: a secret of a tool or a relay.
@@ -159,7 +143,7 @@ impl Rules {
             certificates: certificates.into_iter().map(same_certificate).collect(),
             anonymous: anonymous.map(|scopes| Arc::new(Credential::of(From::Anonymous, "".into(), scopes))),
             revoked,
-            remembered: Cache::with_weighter(REMEMBERED_USUAL, REMEMBERED_BYTES_MAX, ByBytes),
+            known: Known::default(),
         })
     }
 
@@ -226,7 +210,7 @@ impl Rules {
             certificates: self.certificates.clone(),
             anonymous: self.anonymous.clone(),
             revoked: self.revoked.clone(),
-            remembered: Cache::with_weighter(REMEMBERED_USUAL, REMEMBERED_BYTES_MAX, ByBytes),
+            known: Known::default(),
         }
     }
 }

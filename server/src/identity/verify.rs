@@ -4,7 +4,6 @@
 //! whose issuer, audience, times, algorithm and signature were not all checked.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc,
@@ -15,23 +14,19 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, header};
 use jsonwebtoken::{
-    dangerous::insecure_decode_claims,
     decode_header,
     errors::{Error, ErrorKind},
 };
 use parking_lot::Mutex;
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error as _, MapAccess, Visitor},
-};
-use serde_json::Value;
 use tokio::sync::watch;
 use votestream_core::observe::metrics::Denial;
 
 use super::{
     Inner,
     caller::{Caller, Credential, Denied, Source, expired, in_words, user_of},
+    claims::{Claim, Claims},
     issuer::{LEEWAY, NoKey},
+    known::Head,
     rules::{Digest, Rules},
     scope::Scopes,
     unix_now,
@@ -169,16 +164,17 @@ fn bearer(rules: &Rules, header: &HeaderValue, now: u64, may_check: bool) -> Res
         let source = Source::Key(rule.clone());
         return Ok(Arc::new(Credential::of(source, rule.namespace.clone(), rule.scopes.clone())));
     }
-    if let Some(credential) = rules.remembered.get(&digest) {
+    if let Some(credential) = rules.known.credential(&digest) {
         return Ok(credential);
     }
     if !may_check {
         let message = "too many tokens with wrong signatures came on this connection: connect again";
         return Err(Denied::new(Denial::NotChecked, message).into());
     }
-    let credential = Arc::new(token(rules, secret, &digest, now)?);
+    let (credential, is_cheap) = token(rules, secret, &digest, now)?;
     credential.check(rules, now)?;
-    rules.remembered.insert(digest, credential.clone());
+    let credential = Arc::new(credential);
+    rules.known.remember(&digest, &credential, is_cheap);
     Ok(credential)
 }
 
@@ -188,88 +184,44 @@ fn digest_of(secret: &[u8]) -> Digest {
     digest
 }
 
-/// What a token says of itself. Claims that come twice are refused: whoever issued it may have meant the other one (RFC 7519,
-/// section 4).
-struct Claims(HashMap<String, Value>);
-
-impl<'de> Deserialize<'de> for Claims {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Once;
-
-        impl<'de> Visitor<'de> for Once {
-            type Value = Claims;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("claims")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Claims, A::Error> {
-                let mut claims = HashMap::new();
-                while let Some((name, value)) = map.next_entry()? {
-                    if claims.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a claim comes twice"));
-                    }
-                }
-                Ok(Claims(claims))
-            }
-        }
-
-        deserializer.deserialize_map(Once)
-    }
+/// The three parts of a token: its head, its claims and its signature.
+fn parts(token: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let mut parts = token.split(|byte| *byte == b'.');
+    let three = (parts.next()?, parts.next()?, parts.next()?);
+    parts.next().is_none().then_some(three)
 }
 
-impl Claims {
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name)
-    }
-
-    /// A moment of a claim, in seconds since 1970. Fractions are allowed (RFC 7519, section 2), and made whole by `whole`.
-    fn seconds(&self, name: &str, whole: fn(f64) -> f64) -> Result<Option<u64>, Denied> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        let fraction = || value.as_f64().filter(|at| (0.0..1e12).contains(at)).map(|at| whole(at) as u64);
-        match value.as_u64().or_else(fraction) {
-            Some(seconds) => Ok(Some(seconds)),
-            None => Err(Denied::new(Denial::Claims, format!("the token's {name} is not a time"))),
-        }
-    }
-
-    /// Checks that the token is for one of these audiences: its own is a text, or a list of texts (RFC 7519, section 4.1.3).
-    fn check_audience(&self, audiences: &[String]) -> Result<(), Denied> {
-        let given: Option<Vec<&str>> = match self.get("aud") {
-            Some(Value::String(one)) => Some(vec![one]),
-            Some(Value::Array(several)) => several.iter().map(Value::as_str).collect(),
-            _ => None,
-        };
-        let given = given.ok_or_else(|| Denied::new(Denial::Audience, "the token has no aud"))?;
-        if given.iter().any(|aud| audiences.iter().any(|known| known == aud)) {
-            Ok(())
-        } else {
-            Err(Denied::new(Denial::Audience, "the token is for another audience (aud)"))
-        }
-    }
-}
-
-/// Verifies a token.
-///
-/// `jsonwebtoken::decode` would read its head twice and its claims twice more, which costs as much as everything else. So the
-/// library reads both once, and the rules of its `Validation` stand here. The tests compare the two.
-fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Credential, NotYet> {
-    let mut parts = token.rsplitn(2, |byte| *byte == b'.');
-    let (signature, signed) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if signed.iter().filter(|byte| **byte == b'.').count() != 1 {
-        return Err(Denied::new(Denial::UnknownKey, "the credential is neither a token nor a key that is known").into());
+/// What the first part of a token says.
+fn head(rules: &Rules, token: &[u8], text: &[u8]) -> Result<Arc<Head>, Denied> {
+    if let Some(head) = rules.known.head(text) {
+        return Ok(head);
     }
     let head = decode_header(token).map_err(|error| unreadable(&error))?;
     if head.crit.is_some() {
-        return Err(Denied::new(Denial::Algorithm, "the token has critical extensions, and none is known").into());
+        return Err(Denied::new(Denial::Algorithm, "the token has critical extensions, and none is known"));
     }
-    let claims: Claims = insecure_decode_claims(token).map_err(|error| unreadable(&error))?;
-    let iss = claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+    Ok(Arc::new(Head { text: text.into(), algorithm: head.alg, kid: head.kid.map(Into::into) }))
+}
+
+/// Verifies a token. Also returns whether its signature is cheap.
+///
+/// `jsonwebtoken::decode` would read its head twice and its claims twice more, which costs as much as everything else. So the
+/// library reads each head once, `claims` the rest, and the rules of the library's `Validation` stand here. The tests compare the
+/// two.
+fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<(Credential, bool), NotYet> {
+    let Some((head_text, claims, signature)) = parts(token) else {
+        return Err(Denied::new(Denial::UnknownKey, "the credential is neither a token nor a key that is known").into());
+    };
+    let signed = &token[..head_text.len() + 1 + claims.len()];
+    let head = head(rules, token, head_text)?;
+    let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| malformed("the token cannot be read"))?;
+    let claims = Claims::read(&claims).map_err(|_| malformed("the token cannot be read"))?;
+    let iss = claims.get("iss").and_then(Claim::text).unwrap_or_default();
     let issuer = rules.issuers.iter().find(|issuer| issuer.rule.iss == iss);
     let issuer =
         issuer.ok_or_else(|| Denied::new(Denial::UnknownIssuer, "the token's issuer (iss) is not trusted here"))?;
-    if !issuer.rule.algorithms.contains(&head.alg) {
-        let message = format!("the token's algorithm {:?} is not one of its issuer's", head.alg);
+    if !issuer.rule.algorithms.contains(&head.algorithm) {
+        let message = format!("the token's algorithm {:?} is not one of its issuer's", head.algorithm);
         return Err(Denied::new(Denial::Algorithm, message).into());
     }
     let expires_at = claims.seconds("exp", f64::floor)?;
@@ -290,7 +242,7 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Crede
         let message = format!("the token was issued {} in the future", in_words(at - now));
         return Err(Denied::new(Denial::NotYetValid, message).into());
     }
-    let check = issuer.check(head.kid.as_deref(), head.alg, rules.pace).map_err(|no_key| match no_key {
+    let check = issuer.check(head.kid.as_deref(), head.algorithm, rules.pace).map_err(|no_key| match no_key {
         NoKey::Wait(answers) => NotYet::Wait(answers),
         NoKey::Unknown => Denied::new(Denial::UnknownKey, "the token's key (kid) is not one of its issuer's").into(),
         NoKey::Unavailable => {
@@ -301,9 +253,10 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Crede
     if !check.accepts(signed, &signature) {
         return Err(Denied::new(Denial::Signature, "the token's signature is wrong").into());
     }
+    rules.known.remember_head(&head);
     claims.check_audience(&issuer.rule.audiences)?;
     let scopes = match claims.get("scope") {
-        Some(Value::String(text)) => Scopes::of_claim(text),
+        Some(Claim::Text(text)) => Scopes::of_claim(text),
         None => Some(Scopes::default()),
         Some(_) => None,
     };
@@ -316,14 +269,14 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<Crede
         digest: *digest,
         jti: match claims.get("jti") {
             None => None,
-            Some(Value::String(jti)) => Some(jti.as_str().into()),
+            Some(Claim::Text(jti)) => Some(jti.as_ref().into()),
             // Otherwise nobody could revoke it.
             Some(_) => return Err(Denied::new(Denial::Claims, "the token's jti is not a text").into()),
         },
         issued_at,
     };
     let namespace = issuer.rule.namespace.clone();
-    Ok(Credential { source, namespace, user, scopes, expires_at: Some(expires_at) })
+    Ok((Credential { source, namespace, user, scopes, expires_at: Some(expires_at) }, check.is_cheap()))
 }
 
 fn unreadable(error: &Error) -> Denied {
