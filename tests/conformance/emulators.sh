@@ -51,11 +51,11 @@ kinesis_local_pid=$!
 conforms() {
     printf '\n-- %s: %s\n' "$1" "$2"
     VOTESTREAM_TEST_AWS="$2" AWS_ENDPOINT_URL_KINESIS="$3" AWS_ENDPOINT_URL_DYNAMODB="$4" \
-        cargo test --quiet --locked -p votestream-e2e --test endpoint -- --test-threads 3
+        cargo test --quiet --locked --workspace --test endpoint -- --test-threads 3
 }
 
 cd "$here/../.."
-cargo test --quiet --locked -p votestream-e2e --test endpoint --no-run
+cargo test --quiet --locked --workspace --test endpoint --no-run
 listening ministack "$ministack_pid" "$ministack_port"
 listening kinesis-local "$kinesis_local_pid" "$plain_port"
 url="http://127.0.0.1:$ministack_port"
