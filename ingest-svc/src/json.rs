@@ -23,6 +23,7 @@ use votestream_proto::VotesMessage;
 use votestream_server::{
     Caller,
     http::{check_json, failure, read_body, status_of_field, success},
+    identity::Action,
 };
 
 use crate::{calls::Calls, ledger::SingleVote};
@@ -106,7 +107,8 @@ fn read_vote<'a>(body: &'a Bytes, poll_id: &str, caller: &Caller) -> Result<(Cow
         return Err(DecodeError::Json("poll_id names another poll than the path".into()));
     }
     let user_id = match fields.user_id {
-        None if caller.names_user() => "".into(),
+        // The check of rights says what such a caller lacks: a user_id is not for it to give.
+        None if caller.names_user() || !caller.may(Action::Relay, poll_id.as_bytes()) => "".into(),
         given => JsonText::required(given, "user_id")?,
     };
     Ok((user_id, JsonText::required(fields.option_id, "option_id")?))

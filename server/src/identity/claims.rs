@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::Number;
 use votestream_core::observe::metrics::Denial;
@@ -62,12 +62,13 @@ impl<'a> Claims<'a> {
                 let texts: Option<Vec<&str>> = several.iter().map(Claim::text).collect();
                 texts.map(|texts| texts.into_iter().any(is_known))
             }
-            Some(Claim::Number(_) | Claim::Other) | None => None,
+            Some(Claim::Number(_) | Claim::Other) => None,
+            None => return Err(Denied::new(Denial::Audience, "the token has no aud")),
         };
         match is_for_us {
             Some(true) => Ok(()),
             Some(false) => Err(Denied::new(Denial::Audience, "the token is for another audience (aud)")),
-            None => Err(Denied::new(Denial::Audience, "the token has no aud")),
+            None => Err(Denied::new(Denial::Audience, "the token's aud is neither a text nor a list of texts")),
         }
     }
 }
@@ -153,7 +154,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Claim<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Claim<'de>, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                // Read, not skipped: what the library skips it does not check.
+                while map.next_entry::<Name<'_>, Claim<'_>>()?.is_some() {}
                 Ok(Claim::Other)
             }
 
@@ -221,10 +223,15 @@ mod tests {
             "\"",
         ];
         let value = || select(&PARTS[11..]);
-        let member = (select(&PARTS[6..10]), value()).prop_map(|(name, value)| format!("{name}:{value}"));
+        let member = || (select(&PARTS[6..10]), value()).prop_map(|(name, value)| format!("{name}:{value}"));
         prop_oneof![
             vec(select(&PARTS[..]), 0..8).prop_map(|parts| parts.concat().into_bytes()),
-            vec(member, 0..4).prop_map(|members| format!("{{{}}}", members.join(",")).into_bytes()),
+            vec(member(), 0..4).prop_map(|members| format!("{{{}}}", members.join(",")).into_bytes()),
+            // What lies deeper is checked as well.
+            (member(), 1_usize..200, any::<bool>()).prop_map(|(member, depth, lists)| {
+                let (open, close) = if lists { ("[", "]") } else { ("{\"o\":", "}") };
+                format!("{{\"a\":{}{{{member}}}{}}}", open.repeat(depth), close.repeat(depth)).into_bytes()
+            }),
             (vec(value(), 0..4), any::<u8>()).prop_map(|(values, byte)| {
                 let mut text = format!("{{\"a\":[{}],\"b\":\"x\"}}", values.join(",")).into_bytes();
                 let at = text.len() - 3;
@@ -253,6 +260,15 @@ mod tests {
                 (Err(_), Err(_)) => {}
             }
         }
+    }
+
+    #[test]
+    fn what_no_claim_needs_must_be_json_all_the_same() {
+        for text in [&br#"{"x":{"a":"\ud800"}}"#[..], b"{\"x\":{\"a\":\"\xff\"}}", br#"{"x":{"a":1e999}}"#] {
+            assert!(Claims::read(text).is_err(), "{}", text.escape_ascii());
+        }
+        let nested = |depth: usize| format!("{}1{}", r#"{"x":"#.repeat(depth), "}".repeat(depth));
+        assert!(Claims::read(nested(100).as_bytes()).is_ok() && Claims::read(nested(200).as_bytes()).is_err());
     }
 
     #[test]

@@ -155,8 +155,7 @@ impl Issuer {
     /// The keys that check its tokens, with their names, if they are in a file.
     pub(super) fn keys_of_file(&self) -> Vec<(Option<String>, Vec<Algorithm>, DecodingKey)> {
         let keys = self.keys.load();
-        let algorithms = |key: &Key| key.checks.iter().map(|(algorithm, _)| *algorithm).collect();
-        keys.keys.iter().map(|key| (key.kid.clone(), algorithms(key), key.key.clone())).collect()
+        keys.keys.iter().map(|key| (key.kid.clone(), key.algorithms().collect(), key.key.clone())).collect()
     }
 
     /// Asks for the keys again, unless that was done a moment ago.
@@ -255,11 +254,20 @@ impl Keys {
         let found: Vec<Key> = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
         let kids: Vec<_> = found.iter().filter_map(|key| key.kid.clone()).collect();
         let is_alone = |kid: &String| kids.iter().filter(|other| *other == kid).count() == 1;
+        // Of the keys without a name.
+        let without_kid: Vec<_> = found.iter().filter(|key| key.kid.is_none()).flat_map(Key::algorithms).collect();
+        let is_only = |key: &Key| {
+            key.algorithms().all(|algorithm| without_kid.iter().filter(|other| **other == algorithm).count() == 1)
+        };
         let mut wrong = Vec::new();
         let mut usable = |key: &Key| {
-            let check = key.check().and_then(|()| match key.kid.as_ref().is_none_or(is_alone) {
-                true => Ok(()),
-                false => Err("another key has the same kid".into()),
+            let check = key.check().and_then(|()| match &key.kid {
+                Some(kid) if !is_alone(kid) => Err("another key has the same kid".into()),
+                None if !is_only(key) => {
+                    Err("another key has the same algorithm and no kid either, so no token can say which is meant"
+                        .into())
+                }
+                Some(_) | None => Ok(()),
             });
             let name = key.kid.as_deref().unwrap_or("without kid");
             check.map_err(|what| wrong.push(format!("key {name}: {what}"))).is_ok()
@@ -274,6 +282,10 @@ impl Keys {
 }
 
 impl Key {
+    fn algorithms(&self) -> impl Iterator<Item = Algorithm> {
+        self.checks.iter().map(|(algorithm, _)| *algorithm)
+    }
+
     fn of(jwk: Jwk, algorithms: &[Algorithm]) -> Option<Self> {
         if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
             return None;
@@ -361,6 +373,23 @@ mod tests {
         let (kids, wrong) = read(json!([secret("a", 43), secret("b", 22), point, others]));
         assert_eq!(kids, [Some("a".to_owned()), Some("c".to_owned())]);
         assert_eq!(wrong, ["key b: its secret has 16 bytes, and needs 32"]);
+    }
+
+    #[test]
+    fn of_keys_without_a_name_there_is_one_for_each_algorithm() {
+        let unnamed = |mut key: Value| {
+            key.as_object_mut().unwrap().remove("kid");
+            key
+        };
+        let point = json!({"kty": "OKP", "crv": "Ed25519", "x": "A".repeat(43)});
+        let (kids, wrong) = read(json!([unnamed(secret("a", 43)), point, secret("b", 43)]));
+        assert_eq!((kids, wrong), (vec![None, None, Some("b".to_owned())], vec![]));
+        let (kids, wrong) = read(json!([unnamed(secret("a", 43)), point, unnamed(secret("b", 44))]));
+        assert_eq!(kids, [None], "the point");
+        assert!(
+            wrong.len() == 2 && wrong[0].starts_with("key without kid: another key has the same algorithm"),
+            "{wrong:?}"
+        );
     }
 
     #[test]

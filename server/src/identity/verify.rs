@@ -244,7 +244,14 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<(Cred
     }
     let check = issuer.check(head.kid.as_deref(), head.algorithm, rules.pace).map_err(|no_key| match no_key {
         NoKey::Wait(answers) => NotYet::Wait(answers),
-        NoKey::Unknown => Denied::new(Denial::UnknownKey, "the token's key (kid) is not one of its issuer's").into(),
+        NoKey::Unknown => Denied::new(
+            Denial::UnknownKey,
+            match head.kid {
+                Some(_) => "the token's key (kid) is not one of its issuer's for its algorithm",
+                None => "the token names no key (kid), and its issuer has not just one for its algorithm",
+            },
+        )
+        .into(),
         NoKey::Unavailable => {
             Denied::new(Denial::KeysUnavailable, "the keys of the token's issuer cannot be read at the moment").into()
         }

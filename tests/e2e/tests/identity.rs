@@ -482,6 +482,12 @@ async fn a_voter_votes_as_the_token_says_and_nobody_else_does() {
         let answer = send(house.stack.ingest, &post(user), GRPC_TRANSPORTS[0], &ada).await;
         assert_eq!(answer.0, code, "{user:?}: {answer:?}");
     }
+    // A token that names nobody is not asked for a name, over no transport: it could only be refused.
+    let nobody = bearer(house.issuer.token(&claims(&json!({"scope": "vote:p", "sub": null}))));
+    for user in [None, Some("ada")] {
+        let answer = send(house.stack.ingest, &post(user), GRPC_TRANSPORTS[0], &nobody).await;
+        assert_eq!(answer.0, Code::PermissionDenied, "{user:?}: {answer:?}");
+    }
     // A relay without a user of its own must name one.
     let relay = bearer(RELAY);
     assert_eq!(send(house.stack.ingest, &post(None), GRPC_TRANSPORTS[0], &relay).await.0, Code::InvalidArgument);
