@@ -178,7 +178,8 @@ fn bearer(rules: &Rules, header: &HeaderValue, now: u64, may_check: bool) -> Res
     Ok(credential)
 }
 
-fn digest_of(secret: &[u8]) -> Digest {
+/// By what a secret or a token is looked up.
+pub(super) fn digest_of(secret: &[u8]) -> Digest {
     let mut digest = [0; 32];
     digest.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, secret).as_ref());
     digest
