@@ -84,7 +84,11 @@ impl Known {
             return true;
         }
         // The oldest one is forgotten. What two threads do to a row at once makes one of their tokens come again.
-        row.iter().fold(part, |newer, place| place.swap(newer, Ordering::Relaxed));
+        row.iter().fold(part, |newer, place| {
+            let older = place.load(Ordering::Relaxed);
+            place.store(newer, Ordering::Relaxed);
+            older
+        });
         false
     }
 
