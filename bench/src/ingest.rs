@@ -24,6 +24,7 @@ const CONNECTIONS: usize = 8;
 const CALL_USERS: usize = 10_000;
 /// Connections that are open at a time, each for one vote.
 const CONNECTING: usize = 16;
+
 /// Which rows to measure, if not all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {

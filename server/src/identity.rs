@@ -5,9 +5,9 @@
 //! missing: a request without the check's mark has no rights at all.
 //!
 //! `rules` reads the auth file, `issuer` the keys of those who sign tokens, `revoked` what counts no more. `verify`
-//! turns a request's credential into a `caller` by its `claims`, unless it is `known`; and `check` stands in front of the routes. `sign` makes tokens and keys
-//! for those who have no issuer of their own. Never by hand here: the format of keys and of the heads of tokens, which
-//! `jsonwebtoken` reads, and cryptography, which `ring` does.
+//! turns a request's credential into a `caller` by its `claims`, unless it is `known`; and `check` stands in front of the
+//! routes. `sign` makes tokens and keys for those who have no issuer of their own. Never by hand here: the format of keys and
+//! of the heads of tokens, which `jsonwebtoken` reads, and cryptography, which `ring` does.
 
 mod caller;
 mod check;

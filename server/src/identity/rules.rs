@@ -46,6 +46,7 @@ pub(super) struct Rules {
     pub(super) revoked: Revoked,
     /// Keys that take the place of others once these rules hold. The issuers stay the same, so that calls go on.
     pub(super) new_keys: Vec<(Arc<Issuer>, Keys)>,
+    /// What was verified by these rules.
     pub(super) known: Known,
 }
 

@@ -192,11 +192,8 @@ fn parts(token: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     parts.next().is_none().then_some(three)
 }
 
-/// What the first part of a token says.
-fn head(rules: &Rules, token: &[u8], text: &[u8]) -> Result<Arc<Head>, Denied> {
-    if let Some(head) = rules.known.head(text) {
-        return Ok(head);
-    }
+/// What the first part of a token says, which is this text.
+fn read_head(token: &[u8], text: &[u8]) -> Result<Arc<Head>, Denied> {
     let head = decode_header(token).map_err(|error| unreadable(&error))?;
     if head.crit.is_some() {
         return Err(Denied::new(Denial::Algorithm, "the token has critical extensions, and none is known"));
@@ -214,7 +211,8 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<(Cred
         return Err(Denied::new(Denial::UnknownKey, "the credential is neither a token nor a key that is known").into());
     };
     let signed = &token[..head_text.len() + 1 + claims.len()];
-    let head = head(rules, token, head_text)?;
+    let known_head = rules.known.head(head_text);
+    let head = known_head.clone().map_or_else(|| read_head(token, head_text), Ok)?;
     let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| malformed("the token cannot be read"))?;
     let claims = Claims::read(&claims).map_err(|_| malformed("the token cannot be read"))?;
     let iss = claims.get("iss").and_then(Claim::text).unwrap_or_default();
@@ -261,7 +259,9 @@ fn token(rules: &Rules, token: &[u8], digest: &Digest, now: u64) -> Result<(Cred
     if !check.accepts(signed, &signature) {
         return Err(Denied::new(Denial::Signature, "the token's signature is wrong").into());
     }
-    rules.known.remember_head(&head);
+    if known_head.is_none() {
+        rules.known.remember_head(&head);
+    }
     claims.check_audience(&issuer.rule.audiences)?;
     let scopes = match claims.get("scope") {
         Some(Claim::Text(text)) => Scopes::of_claim(text),
