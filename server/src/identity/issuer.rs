@@ -254,8 +254,9 @@ impl Keys {
         let found: Vec<Key> = set.keys.into_iter().filter_map(|jwk| Key::of(jwk, algorithms)).collect();
         let kids: Vec<_> = found.iter().filter_map(|key| key.kid.clone()).collect();
         let is_alone = |kid: &String| kids.iter().filter(|other| *other == kid).count() == 1;
-        // Of the keys without a name.
-        let without_kid: Vec<_> = found.iter().filter(|key| key.kid.is_none()).flat_map(Key::algorithms).collect();
+        // Of the keys without a name. One that cannot be trusted does not hold up another.
+        let unnamed = found.iter().filter(|key| key.kid.is_none() && key.check().is_ok());
+        let without_kid: Vec<_> = unnamed.flat_map(Key::algorithms).collect();
         let is_only = |key: &Key| {
             key.algorithms().all(|algorithm| without_kid.iter().filter(|other| **other == algorithm).count() == 1)
         };
@@ -389,6 +390,11 @@ mod tests {
         assert!(
             wrong.len() == 2 && wrong[0].starts_with("key without kid: another key has the same algorithm"),
             "{wrong:?}"
+        );
+        let (kids, wrong) = read(json!([unnamed(secret("a", 43)), unnamed(secret("b", 22))]));
+        assert_eq!(
+            (kids, &wrong[..]),
+            (vec![None], &["key without kid: its secret has 16 bytes, and needs 32".into()][..])
         );
     }
 
