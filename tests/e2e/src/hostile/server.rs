@@ -104,7 +104,7 @@ impl Server {
         let mut server =
             Self { child, ingest, results, output, election, voters: Some(voters), polls, memory_before: 0 };
         server.a_vote_gets_through("before the attack").await;
-        server.memory_before = server.memory();
+        server.memory_before = server.memory_peak();
         server
     }
 
@@ -137,14 +137,20 @@ impl Server {
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {status}"))
     }
 
-    /// Memory that it holds, in bytes.
+    /// Memory that it has asked for and uses, in bytes. The pages of its binary, which the system drops and reads
+    /// again as it pleases (tens of MiB), are none.
     pub fn memory(&self) -> u64 {
-        self.status("VmRSS") << 10
+        ["RssAnon", "RssShmem", "VmSwap"].into_iter().map(|kind| self.status(kind) << 10).sum()
     }
 
-    /// How much more memory than before the attack it has held so far at most, in bytes.
+    /// What it has held at most until now, in bytes, the pages of its binary included.
+    fn memory_peak(&self) -> u64 {
+        self.status("VmHWM") << 10
+    }
+
+    /// How much more memory it has held so far at most than at most before the attack, in bytes.
     pub fn memory_grew(&self) -> u64 {
-        (self.status("VmHWM") << 10).saturating_sub(self.memory_before)
+        self.memory_peak().saturating_sub(self.memory_before)
     }
 
     /// Its threads.
