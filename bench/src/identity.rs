@@ -54,6 +54,8 @@ const MANAGER_SHA256: &str = "3043e47170f5ae0cc501b06f2442609896d0122a6d0301ede6
 enum With {
     /// Not at all; identity is off.
     Nothing,
+    /// As with [`Self::KnownToken`], to a server without identity: what it costs to carry a token with each call.
+    Unread,
     /// A relay's key on every connection.
     Key,
     /// A voter's token on every connection.
@@ -74,6 +76,7 @@ impl With {
     fn name(self) -> &'static str {
         match self {
             Self::Nothing => "identity off",
+            Self::Unread => "a token with each call that nobody reads (identity off)",
             Self::Key => "a relay's key",
             Self::OwnToken => "one token a connection",
             Self::KnownToken => "a remembered token with each call",
@@ -188,6 +191,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let columns = ["credential", "off, CPU µs a call", "with it, CPU µs a call", "with / off (CPU)"];
     let table = report.table("Calls of one vote with identity", note, &columns);
     let forms = [
+        With::Unread,
         With::Key,
         With::OwnToken,
         With::KnownToken,
@@ -241,7 +245,7 @@ struct Subject {
 impl Subject {
     fn start(cores: &Cores, with: With, form: Form) -> anyhow::Result<Self> {
         let limits = with == With::LimitedToken;
-        let options = Options { identity: with != With::Nothing, limits, ..Options::default() };
+        let options = Options { identity: !matches!(with, With::Nothing | With::Unread), limits, ..Options::default() };
         let server = cores.start(|| Server::start_with(Kind::Ingest, options))??;
         let sender = Sender::new(format!("http://{}", server.ingest), with)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -293,7 +297,7 @@ impl Sender {
             With::Nothing => None,
             With::Key => Some(format!("Bearer {RELAY}").parse()?),
             With::OwnToken => Some(self.known[connection % TOKENS].clone()),
-            With::KnownToken | With::LimitedToken => Some(self.known[call % TOKENS].clone()),
+            With::Unread | With::KnownToken | With::LimitedToken => Some(self.known[call % TOKENS].clone()),
             With::NewHs256 => Some(self.signer.token(Algorithm::HS256)?),
             With::NewEs256 => Some(self.signer.token(Algorithm::ES256)?),
             With::WrongEs256 => Some(self.signer.wrong()?),

@@ -22,8 +22,10 @@ const CALLS: usize = 32;
 const CONNECTIONS: usize = 8;
 /// Users whose calls are sent again and again.
 const CALL_USERS: usize = 10_000;
-/// Connections that are open at a time, each for one vote.
-const CONNECTING: usize = 16;
+/// Connections that are open at a time, each for one vote: so few that a sync of the log is shared by a handful, and as many as
+/// come when a country votes.
+const FEW: usize = 16;
+const MANY: usize = 256;
 
 /// Which rows to measure, if not all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -92,10 +94,10 @@ enum Form {
     Calls,
     /// The same, but the bare server answers after [`LATE_MS`]: what waiting costs, whatever the reason.
     LateCalls,
-    /// One connection per vote.
-    Connections,
+    /// One connection per vote, and how many of them are open at a time.
+    Connections(usize),
     /// The same, but the bare server answers after [`LATE_MS`].
-    LateConnections,
+    LateConnections(usize),
     /// As `Messages`, but every message is answered.
     Answered(usize),
 }
@@ -163,8 +165,10 @@ fn against_bare(report: &mut Report, part: Option<Part>) -> anyhow::Result<()> {
         (Part::Messages, Form::Messages(1_000)),
         (Part::Calls, Form::Calls),
         (Part::Calls, Form::LateCalls),
-        (Part::Connections, Form::Connections),
-        (Part::Connections, Form::LateConnections),
+        (Part::Connections, Form::Connections(FEW)),
+        (Part::Connections, Form::LateConnections(FEW)),
+        (Part::Connections, Form::Connections(MANY)),
+        (Part::Connections, Form::LateConnections(MANY)),
     ];
     for (_, form) in forms.into_iter().filter(|&(of, _)| part.is_none_or(|part| part == of)) {
         let (bare, ours) = ((Kind::Bare, Votes::Good, Secrecy::Plain), (Kind::Ingest, Votes::Good, Secrecy::Plain));
@@ -227,8 +231,8 @@ fn tls_against_none(report: &mut Report) -> anyhow::Result<()> {
     ];
     let table = report.table("TLS against none", note, &columns);
     for (name, form, secrecy) in [
-        ("one vote a new connection", Form::Connections, Secrecy::Tls),
-        ("one vote a new connection, mutual", Form::Connections, Secrecy::Mutual),
+        ("one vote a new connection", Form::Connections(FEW), Secrecy::Tls),
+        ("one vote a new connection, mutual", Form::Connections(FEW), Secrecy::Mutual),
         ("one vote a call", Form::Calls, Secrecy::Tls),
         ("1", Form::Messages(1), Secrecy::Tls),
         ("100", Form::Messages(100), Secrecy::Tls),
@@ -255,8 +259,10 @@ fn compare(
         Form::Answered(votes) => (format!("{votes}, StreamVotes"), 1_000_000),
         Form::Calls => ("one vote a call".to_owned(), 100_000),
         Form::LateCalls => (format!("one vote a call, bare answers after {LATE_MS} ms"), 100_000),
-        Form::Connections => ("one vote a connection".to_owned(), 10_000),
-        Form::LateConnections => (format!("one vote a connection, bare answers after {LATE_MS} ms"), 10_000),
+        Form::Connections(open) => (format!("one vote a connection, {open} at a time"), 10_000),
+        Form::LateConnections(open) => {
+            (format!("one vote a connection, {open} at a time, bare answers after {LATE_MS} ms"), 10_000)
+        }
     };
     let total = if quick { total / 50 } else { total };
     let cores = Cores::new()?;
@@ -296,14 +302,14 @@ impl turns::Subject for Subject {
     fn multiple(&self) -> usize {
         match self.form {
             Form::Messages(votes) | Form::Answered(votes) => STREAMS * votes,
-            Form::Calls | Form::LateCalls | Form::Connections | Form::LateConnections => 1,
+            Form::Calls | Form::LateCalls | Form::Connections(_) | Form::LateConnections(_) => 1,
         }
     }
 }
 
 impl Subject {
     fn start(cores: &Cores, (kind, votes, secrecy): (Kind, Votes, Secrecy), form: Form) -> anyhow::Result<Self> {
-        let is_late = matches!(form, Form::LateCalls | Form::LateConnections);
+        let is_late = matches!(form, Form::LateCalls | Form::LateConnections(_));
         let target = Target::start(cores, kind, if is_late { LATE_MS } else { 0 }, secrecy)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { target, runtime, form, votes })
@@ -316,7 +322,7 @@ impl Subject {
             Form::Messages(per_message) => cast_kind(target.connect().await?, total, per_message, STREAMS, votes).await,
             Form::Answered(per_message) => stream(target.connect().await?, total, per_message, votes).await,
             Form::Calls | Form::LateCalls => call(target, total, votes).await,
-            Form::Connections | Form::LateConnections => connect_and_call(target, total, votes).await,
+            Form::Connections(open) | Form::LateConnections(open) => connect_and_call(target, total, votes, open).await,
         }
     }
 }
@@ -408,8 +414,8 @@ async fn call(target: &Target, total: usize, votes: Votes) -> anyhow::Result<u64
     Ok(try_join_all(calls).await?.into_iter().sum())
 }
 
-/// Casts votes with one connection each. Returns the number of accepted votes.
-async fn connect_and_call(target: &Target, total: usize, votes: Votes) -> anyhow::Result<u64> {
+/// Casts votes with one connection each, so many of them open at a time. Returns the number of accepted votes.
+async fn connect_and_call(target: &Target, total: usize, votes: Votes, open: usize) -> anyhow::Result<u64> {
     let prepared = prepare(0, 1, CALL_USERS, votes);
     let calls = (0..total).map(|at| {
         let vote = prepared[at % prepared.len()].clone();
@@ -419,7 +425,7 @@ async fn connect_and_call(target: &Target, total: usize, votes: Votes) -> anyhow
             accepted(client.cast_vote(vote).await)
         }
     });
-    stream::iter(calls).buffer_unordered(CONNECTING).try_fold(0, async |sum, one| Ok(sum + one)).await
+    stream::iter(calls).buffer_unordered(open).try_fold(0, async |sum, one| Ok(sum + one)).await
 }
 
 /// Number of votes that a call has brought in: one, or none if the service refused it.
