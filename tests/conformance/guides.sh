@@ -89,7 +89,7 @@ follow() {
     (
         cd "$place/run"
         env -i PATH="$work/bin:$PATH" HOME="$place/home" LANG=C.UTF-8 document="$1" log="$place/log" prelude="$work/prelude" \
-            timeout 120 bash "$place/commands" </dev/null
+            timeout 600 bash "$place/commands" </dev/null
     ) || { printf 'FAILED: the commands of %s\n' "$1" >&2; exit 1; }
 }
 

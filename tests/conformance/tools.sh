@@ -106,7 +106,7 @@ start_stack() {
     "$1" up --ephemeral --json --addr 127.0.0.1:0 "${@:2}" \
         >"$work/addresses" 2>"$work/log" &
     started+=($!)
-    for _ in $(seq 300); do
+    for _ in $(seq 1200); do
         [ -s "$work/addresses" ] && break
         sleep 0.1
     done

@@ -27,7 +27,7 @@ const READ: Duration = Duration::from_millis(5);
 /// Life of poll definitions in tests in which they must not become old.
 const LONG: Duration = Duration::from_secs(60);
 /// Life of poll definitions in tests in which they become old.
-const LIFE: Duration = Duration::from_millis(100);
+const LIFE: Duration = Duration::from_secs(1);
 
 /// A store with one poll.
 #[derive(Default)]

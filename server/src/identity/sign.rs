@@ -427,7 +427,7 @@ mod tests {
             assert!(!caller.may(Action::Vote, b"other"), "the issuer's scopes do not cover it");
         }
         let signer = Signer::with_secret(&auth, None, None).unwrap();
-        let later = Claims { not_before: Some(unix_now() + 3_600), ..claims(&scopes) };
+        let later = Claims { not_before: Some(unix_now() + 3_630), ..claims(&scopes) };
         assert_eq!(caller(&auth, &signer.sign(later).unwrap()).unwrap_err(), "the token is valid only in 60 minutes");
         let early = Claims { expires_at: unix_now() - 180, ..claims(&scopes) };
         assert_eq!(caller(&auth, &signer.sign(early).unwrap()).unwrap_err(), "the token expired 3 minutes ago");

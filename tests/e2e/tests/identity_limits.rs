@@ -20,7 +20,7 @@ use votestream_server::CallLimits;
 const CAST_VOTE: &str = "/votestream.v1.IngestService/CastVote";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest time until a refusal: far less than the time that a body may take.
-const AT_ONCE: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = Duration::from_secs(8);
 
 fn limits(change: impl FnOnce(&mut CallLimits)) -> CallLimits {
     let mut limits = CallLimits::default();

@@ -495,6 +495,7 @@ async fn open_events(addr: std::net::SocketAddr, poll: &str) -> (u16, tokio::net
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_polls_than_a_process_watches_are_refused_until_others_leave() {
+    votestream_server::raise_descriptor_limit();
     let site = Site::open().await;
     let option = votestream_proto::v1::PollOption { option_id: "a".into(), title: String::new() };
     let closes_at = Some((std::time::SystemTime::now() + Duration::from_secs(3_600)).into());

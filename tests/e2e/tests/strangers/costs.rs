@@ -41,8 +41,10 @@ async fn votes_for_unknown_polls_cost_what_their_bytes_cost() {
     server.comes_to_rest(REST).await;
     let polls = rng.random_range(800..1_200);
     cost_of_unknown_polls(&server, 100, &mut rng).await;
-    let once = cost_of_unknown_polls(&server, polls, &mut rng).await;
+    // Before and after, since the machine's speed changes.
+    let before = cost_of_unknown_polls(&server, polls, &mut rng).await;
     let four_times = cost_of_unknown_polls(&server, 4 * polls, &mut rng).await;
+    let once = before.max(cost_of_unknown_polls(&server, polls, &mut rng).await);
     // Quadratic cost would be sixteen times as much.
     let bound = 8 * once + Duration::from_millis(150);
     assert!(four_times < bound, "{polls} unknown polls cost {once:?}, four times as many {four_times:?}");
@@ -261,7 +263,7 @@ async fn errors_of_a_connection_come_to_an_end() {
         let calls = rng.random_range(5_000..8_000);
         // The client is disconnected, or has sent everything.
         floods::provoke(&mut connection, how, calls).await.ok();
-        let thrown_out = connection.hears(|heard| heard.closed || heard.goaway.is_some(), Duration::from_secs(5)).await;
+        let thrown_out = connection.hears(|heard| heard.closed || heard.goaway.is_some(), PATIENCE).await;
         let heard = connection.heard();
         assert!(thrown_out, "way {how}: {calls} provocations: {heard:?}");
         let resets: u64 = heard.resets.values().sum();

@@ -28,7 +28,7 @@ const BESIDE: &str = "beside";
 /// 64 MiB for streams without anything in them (11 KB each) and for what the allocator keeps for a moment.
 const MEMORY_MAX: u64 = (3 * 64 + 32 + 64) << 20;
 /// How long a process may take to come to rest after its attacker has left.
-const REST: Duration = Duration::from_secs(20);
+const REST: Duration = PATIENCE;
 /// Longest time of a call that is not attacked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
