@@ -92,6 +92,7 @@ impl Calls {
         caller: &Caller,
         message: impl ReceivedVotes + Sync,
     ) -> Result<(), Status> {
+        caller.still_counts()?;
         let mut votes = 0;
         for vote in message.votes() {
             vote.map_err(|error| malformed(1, &format!("the message cannot be read: {error}")))?;

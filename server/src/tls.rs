@@ -7,6 +7,7 @@
 //! A change counts once two looks in a row find the same: whoever writes a certificate and then its key is not caught in
 //! between.
 
+mod chains;
 mod files;
 mod handshakes;
 mod identity;
@@ -23,8 +24,8 @@ use rustls::{
 
 #[cfg(test)]
 pub(crate) use self::handshakes::HANDSHAKES_MAX;
-pub(crate) use self::handshakes::Handshake;
 use self::{
+    chains::ShortChains,
     files::{Material, Texts},
     handshakes::Handshakes,
 };
@@ -32,6 +33,7 @@ pub use self::{
     files::{TlsError, TlsFile},
     identity::ClientCertificate,
 };
+pub(crate) use self::{handshakes::Handshake, identity::same_form};
 use crate::files::Changes;
 
 /// Time from one look at the files to the next.
@@ -85,11 +87,19 @@ struct Watched {
     /// What decides whether tickets of before are still taken.
     client_ca: u64,
     tickets: Arc<dyn ProducesTickets>,
-    not_after: u64,
-    expiry: Expiry,
+    own: Ending,
+    /// The first of the CA of clients that ends.
+    ca: Option<Ending>,
 }
 
-/// What was said about the expiry of the certificate in use.
+/// A certificate that ends some day.
+struct Ending {
+    /// In seconds since 1970.
+    not_after: u64,
+    said: Expiry,
+}
+
+/// What was said about the expiry of a certificate in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Expiry {
     Later,
@@ -126,9 +136,9 @@ impl Tls {
         let material = texts.parse(&source)?;
         let broken = |error| vec![TlsError::of(&source, TlsFile::Certificate, error)];
         let tickets = rustls::crypto::ring::Ticketer::new().map_err(broken)?;
-        let not_after = material.not_after;
+        let (own, ca) = Watched::endings(&material);
         let config = configure(material, tickets.clone()).map_err(broken)?;
-        let watched = Watched { changes, client_ca, tickets, not_after, expiry: Expiry::Later };
+        let watched = Watched { changes, client_ca, tickets, own, ca };
         Ok(Self(Arc::new(Shared {
             source,
             current: ArcSwap::from_pointee(config),
@@ -187,13 +197,13 @@ impl Tls {
             // A ticket stands for a certificate that was verified before, perhaps by a CA that is no longer trusted.
             false => rustls::crypto::ring::Ticketer::new(),
         };
-        let not_after = material.not_after;
+        let endings = Watched::endings(&material);
         let made = tickets.and_then(|tickets| Ok((configure(material, tickets.clone())?, tickets)));
         match made {
             Ok((config, tickets)) => {
                 self.0.current.store(Arc::new(config));
                 (watched.client_ca, watched.tickets) = (client_ca, tickets);
-                (watched.not_after, watched.expiry) = (not_after, Expiry::Later);
+                (watched.own, watched.ca) = endings;
                 tracing::info!("the files of TLS have changed: new connections use them");
             }
             Err(error) => {
@@ -204,18 +214,38 @@ impl Tls {
 }
 
 impl Watched {
-    /// Says once when the certificate in use is about to expire, and once when it has expired.
+    /// What ends of these, and when.
+    fn endings(material: &Material) -> (Ending, Option<Ending>) {
+        let ending = |not_after| Ending { not_after, said: Expiry::Later };
+        (ending(material.not_after), material.client_ca.as_ref().map(|(_, not_after)| ending(*not_after)))
+    }
+
+    /// Says once when a certificate in use is about to expire, and once when it has expired.
     fn warn(&mut self) {
+        match self.own.news() {
+            Some(Expiry::Over) => {
+                tracing::warn!("the certificate of TLS has expired: clients that check it do not connect")
+            }
+            Some(Expiry::Soon) => tracing::warn!("the certificate of TLS expires within a week"),
+            Some(Expiry::Later) | None => {}
+        }
+        match self.ca.as_mut().and_then(Ending::news) {
+            Some(Expiry::Over) => {
+                tracing::warn!("a CA of client certificates has expired: what it has issued is taken all the same")
+            }
+            Some(Expiry::Soon) => tracing::warn!("a CA of client certificates expires within a week"),
+            Some(Expiry::Later) | None => {}
+        }
+    }
+}
+
+impl Ending {
+    /// What is to be said now and was not said before.
+    fn news(&mut self) -> Option<Expiry> {
         let expiry = Expiry::of(self.not_after, UnixTime::now().as_secs());
-        if expiry <= self.expiry {
-            return;
-        }
-        self.expiry = expiry;
-        match expiry {
-            Expiry::Over => tracing::warn!("the certificate of TLS has expired: clients that check it do not connect"),
-            Expiry::Soon => tracing::warn!("the certificate of TLS expires within a week"),
-            Expiry::Later => {}
-        }
+        let is_new = expiry > self.said;
+        self.said = self.said.max(expiry);
+        is_new.then_some(expiry)
     }
 }
 
@@ -225,11 +255,11 @@ fn configure(material: Material, tickets: Arc<dyn ProducesTickets>) -> Result<Se
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match material.client_ca {
         None => builder.with_no_client_auth(),
-        Some(roots) => {
+        Some((roots, _)) => {
             // A caller without a certificate may have a token.
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).allow_unauthenticated();
             let verifier = verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(Arc::new(ShortChains { verifier }))
         }
     };
     let mut config = builder.with_cert_resolver(material.identity);

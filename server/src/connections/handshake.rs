@@ -80,8 +80,8 @@ where
     };
     let (begun, session) = stream.get_mut();
     begun.left = usize::MAX;
-    let given = session.peer_certificates().and_then(|chain| chain.first());
-    // A session that is resumed brings the certificate that was verified when it began.
+    let given = session.peer_certificates().filter(|chain| !chain.is_empty());
+    // A session that is resumed brings the certificates that were verified when it began.
     let certificate = match given.map(ClientCertificate::read) {
         None => None,
         Some(Some(certificate)) if !certificate.is_expired() => Some(Arc::new(certificate)),

@@ -442,6 +442,16 @@ impl Caller {
         }
     }
 
+    /// Whether the credential still counts: a body may take long to arrive.
+    ///
+    /// # Errors
+    ///
+    /// If it has expired, or was revoked.
+    pub fn still_counts(&self) -> Result<(), Denied> {
+        let Kind::Known(credential, inner) = &self.kind else { return Ok(()) };
+        credential.check(&inner.rules.load(), unix_now()).inspect_err(|denied| metrics::denied(denied.reason))
+    }
+
     /// Waits until the credential counts no more: it has expired, or was revoked. Long calls end then.
     pub async fn ended(&self) -> Denied {
         let Kind::Known(credential, inner) = &self.kind else { return std::future::pending().await };

@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
+/// Most issuers that are named because only revocations have them.
+const UNKNOWN_ISSUERS_NAMED: usize = 10;
+
 /// What stands before the name of a variable that holds a file's text: containers get their secrets by variables.
 const VARIABLE: &str = "env:";
 
@@ -61,7 +64,13 @@ impl Files {
         let named = |path: &Path, mistakes: Vec<String>| -> Vec<String> {
             mistakes.into_iter().map(|mistake| format!("{}: {mistake}", path.display())).collect()
         };
+        let revokes = before.is_some_and(|before| !before.revoked.is_empty());
         let revoked = match (&self.revoked, &content.revoked) {
+            // A disk that is full, or a program that writes it anew and was stopped.
+            (Some(path), Some(text)) if revokes && text.trim().is_empty() => Err(named(
+                path,
+                vec!["it has become empty; to revoke nothing any more, write a comment (#) into it".into()],
+            )),
             (Some(path), Some(text)) => Revoked::read(text).map_err(|mistakes| named(path, mistakes)),
             _ => Ok(Revoked::default()),
         };
@@ -70,7 +79,10 @@ impl Files {
             Err(mistakes) => (Revoked::default(), mistakes),
         };
         match Rules::read(&content.auth, &self.auth, revoked, before) {
-            Ok(rules) if mistakes.is_empty() => Ok(rules),
+            Ok(rules) if mistakes.is_empty() => {
+                warn_of_unknown_issuers(&rules);
+                Ok(rules)
+            }
             Ok(_) => Err(mistakes),
             Err(more) => {
                 mistakes.extend(named(&self.auth, more));
@@ -109,6 +121,17 @@ impl Content {
             revoked: revoked.map(text).transpose()?,
             keys: files.map(|path| (path.clone(), read_file(path, JWKS_BYTES_MAX).ok())).collect(),
         })
+    }
+}
+
+/// Says which issuers revocations name that nobody knows. No mistake: an issuer that is taken out of the auth file must not stay
+/// because a revocation names it still.
+fn warn_of_unknown_issuers(rules: &Rules) {
+    let is_known = |iss: &str| rules.issuers.iter().any(|issuer| issuer.rule.iss == iss);
+    let mut unknown: Vec<_> = rules.revoked.issuers().into_iter().filter(|iss| !is_known(iss)).collect();
+    unknown.sort_unstable();
+    for iss in unknown.into_iter().take(UNKNOWN_ISSUERS_NAMED) {
+        tracing::warn!(iss, "a revocation names an issuer that the auth file does not have: it revokes nothing");
     }
 }
 

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Both take `iss`, if only the tokens of one issuer are meant. Must never forget a revocation because the file has a
-//! mistake: then the old ones stay.
+//! mistake: then the old ones stay. A file that has become empty is one.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -64,6 +64,17 @@ impl Revoked {
         mistakes.end().map(|()| Self(Arc::new(lists)))
     }
 
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.tokens.is_empty() && self.0.users.is_empty()
+    }
+
+    /// The issuers that it names.
+    pub(super) fn issuers(&self) -> HashSet<&str> {
+        let (tokens, users) = (self.0.tokens.iter(), self.0.users.keys());
+        tokens.chain(users).filter_map(|(iss, _)| iss.as_deref()).collect()
+    }
+
     /// Whether a token is revoked. A token that does not say when it was issued counts as old.
     pub(super) fn has(&self, iss: &str, jti: Option<&str>, user: Option<&str>, issued_at: Option<u64>) -> bool {
         let lists = &*self.0;
@@ -103,6 +114,8 @@ mod tests {
         assert!(revoked.has("x", None, Some("ada"), Some(99)) && !revoked.has("x", None, Some("ada"), Some(100)));
         assert!(revoked.has("x", None, Some("ada"), None), "without a moment it counts as old");
         assert!(!revoked.has("x", Some("three"), Some("bob"), Some(1)));
+        assert_eq!((revoked.issuers(), revoked.is_empty()), (HashSet::from(["https://a"]), false));
+        assert!(Revoked::read("# nothing").unwrap().is_empty());
     }
 
     #[test]

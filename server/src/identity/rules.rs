@@ -23,7 +23,7 @@ use super::{
     revoked::Revoked,
     scope::{Action, SCOPES_MAX, Scopes},
 };
-use crate::files::read_file;
+use crate::{files::read_file, tls::same_form};
 
 /// Most entries of a kind.
 const ENTRIES_MAX: usize = 1_000;
@@ -62,7 +62,7 @@ pub(super) struct KeyRule {
 /// A `[[certificate]]` of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CertificateRule {
-    /// A subject alternative name.
+    /// A subject alternative name, in the form of [`crate::tls::same_form`].
     pub(super) san: String,
     pub(super) scopes: Scopes,
     pub(super) namespace: Arc<str>,
@@ -395,19 +395,29 @@ fn key(mut entry: Entry<'_>) -> Option<KeyRule> {
     Some(KeyRule { id: id?, sha256: sha256?, scopes: scopes?, namespace })
 }
 
+/// How tools call the kinds of names. None is the scheme of a URI.
+const SAN_KINDS: [&str; 5] = ["DNS", "URI", "IP", "email", "othername"];
+
 fn certificate(mut entry: Entry<'_>) -> Option<CertificateRule> {
     let san = entry.required("san");
     let scopes = scopes(&mut entry, false);
     let namespace = namespace(&mut entry);
     let is_name = |san: &String| {
         let plain = san.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*');
-        plain && !san.ends_with('.') && san.parse::<std::net::IpAddr>().is_err() && san.len() <= USER_ID_BYTES_MAX
+        // As tools print the kind of a name before it.
+        let kind = san.split(':').next().filter(|_| san.contains(':')).unwrap_or_default();
+        let has_kind = SAN_KINDS.iter().any(|known| known.eq_ignore_ascii_case(kind));
+        let is_mail = san.contains('@') && !san.contains(':');
+        let is_address = san.parse::<std::net::IpAddr>().is_ok();
+        plain && !has_kind && !is_mail && !is_address && !san.ends_with('.') && san.len() <= USER_ID_BYTES_MAX
     };
     if san.as_ref().is_some_and(|san| !is_name(san)) {
-        entry.wrong("san must be one DNS name or URI: without wildcards, blanks or a dot at its end, and no address");
+        entry.wrong(
+            "san must be one DNS name or URI: without its kind before it, wildcards, blanks or a dot at its end, and no address",
+        );
     }
     entry.end();
-    Some(CertificateRule { san: san?.to_ascii_lowercase(), scopes: scopes?, namespace })
+    Some(CertificateRule { san: same_form(&san?), scopes: scopes?, namespace })
 }
 
 fn anonymous_of(mut entry: Entry<'_>) -> Option<Scopes> {
@@ -471,6 +481,14 @@ mod tests {
             san = "*.example"
             scopes = ["relay:*"]
 
+            [[certificate]]
+            san = "dns:relay.example"
+            scopes = ["relay:*"]
+
+            [[certificate]]
+            san = "ada@relay.example"
+            scopes = ["relay:*"]
+
             [anonymous]
             scopes = ["vote:*"]
         "#;
@@ -490,6 +508,8 @@ mod tests {
             "key 1: sha256 must be the SHA-256",
             "key 1: \"vote:p\" needs a token",
             "certificate 1: san must be one DNS name or URI",
+            "certificate 2: san must be one DNS name or URI",
+            "certificate 3: san must be one DNS name or URI",
             "anonymous: \"vote:*\" needs a token",
         ];
         for words in expected {

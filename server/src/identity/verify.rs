@@ -134,7 +134,7 @@ fn malformed(message: &'static str) -> Denied {
 /// A caller by its certificate, or without any credential.
 fn without_header(rules: &Rules, certificate: Option<&ClientCertificate>) -> Result<Arc<Credential>, Denied> {
     let names = certificate.map_or(&[][..], |certificate| &certificate.names);
-    let rule = rules.certificates.iter().find(|rule| names.iter().any(|name| name.eq_ignore_ascii_case(&rule.san)));
+    let rule = rules.certificates.iter().find(|rule| names.contains(&rule.san));
     if let Some((rule, certificate)) = rule.zip(certificate) {
         let source = Source::Certificate(rule.clone());
         let credential = Credential::of(source, rule.namespace.clone(), rule.scopes.clone());

@@ -18,7 +18,10 @@ use rustls::{
 };
 use webpki::EndEntityCert;
 
-use super::{TlsIdentity, TlsSource, identity::not_after};
+use super::{
+    TlsIdentity, TlsSource,
+    identity::{end_of_ca, not_after},
+};
 use crate::files::read_file;
 
 /// Largest file: more than a hundred certificates.
@@ -93,7 +96,8 @@ pub(super) struct Material {
     pub(super) identity: Arc<dyn ResolvesServerCert>,
     /// When the certificate expires, in seconds since 1970.
     pub(super) not_after: u64,
-    pub(super) client_ca: Option<Arc<RootCertStore>>,
+    /// The CA of clients, and when the first of their certificates expires, in seconds since 1970.
+    pub(super) client_ca: Option<(Arc<RootCertStore>, u64)>,
 }
 
 fn read(path: &Path) -> Text {
@@ -180,12 +184,21 @@ fn certified(
     }
 }
 
-fn roots(text: &[u8]) -> Result<Arc<RootCertStore>, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(text)? {
-        roots.add(certificate).map_err(|error| format!("has a certificate that cannot be used: {error}"))?;
+/// The CA of clients, and when the first of their certificates expires.
+fn roots(text: &[u8]) -> Result<(Arc<RootCertStore>, u64), String> {
+    let (mut roots, mut first_end) = (RootCertStore::empty(), u64::MAX);
+    for (at, certificate) in certificates(text)?.into_iter().enumerate() {
+        let unusable = |error: &dyn Display| format!("has a certificate that cannot be used: {error}");
+        let parsed = EndEntityCert::try_from(&certificate).map_err(|error| unusable(&error))?;
+        // The library takes any certificate for that of a CA here, and its owner could issue others.
+        let end = end_of_ca(&parsed).ok_or_else(|| {
+            let number = at + 1;
+            format!("its certificate {number} is not that of a CA (basicConstraints): it could not be told who issues others")
+        })?;
+        first_end = first_end.min(end);
+        roots.add(certificate).map_err(|error| unusable(&error))?;
     }
-    Ok(Arc::new(roots))
+    Ok((Arc::new(roots), first_end))
 }
 
 fn self_signed() -> Result<(CertifiedKey, u64), String> {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tempfile::TempDir;
 
@@ -13,6 +13,13 @@ fn made(name: &str) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
     (certificate.pem(), key.serialize_pem())
+}
+
+/// The certificate of a CA, in PEM.
+fn made_ca() -> String {
+    let mut wanted = CertificateParams::new(Vec::new()).unwrap();
+    wanted.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    wanted.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
 }
 
 fn write(folder: &Path, (certificate, key): &(String, String)) {
@@ -30,7 +37,7 @@ fn source(folder: &Path, client_ca: bool) -> TlsSource {
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &made("one.example"));
-    fs::write(folder.path().join("ca.pem"), made("ca").0).unwrap();
+    fs::write(folder.path().join("ca.pem"), made_ca()).unwrap();
     folder
 }
 
@@ -110,7 +117,7 @@ fn tickets_outlive_a_certificate_and_not_the_ca_of_clients() {
     write(folder.path(), &made("two.example"));
     look();
     assert_eq!(tls.config().ticketer.decrypt(&ticket).as_deref(), Some(&b"a session"[..]));
-    fs::write(folder.path().join("ca.pem"), made("another ca").0).unwrap();
+    fs::write(folder.path().join("ca.pem"), made_ca()).unwrap();
     look();
     assert_eq!(tls.config().ticketer.decrypt(&ticket), None);
 }
@@ -135,14 +142,15 @@ fn a_client_certificate_has_its_names_and_its_end() {
     wanted.subject_alt_names.push(SanType::URI("spiffe://example/relay".try_into().unwrap()));
     wanted.not_after = date_time_ymd(2033, 5, 18);
     let der = wanted.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().der().clone();
-    let read = ClientCertificate::read(&der).unwrap();
+    let read = ClientCertificate::read(std::slice::from_ref(&der)).unwrap();
     assert_eq!(read.names, ["relay.example", "spiffe://example/relay"]);
     assert_eq!(read.not_after, 2_000_000_000 - 2_000_000_000 % 86_400);
     let mut old = CertificateParams::default();
     old.not_after = date_time_ymd(2001, 1, 1);
-    let old = ClientCertificate::read(old.self_signed(&KeyPair::generate().unwrap()).unwrap().der()).unwrap();
+    let old =
+        ClientCertificate::read(&[old.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()]).unwrap();
     assert!(old.is_expired());
-    assert_eq!(ClientCertificate::read(&CertificateDer::from(vec![1, 2, 3])), None);
+    assert_eq!(ClientCertificate::read(&[CertificateDer::from(vec![1, 2, 3])]), None);
     assert!(CertificateDer::from_pem_slice(made("a").0.as_bytes()).is_ok());
 }
 
@@ -155,7 +163,75 @@ fn an_expiry_is_told_once() {
     let folder = folder();
     let tls = Tls::open(source(folder.path(), false)).unwrap();
     let mut watched = tls.0.watched.lock();
-    watched.not_after = 1;
+    watched.own.not_after = 1;
     watched.warn();
-    assert_eq!(watched.expiry, Expiry::Over);
+    assert_eq!(watched.own.said, Expiry::Over);
+    assert_eq!(watched.own.news(), None);
+}
+
+#[test]
+fn a_client_certificate_ends_with_that_of_its_issuer() {
+    let named = |name: &str, until| {
+        let mut wanted = CertificateParams::new(Vec::new()).unwrap();
+        wanted.distinguished_name.push(DnType::CommonName, name);
+        wanted.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        wanted.not_after = date_time_ymd(until, 1, 1);
+        wanted
+    };
+    let root = Issuer::new(named("root", 2090), KeyPair::generate().unwrap());
+    let keys = || KeyPair::generate().unwrap();
+    let (early, late, own) = (keys(), keys(), keys());
+    let by_root = |wanted: CertificateParams, key: &KeyPair| wanted.signed_by(key, &root).unwrap().der().clone();
+    let issuers = [by_root(named("between", 2030), &early), by_root(named("between", 2040), &late)];
+    let issuer = Issuer::new(named("between", 2030), early);
+    let mut wanted = CertificateParams::new(vec!["relay.example".to_owned()]).unwrap();
+    wanted.not_after = date_time_ymd(2050, 1, 1);
+    let own = wanted.signed_by(&own, &issuer).unwrap().der().clone();
+    let other = by_root(named("other", 2020), &keys());
+    let circle = named("between", 2010).self_signed(&keys()).unwrap().der().clone();
+    let year = |chain: &[&CertificateDer<'static>]| {
+        let chain: Vec<_> = chain.iter().map(|certificate| (*certificate).clone()).collect();
+        1970 + ClientCertificate::read(&chain).unwrap().not_after / 31_556_952
+    };
+    // The number of days is rounded up to the first of January.
+    assert_eq!([year(&[&own]), year(&[&own, &issuers[0]]), year(&[&own, &other, &issuers[0]])], [2050, 2030, 2030]);
+    assert_eq!([year(&[&own, &issuers[0], &issuers[1]]), year(&[&own, &circle])], [2040, 2050]);
+}
+
+#[test]
+fn who_is_no_ca_issues_nothing() {
+    let folder = folder();
+    let ca = folder.path().join("ca.pem");
+    fs::write(&ca, made_ca() + &made("relay.example").0).unwrap();
+    let errors = Tls::open(source(folder.path(), true)).unwrap_err();
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].reason.starts_with("its certificate 2 is not that of a CA"), "{errors:?}");
+    // Neither its purpose nor its age makes it none.
+    let mut old = CertificateParams::new(Vec::new()).unwrap();
+    old.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    old.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    old.not_after = date_time_ymd(2001, 1, 1);
+    fs::write(&ca, old.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()).unwrap();
+    let tls = Tls::open(source(folder.path(), true)).unwrap();
+    tls.look();
+    assert_eq!(tls.0.watched.lock().ca.as_ref().map(|ca| ca.said), Some(Expiry::Over));
+}
+
+#[test]
+fn of_a_uri_only_scheme_and_host_are_the_same_in_upper_and_lower_case() {
+    for (name, form) in [
+        ("Relay.Example", "relay.example"),
+        ("SPIFFE://Acme.Example/ns/Admin", "spiffe://acme.example/ns/Admin"),
+        ("https://User@Host:8443?Q=A#F", "https://User@host:8443?Q=A#F"),
+        ("https://Host", "https://host"),
+        ("URN:Example:One", "urn:Example:One"),
+        ("file:///A/B", "file:///A/B"),
+        ("x:", "x:"),
+        ("x://", "x://"),
+        ("x://@", "x://@"),
+        ("://A", "://a"),
+    ] {
+        assert_eq!(same_form(name), form);
+        assert_eq!(same_form(form), form);
+    }
 }

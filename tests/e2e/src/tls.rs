@@ -5,7 +5,8 @@
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    date_time_ymd,
 };
 use rustls::{
     ClientConfig, RootCertStore,
@@ -24,7 +25,7 @@ pub struct Authority {
 /// A certificate and its key, in PEM.
 #[derive(Clone, Debug)]
 pub struct Made {
-    /// The certificate.
+    /// The certificate, and those of its issuers if the owner sends them.
     pub certificate: String,
     /// The key.
     pub key: String,
@@ -82,6 +83,27 @@ impl Authority {
     }
 }
 
+/// A client's certificate, followed by so many of issuers that all have one name, each with so many extensions: every order of
+/// them is a path from one to the next.
+///
+/// # Panics
+///
+/// If it cannot be made.
+pub fn maze(issuers: usize, extensions: u64) -> Made {
+    let name = |wanted: &mut CertificateParams| wanted.distinguished_name.push(DnType::CommonName, "X");
+    let key = KeyPair::generate().unwrap();
+    let mut wanted = CertificateParams::default();
+    name(&mut wanted);
+    wanted.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    wanted.custom_extensions = (0..extensions)
+        .map(|at| CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, at], vec![5, 0]))
+        .collect();
+    let issuer = wanted.self_signed(&key).unwrap().pem();
+    let own = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::default().signed_by(&own, &Issuer::new(wanted, key)).unwrap().pem();
+    Made { certificate: certificate + &issuer.repeat(issuers), key: own.serialize_pem() }
+}
+
 impl Made {
     /// Writes `cert.pem` and `key.pem`.
     ///
@@ -117,7 +139,8 @@ pub fn connector(ca: &str, protocols: &[&str], identity: Option<&Made>) -> TlsCo
         None => builder.with_no_client_auth(),
         Some(made) => {
             let key = PrivateKeyDer::from_pem_slice(made.key.as_bytes()).unwrap();
-            builder.with_client_auth_cert(vec![made.der()], key).unwrap()
+            let chain = CertificateDer::pem_slice_iter(made.certificate.as_bytes()).collect::<Result<_, _>>().unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
         }
     };
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();

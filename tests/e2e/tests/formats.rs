@@ -28,8 +28,8 @@ use votestream_aws::{
     kinesis::{Kinesis, KinesisConfig},
 };
 use votestream_core::{
-    Closing, HashRange, HashRanges, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, Timestamp,
-    Visibility,
+    Closing, HashRange, HashRanges, Poll, PollId, PollOption, PollSource, Position, SequenceNumber, TimeBounds,
+    Timestamp, Visibility,
     clock::SystemClock,
     model::routing,
     port::{Created, Group, LeaseStore, PollStore, Ports, TallyRow, TallyStore, VoteOutcome, VoteStore, VoteWrite},
@@ -42,6 +42,9 @@ use votestream_e2e::{
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_ingest::IngestConfig;
 use votestream_proto::v1::{GetFinalResultsRequest, GetInterimResultsRequest, RecountRequest};
+
+/// The bounds of the stored directories, which a start compares.
+const BOUNDS: TimeBounds = TimeBounds { answer_deadline: Duration::from_secs(2), ..TEST_BOUNDS };
 
 /// The versions that are written now.
 const EMBEDDED: &str = "embedded-4.zst";
@@ -113,7 +116,7 @@ async fn create_poll(polls: &dyn PollStore, poll_id: &str) {
 async fn live(ports: Ports) {
     create_poll(&*ports.polls, OPEN).await;
     create_poll(&*ports.polls, FINAL).await;
-    let stack = Stack::start(ports, TEST_BOUNDS).await;
+    let stack = Stack::start(ports, BOUNDS).await;
     assert_eq!(stack.cast(FINAL, &votes(9)).await.accepted, 200);
     stack.finish(FINAL).await;
     assert_eq!(stack.cast(OPEN, &votes(0)).await.accepted, 200);
@@ -128,7 +131,7 @@ async fn submitted(stack: &Stack, poll_id: &str) -> u64 {
 }
 
 fn engine(directory: &Path) -> EmbeddedEngine {
-    let options = EmbeddedOptions { shards: 2, bounds: TEST_BOUNDS, ..EmbeddedOptions::default() };
+    let options = EmbeddedOptions { shards: 2, bounds: BOUNDS, ..EmbeddedOptions::default() };
     EmbeddedEngine::open(directory, options).unwrap()
 }
 
@@ -180,7 +183,7 @@ async fn write_embedded(directory: &Path) {
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
     let mut config = IngestConfig::one_machine();
-    (config.bounds, config.lanes.bounds) = (TEST_BOUNDS, TEST_BOUNDS);
+    (config.bounds, config.lanes.bounds) = (BOUNDS, BOUNDS);
     let ingest = tokio::spawn(votestream_ingest::run(config, opened.ports(), listener, shutdown.clone()));
     let mut client = votestream_proto::v1::ingest_service_client::IngestServiceClient::new(connect(addr).await);
     let mut message = votestream_proto::VotesMessage::default();
@@ -206,7 +209,7 @@ async fn a_stored_data_directory_goes_on() {
         let temporary = tempfile::tempdir().unwrap();
         unpack(&original, temporary.path());
         let opened = engine(temporary.path());
-        let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
+        let stack = Stack::start(opened.ports(), BOUNDS).await;
 
         let request = GetFinalResultsRequest { poll_id: FINAL.into(), wait: false };
         let result = stack.results().await.get_final_results(request).await.unwrap().into_inner();
@@ -224,7 +227,7 @@ async fn a_stored_data_directory_goes_on() {
 
         // The converted data is found again.
         let opened = engine(temporary.path());
-        let stack = Stack::start(opened.ports(), TEST_BOUNDS).await;
+        let stack = Stack::start(opened.ports(), BOUNDS).await;
         for poll_id in [OPEN, FINAL] {
             let request = RecountRequest { poll_id: poll_id.into() };
             let recount = stack.results().await.recount(request).await.unwrap().into_inner();

@@ -11,6 +11,7 @@ use std::{
 
 use serde_json::json;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, timeout},
@@ -170,6 +171,17 @@ async fn streams_of_revoked_credentials_end_and_what_they_were_told_is_stored() 
     let fresh = start(&relay("new", "fired", json!({})), "user").await;
     hired.goes_on().await;
 
+    // A list that has become empty is a mistake, too.
+    house.write("revoked.toml", "");
+    let seen = Instant::now();
+    while seen.elapsed() < Duration::from_secs(2) {
+        beside.goes_on().await;
+    }
+    let stolen = relay("stolen", "one", json!({}));
+    let again = house.stack.ingest().await.stream_votes(bearing(&stolen, tokio_stream::empty())).await;
+    assert_eq!(again.unwrap_err().code(), Code::Unauthenticated);
+    house.write("revoked.toml", &revoked);
+
     // A credential expires while it streams. Clocks may differ by five seconds.
     let expires = now() + 3;
     let by_time =
@@ -201,6 +213,37 @@ async fn streams_of_revoked_credentials_end_and_what_they_were_told_is_stored() 
         let expected = if poll == "user" { durable.max(more) } else { durable };
         assert_eq!(counted, expected, "{poll}");
     }
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vote_whose_token_is_revoked_while_it_arrives_does_not_count() {
+    let house = House::open(CallLimits::default()).await;
+    house.create_poll("p").await;
+    let token = house.token(&json!({"jti": "slow", "sub": "slow", "scope": "vote:p"}));
+    let body = r#"{"option_id": "a"}"#;
+    let head = format!(
+        "POST /v1/polls/p/votes HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         authorization: Bearer {token}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    let mut socket = tokio::net::TcpStream::connect(house.stack.ingest).await.unwrap();
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(&body.as_bytes()[..5]).await.unwrap();
+    house.write("revoked.toml", "[[revoked]]\njti = \"slow\"\n");
+    eventually("the token is refused", PATIENCE, async || {
+        // Without a vote it says nothing else.
+        match house.stack.ingest().await.stream_votes(bearing(&token, tokio_stream::empty())).await {
+            Err(status) if status.code() == Code::Unauthenticated => Ok(()),
+            other => Err(other.map(drop)),
+        }
+    })
+    .await;
+    socket.write_all(&body.as_bytes()[5..]).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, socket.read_to_string(&mut answer)).await.expect("no answer").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("the token was revoked"), "{answer}");
+    assert_eq!(house.finish("p").await, 0);
     house.close().await;
 }
 

@@ -27,7 +27,7 @@ use votestream_client::{Client, ClientBuilder, ClientError, Outcome, Retry, Stre
 use votestream_e2e::{
     hostile::{self, Options, Server, wire},
     stack::{Stack, TEST_BOUNDS},
-    tls::{Authority, Made, Side, connect, connector, hello, shown},
+    tls::{Authority, Made, Side, connect, connector, hello, maze, shown},
 };
 use votestream_embedded::{EmbeddedEngine, EmbeddedOptions};
 use votestream_server::{Connections, Limits, Tls, TlsIdentity, TlsSource};
@@ -345,6 +345,32 @@ async fn handshakes_that_never_end_keep_nobody_out() {
     server.a_vote_gets_through("beside a slow handshake").await;
     all_end(sockets).await;
     server.comes_to_rest(PATIENCE).await;
+    server.counts_exactly().await;
+}
+
+/// Processor time of a handshake with a chain that leads nowhere, in a debug build. Without a bound on such chains it is over a
+/// minute.
+const MAZE_MAX: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_lead_in_circles_cost_little() {
+    let authority = Authority::new("ours");
+    let folder = folder(&authority);
+    let mut server = server("maze", &authority, folder.path(), &[]).await;
+    server.comes_to_rest(PATIENCE).await;
+    for (issuers, extensions) in [(9, 160), (5, 200), (4, 300), (10, 0)] {
+        let connector = connector(&authority.pem, &["http/1.1"], Some(&maze(issuers, extensions)));
+        let before = server.cpu();
+        // With TLS 1.3 the client is done before the server has looked at its certificate.
+        if let Ok(mut stream) = connect(&connector, server.ingest).await {
+            let read = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is never answered");
+            assert!(read.is_err(), "{issuers}: its certificate proves nothing");
+        }
+        let took = server.cpu() - before;
+        assert!(took < MAZE_MAX, "{issuers} issuers with {extensions} extensions: {took:?}");
+    }
+    server.voters_go_on(1);
+    server.a_vote_gets_through("after chains that lead nowhere").await;
     server.counts_exactly().await;
 }
 
