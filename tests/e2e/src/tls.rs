@@ -83,25 +83,25 @@ impl Authority {
     }
 }
 
-/// A client's certificate, followed by so many of issuers that all have one name, each with so many extensions: every order of
-/// them is a path from one to the next.
+/// A client's certificate, followed by so many of issuers that all have one name, each with a key of its own and so many
+/// extensions: every order of them is a path from one to the next.
 ///
 /// # Panics
 ///
 /// If it cannot be made.
 pub fn maze(issuers: usize, extensions: u64) -> Made {
-    let name = |wanted: &mut CertificateParams| wanted.distinguished_name.push(DnType::CommonName, "X");
-    let key = KeyPair::generate().unwrap();
     let mut wanted = CertificateParams::default();
-    name(&mut wanted);
+    wanted.distinguished_name.push(DnType::CommonName, "X");
     wanted.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     wanted.custom_extensions = (0..extensions)
         .map(|at| CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, at], vec![5, 0]))
         .collect();
-    let issuer = wanted.self_signed(&key).unwrap().pem();
+    let others: String =
+        (0..issuers).map(|_| wanted.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()).collect();
     let own = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::default().signed_by(&own, &Issuer::new(wanted, key)).unwrap().pem();
-    Made { certificate: certificate + &issuer.repeat(issuers), key: own.serialize_pem() }
+    let issuer = Issuer::new(wanted, KeyPair::generate().unwrap());
+    let certificate = CertificateParams::default().signed_by(&own, &issuer).unwrap().pem();
+    Made { certificate: certificate + &others, key: own.serialize_pem() }
 }
 
 impl Made {

@@ -348,8 +348,8 @@ async fn handshakes_that_never_end_keep_nobody_out() {
     server.counts_exactly().await;
 }
 
-/// Processor time of a handshake with a chain that leads nowhere, in a debug build. Without a bound on such chains it is over a
-/// minute.
+/// Processor time of a handshake with a chain that leads nowhere, in a debug build. Without a bound on such chains it is several
+/// seconds in a release build.
 const MAZE_MAX: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -364,7 +364,8 @@ async fn certificates_that_lead_in_circles_cost_little() {
         // With TLS 1.3 the client is done before the server has looked at its certificate.
         if let Ok(mut stream) = connect(&connector, server.ingest).await {
             let read = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is never answered");
-            assert!(read.is_err(), "{issuers}: its certificate proves nothing");
+            let error = read.expect_err("its certificate proves nothing");
+            assert!(error.to_string().contains("received fatal alert"), "{issuers}: {error}");
         }
         let took = server.cpu() - before;
         assert!(took < MAZE_MAX, "{issuers} issuers with {extensions} extensions: {took:?}");
