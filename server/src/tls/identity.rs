@@ -11,7 +11,7 @@ use super::chains::INTERMEDIATES_MAX;
 /// A client certificate that was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// Its subject alternative names that are DNS names or URIs, each as [`same_form`] has it.
+    /// Its subject alternative names that are DNS names or URIs; DNS names, schemes and hosts are in lower case.
     pub names: Vec<String>,
     /// When it expires, or the certificate of its issuer if that is earlier, in seconds since 1970.
     pub not_after: u64,
