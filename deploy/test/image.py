@@ -396,7 +396,7 @@ def check(rig):
     # A stand-in that is slow makes ingest refuse votes; its client knows that they do not count.
     second = report["accepted"]
     expect("votes of the second load, each acknowledged or refused", second + report["rejected"], WHOLE)
-    expect("some of them acknowledged", second >= STARTED, True)
+    expect("most of them acknowledged", second > WHOLE / 2, True)
 
     final = command.finish("show")
     total, submitted = final["total_votes"], command.submitted("show")

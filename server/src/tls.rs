@@ -222,24 +222,23 @@ impl Watched {
 
     /// Says once when a certificate in use is about to expire, and once when it has expired.
     fn warn(&mut self) {
-        match self.own.news() {
-            Some(Expiry::Over) => {
-                tracing::warn!("the certificate of TLS has expired: clients that check it do not connect")
-            }
-            Some(Expiry::Soon) => tracing::warn!("the certificate of TLS expires within a week"),
-            Some(Expiry::Later) | None => {}
-        }
-        match self.ca.as_mut().and_then(Ending::news) {
-            Some(Expiry::Over) => {
-                tracing::warn!("a CA of client certificates has expired: what it has issued is taken all the same")
-            }
-            Some(Expiry::Soon) => tracing::warn!("a CA of client certificates expires within a week"),
-            Some(Expiry::Later) | None => {}
+        self.own.warn("the certificate of TLS", "clients that check it do not connect");
+        if let Some(ca) = &mut self.ca {
+            ca.warn("a CA of client certificates", "what it has issued is taken all the same");
         }
     }
 }
 
 impl Ending {
+    /// Says what is new of this certificate, and what its end means.
+    fn warn(&mut self, what: &str, means: &str) {
+        match self.news() {
+            Some(Expiry::Over) => tracing::warn!("{what} has expired: {means}"),
+            Some(Expiry::Soon) => tracing::warn!("{what} expires within a week"),
+            Some(Expiry::Later) | None => {}
+        }
+    }
+
     /// What is to be said now and was not said before.
     fn news(&mut self) -> Option<Expiry> {
         let expiry = Expiry::of(self.not_after, UnixTime::now().as_secs());

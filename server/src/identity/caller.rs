@@ -458,12 +458,11 @@ impl Caller {
         let mut changes = inner.changes.subscribe();
         loop {
             changes.borrow_and_update();
-            let now = unix_now();
-            if let Err(denied) = credential.check(&inner.rules.load(), now) {
-                metrics::denied(denied.reason);
+            if let Err(denied) = self.still_counts() {
                 return denied;
             }
             // Look again now and then even if nothing changes: the wall clock may be set.
+            let now = unix_now();
             let left = credential.expires_at.map_or(u64::MAX, |at| at.saturating_add(LEEWAY).saturating_sub(now));
             let wait = Duration::from_secs(left.clamp(1, LOOK_AGAIN));
             // The sender lives as long as this caller. If the wait ends, it is time to look.

@@ -56,6 +56,7 @@ impl Files {
         let changes = Mutex::new(Changes::since(&content));
         let files = Self { auth, revoked, changes };
         let rules = files.rules(content, None)?;
+        warn_of_unknown_issuers(&rules);
         Ok((files, rules))
     }
 
@@ -79,10 +80,7 @@ impl Files {
             Err(mistakes) => (Revoked::default(), mistakes),
         };
         match Rules::read(&content.auth, &self.auth, revoked, before) {
-            Ok(rules) if mistakes.is_empty() => {
-                warn_of_unknown_issuers(&rules);
-                Ok(rules)
-            }
+            Ok(rules) if mistakes.is_empty() => Ok(rules),
             Ok(_) => Err(mistakes),
             Err(more) => {
                 mistakes.extend(named(&self.auth, more));
@@ -127,12 +125,18 @@ impl Content {
 /// Says which issuers revocations name that nobody knows. No mistake: an issuer that is taken out of the auth file must not stay
 /// because a revocation names it still.
 fn warn_of_unknown_issuers(rules: &Rules) {
+    for iss in unknown_issuers(rules) {
+        tracing::warn!(iss, "a revocation names an issuer that the auth file does not have: it revokes nothing");
+    }
+}
+
+/// The first issuers that only revocations name.
+fn unknown_issuers(rules: &Rules) -> Vec<&str> {
     let is_known = |iss: &str| rules.issuers.iter().any(|issuer| issuer.rule.iss == iss);
     let mut unknown: Vec<_> = rules.revoked.issuers().into_iter().filter(|iss| !is_known(iss)).collect();
     unknown.sort_unstable();
-    for iss in unknown.into_iter().take(UNKNOWN_ISSUERS_NAMED) {
-        tracing::warn!(iss, "a revocation names an issuer that the auth file does not have: it revokes nothing");
-    }
+    unknown.truncate(UNKNOWN_ISSUERS_NAMED);
+    unknown
 }
 
 /// Follows files and keys until the identity is dropped.
@@ -169,6 +173,7 @@ async fn look(inner: &Arc<Inner>) {
     match read.await {
         Ok(Some(Ok(mut rules))) => {
             tracing::info!("the auth files have changed and hold from now on");
+            warn_of_unknown_issuers(&rules);
             rules.install_keys();
             inner.rules.store(Arc::new(rules));
             inner.changes.send_modify(|changes| *changes += 1);
@@ -196,6 +201,19 @@ mod tests {
             format!("[[key]]\nid = \"{name}\"\nsha256 = \"{}\"\nscopes = [\"read:*\"]\n", name.repeat(64))
         };
         KEYS[..count].iter().map(entry).collect()
+    }
+
+    #[test]
+    fn issuers_that_only_revocations_name_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, revoked) = (dir.path().join("auth.toml"), dir.path().join("revoked.toml"));
+        std::fs::write(&path, auth(1)).unwrap();
+        let entries =
+            (10..22).map(|at| format!("[[revoked]]\niss = \"{at}\"\njti = \"a\"\n[[revoked]]\njti = \"b\"\n"));
+        std::fs::write(&revoked, entries.collect::<String>()).unwrap();
+        let (_, rules) = Files::open(path, Some(revoked)).unwrap();
+        let expected: Vec<_> = (10..20).map(|at| at.to_string()).collect();
+        assert_eq!(unknown_issuers(&rules), expected);
     }
 
     #[test]

@@ -405,7 +405,7 @@ fn certificate(mut entry: Entry<'_>) -> Option<CertificateRule> {
     let is_name = |san: &String| {
         let plain = san.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*');
         // As tools print the kind of a name before it.
-        let kind = san.split(':').next().filter(|_| san.contains(':')).unwrap_or_default();
+        let kind = san.split_once(':').map_or("", |(kind, _)| kind);
         let has_kind = SAN_KINDS.iter().any(|known| known.eq_ignore_ascii_case(kind));
         let is_mail = san.contains('@') && !san.contains(':');
         let is_address = san.parse::<std::net::IpAddr>().is_ok();

@@ -56,16 +56,15 @@ impl ClientCertificate {
 fn end_of(own: &EndEntityCert<'_>, issuers: &[CertificateDer<'_>]) -> u64 {
     let parsed = issuers.iter().filter_map(|issuer| EndEntityCert::try_from(issuer).ok());
     // One that has issued itself is a CA that the server knows, or none at all: it proves nothing, whenever it ends.
-    let issuers: Vec<_> = parsed.filter(|issuer| issuer.subject() != issuer.issuer()).collect();
+    let issuers: Vec<_> = parsed
+        .filter(|issuer| issuer.subject() != issuer.issuer())
+        .filter_map(|issuer| Some((not_after(&issuer)?, issuer)))
+        .collect();
     let (mut end, mut wanted) = (u64::MAX, own.issuer());
     for _ in 0..INTERMEDIATES_MAX {
-        let possible = issuers.iter().filter(|issuer| issuer.subject() == wanted);
-        let Some((issuer, ends)) =
-            possible.filter_map(|issuer| Some((issuer, not_after(issuer)?))).max_by_key(|(_, ends)| *ends)
-        else {
-            break;
-        };
-        (end, wanted) = (end.min(ends), issuer.issuer());
+        let possible = issuers.iter().filter(|(_, issuer)| issuer.subject() == wanted);
+        let Some((ends, issuer)) = possible.max_by_key(|(ends, _)| *ends) else { break };
+        (end, wanted) = (end.min(*ends), issuer.issuer());
     }
     end
 }

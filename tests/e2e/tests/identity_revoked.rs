@@ -30,9 +30,8 @@ use votestream_proto::{
 use votestream_server::CallLimits;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Within this time a stream ends after the file was written: usually in one or two seconds, and without that it never does. The
-/// machine is busy.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
+/// Within this time a stream ends after the file was written.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 const PER_MESSAGE: usize = 20;
 const QUEUED: usize = 4;
 
